@@ -1,0 +1,3 @@
+//! Checkpoints: our own format, and what Python users saved.
+
+pub mod python;

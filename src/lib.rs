@@ -1,0 +1,31 @@
+//! tikhonov trains regularised convolutional networks with libtorch.
+//!
+//! The rooms, lowest floor first; a room imports only rooms below it.
+
+// Floor 0: libtorch, the device, exit codes.
+pub mod device;
+pub mod exit;
+pub mod libtorch;
+// Floor 1: pure functions of files, tensors and steps.
+pub mod data;
+pub mod layers;
+pub mod loss;
+pub mod metrics;
+pub mod penalty;
+pub mod schedule;
+pub mod yaml;
+// Floor 2: the network, the optimiser, the task.
+pub mod model;
+pub mod optim;
+pub mod tasks;
+// Floor 3: files that outlive the process.
+pub mod checkpoint;
+// Floor 4: the run as declared.
+pub mod config;
+// Floor 5: the work.
+pub mod eval;
+pub mod run_folder;
+pub mod train;
+// Floor 6: the command line.
+pub mod cli;
+pub mod commands;

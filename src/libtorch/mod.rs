@@ -1,0 +1,62 @@
+//! What tch does not bind, and the only room with `unsafe`: fused optimiser kernels, CUDA's reasons.
+//!
+//! Every function here turns a C++ exception into an error; none lets it cross the boundary.
+
+use std::ffi::{CStr, c_char};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use anyhow::{Result, anyhow};
+
+unsafe extern "C" {
+    fn tikhonov_free(text: *mut c_char);
+    fn tikhonov_cuda_count(count: *mut i64) -> *mut c_char;
+    fn tikhonov_cpu_capability() -> *const c_char;
+    fn tikhonov_version() -> *const c_char;
+}
+
+/// Takes the message that a shim function returns: null means that all went well.
+fn check(message: *mut c_char) -> Result<(), String> {
+    if message.is_null() {
+        return Ok(());
+    }
+    // SAFETY: a non-null message is a NUL-terminated string that the shim allocated with strdup for us to free.
+    let text = unsafe {
+        let text = CStr::from_ptr(message).to_string_lossy().into_owned();
+        tikhonov_free(message);
+        text
+    };
+    Err(text)
+}
+
+/// The number of CUDA devices, or the precise reason why there are none.
+pub fn cuda_count() -> Result<usize, String> {
+    let mut count = 0;
+    // SAFETY: `count` outlives the call.
+    check(unsafe { tikhonov_cuda_count(&mut count) })?;
+    Ok(count as usize)
+}
+
+/// The instruction set that libtorch's CPU kernels were chosen for, such as `AVX512`.
+pub fn cpu_capability() -> String {
+    // SAFETY: the shim returns a static string.
+    unsafe { CStr::from_ptr(tikhonov_cpu_capability()) }.to_string_lossy().into_owned()
+}
+
+/// libtorch's version, such as `2.11.0`.
+pub fn version() -> String {
+    // SAFETY: the shim returns a static string.
+    unsafe { CStr::from_ptr(tikhonov_version()) }.to_string_lossy().into_owned()
+}
+
+/// Runs `f`, in which a tch operation may panic (tch's operators have no error path), and returns the panic's
+/// text as an error. The panic hook is expected to be silent about panics of libtorch; see `main.rs`.
+pub fn catching<T>(f: impl FnOnce() -> T) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(f)).map_err(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()))
+            .unwrap_or_else(|| "libtorch panicked without a message".into());
+        anyhow!("{text}")
+    })
+}

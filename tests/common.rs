@@ -1,0 +1,59 @@
+//! What the tests share: the binary, a Python with torch beside it, the real data where it exists.
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The `tikhonov` binary, ready for arguments.
+pub fn tikhonov() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_tikhonov"))
+}
+
+/// Runs the binary and returns (exit code, stdout, stderr). A signal counts as exit code -1.
+pub fn run(args: &[&str]) -> (i32, String, String) {
+    outcome(tikhonov().args(args).output().expect("the binary starts"))
+}
+
+/// (exit code, stdout, stderr) of a finished process.
+pub fn outcome(output: Output) -> (i32, String, String) {
+    (
+        output.status.code().unwrap_or(-1),
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
+}
+
+/// The Python whose torch the binary is linked with: `TIKHONOV_PYTHON`, else the one that owns libtorch's folder.
+pub fn python_path() -> PathBuf {
+    if let Some(python) = std::env::var_os("TIKHONOV_PYTHON") {
+        return python.into();
+    }
+    // <venv>/lib/python3.x/site-packages/torch
+    let torch = Path::new(env!("TIKHONOV_LIBTORCH"));
+    torch.ancestors().nth(4).map_or_else(|| "python3".into(), |venv| venv.join("bin/python"))
+}
+
+/// Runs a Python script with torch and numpy and returns what it printed; a failing script fails the test.
+pub fn python(script: &str) -> String {
+    let output = Command::new(python_path())
+        .args(["-c", script])
+        .env("OMP_NUM_THREADS", "1")
+        .output()
+        .unwrap_or_else(|error| panic!("no Python at {}: {error}", python_path().display()));
+    let (code, stdout, stderr) = outcome(output);
+    assert_eq!(code, 0, "Python failed:\n{stderr}");
+    stdout
+}
+
+/// The folder of real data: `TIKHONOV_DATA`, else `../shared/data`; None, said aloud, where there is neither.
+pub fn data_dir(test: &str) -> Option<PathBuf> {
+    let candidates = [
+        std::env::var_os("TIKHONOV_DATA").map(PathBuf::from),
+        Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data")),
+    ];
+    let found = candidates.into_iter().flatten().find(|folder| folder.join("README.md").exists());
+    if found.is_none() {
+        eprintln!("SKIPPED {test}: no real data; set TIKHONOV_DATA to its folder");
+    }
+    found
+}

@@ -1,0 +1,14 @@
+//! Every integration test in one binary: linking libtorch once is enough.
+
+mod common;
+
+mod augment;
+mod config;
+mod data;
+mod loader;
+mod model;
+mod optim;
+mod penalty;
+mod python_files;
+mod schedule;
+mod train;
