@@ -43,8 +43,5 @@ fn main() {
 fn cuda_headers(torch: &Path) -> Option<PathBuf> {
     let wheels = torch.parent()?.join("nvidia/cu13/include");
     let toolkit = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("include"));
-    [Some(wheels), toolkit]
-        .into_iter()
-        .flatten()
-        .find(|include| include.join("crt/host_config.h").exists())
+    [Some(wheels), toolkit].into_iter().flatten().find(|include| include.join("crt/host_config.h").exists())
 }

@@ -68,7 +68,8 @@ impl DeviceSpec {
                     fail(Exit::Usage, message)
                 })?;
                 if index >= count {
-                    let message = format!("device cuda:{index} does not exist: this machine has {count} GPU(s)");
+                    let message =
+                        format!("device cuda:{index} does not exist: this machine has {count} GPU(s)");
                     return Err(fail(Exit::Usage, message));
                 }
                 Ok(Device::Cuda(index))

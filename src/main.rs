@@ -1,1 +1,8 @@
-fn main() { println!("{} {} {:?}", tikhonov::libtorch::version(), tikhonov::libtorch::cpu_capability(), tikhonov::libtorch::cuda_count()); }
+fn main() {
+    println!(
+        "{} {} {:?}",
+        tikhonov::libtorch::version(),
+        tikhonov::libtorch::cpu_capability(),
+        tikhonov::libtorch::cuda_count()
+    );
+}
