@@ -29,6 +29,8 @@ pub enum Samples {
 pub struct Files {
     pub files: Vec<ImageFile>,
     pub fit: Fit,
+    /// How many of them may still turn out to be undecodable before the run ends with exit code 3.
+    pub forgiven: usize,
 }
 
 /// What the network should say about each sample.
@@ -37,6 +39,8 @@ pub enum Targets {
     Classes(Vec<i64>),
     /// float64 `[N, T]`.
     Values(Tensor),
+    /// Nothing is known, as for pictures that are only to be predicted.
+    Unknown,
 }
 
 /// One set of samples with their targets.
@@ -47,6 +51,8 @@ pub struct Dataset {
     pub shape: Vec<i64>,
     /// The names of the classes in index order; empty for regression.
     pub classes: Vec<String>,
+    /// The names of a table's columns; empty where they have none.
+    pub features: Vec<String>,
     /// A name per sample, such as its file; empty where samples have none.
     pub names: Vec<String>,
     /// sha256 in hex of the content, or of (names, sizes) for files decoded on demand.
