@@ -1,10 +1,368 @@
-//! YAML files as trees that know where each key stands.
+//! YAML files as trees that know where each key stands, so that a mistake is reported by file, line and key path.
+
+mod locate;
+#[cfg(test)]
+mod tests;
+mod wording;
+
+use std::path::Path;
+
+use anyhow::Result;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Number, Value};
+use serde_path_to_error::Segment;
+
+use crate::exit::{Exit, OrExit, fail};
+use locate::Nodes;
 
 /// A value that serde accepted and the program refuses.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invalid {
     /// Key path relative to the spec that refuses, such as `groups.0.l2`; empty for the spec itself.
     pub path: String,
     /// What is wrong, and the remedy.
     pub message: String,
+}
+
+impl Invalid {
+    pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { path: path.into(), message: message.into() }
+    }
+
+    /// The same mistake seen from the spec that holds this one under `key`.
+    pub fn under(mut self, key: impl std::fmt::Display) -> Self {
+        self.path = if self.path.is_empty() { key.to_string() } else { format!("{key}.{}", self.path) };
+        self
+    }
+}
+
+impl std::fmt::Display for Invalid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.path.is_empty() {
+            f.write_str(&self.message)
+        } else {
+            write!(f, "{}: {}", self.path, self.message)
+        }
+    }
+}
+
+impl std::error::Error for Invalid {}
+
+/// A config is written by hand; what is larger than this is not a config.
+const MAX_BYTES: u64 = 4 << 20;
+
+/// One YAML document: its text, its tree, and the `--set` overrides on top of it. Anchors and merge keys are
+/// resolved in the tree; mappings keep the order of the file.
+#[derive(Clone, Debug)]
+pub struct Document {
+    /// The file as the user named it, or `<built-in> x.yaml`.
+    pub name: String,
+    pub text: String,
+    pub tree: Value,
+    nodes: Nodes,
+    overrides: Vec<Override>,
+}
+
+#[derive(Clone, Debug)]
+struct Override {
+    path: Vec<String>,
+    assignment: String,
+}
+
+impl Document {
+    /// Parses `text`. Errors are exit 2 and say `name:line:column`: bad syntax, a repeated key, a key that is not
+    /// text, a tag, NaN or infinity, more than one document, nesting or aliases beyond any honest config.
+    pub fn parse(name: impl Into<String>, text: impl Into<String>) -> Result<Self> {
+        let (name, text) = (name.into(), text.into());
+        let nodes = Nodes::parse(&text).map_err(|mistake| {
+            fail(Exit::Usage, format!("{name}:{}:{}: {}", mistake.line, mistake.column, mistake.message))
+        })?;
+        let value: serde_yaml::Value = serde_yaml::from_str(&text).map_err(|error| {
+            let at = error.location().map_or((1, 1), |at| (at.line(), at.column()));
+            fail(Exit::Usage, format!("{name}:{}:{}: {}", at.0, at.1, wording::syntax(&error.to_string())))
+        })?;
+        let mut document = Self { name, text, tree: Value::Null, nodes, overrides: Vec::new() };
+        document.tree = match json(value, &mut Vec::new()) {
+            // An empty file has no keys: what is missing is said when it is decoded.
+            Ok(Value::Null) => Value::Object(Map::new()),
+            Ok(tree) => tree,
+            Err((path, message)) => return Err(document.error(&path, &message)),
+        };
+        Ok(document)
+    }
+
+    /// Reads and parses a file. One that cannot be read is exit 2.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let name = path.display().to_string();
+        let size = std::fs::metadata(path).or_exit(Exit::Usage, || format!("cannot read {name}"))?.len();
+        if size > MAX_BYTES {
+            return Err(fail(Exit::Usage, format!("{name} is too large for a config: {size} bytes")));
+        }
+        let text = std::fs::read_to_string(path).or_exit(Exit::Usage, || format!("cannot read {name}"))?;
+        Self::parse(name, text)
+    }
+
+    /// A document made from a tree, with no text behind it: errors name the key path only.
+    pub fn from_tree(name: impl Into<String>, tree: Value) -> Self {
+        Self { name: name.into(), text: String::new(), tree, nodes: Nodes::default(), overrides: Vec::new() }
+    }
+
+    /// Applies `a.b.0.c=VALUE`; VALUE is YAML and replaces what stands there. Mappings on the way are made where
+    /// they are missing; the index that follows a list's last appends to it.
+    pub fn set(&mut self, assignment: &str) -> Result<()> {
+        let refuse = |message: String| fail(Exit::Usage, format!("--set {assignment}: {message}"));
+        let Some((key, text)) = assignment.split_once('=') else {
+            return Err(refuse("expected KEY=VALUE, such as train.epochs=3".into()));
+        };
+        let path: Vec<String> = key.trim().split('.').map(str::to_owned).collect();
+        if path.iter().any(String::is_empty) {
+            return Err(refuse(format!("`{key}` is no key path; write it as in train.epochs=3")));
+        }
+        let value = Self::parse("value", text).map_err(|error| refuse(error.to_string()))?;
+        // `a=` gives null, which an optional key reads as "not given".
+        let value = if text.trim().is_empty() { Value::Null } else { value.tree };
+        *place(&mut self.tree, &path).map_err(refuse)? = value;
+        self.overrides.push(Override { path, assignment: assignment.to_owned() });
+        Ok(())
+    }
+
+    /// The value at a key path, if there is one; the empty path is the whole tree.
+    pub fn value(&self, key_path: &str) -> Option<&Value> {
+        split(key_path).iter().try_fold(&self.tree, |value, key| child(value, key))
+    }
+
+    /// Decodes the whole document.
+    pub fn decode<T: DeserializeOwned>(&self) -> Result<T> {
+        self.decode_at("")
+    }
+
+    /// Decodes the part under `key_path`; a part that is missing reads as null.
+    pub fn decode_at<T: DeserializeOwned>(&self, key_path: &str) -> Result<T> {
+        let value = self.value(key_path).unwrap_or(&Value::Null);
+        serde_path_to_error::deserialize(value).map_err(|error| {
+            let mut path = split(key_path);
+            path.extend(error.path().iter().filter_map(|segment| match segment {
+                Segment::Seq { index } => Some(index.to_string()),
+                Segment::Map { key } => Some(key.clone()),
+                Segment::Enum { variant } => Some(variant.clone()),
+                Segment::Unknown => None,
+            }));
+            let message = error.into_inner().to_string();
+            let at = |path: &[String]| path.iter().try_fold(&self.tree, |value, key| child(value, key));
+            // A wrong choice is a key of the tree, unless it is written as plain text (`optimizer: sdg`).
+            if let Some(choice) = wording::unknown_choice(&message) {
+                path.push(choice.to_owned());
+                if at(&path).is_none() {
+                    path.pop();
+                }
+            }
+            self.error(&path, &wording::mistake(&message, at(&path)))
+        })
+    }
+
+    /// An error (exit 2) about the value at `key_path`: `file:line:column: key.path: message`, or
+    /// `--set key.path=value: message` where the value came from the command line.
+    pub fn error_at(&self, key_path: &str, message: impl std::fmt::Display) -> anyhow::Error {
+        self.error(&split(key_path), &message.to_string())
+    }
+
+    /// The error of a spec that stands under `key_path`.
+    pub fn invalid_at(&self, key_path: &str, invalid: Invalid) -> anyhow::Error {
+        let invalid = if key_path.is_empty() { invalid } else { invalid.under(key_path) };
+        self.error_at(&invalid.path, invalid.message)
+    }
+
+    /// Line and column (from 1) of a key, or of the nearest parent that stands in the text.
+    pub fn location(&self, key_path: &str) -> Option<(usize, usize)> {
+        self.nodes.find(&split(key_path)).map(|found| (found.line, found.column))
+    }
+
+    fn error(&self, path: &[String], message: &str) -> anyhow::Error {
+        let dotted = path.join(".");
+        let separator = if dotted.is_empty() { "" } else { ": " };
+        let found = self.nodes.find(path);
+        let in_file = found.as_ref().is_some_and(|found| found.exact);
+        let culprit = self.overrides.iter().rev().find(|set| {
+            path.starts_with(&set.path) || (!in_file && !path.is_empty() && set.path.starts_with(path))
+        });
+        let text = match (culprit, found) {
+            (Some(set), _) if set.path == path => format!("--set {}: {message}", set.assignment),
+            (Some(set), _) => format!("--set {}: {dotted}{separator}{message}", set.assignment),
+            (None, Some(at)) => {
+                format!("{}:{}:{}: {dotted}{separator}{message}", self.name, at.line, at.column)
+            }
+            (None, None) => format!("{}: {dotted}{separator}{message}", self.name),
+        };
+        fail(Exit::Usage, text)
+    }
+}
+
+fn split(key_path: &str) -> Vec<String> {
+    if key_path.is_empty() { Vec::new() } else { key_path.split('.').map(str::to_owned).collect() }
+}
+
+fn child<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
+    match value {
+        Value::Object(map) => map.get(key),
+        Value::Array(list) => list.get(key.parse::<usize>().ok()?),
+        _ => None,
+    }
+}
+
+/// The slot at `path`, made if need be.
+fn place<'a>(tree: &'a mut Value, path: &[String]) -> Result<&'a mut Value, String> {
+    let mut slot = tree;
+    for (depth, key) in path.iter().enumerate() {
+        if slot.is_null() {
+            *slot = Value::Object(Map::new());
+        }
+        let parent = || path[..depth].join(".");
+        slot = match slot {
+            Value::Object(map) => map.entry(key).or_insert(Value::Null),
+            Value::Array(list) => {
+                let len = list.len();
+                let index =
+                    key.parse::<usize>().ok().filter(|index| *index <= len).ok_or_else(|| {
+                        format!("`{}` is a list of {len}: `{key}` is no index of it", parent())
+                    })?;
+                if index == len {
+                    list.push(Value::Null);
+                }
+                &mut list[index]
+            }
+            other => {
+                let (parent, found) = (parent(), wording::describe(other));
+                return Err(format!(
+                    "`{parent}` is {found}, so it has no key `{key}`; set `{parent}` itself"
+                ));
+            }
+        };
+    }
+    Ok(slot)
+}
+
+type Mistake = (Vec<String>, String);
+
+/// YAML as JSON, merge keys resolved in place (a mapping's own keys win). On error: the path and what is wrong.
+fn json(value: serde_yaml::Value, path: &mut Vec<String>) -> Result<Value, Mistake> {
+    use serde_yaml::Value as Yaml;
+    let refuse = |path: &[String], message: &str| Err((path.to_vec(), message.to_owned()));
+    Ok(match value {
+        Yaml::Null => Value::Null,
+        Yaml::Bool(truth) => Value::Bool(truth),
+        Yaml::String(text) => Value::String(text),
+        Yaml::Number(number) => match (number.as_u64(), number.as_i64(), number.as_f64()) {
+            (Some(number), ..) => number.into(),
+            (_, Some(number), _) => number.into(),
+            (.., number) => match number.and_then(Number::from_f64) {
+                Some(number) => Value::Number(number),
+                None => return refuse(path, "NaN and infinity are not allowed: expected a finite number"),
+            },
+        },
+        Yaml::Sequence(items) => {
+            let mut list = Vec::with_capacity(items.len());
+            for (index, item) in items.into_iter().enumerate() {
+                path.push(index.to_string());
+                list.push(json(item, path)?);
+                path.pop();
+            }
+            Value::Array(list)
+        }
+        Yaml::Mapping(mapping) => {
+            let own: Vec<String> = mapping.keys().filter_map(|key| key.as_str().map(str::to_owned)).collect();
+            let mut map = Map::new();
+            for (key, value) in mapping {
+                let Yaml::String(key) = key else {
+                    let key = serde_yaml::to_string(&key).unwrap_or_default();
+                    let message = format!("the key `{}` is not text; put it in quotes", key.trim());
+                    return refuse(path, &message);
+                };
+                path.push(key.clone());
+                let value = json(value, path)?;
+                if key == "<<" {
+                    merge(&mut map, &own, value).map_err(|message| (path.clone(), message.to_owned()))?;
+                } else {
+                    map.insert(key, value);
+                }
+                path.pop();
+            }
+            Value::Object(map)
+        }
+        Yaml::Tagged(tagged) => {
+            return refuse(path, &format!("the tag {} means nothing here; remove it", tagged.tag));
+        }
+    })
+}
+
+fn merge(map: &mut Map<String, Value>, own: &[String], value: Value) -> Result<(), &'static str> {
+    let sources = match value {
+        Value::Array(sources) => sources,
+        source => vec![source],
+    };
+    for source in sources {
+        let Value::Object(source) = source else {
+            return Err("only a mapping, or a list of them, can be merged");
+        };
+        for (key, value) in source {
+            if !own.contains(&key) && !map.contains_key(&key) {
+                map.insert(key, value);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The candidate that `word` is most likely a misspelling of, if any is close enough.
+pub fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let plain = |text: &str| text.to_lowercase().replace('-', "_");
+    let word = plain(word);
+    candidates
+        .map(|candidate| (strsim::damerau_levenshtein(&word, &plain(candidate)), candidate))
+        .filter(|(distance, candidate)| {
+            *distance <= (word.chars().count().max(candidate.chars().count()) / 3).max(1)
+        })
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Replaces `${NAME}` and `${NAME:-default}` by environment variables (the default also where the variable is
+/// empty) and `$$` by `$`.
+pub fn expand_env(text: &str) -> Result<String, String> {
+    let mut expanded = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(dollar) = rest.find('$') {
+        expanded.push_str(&rest[..dollar]);
+        rest = &rest[dollar + 1..];
+        if let Some(after) = rest.strip_prefix('$') {
+            expanded.push('$');
+            rest = after;
+            continue;
+        }
+        let Some((reference, after)) = rest.strip_prefix('{').and_then(|rest| rest.split_once('}')) else {
+            return Err(format!(
+                "`{text}`: a `$` starts ${{NAME}} or ${{NAME:-default}}; write $$ for the sign"
+            ));
+        };
+        let (name, default) = match reference.split_once(":-") {
+            Some((name, default)) => (name, Some(default)),
+            None => (reference, None),
+        };
+        let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        if !is_name {
+            return Err(format!("`{text}`: `{name}` is no name of an environment variable"));
+        }
+        match (std::env::var(name), default) {
+            (Ok(value), _) if !value.is_empty() || default.is_none() => expanded.push_str(&value),
+            (_, Some(default)) => expanded.push_str(default),
+            (..) => {
+                return Err(format!(
+                    "`{text}`: the environment variable {name} is not set; set it, or write ${{{name}:-default}}"
+                ));
+            }
+        }
+        rest = after;
+    }
+    expanded.push_str(rest);
+    Ok(expanded)
 }

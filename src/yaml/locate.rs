@@ -1,0 +1,142 @@
+//! Where each key of a YAML text stands, and whether the text is of an honest size once its aliases are expanded.
+
+use std::collections::HashMap;
+
+use saphyr_parser::{Event, Marker, Parser};
+
+/// Nesting beyond this, or more nodes than this after aliases are expanded, is an attack or an accident.
+const MAX_DEPTH: usize = 64;
+const MAX_NODES: u64 = 200_000;
+
+/// The first mistake in a text; line and column count from 1.
+pub struct Mistake {
+    pub line: usize,
+    pub column: usize,
+    pub message: String,
+}
+
+impl Mistake {
+    fn new(at: Marker, message: impl Into<String>) -> Self {
+        Self { line: at.line(), column: at.col() + 1, message: message.into() }
+    }
+}
+
+/// The place of a key; `exact` is false where only a parent of it stands in the text.
+pub struct Found {
+    pub line: usize,
+    pub column: usize,
+    pub exact: bool,
+}
+
+/// Every node of a document, children before parents; the last is the root. An alias is the index of its anchor.
+#[derive(Clone, Debug, Default)]
+pub struct Nodes(Vec<Node>);
+
+#[derive(Clone, Debug)]
+struct Node {
+    at: Marker,
+    kind: Kind,
+    /// Nodes in it, aliases expanded.
+    size: u64,
+    depth: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Scalar(String),
+    Sequence(Vec<(Marker, usize)>),
+    /// Keys and values, alternating.
+    Mapping(Vec<(Marker, usize)>),
+}
+
+impl Nodes {
+    pub fn parse(text: &str) -> Result<Self, Mistake> {
+        let mut nodes: Vec<Node> = Vec::new();
+        let mut open: Vec<(Marker, usize, Vec<(Marker, usize)>, bool)> = Vec::new();
+        let mut anchors: HashMap<usize, usize> = HashMap::new();
+        for event in Parser::new_from_str(text) {
+            let (event, span) = event.map_err(|error| Mistake::new(*error.marker(), error.info()))?;
+            let at = span.start;
+            let (anchor, node) = match event {
+                Event::Scalar(text, _, anchor, _) => {
+                    (anchor, Node { at, kind: Kind::Scalar(text.into_owned()), size: 1, depth: 0 })
+                }
+                Event::SequenceStart(anchor, _) | Event::MappingStart(anchor, _) => {
+                    if open.len() >= MAX_DEPTH {
+                        return Err(Mistake::new(at, "nested too deeply for a config"));
+                    }
+                    open.push((at, anchor, Vec::new(), matches!(event, Event::MappingStart(..))));
+                    continue;
+                }
+                Event::SequenceEnd | Event::MappingEnd => {
+                    let Some((at, anchor, children, mapping)) = open.pop() else { continue };
+                    let size = children.iter().map(|(_, index)| nodes[*index].size);
+                    let size = size.fold(1, u64::saturating_add);
+                    let depth = children.iter().map(|(_, index)| nodes[*index].depth + 1).max().unwrap_or(0);
+                    if size > MAX_NODES || depth > MAX_DEPTH {
+                        return Err(Mistake::new(at, "too large for a config once its aliases are expanded"));
+                    }
+                    let kind = if mapping { Kind::Mapping(children) } else { Kind::Sequence(children) };
+                    (anchor, Node { at, kind, size, depth })
+                }
+                Event::Alias(anchor) => {
+                    let Some(index) = anchors.get(&anchor) else {
+                        return Err(Mistake::new(at, "an alias inside its own anchor"));
+                    };
+                    if let Some((_, _, children, _)) = open.last_mut() {
+                        children.push((at, *index));
+                    }
+                    continue;
+                }
+                _ => continue,
+            };
+            if anchor > 0 {
+                anchors.insert(anchor, nodes.len());
+            }
+            if let Some((_, _, children, _)) = open.last_mut() {
+                children.push((node.at, nodes.len()));
+            }
+            nodes.push(node);
+        }
+        Ok(Self(nodes))
+    }
+
+    /// The place of the key at `path` (of the value, for the element of a list), or of its nearest parent.
+    pub fn find(&self, path: &[String]) -> Option<Found> {
+        let mut node = self.0.last()?;
+        let mut at = node.at;
+        for key in path {
+            match self.step(node, key) {
+                Some((key_at, value)) => (at, node) = (key_at, value),
+                None => return Some(Found { line: at.line(), column: at.col() + 1, exact: false }),
+            }
+        }
+        Some(Found { line: at.line(), column: at.col() + 1, exact: true })
+    }
+
+    fn step(&self, node: &Node, key: &str) -> Option<(Marker, &Node)> {
+        let entries = match &node.kind {
+            Kind::Scalar(_) => return None,
+            Kind::Sequence(items) => {
+                let (at, index) = items.get(key.parse::<usize>().ok()?)?;
+                return self.0.get(*index).map(|node| (*at, node));
+            }
+            Kind::Mapping(entries) => entries,
+        };
+        let entry = |name: &str| {
+            entries.chunks_exact(2).find_map(|pair| match &self.0[pair[0].1].kind {
+                Kind::Scalar(text) if text == name => Some((pair[0].0, &self.0[pair[1].1])),
+                _ => None,
+            })
+        };
+        entry(key).or_else(|| {
+            let (_, merged) = entry("<<")?;
+            match &merged.kind {
+                Kind::Sequence(sources) => {
+                    sources.iter().find_map(|(_, index)| self.step(&self.0[*index], key))
+                }
+                _ => self.step(merged, key),
+            }
+        })
+    }
+}
