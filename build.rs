@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 fn main() {
     println!("cargo:rerun-if-changed=src/libtorch/shim.cpp");
     println!("cargo:rerun-if-env-changed=CUDA_HOME");
+    // New files there must reach the binary that embeds them.
+    println!("cargo:rerun-if-changed=models");
+    println!("cargo:rerun-if-changed=configs");
 
     // torch-sys has found libtorch already; it tells its direct dependents where.
     let lib = env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys says where libtorch is");

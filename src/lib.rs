@@ -2,10 +2,11 @@
 //!
 //! The rooms, lowest floor first; a room imports only rooms below it.
 
-// Floor 0: libtorch, the device, exit codes.
+// Floor 0: libtorch, the device, exit codes, the embedded files.
 pub mod device;
 pub mod exit;
 pub mod libtorch;
+pub mod shipped;
 // Floor 1: pure functions of files, tensors and steps.
 pub mod data;
 pub mod layers;

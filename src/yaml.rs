@@ -66,7 +66,8 @@ pub struct Document {
 #[derive(Clone, Debug)]
 struct Override {
     path: Vec<String>,
-    assignment: String,
+    /// The option that set it, as in `--set train.epochs=3`.
+    origin: String,
 }
 
 impl Document {
@@ -123,7 +124,17 @@ impl Document {
         // `a=` gives null, which an optional key reads as "not given".
         let value = if text.trim().is_empty() { Value::Null } else { value.tree };
         *place(&mut self.tree, &path).map_err(refuse)? = value;
-        self.overrides.push(Override { path, assignment: assignment.to_owned() });
+        self.overrides.push(Override { path, origin: format!("--set {assignment}") });
+        Ok(())
+    }
+
+    /// Puts `value` at `key_path` on behalf of `origin`, such as `--seed 3`, which errors about it will name.
+    pub fn set_value(&mut self, key_path: &str, value: Value, origin: impl Into<String>) -> Result<()> {
+        let (path, origin) = (split(key_path), origin.into());
+        let slot = place(&mut self.tree, &path)
+            .map_err(|message| fail(Exit::Usage, format!("{origin}: {message}")))?;
+        *slot = value;
+        self.overrides.push(Override { path, origin });
         Ok(())
     }
 
@@ -137,10 +148,16 @@ impl Document {
         self.decode_at("")
     }
 
-    /// Decodes the part under `key_path`; a part that is missing reads as null.
+    /// Decodes the part under `key_path`; a part that is missing reads as null. A choice written as its name
+    /// alone (`schedule: cosine`) is the choice with its defaults (`schedule: {cosine: {}}`).
     pub fn decode_at<T: DeserializeOwned>(&self, key_path: &str) -> Result<T> {
-        let value = self.value(key_path).unwrap_or(&Value::Null);
-        serde_path_to_error::deserialize(value).map_err(|error| {
+        let mut tree = self.tree.clone();
+        loop {
+            let value = split(key_path).iter().try_fold(&tree, |value, key| child(value, key));
+            let error = match serde_path_to_error::deserialize(value.unwrap_or(&Value::Null)) {
+                Ok(decoded) => return Ok(decoded),
+                Err(error) => error,
+            };
             let mut path = split(key_path);
             path.extend(error.path().iter().filter_map(|segment| match segment {
                 Segment::Seq { index } => Some(index.to_string()),
@@ -149,6 +166,9 @@ impl Document {
                 Segment::Unknown => None,
             }));
             let message = error.into_inner().to_string();
+            if wording::wants_arguments(&message) && spell_out(&mut tree, &path) {
+                continue;
+            }
             let at = |path: &[String]| path.iter().try_fold(&self.tree, |value, key| child(value, key));
             // A wrong choice is a key of the tree, unless it is written as plain text (`optimizer: sdg`).
             if let Some(choice) = wording::unknown_choice(&message) {
@@ -157,8 +177,8 @@ impl Document {
                     path.pop();
                 }
             }
-            self.error(&path, &wording::mistake(&message, at(&path)))
-        })
+            return Err(self.error(&path, &wording::mistake(&message, at(&path))));
+        }
     }
 
     /// An error (exit 2) about the value at `key_path`: `file:line:column: key.path: message`, or
@@ -187,14 +207,31 @@ impl Document {
             path.starts_with(&set.path) || (!in_file && !path.is_empty() && set.path.starts_with(path))
         });
         let text = match (culprit, found) {
-            (Some(set), _) if set.path == path => format!("--set {}: {message}", set.assignment),
-            (Some(set), _) => format!("--set {}: {dotted}{separator}{message}", set.assignment),
+            (Some(set), _) if set.path == path => format!("{}: {message}", set.origin),
+            (Some(set), _) => format!("{}: {dotted}{separator}{message}", set.origin),
             (None, Some(at)) => {
                 format!("{}:{}:{}: {dotted}{separator}{message}", self.name, at.line, at.column)
             }
             (None, None) => format!("{}: {dotted}{separator}{message}", self.name),
         };
         fail(Exit::Usage, text)
+    }
+}
+
+/// Turns the text `name` that stands where `path` = `….name` wants a mapping into `{name: {}}`.
+fn spell_out(tree: &mut Value, path: &[String]) -> bool {
+    let Some((name, parent)) = path.split_last() else { return false };
+    let slot = parent.iter().try_fold(tree, |value, key| match value {
+        Value::Object(map) => map.get_mut(key),
+        Value::Array(list) => list.get_mut(key.parse::<usize>().ok()?),
+        _ => None,
+    });
+    match slot {
+        Some(slot) if slot.as_str() == Some(name) => {
+            *slot = Value::Object(Map::from_iter([(name.clone(), Value::Object(Map::new()))]));
+            true
+        }
+        _ => false,
     }
 }
 

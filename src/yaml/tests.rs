@@ -62,6 +62,26 @@ fn a_good_file_decodes() {
 }
 
 #[test]
+fn a_choice_by_name_alone_has_its_defaults() {
+    #[derive(Debug, Deserialize, PartialEq)]
+    #[serde(rename_all = "snake_case")]
+    enum Schedule {
+        Cosine(Cosine),
+        Step { gamma: Option<f64> },
+        Constant,
+    }
+    #[derive(Debug, Default, Deserialize, PartialEq)]
+    #[serde(default)]
+    struct Cosine {
+        min: f64,
+    }
+    let document = Document::parse("x.yaml", "[cosine, step, constant]").unwrap();
+    let schedules: Vec<Schedule> = document.decode().unwrap();
+    let cosine = Schedule::Cosine(Cosine { min: 0.0 });
+    assert_eq!(schedules, [cosine, Schedule::Step { gamma: None }, Schedule::Constant]);
+}
+
+#[test]
 fn mistakes_say_line_key_path_and_remedy() {
     let cases = [
         (
@@ -85,12 +105,9 @@ fn mistakes_say_line_key_path_and_remedy() {
             "optimizer: sdg".into(),
             "x.yaml:1:1: optimizer: unknown choice `sdg`; did you mean `sgd`? (expected one of `sgd`, `adam`)",
         ),
-        (
-            "optimizer: adam".into(),
-            "x.yaml:1:1: optimizer.adam: this choice takes a mapping: write `name: {…}`, with `{}` for the defaults",
-        ),
+        ("optimizer: adam".into(), "x.yaml:1:1: optimizer.adam: the key `lr` is missing"),
         (GOOD.replace("    lr: 0.1\n", ""), "x.yaml:3:3: optimizer.sgd: the key `lr` is missing"),
-        (String::new(), "x.yaml:1:1: the key `optimizer` is missing"),
+        (String::new(), "x.yaml: the key `optimizer` is missing"),
         (
             "optimizer: {sgd: {lr: 1}, adam: {lr: 1}}".into(),
             "x.yaml:1:1: optimizer: expected exactly one choice, as in `name: {…}`; to replace one by --set, set the whole of it",

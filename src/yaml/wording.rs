@@ -33,6 +33,11 @@ pub fn unknown_choice(message: &str) -> Option<&str> {
     quoted(message.strip_prefix("unknown variant ")?).next()
 }
 
+/// Whether serde found the name of a choice alone where the choice has arguments.
+pub fn wants_arguments(message: &str) -> bool {
+    message.starts_with("invalid type: unit variant, expected")
+}
+
 /// Rewrites serde's `message` about `value` (None where nothing stands at the key path).
 pub fn mistake(message: &str, value: Option<&Value>) -> String {
     if let Some(rest) = message.strip_prefix("unknown field ") {
@@ -64,9 +69,6 @@ pub fn mistake(message: &str, value: Option<&Value>) -> String {
     };
     if expected.starts_with("unit variant") || expected == "unit" {
         return format!("expected no arguments, found {found}; write the name alone");
-    }
-    if found == "unit variant" {
-        return "this choice takes a mapping: write `name: {…}`, with `{}` for the defaults".into();
     }
     if expected == "map with a single key" {
         return "expected exactly one choice, as in `name: {…}`; to replace one by --set, set the whole of it".into();
