@@ -1,1 +1,55 @@
-//! Not written yet.
+//! The command line: what it accepts, and which command gets it.
+
+pub mod report;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::commands::{completions, doctor, eval, init, predict, summary, train};
+
+const EXAMPLES: &str = "\
+Examples:
+  tikhonov train configs/quickstart.yaml
+  tikhonov train quickstart --set penalty.l2=0 --output runs/no-penalty
+  tikhonov summary configs/quickstart.yaml
+  tikhonov train quickstart --resume
+  tikhonov doctor
+
+Exit codes: 0 done, 2 usage or config, 3 data, 4 checkpoint or model file, 5 numeric (NaN), 6 out of memory,
+7 storage, 75 interrupted but saved (--resume goes on), 130 stopped at once.";
+
+/// Trains regularised convolutional networks that are declared in YAML.
+#[derive(Debug, Parser)]
+#[command(version, about, after_help = EXAMPLES, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Print errors as the program sees them, with a backtrace where RUST_BACKTRACE=1.
+    #[arg(long, global = true, hide = true)]
+    pub debug: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Train(train::Options),
+    Eval(eval::Options),
+    Predict(predict::Options),
+    Summary(summary::Options),
+    Init(init::Options),
+    Doctor(doctor::Options),
+    Completions(completions::Options),
+}
+
+impl Cli {
+    pub fn run(&self) -> Result<()> {
+        match &self.command {
+            Command::Train(options) => train::run(options),
+            Command::Eval(options) => eval::run(options),
+            Command::Predict(options) => predict::run(options),
+            Command::Summary(options) => summary::run(options),
+            Command::Init(options) => init::run(options),
+            Command::Doctor(options) => doctor::run(options),
+            Command::Completions(options) => completions::run(options),
+        }
+    }
+}

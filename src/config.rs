@@ -1,1 +1,235 @@
-//! Not written yet.
+//! A run as declared: the rooms' specs composed, loaded with overrides, validated, and written back in full.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::device::DeviceSpec;
+use crate::exit::{Exit, OrExit, fail};
+use crate::shipped;
+use crate::yaml::{Document, Invalid, nearest};
+
+// The rooms below fill these in.
+type ModelSpec = Value;
+type DataSpec = Value;
+type TaskSpec = Value;
+type PenaltySpec = Value;
+type OptimizerSpec = Value;
+type ScheduleSpec = Value;
+type Clip = Value;
+type EmaSpec = Value;
+
+/// One run. Keys and defaults are those of the YAML file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// Weights, batch order, augmentation, dropout and generated data follow from it.
+    #[serde(default)]
+    pub seed: u64,
+    #[serde(default)]
+    pub device: DeviceSpec,
+    #[serde(default)]
+    pub dtype: Dtype,
+    /// CPU threads of one operation; libtorch's own choice where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    pub model: ModelSpec,
+    pub task: TaskSpec,
+    pub data: DataSpec,
+    #[serde(default)]
+    pub penalty: PenaltySpec,
+    pub optimizer: OptimizerSpec,
+    #[serde(default)]
+    pub schedule: ScheduleSpec,
+    pub train: TrainSpec,
+    /// The run folder; `runs/NAME` for a config called NAME.
+    #[serde(default)]
+    pub output: PathBuf,
+}
+
+/// The number format of weights and arithmetic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dtype {
+    #[default]
+    Float32,
+    Float64,
+}
+
+impl Dtype {
+    pub fn kind(self) -> tch::Kind {
+        match self {
+            Self::Float32 => tch::Kind::Float,
+            Self::Float64 => tch::Kind::Double,
+        }
+    }
+}
+
+/// How long to train and what to do on the way.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainSpec {
+    pub epochs: u64,
+    /// Batches whose gradients are averaged into one optimiser step.
+    #[serde(default = "one")]
+    pub accumulate: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip: Option<Clip>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema: Option<EmaSpec>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_stopping: Option<EarlyStopping>,
+    #[serde(default)]
+    pub checkpoint: CheckpointSpec,
+    /// Optimiser steps between two lines of metrics.
+    #[serde(default = "fifty")]
+    pub log_every: u64,
+    /// Epochs between two evaluations; the last epoch is always evaluated.
+    #[serde(default = "one")]
+    pub eval_every: u64,
+}
+
+/// Stop when the metric has not improved for `patience` evaluations.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EarlyStopping {
+    /// A metric of the task, measured on the validation set; the task's main one where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<String>,
+    pub patience: u64,
+    /// What counts as an improvement at the least.
+    #[serde(default)]
+    pub min_delta: f64,
+}
+
+/// When to save, beyond the end of each epoch, and how many of the best to keep.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointSpec {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every_steps: Option<u64>,
+    pub keep: usize,
+}
+
+impl Default for CheckpointSpec {
+    fn default() -> Self {
+        Self { every_steps: None, keep: 3 }
+    }
+}
+
+fn one() -> u64 {
+    1
+}
+
+fn fifty() -> u64 {
+    50
+}
+
+impl TrainSpec {
+    pub fn validate(&self) -> Result<(), Invalid> {
+        let at_least_one = |key: &str, value: u64| match value {
+            0 => Err(Invalid::new(key, "must be 1 or more")),
+            _ => Ok(()),
+        };
+        at_least_one("epochs", self.epochs)?;
+        at_least_one("accumulate", self.accumulate)?;
+        at_least_one("log_every", self.log_every)?;
+        at_least_one("eval_every", self.eval_every)?;
+        at_least_one("checkpoint.every_steps", self.checkpoint.every_steps.unwrap_or(1))?;
+        at_least_one("checkpoint.keep", self.checkpoint.keep as u64)?;
+        if let Some(stopping) = &self.early_stopping {
+            at_least_one("early_stopping.patience", stopping.patience)?;
+            if stopping.min_delta < 0.0 {
+                return Err(Invalid::new("early_stopping.min_delta", "must be 0 or more"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl RunConfig {
+    /// What serde cannot express; the path of a mistake starts at the root of the config.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        if self.threads == Some(0) {
+            return Err(Invalid::new("threads", "must be 1 or more; leave it out for libtorch's own choice"));
+        }
+        self.train.validate().map_err(|invalid| invalid.under("train"))
+    }
+}
+
+/// A key that an option of the command line sets.
+#[derive(Clone, Debug)]
+pub struct Override {
+    option: &'static str,
+    key: &'static str,
+    value: Value,
+}
+
+impl Override {
+    pub fn new(option: &'static str, key: &'static str, value: impl Into<Value>) -> Self {
+        Self { option, key, value: value.into() }
+    }
+}
+
+/// A validated run and the document it was read from, which knows where each key stands.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub spec: RunConfig,
+    pub document: Document,
+}
+
+impl Config {
+    /// Loads a YAML file or a shipped config, applies `sets` (`a.b=VALUE`) and then `overrides`, and validates.
+    /// Every mistake is exit 2.
+    pub fn load(name: &str, sets: &[String], overrides: impl IntoIterator<Item = Override>) -> Result<Self> {
+        let mut document = open(name)?;
+        for set in sets {
+            document.set(set)?;
+        }
+        for Override { option, key, value } in overrides {
+            let shown = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            document.set_value(key, value, format!("{option} {shown}"))?;
+        }
+        let stem = Path::new(name).file_stem().unwrap_or_default();
+        Self::from_document(document, &Path::new("runs").join(stem))
+    }
+
+    /// Decodes and validates; `output` is the run folder where the document names none.
+    pub fn from_document(document: Document, output: &Path) -> Result<Self> {
+        let mut spec: RunConfig = document.decode()?;
+        if spec.output.as_os_str().is_empty() {
+            spec.output = output.to_owned();
+        }
+        spec.validate().map_err(|invalid| document.invalid_at("", invalid))?;
+        Ok(Self { spec, document })
+    }
+
+    /// The config as YAML with every default filled in. Loading it again gives the same config.
+    pub fn resolved(&self) -> Result<String> {
+        // Through JSON, because serde_yaml would write choices as `!tags`.
+        Ok(serde_yaml::to_string(&serde_json::to_value(&self.spec)?)?)
+    }
+}
+
+/// The document of a file, or of a shipped config where there is no such file.
+fn open(name: &str) -> Result<Document> {
+    let path = Path::new(name);
+    if path.is_file() {
+        return Document::read(path);
+    }
+    if let Some(text) = shipped::config(name) {
+        return Document::parse(format!("<built-in> {name}.yaml"), text);
+    }
+    if path.is_dir() {
+        return Err(fail(Exit::Usage, format!("{name} is a folder; give the YAML file of a run")));
+    }
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or(name);
+    let hint = match nearest(stem, shipped::configs()) {
+        Some(near) => format!("did you mean the shipped config `{near}`?"),
+        None => format!("shipped configs: {}", shipped::configs().collect::<Vec<_>>().join(", ")),
+    };
+    std::fs::metadata(path).or_exit(Exit::Usage, || format!("there is no config {name}; {hint}"))?;
+    Document::read(path)
+}

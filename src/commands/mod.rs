@@ -1,1 +1,59 @@
-//! Not written yet.
+//! One file per subcommand: its options and what it does.
+
+pub mod completions;
+pub mod doctor;
+pub mod eval;
+pub mod init;
+pub mod predict;
+pub mod summary;
+pub mod train;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::config::{Config, Override};
+use crate::device::DeviceSpec;
+
+/// Which config, and what the command line changes in it.
+#[derive(Args, Clone, Debug)]
+pub struct ConfigOptions {
+    /// A YAML file, or the name of a shipped config such as `quickstart`
+    pub config: String,
+    /// Override one key of the config; VALUE is YAML (repeatable): --set optimizer.sgd.lr=0.05
+    #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
+    pub set: Vec<String>,
+}
+
+/// Where the arithmetic happens.
+#[derive(Args, Clone, Debug)]
+pub struct MachineOptions {
+    /// cpu, cuda, cuda:N, or auto (the first GPU, else the CPU); a GPU that is not there is an error
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceSpec>,
+    /// CPU threads for one operation of libtorch
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub threads: Option<u32>,
+}
+
+impl ConfigOptions {
+    /// Loads the config with `--set` and the options of its own applied, the latter last.
+    pub fn load(&self, overrides: impl IntoIterator<Item = Override>) -> Result<Config> {
+        Config::load(&self.config, &self.set, overrides)
+    }
+}
+
+impl MachineOptions {
+    /// The keys of the config that these options replace.
+    pub fn overrides(&self) -> impl Iterator<Item = Override> {
+        let device = self.device.map(|device| Override::new("--device", "device", String::from(device)));
+        let threads = self.threads.map(|threads| Override::new("--threads", "threads", threads));
+        device.into_iter().chain(threads)
+    }
+}
+
+fn assignment(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some((key, _)) if !key.is_empty() => Ok(text.to_owned()),
+        _ => Err("expected KEY=VALUE, such as train.epochs=3".into()),
+    }
+}

@@ -2,6 +2,7 @@
 //!
 //! Every function here turns a C++ exception into an error; none lets it cross the boundary.
 
+use std::cell::Cell;
 use std::ffi::{CStr, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -48,10 +49,22 @@ pub fn version() -> String {
     unsafe { CStr::from_ptr(tikhonov_version()) }.to_string_lossy().into_owned()
 }
 
+thread_local! {
+    static CATCHING: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Whether this thread is inside [`catching`], so that a panic hook keeps silent.
+pub fn is_catching() -> bool {
+    CATCHING.get() > 0
+}
+
 /// Runs `f`, in which a tch operation may panic (tch's operators have no error path), and returns the panic's
-/// text as an error. The panic hook is expected to be silent about panics of libtorch; see `main.rs`.
+/// text as an error.
 pub fn catching<T>(f: impl FnOnce() -> T) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(f)).map_err(|panic| {
+    CATCHING.set(CATCHING.get() + 1);
+    let outcome = catch_unwind(AssertUnwindSafe(f));
+    CATCHING.set(CATCHING.get() - 1);
+    outcome.map_err(|panic| {
         let text = panic
             .downcast_ref::<String>()
             .cloned()

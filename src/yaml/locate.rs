@@ -49,10 +49,18 @@ enum Kind {
     Mapping(Vec<(Marker, usize)>),
 }
 
+/// A collection whose end has not come yet.
+struct Open {
+    at: Marker,
+    anchor: usize,
+    mapping: bool,
+    children: Vec<(Marker, usize)>,
+}
+
 impl Nodes {
     pub fn parse(text: &str) -> Result<Self, Mistake> {
         let mut nodes: Vec<Node> = Vec::new();
-        let mut open: Vec<(Marker, usize, Vec<(Marker, usize)>, bool)> = Vec::new();
+        let mut open: Vec<Open> = Vec::new();
         let mut anchors: HashMap<usize, usize> = HashMap::new();
         for event in Parser::new_from_str(text) {
             let (event, span) = event.map_err(|error| Mistake::new(*error.marker(), error.info()))?;
@@ -65,11 +73,12 @@ impl Nodes {
                     if open.len() >= MAX_DEPTH {
                         return Err(Mistake::new(at, "nested too deeply for a config"));
                     }
-                    open.push((at, anchor, Vec::new(), matches!(event, Event::MappingStart(..))));
+                    let mapping = matches!(event, Event::MappingStart(..));
+                    open.push(Open { at, anchor, mapping, children: Vec::new() });
                     continue;
                 }
                 Event::SequenceEnd | Event::MappingEnd => {
-                    let Some((at, anchor, children, mapping)) = open.pop() else { continue };
+                    let Some(Open { at, anchor, mapping, children }) = open.pop() else { continue };
                     let size = children.iter().map(|(_, index)| nodes[*index].size);
                     let size = size.fold(1, u64::saturating_add);
                     let depth = children.iter().map(|(_, index)| nodes[*index].depth + 1).max().unwrap_or(0);
@@ -83,8 +92,8 @@ impl Nodes {
                     let Some(index) = anchors.get(&anchor) else {
                         return Err(Mistake::new(at, "an alias inside its own anchor"));
                     };
-                    if let Some((_, _, children, _)) = open.last_mut() {
-                        children.push((at, *index));
+                    if let Some(parent) = open.last_mut() {
+                        parent.children.push((at, *index));
                     }
                     continue;
                 }
@@ -93,8 +102,8 @@ impl Nodes {
             if anchor > 0 {
                 anchors.insert(anchor, nodes.len());
             }
-            if let Some((_, _, children, _)) = open.last_mut() {
-                children.push((node.at, nodes.len()));
+            if let Some(parent) = open.last_mut() {
+                parent.children.push((node.at, nodes.len()));
             }
             nodes.push(node);
         }

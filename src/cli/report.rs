@@ -1,0 +1,73 @@
+//! How the process ends when something goes wrong: the message for people, the code for scripts.
+
+use std::io::{ErrorKind, Write};
+use std::panic::PanicHookInfo;
+use std::process::ExitCode;
+
+use crate::exit::{self, Exit};
+use crate::libtorch;
+
+/// Prints `error` and what caused it; returns the exit code that belongs to it.
+pub fn failure(error: &anyhow::Error, debug: bool) -> ExitCode {
+    if error.chain().any(is_broken_pipe) {
+        return ExitCode::SUCCESS;
+    }
+    let mut text = format!("error: {error}\n");
+    for cause in error.chain().skip(1) {
+        text += &format!("  caused by: {}\n", cause.to_string().trim_end().replace('\n', "\n    "));
+    }
+    if debug {
+        text = format!("error: {error:?}\n");
+    }
+    let code = exit::code(error);
+    if code == Exit::Memory as u8 {
+        text += "  memory ran out: a smaller data.batch_size (with train.accumulate for the same result) needs less\n";
+    }
+    // Where stderr is closed too there is nobody left to tell.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+    ExitCode::from(code)
+}
+
+/// Whether whoever read our output has gone, as `head` does; that is no failure.
+fn is_broken_pipe(cause: &(dyn std::error::Error + 'static)) -> bool {
+    cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == ErrorKind::BrokenPipe)
+}
+
+/// A panic is a mistake of the program, and says so. Panics of libtorch under [`libtorch::catching`] become errors
+/// and are silent here.
+pub fn install_panic_hook() {
+    std::panic::set_hook(Box::new(|info| {
+        if libtorch::is_catching() {
+            return;
+        }
+        let text = message(info);
+        // `println!` panics when its reader has gone.
+        if text.starts_with("failed printing to std") && text.contains("Broken pipe") {
+            std::process::exit(0);
+        }
+        if exit::is_out_of_memory(&text) {
+            let _ = writeln!(std::io::stderr(), "error: memory ran out\n  caused by: {text}");
+            std::process::exit(Exit::Memory as i32);
+        }
+        let place = info.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
+        let _ = write!(
+            std::io::stderr(),
+            "internal error at {place}: {text}\n\
+             This is a mistake in tikhonov {}, not in what you asked for. Please report it with the command, its\n\
+             config and these lines; RUST_BACKTRACE=1 adds where it happened. Checkpoints written so far are whole.\n",
+            env!("CARGO_PKG_VERSION"),
+        );
+        if std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0") {
+            let _ = writeln!(std::io::stderr(), "{}", std::backtrace::Backtrace::force_capture());
+        }
+    }));
+}
+
+fn message(info: &PanicHookInfo) -> String {
+    let payload = info.payload();
+    match (payload.downcast_ref::<String>(), payload.downcast_ref::<&str>()) {
+        (Some(text), _) => text.clone(),
+        (_, Some(text)) => (*text).to_owned(),
+        _ => "a panic without a message".into(),
+    }
+}
