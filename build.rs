@@ -4,7 +4,9 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 fn main() {
-    println!("cargo:rerun-if-changed=src/libtorch/shim.cpp");
+    for file in ["shim.cpp", "optim.cpp", "guarded.h"] {
+        println!("cargo:rerun-if-changed=src/libtorch/{file}");
+    }
     println!("cargo:rerun-if-env-changed=CUDA_HOME");
     // New files there must reach the binary that embeds them.
     println!("cargo:rerun-if-changed=models");
@@ -32,7 +34,8 @@ fn main() {
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .include(torch.join("include"))
         .include(torch.join("include/torch/csrc/api/include"))
-        .file("src/libtorch/shim.cpp");
+        .file("src/libtorch/shim.cpp")
+        .file("src/libtorch/optim.cpp");
     let cuda = lib.join("libtorch_cuda.so").exists().then(|| cuda_headers(torch)).flatten();
     if let Some(include) = &cuda {
         shim.include(include).define("TIKHONOV_CUDA", None);

@@ -1,1 +1,426 @@
-//! Not written yet.
+//! The penalty: which tensor gets which λ, when, and what the penalty then amounts to (Tikhonov 1943; Hoerl and
+//! Kennard 1970; Tibshirani 1996; Zou and Hastie 2005; Loshchilov and Hutter 2019).
+//!
+//! The objective is the mean data loss of the batch plus Σ over groups of λ₁‖w‖₁ + (λ₂/2)‖w‖₂². λ applies to
+//! convolution and linear weights; biases, normalisation and other tensors get 0 unless a group says otherwise.
+//!
+//! | config | update (η the scheduled learning rate) | same as |
+//! |---|---|---|
+//! | `{l2: λ}` | g ← g + λw, before momentum or preconditioning | `weight_decay` of PyTorch's SGD, Adam, Adagrad, RMSprop |
+//! | `{decoupled: λ}` | w ← w − ηλw, apart from the gradient step | `weight_decay` of PyTorch's AdamW; SGDW |
+//! | `{l1: λ}` | after the step w ← sign(w)·max(\|w\| − ηλ, 0): exact zeros | lasso by ISTA |
+//! | `{l1: λ, l1_mode: subgradient}` | g ← g + λ·sign(w), sign(0) = 0 | Keras `l1` |
+//! | `{l1: λ₁, l2: λ₂}` | both | elastic net |
+//!
+//! With Adam, Adagrad and RMSprop the soft threshold uses η itself, not the rate that preconditioning gives each
+//! weight: every weight shrinks alike, as decoupled decay does it for λ₂.
+//!
+//! What other programs call the same λ, for a data loss averaged over n samples:
+//!
+//! | there | here |
+//! |---|---|
+//! | PyTorch `weight_decay=c` (SGD, Adam, Adagrad, RMSprop) | `l2: c` |
+//! | PyTorch `AdamW(weight_decay=c)`; its default is 0.01, ours 0 | `adamw` and `decoupled: c` |
+//! | Keras `l2(c)`, the term c·Σw² | `l2: 2c` |
+//! | Keras `l1(c)`, the term c·Σ\|w\| | `l1: c, l1_mode: subgradient` |
+//! | Keras `AdamW(weight_decay=c)` | `adamw` and `decoupled: c` |
+//! | scikit-learn `Ridge(alpha)`, loss ‖y−Xw‖² + alpha‖w‖², and here ½·MSE | `l2: alpha/n` |
+//! | scikit-learn `Lasso(alpha)`, and here ½·MSE | `l1: alpha` |
+//! | scikit-learn `ElasticNet(alpha, l1_ratio=r)`, and here ½·MSE | `l1: alpha·r, l2: alpha·(1−r)` |
+//! | a textbook's λ/(2m)·Σθ² on m samples | `l2: λ/m` |
+//!
+//! If the data loss is MSE without the ½, as PyTorch's `mse_loss`, scikit-learn's λ double.
+
+use anyhow::Result;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+use wildmatch::WildMatch;
+
+use crate::libtorch::optim as kernels;
+use crate::schedule::{Clock, anneal, check, progress};
+use crate::yaml::Invalid;
+
+/// The penalty as declared. Without any λ there is none.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PenaltySpec {
+    /// λ₂ in (λ₂/2)‖w‖², through the gradient. At least 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub l2: Option<Lambda>,
+    /// λ₂ as decay apart from the gradient. At least 0; not together with `l2`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decoupled: Option<Lambda>,
+    /// λ₁ in λ₁‖w‖₁. At least 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub l1: Option<Lambda>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub l1_mode: Option<L1Mode>,
+    /// Exceptions by parameter name; the first that matches wins.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<GroupSpec>,
+}
+
+/// Other rates for the parameters whose names match.
+///
+/// What a group states holds for every tensor that it matches, biases and normalisation too. What it leaves out is
+/// inherited: weights keep the rates above the groups, other tensors 0. `l2` and `decoupled` are two ways of one
+/// penalty, so a group that states one of them does not inherit the other.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupSpec {
+    /// A pattern over the dotted name, such as `layer4.*` or `*.bias`: `*` any text, `?` any one character.
+    #[serde(rename = "match")]
+    pub pattern: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub l2: Option<Lambda>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decoupled: Option<Lambda>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub l1: Option<Lambda>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub l1_mode: Option<L1Mode>,
+}
+
+/// How λ₁ acts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum L1Mode {
+    /// Soft threshold after the step: weights become exactly 0.
+    #[default]
+    Proximal,
+    /// λ₁·sign(w) in the gradient: weights hover around 0.
+    Subgradient,
+}
+
+/// A λ, constant or over time: `1e-4`, or `{start: 0, end: 1e-4, epochs: 5}`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Lambda {
+    Constant(f64),
+    Ramp(Ramp),
+}
+
+/// A λ that goes from `start` at the first step to `end` and stays there.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ramp {
+    pub start: f64,
+    pub end: f64,
+    /// Length; the whole run when neither this nor `steps` is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    #[serde(default)]
+    pub curve: RampCurve,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RampCurve {
+    #[default]
+    Linear,
+    /// Half a cosine: gentle at both ends.
+    Cosine,
+    /// Geometric; `start` and `end` above 0.
+    Exponential,
+}
+
+/// A parameter as the penalty sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// The dotted name.
+    pub name: &'a str,
+    /// Whether it is a convolution or linear weight, which gets the default λ.
+    pub decays: bool,
+}
+
+/// Parameters that share their λs.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// The pattern, or `weights` and `others` for what no pattern matches; the tensors that a pattern gives other
+    /// rates than its weights are apart as `<pattern> (others)`.
+    pub label: String,
+    /// Indices into the list given to [`PenaltySpec::assign`], ascending.
+    pub members: Vec<usize>,
+    pub l2: Lambda,
+    pub decoupled: Lambda,
+    pub l1: Lambda,
+    pub l1_mode: L1Mode,
+}
+
+/// The λs of a group at one step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Rates {
+    pub l2: f64,
+    pub decoupled: f64,
+    pub l1: f64,
+    pub l1_mode: L1Mode,
+}
+
+impl PenaltySpec {
+    /// Refuses NaN, negative and infinite λ, and `l2` beside `decoupled`; paths are relative to `penalty`.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        validate(self.l2, self.decoupled, self.l1)?;
+        for (i, group) in self.groups.iter().enumerate() {
+            let here = |invalid: Invalid| invalid.under(i).under("groups");
+            validate(group.l2, group.decoupled, group.l1).map_err(here)?;
+            if group.l2.or(group.decoupled).or(group.l1).is_none() && group.l1_mode.is_none() {
+                let message = "states nothing; add `l2`, `decoupled` or `l1` (0 for no penalty)";
+                return Err(here(Invalid::new("", message)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether some λ is ever above 0.
+    pub fn is_active(&self) -> bool {
+        let own = [self.l2, self.decoupled, self.l1];
+        let groups = self.groups.iter().flat_map(|group| [group.l2, group.decoupled, group.l1]);
+        own.into_iter().chain(groups).flatten().any(|lambda| lambda.is_active())
+    }
+
+    /// The partition of all `params` into groups; none is empty, and together they hold every parameter once. The
+    /// groups of the config come first and in its order. A pattern that gets no parameter is refused.
+    pub fn assign(&self, params: &[Target]) -> Result<Vec<Group>, Invalid> {
+        let patterns: Vec<_> = self.groups.iter().map(|group| WildMatch::new(&group.pattern)).collect();
+        let owner = |name: &str| patterns.iter().position(|pattern| pattern.matches(name));
+        let owners: Vec<_> = params.iter().map(|param| owner(param.name)).collect();
+        let members = |who: Option<usize>, decays: bool| -> Vec<usize> {
+            (0..params.len()).filter(|&i| owners[i] == who && params[i].decays == decays).collect()
+        };
+
+        let mut groups = Vec::new();
+        for (i, spec) in self.groups.iter().enumerate() {
+            if !owners.contains(&Some(i)) {
+                let message = self.unmatched(spec, &patterns[i], params);
+                return Err(Invalid::new(format!("groups.{i}.match"), message));
+            }
+            let weights = self.group(&spec.pattern, Some(spec), true, members(Some(i), true));
+            let others = self.group(&spec.pattern, Some(spec), false, members(Some(i), false));
+            groups.extend(join(weights, others));
+        }
+        groups.push(self.group("weights", None, true, members(None, true)));
+        groups.push(self.group("others", None, false, members(None, false)));
+        groups.retain(|group| !group.members.is_empty());
+        Ok(groups)
+    }
+
+    fn group(&self, label: &str, spec: Option<&GroupSpec>, decays: bool, members: Vec<usize>) -> Group {
+        let inherited = |lambda: Option<Lambda>| lambda.filter(|_| decays).unwrap_or_default();
+        let (l2, decoupled) = match spec.map(|spec| (spec.l2, spec.decoupled)) {
+            None | Some((None, None)) => (inherited(self.l2), inherited(self.decoupled)),
+            Some((l2, decoupled)) => (l2.unwrap_or_default(), decoupled.unwrap_or_default()),
+        };
+        Group {
+            label: label.into(),
+            members,
+            l2,
+            decoupled,
+            l1: spec.and_then(|spec| spec.l1).unwrap_or_else(|| inherited(self.l1)),
+            l1_mode: spec.and_then(|spec| spec.l1_mode).or(self.l1_mode).unwrap_or_default(),
+        }
+    }
+
+    /// Why a group has no members.
+    fn unmatched(&self, spec: &GroupSpec, pattern: &WildMatch, params: &[Target]) -> String {
+        let wanted = &spec.pattern;
+        if let Some(taken) = params.iter().find(|param| pattern.matches(param.name)) {
+            return format!(
+                "every parameter that `{wanted}` matches, such as {}, belongs to an earlier group; move this one up",
+                taken.name
+            );
+        }
+        let close = nearest_names(wanted, params);
+        if close.is_empty() {
+            return format!("`{wanted}` matches no parameter; `tikhonov summary` lists their names");
+        }
+        format!("`{wanted}` matches no parameter; the nearest names are {}", close.join(", "))
+    }
+}
+
+/// The names most like a pattern, best first: at most three.
+fn nearest_names<'a>(pattern: &str, params: &[Target<'a>]) -> Vec<&'a str> {
+    let plain = pattern.replace(['*', '?'], "");
+    let score = |name: &str| {
+        // A pattern with a star is compared with as much of the name as it spells out.
+        let cut = if pattern.ends_with('*') { plain.chars().count() } else { usize::MAX };
+        let head: String = name.chars().take(cut).collect();
+        strsim::jaro_winkler(&plain, &head).max(strsim::jaro_winkler(&plain, name))
+    };
+    let mut ranked: Vec<_> = params.iter().map(|param| (score(param.name), param.name)).collect();
+    ranked.retain(|(score, _)| *score > 0.6);
+    ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
+    ranked.into_iter().take(3).map(|(_, name)| name).collect()
+}
+
+/// One group where the two parts get the same rates, else both.
+fn join(weights: Group, mut others: Group) -> Vec<Group> {
+    if weights.members.is_empty() {
+        return vec![others];
+    }
+    if others.members.is_empty() {
+        return vec![weights];
+    }
+    if (weights.l2, weights.decoupled, weights.l1) == (others.l2, others.decoupled, others.l1) {
+        let mut members = [weights.members, others.members].concat();
+        members.sort_unstable();
+        return vec![Group { members, ..weights }];
+    }
+    others.label += " (others)";
+    vec![weights, others]
+}
+
+impl Group {
+    /// The λs at `clock`.
+    pub fn rates(&self, clock: Clock) -> Rates {
+        Rates {
+            l2: self.l2.at(clock),
+            decoupled: self.decoupled.at(clock),
+            l1: self.l1.at(clock),
+            l1_mode: self.l1_mode,
+        }
+    }
+}
+
+impl Default for Lambda {
+    fn default() -> Self {
+        Self::Constant(0.0)
+    }
+}
+
+impl Lambda {
+    /// λ at `clock`.
+    pub fn at(&self, clock: Clock) -> f64 {
+        match self {
+            Self::Constant(lambda) => *lambda,
+            Self::Ramp(ramp) => ramp.at(clock),
+        }
+    }
+
+    /// Whether it is ever above 0.
+    pub fn is_active(&self) -> bool {
+        match self {
+            Self::Constant(lambda) => *lambda > 0.0,
+            Self::Ramp(ramp) => ramp.start > 0.0 || ramp.end > 0.0,
+        }
+    }
+
+    fn validate(&self) -> Result<(), Invalid> {
+        let range = "a λ is a number of at least 0";
+        match self {
+            Self::Constant(lambda) => check("", *lambda, *lambda >= 0.0, range),
+            Self::Ramp(ramp) => {
+                check("start", ramp.start, ramp.start >= 0.0, range)?;
+                check("end", ramp.end, ramp.end >= 0.0, range)?;
+                if ramp.curve == RampCurve::Exponential && (ramp.start == 0.0 || ramp.end == 0.0) {
+                    let message = "an exponential never leaves or reaches 0: use linear or cosine";
+                    return Err(Invalid::new("curve", message));
+                }
+                if ramp.epochs.is_some() && ramp.steps.is_some() {
+                    return Err(Invalid::new("", "give the length as `epochs` or as `steps`, not both"));
+                }
+                ramp.epochs.map_or(Ok(()), |epochs| check("epochs", epochs, epochs >= 0.0, "at least 0"))
+            }
+        }
+    }
+}
+
+impl Ramp {
+    fn at(&self, clock: Clock) -> f64 {
+        let epochs = self.epochs.map(|epochs| (epochs * clock.steps_per_epoch as f64).round() as u64);
+        let share = progress((clock.step, self.steps.or(epochs).unwrap_or(clock.total_steps)));
+        match self.curve {
+            RampCurve::Linear => self.start + (self.end - self.start) * share,
+            RampCurve::Cosine => anneal(self.start, self.end, share),
+            RampCurve::Exponential => self.start * (self.end / self.start).powf(share),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Lambda {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NumberOrRamp;
+
+        impl<'de> Visitor<'de> for NumberOrRamp {
+            type Value = Lambda;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                write!(f, "a number of at least 0, or {{start: 0, end: 1e-4, epochs: 5}}")
+            }
+
+            fn visit_f64<E: Error>(self, lambda: f64) -> Result<Lambda, E> {
+                Ok(Lambda::Constant(lambda))
+            }
+
+            fn visit_u64<E: Error>(self, lambda: u64) -> Result<Lambda, E> {
+                Ok(Lambda::Constant(lambda as f64))
+            }
+
+            fn visit_i64<E: Error>(self, lambda: i64) -> Result<Lambda, E> {
+                Ok(Lambda::Constant(lambda as f64))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Lambda, A::Error> {
+                Ramp::deserialize(MapAccessDeserializer::new(map)).map(Lambda::Ramp)
+            }
+        }
+
+        deserializer.deserialize_any(NumberOrRamp)
+    }
+}
+
+fn validate(l2: Option<Lambda>, decoupled: Option<Lambda>, l1: Option<Lambda>) -> Result<(), Invalid> {
+    for (key, lambda) in [("l2", l2), ("decoupled", decoupled), ("l1", l1)] {
+        lambda.map_or(Ok(()), |lambda| lambda.validate()).map_err(|invalid| invalid.under(key))?;
+    }
+    if l2.is_some_and(|lambda| lambda.is_active()) && decoupled.is_some_and(|lambda| lambda.is_active()) {
+        let message = "`l2` and `decoupled` are two ways of one penalty: choose one";
+        return Err(Invalid::new("decoupled", message));
+    }
+    Ok(())
+}
+
+/// λ₁‖w‖₁ + (λ₂/2)‖w‖² over all of `ws`, as a 0-dim float64 tensor on their device; nothing waits for the device.
+///
+/// λ₂ is `l2` or `decoupled`. Decoupled decay is not the gradient of a term of the objective (with a preconditioner
+/// it minimises something else); its (λ/2)‖w‖² is reported so that runs can be compared.
+pub fn value(ws: &[&Tensor], rates: &Rates) -> Result<Tensor> {
+    let device = ws.first().map_or(Device::Cpu, |w| w.device());
+    let mut total = Tensor::f_zeros([0; 0], (Kind::Double, device))?;
+    if ws.is_empty() {
+        return Ok(total);
+    }
+    if rates.l1 > 0.0 {
+        let norms = kernels::norms(ws, 1.0, true)?;
+        total = total.f_add(&norms.f_sum(Kind::Double)?.f_mul_scalar(rates.l1)?)?;
+    }
+    let quadratic = rates.l2 + rates.decoupled;
+    if quadratic > 0.0 {
+        let norms = kernels::norms(ws, 2.0, true)?;
+        total = total.f_add(&norms.f_square()?.f_sum(Kind::Double)?.f_mul_scalar(quadratic / 2.0)?)?;
+    }
+    Ok(total)
+}
+
+/// ‖w‖₂ over all of `ws`, as a 0-dim float64 tensor on their device; nothing waits for the device.
+pub fn norm(ws: &[&Tensor]) -> Result<Tensor> {
+    if ws.is_empty() {
+        return Ok(Tensor::f_zeros([0; 0], (Kind::Double, Device::Cpu))?);
+    }
+    Ok(kernels::norms(ws, 2.0, true)?.f_norm()?)
+}
+
+/// The share of exact zeros in all of `ws`, in [0, 1], as a 0-dim float64 tensor; nothing waits for the device.
+pub fn zeros(ws: &[&Tensor]) -> Result<Tensor> {
+    let device = ws.first().map_or(Device::Cpu, |w| w.device());
+    let mut zeros = Tensor::f_zeros([0; 0], (Kind::Int64, device))?;
+    let mut all = 0;
+    for w in ws {
+        zeros = zeros.f_add(&w.f_eq(0)?.f_sum(Kind::Int64)?)?;
+        all += w.numel();
+    }
+    Ok(zeros.f_to_kind(Kind::Double)?.f_div_scalar(all.max(1) as f64)?)
+}

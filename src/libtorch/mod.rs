@@ -2,6 +2,8 @@
 //!
 //! Every function here turns a C++ exception into an error; none lets it cross the boundary.
 
+pub mod optim;
+
 use std::cell::Cell;
 use std::ffi::{CStr, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -3,29 +3,11 @@
 #include <ATen/ATen.h>
 #include <ATen/Version.h>
 #include <torch/version.h>
-#include <cstring>
-#include <exception>
 #ifdef TIKHONOV_CUDA
 #include <c10/cuda/CUDAFunctions.h>
 #endif
 
-namespace {
-
-template <typename F>
-char* guarded(F&& f) {
-  try {
-    f();
-    return nullptr;
-  } catch (const c10::Error& error) {
-    return strdup(error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    return strdup(error.what());
-  } catch (...) {
-    return strdup("libtorch threw something that is no exception");
-  }
-}
-
-}  // namespace
+#include "guarded.h"
 
 extern "C" {
 

@@ -1,1 +1,375 @@
-//! Not written yet.
+//! Optimisers on libtorch's fused and foreach kernels, with the penalty applied exactly where
+//! [`crate::penalty`] says, and their state as named tensors.
+
+mod adagrad;
+mod adam;
+mod clip;
+mod ema;
+mod rmsprop;
+mod sgd;
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, anyhow, bail};
+use serde::de::{Deserializer, Error};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use crate::exit::{Exit, fail};
+use crate::libtorch::optim as kernels;
+use crate::penalty::{Group, L1Mode, PenaltySpec, Rates};
+use crate::tagged::{self, Tagged};
+use crate::yaml::Invalid;
+
+pub use adagrad::AdagradSpec;
+pub use adam::AdamSpec;
+pub use clip::Clip;
+pub use ema::{Ema, EmaSpec};
+pub use rmsprop::RmsPropSpec;
+pub use sgd::SgdSpec;
+
+/// The optimiser as declared: `optimizer: adam`, or `optimizer: {adam: {lr: 3e-4}}`. Names and defaults are those of
+/// `torch.optim`, except that the penalty is declared in `penalty`, never here.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerSpec {
+    Sgd(SgdSpec),
+    Adam(AdamSpec),
+    /// Adam that refuses `l2`. PyTorch's default decay of 0.01 is not implied: say `penalty: {decoupled: 0.01}`.
+    AdamW(AdamSpec),
+    Adagrad(AdagradSpec),
+    RmsProp(RmsPropSpec),
+}
+
+impl OptimizerSpec {
+    /// η₀, which the schedule scales.
+    pub fn lr(&self) -> f64 {
+        match self {
+            Self::Sgd(spec) => spec.lr,
+            Self::Adam(spec) | Self::AdamW(spec) => spec.lr,
+            Self::Adagrad(spec) => spec.lr,
+            Self::RmsProp(spec) => spec.lr,
+        }
+    }
+
+    /// Refuses values out of range; paths are relative to `optimizer`.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        match self {
+            Self::Sgd(spec) => spec.validate().map_err(|invalid| invalid.under("sgd")),
+            Self::Adam(spec) => spec.validate().map_err(|invalid| invalid.under("adam")),
+            Self::AdamW(spec) => spec.validate().map_err(|invalid| invalid.under("adamw")),
+            Self::Adagrad(spec) => spec.validate().map_err(|invalid| invalid.under("adagrad")),
+            Self::RmsProp(spec) => spec.validate().map_err(|invalid| invalid.under("rmsprop")),
+        }
+    }
+
+    /// Refuses a penalty that contradicts the optimiser; paths are relative to `penalty`.
+    pub fn accepts(&self, penalty: &PenaltySpec) -> Result<(), Invalid> {
+        let Self::AdamW(_) = self else {
+            return Ok(());
+        };
+        let in_groups =
+            penalty.groups.iter().enumerate().map(|(i, group)| (format!("groups.{i}.l2"), group.l2));
+        match std::iter::once(("l2".to_owned(), penalty.l2))
+            .chain(in_groups)
+            .find(|(_, l2)| l2.is_some_and(|lambda| lambda.is_active()))
+        {
+            None => Ok(()),
+            Some((path, _)) => Err(Invalid::new(path, ADAMW_REFUSES_L2)),
+        }
+    }
+
+    /// An optimiser of `params` (float32 or float64, without gaps in memory), named as in the state dict, whose
+    /// indices `groups` partitions as [`PenaltySpec::assign`] does.
+    pub fn build(&self, params: Vec<(String, Tensor)>, groups: &[Group]) -> Result<Optimizer> {
+        let (rule, refuses_l2): (Box<dyn Rule>, _) = match self {
+            Self::Sgd(spec) => (Box::new(spec.clone()), false),
+            Self::Adam(spec) => (Box::new(spec.clone()), false),
+            Self::AdamW(spec) => (Box::new(spec.clone()), true),
+            Self::Adagrad(spec) => (Box::new(spec.clone()), false),
+            Self::RmsProp(spec) => (Box::new(spec.clone()), false),
+        };
+        let mut seen = vec![0; params.len()];
+        for &i in groups.iter().flat_map(|group| &group.members) {
+            *seen
+                .get_mut(i)
+                .ok_or_else(|| anyhow!("a penalty group names parameter {i} of {}", params.len()))? += 1;
+        }
+        if let Some(i) = seen.iter().position(|&times| times != 1) {
+            bail!("parameter {} is in {} penalty groups, not in one", params[i].0, seen[i]);
+        }
+        if let Some((name, tensor)) =
+            params.iter().find(|(_, t)| !matches!(t.kind(), Kind::Float | Kind::Double))
+        {
+            bail!("parameter {name} is {:?}: the optimisers take float32 and float64", tensor.kind());
+        }
+        let (names, params): (Vec<_>, Vec<_>) = params.into_iter().unzip();
+        let state = params.iter().map(|_| None).collect();
+        let groups = groups.iter().map(|group| group.members.clone()).collect();
+        Ok(Optimizer { names, params, groups, rule, refuses_l2, state })
+    }
+}
+
+const ADAMW_REFUSES_L2: &str =
+    "adamw decays apart from the gradient: write `decoupled`, or take `optimizer: adam` for L2";
+
+/// How one optimiser moves the weights; the spec itself is the rule.
+trait Rule: Send {
+    /// The state of a parameter: PyTorch's names, in PyTorch's order.
+    fn slots(&self) -> Vec<Slot>;
+
+    /// Whether `update` applies `rates.decoupled` itself.
+    fn decouples(&self) -> bool {
+        false
+    }
+
+    /// One step on parameters of one penalty group, with `rates.l2` and nothing else of the penalty (save
+    /// [`Rule::decouples`]).
+    fn update(&self, batch: &Batch, lr: f64, rates: &Rates) -> Result<()>;
+}
+
+/// One tensor of a parameter's state.
+struct Slot {
+    name: &'static str,
+    initial: f64,
+    /// A count of steps, 0-dim float32; else shaped, laid out and typed as the parameter.
+    scalar: bool,
+}
+
+impl Slot {
+    fn zeros(name: &'static str) -> Self {
+        Self { name, initial: 0.0, scalar: false }
+    }
+
+    fn step() -> Self {
+        Self { name: "step", initial: 0.0, scalar: true }
+    }
+
+    fn start(&self, param: &Tensor) -> Result<Tensor> {
+        if self.scalar {
+            return Ok(Tensor::f_full([0; 0], self.initial, (Kind::Float, param.device()))?);
+        }
+        Ok(param.f_detach()?.f_full_like(self.initial)?)
+    }
+}
+
+/// What a rule works on: lists of equal length.
+struct Batch<'a> {
+    params: Vec<&'a Tensor>,
+    grads: Vec<&'a Tensor>,
+    /// One list for each of [`Rule::slots`].
+    slots: Vec<Vec<&'a Tensor>>,
+    /// Whether these parameters never made a step before.
+    fresh: bool,
+}
+
+impl<'a> Batch<'a> {
+    /// The list of slot `i`, empty where the rule has fewer.
+    fn slot(&self, i: usize) -> &[&'a Tensor] {
+        self.slots.get(i).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Parameters, their penalty groups and their state.
+pub struct Optimizer {
+    names: Vec<String>,
+    params: Vec<Tensor>,
+    groups: Vec<Vec<usize>>,
+    rule: Box<dyn Rule>,
+    refuses_l2: bool,
+    /// By parameter, then by slot; None before the first step, as in PyTorch.
+    state: Vec<Option<Vec<Tensor>>>,
+}
+
+/// What one step found.
+pub struct Step {
+    /// ‖g‖₂ of the data gradient over all parameters, before clipping: 0-dim, on the device, not waited for. NaN or
+    /// infinite exactly when some gradient is (or its square overflows).
+    pub grad_norm: Tensor,
+}
+
+impl Optimizer {
+    /// One step with the gradients that the parameters hold, in the order of the penalty contract: clip, add l2 and
+    /// the l1 subgradient, decay, step, soft threshold. Then the gradients are forgotten. `rates` has one entry per
+    /// group. Parameters without a gradient are left alone, as in PyTorch, their penalty included.
+    ///
+    /// To accumulate over micro-batches, call `backward` on each micro-batch's mean loss times its share of the
+    /// whole batch before calling this: the sum is then the gradient of the whole batch.
+    pub fn step(&mut self, lr: f64, rates: &[Rates], clip: Option<&Clip>) -> Result<Step> {
+        if rates.len() != self.groups.len() {
+            bail!("{} penalty groups, but the rates of {}", self.groups.len(), rates.len());
+        }
+        let params: Vec<&Tensor> = self.params.iter().collect();
+        let grads = kernels::gradients(&params)?;
+        let reached: Vec<&Tensor> = grads.iter().flatten().collect();
+        let grad_norm = clip::total_norm(&reached)?;
+        if let Some(clip) = clip {
+            clip.apply(&reached, &grad_norm)?;
+        }
+
+        let slots = self.rule.slots();
+        let fresh: Vec<bool> = self.state.iter().map(Option::is_none).collect();
+        for (param, (state, grad)) in self.params.iter().zip(self.state.iter_mut().zip(&grads)) {
+            if grad.is_some() && state.is_none() {
+                *state = Some(slots.iter().map(|slot| slot.start(param)).collect::<Result<_>>()?);
+            }
+        }
+        for (members, rates) in self.groups.iter().zip(rates) {
+            for first in [false, true] {
+                let mut batch = Batch {
+                    params: Vec::new(),
+                    grads: Vec::new(),
+                    slots: slots.iter().map(|_| Vec::new()).collect(),
+                    fresh: first,
+                };
+                for &i in members.iter().filter(|&&i| fresh[i] == first) {
+                    let (Some(grad), Some(state)) = (&grads[i], &self.state[i]) else { continue };
+                    batch.params.push(&self.params[i]);
+                    batch.grads.push(grad);
+                    batch.slots.iter_mut().zip(state).for_each(|(list, tensor)| list.push(tensor));
+                }
+                if !batch.params.is_empty() {
+                    self.update(&batch, lr, rates)?;
+                }
+            }
+        }
+        kernels::forget_gradients(&params)?;
+        Ok(Step { grad_norm })
+    }
+
+    fn update(&self, batch: &Batch, lr: f64, rates: &Rates) -> Result<()> {
+        if rates.l2 > 0.0 && rates.decoupled > 0.0 {
+            bail!("l2 and decoupled decay at once in one penalty group: choose one");
+        }
+        if rates.l2 > 0.0 && self.refuses_l2 {
+            bail!(ADAMW_REFUSES_L2);
+        }
+        if rates.l1 > 0.0 && rates.l1_mode == L1Mode::Subgradient {
+            kernels::add_sign(&batch.grads, &batch.params, rates.l1)?;
+        }
+        if rates.decoupled > 0.0 && !self.rule.decouples() {
+            kernels::scale(&batch.params, 1.0 - lr * rates.decoupled)?;
+        }
+        self.rule.update(batch, lr, rates)?;
+        if rates.l1 > 0.0 && rates.l1_mode == L1Mode::Proximal {
+            kernels::soft_threshold(&batch.params, lr * rates.l1)?;
+        }
+        Ok(())
+    }
+
+    /// ‖g‖₂ as [`Step::grad_norm`] would give it now, for a caller that wants to look before it steps.
+    pub fn grad_norm(&self) -> Result<Tensor> {
+        let grads = kernels::gradients(&self.params.iter().collect::<Vec<_>>())?;
+        clip::total_norm(&grads.iter().flatten().collect::<Vec<_>>())
+    }
+
+    /// Forgets the gradients without a step.
+    pub fn zero_grad(&mut self) -> Result<()> {
+        kernels::forget_gradients(&self.params.iter().collect::<Vec<_>>())
+    }
+
+    /// The state as `<parameter>.<PyTorch's name>`, such as `conv1.weight.exp_avg`; shallow clones. Parameters that
+    /// never made a step have none.
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        let slots = self.rule.slots();
+        let mut all = Vec::new();
+        for (name, state) in self.names.iter().zip(&self.state) {
+            for (slot, tensor) in slots.iter().zip(state.iter().flatten()) {
+                all.push((format!("{name}.{}", slot.name), tensor.shallow_clone()));
+            }
+        }
+        all
+    }
+
+    /// Replaces the whole state by copies of what [`state`](Self::state) gave. Nothing changes unless all of it
+    /// fits; exit 4 lists everything that does not.
+    pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        let slots = self.rule.slots();
+        let mut mistakes = Vec::new();
+        let mut known = 0;
+        let mut loaded = Vec::new();
+        for (name, param) in self.names.iter().zip(&self.params) {
+            let keys: Vec<_> = slots.iter().map(|slot| format!("{name}.{}", slot.name)).collect();
+            let found: Vec<_> = keys.iter().filter_map(|key| state.get(key)).collect();
+            known += found.len();
+            if found.is_empty() {
+                // A rule without state marks a parameter by an empty list; it makes no difference to it.
+                loaded.push(None);
+                continue;
+            }
+            mistakes.extend(
+                keys.iter().filter(|key| !state.contains_key(*key)).map(|key| format!("{key} is missing")),
+            );
+            let mut tensors = Vec::new();
+            for (slot, (key, tensor)) in
+                slots.iter().zip(keys.iter().filter_map(|key| state.get_key_value(key)))
+            {
+                let mut own = slot.start(param)?;
+                if own.size() == tensor.size() {
+                    tch::no_grad(|| own.f_copy_(tensor))?;
+                } else {
+                    mistakes.push(format!("{key} is {:?}, expected {:?}", tensor.size(), own.size()));
+                }
+                tensors.push(own);
+            }
+            loaded.push(Some(tensors));
+        }
+        if known < state.len() {
+            let expected = |key: &str| {
+                self.names.iter().any(|name| {
+                    key.strip_prefix(name.as_str())
+                        .and_then(|rest| rest.strip_prefix('.'))
+                        .is_some_and(|rest| slots.iter().any(|slot| slot.name == rest))
+                })
+            };
+            mistakes
+                .extend(state.keys().filter(|key| !expected(key)).map(|key| format!("{key} is unexpected")));
+        }
+        refuse(&mistakes, "the optimiser's state does not fit; resume with the optimiser that saved it")?;
+        self.state = loaded;
+        Ok(())
+    }
+}
+
+/// An error of exit 4 that lists all mistakes, if there are any.
+fn refuse(mistakes: &[String], context: &str) -> Result<()> {
+    if mistakes.is_empty() {
+        return Ok(());
+    }
+    Err(fail(Exit::Checkpoint, format!("{context}:\n  {}", mistakes.join("\n  "))))
+}
+
+/// `weight_decay` where PyTorch has it: refused, with the remedy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WeightDecay;
+
+impl<'de> Deserialize<'de> for WeightDecay {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        Err(D::Error::custom(
+            "the penalty has one place: `penalty: {l2: λ}` is the weight_decay of PyTorch's SGD, Adam, Adagrad and \
+             RMSprop, `penalty: {decoupled: λ}` that of AdamW",
+        ))
+    }
+}
+
+impl Tagged for OptimizerSpec {
+    const WHAT: &'static str = "an optimizer";
+    const NAMES: &'static [&'static str] = &["sgd", "adam", "adamw", "adagrad", "rmsprop"];
+
+    fn body<'de, D: Deserializer<'de>>(name: &str, body: D) -> Result<Self, D::Error> {
+        Ok(match name {
+            "sgd" => Self::Sgd(tagged::spec(body)?),
+            "adam" => Self::Adam(tagged::spec(body)?),
+            "adamw" => Self::AdamW(tagged::spec(body)?),
+            "adagrad" => Self::Adagrad(tagged::spec(body)?),
+            "rmsprop" => Self::RmsProp(tagged::spec(body)?),
+            _ => return Err(D::Error::unknown_variant(name, Self::NAMES)),
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for OptimizerSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        tagged::deserialize(deserializer)
+    }
+}

@@ -1,0 +1,210 @@
+// Optimiser kernels that tch does not bind: at::_fused_* and at::_foreach_* over lists of tensors.
+// Every function returns nullptr, or the text of the exception (free it with tikhonov_free).
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/_foreach_add.h>
+#include <ATen/ops/_foreach_addcdiv.h>
+#include <ATen/ops/_foreach_addcmul.h>
+#include <ATen/ops/_foreach_clamp_max.h>
+#include <ATen/ops/_foreach_clamp_min.h>
+#include <ATen/ops/_foreach_lerp.h>
+#include <ATen/ops/_foreach_mul.h>
+#include <ATen/ops/_foreach_norm.h>
+#include <ATen/ops/_foreach_sign.h>
+#include <ATen/ops/_foreach_sqrt.h>
+#include <ATen/ops/_foreach_sub.h>
+#include <ATen/ops/_fused_adagrad.h>
+#include <ATen/ops/_fused_adam.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/_fused_sgd.h>
+#include <ATen/ops/clamp.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/stack.h>
+#include <c10/core/GradMode.h>
+
+#include "guarded.h"
+
+namespace {
+
+// A borrowed array of tensors, as Rust passes it.
+struct Borrowed {
+  at::Tensor* const* tensors;
+  size_t count;
+};
+
+using List = std::vector<at::Tensor>;
+
+List list(Borrowed borrowed) {
+  List out;
+  out.reserve(borrowed.count);
+  for (size_t i = 0; i < borrowed.count; ++i) out.push_back(*borrowed.tensors[i]);
+  return out;
+}
+
+// guarded, without autograd.
+template <typename F>
+char* in_place(F&& f) {
+  return guarded([&] {
+    const c10::AutoGradMode off(false);
+    f();
+  });
+}
+
+}  // namespace
+
+extern "C" {
+
+// grads[i] = the gradient of params[i], or nullptr where it has none. The CPU kernels walk raw memory and
+// trust all tensors of a parameter to be laid out alike, so a gradient that is not is copied into place.
+char* tikhonov_gradients(Borrowed params, at::Tensor** grads) {
+  return in_place([&] {
+    for (size_t i = 0; i < params.count; ++i) grads[i] = nullptr;
+    for (size_t i = 0; i < params.count; ++i) {
+      const at::Tensor& param = *params.tensors[i];
+      at::Tensor grad = param.grad();
+      if (!grad.defined()) continue;
+      TORCH_CHECK(param.is_non_overlapping_and_dense(), "a parameter's memory has gaps: make it contiguous");
+      if (!grad.strides().equals(param.strides()) || grad.scalar_type() != param.scalar_type()) {
+        at::Tensor aligned = at::empty_like(param);
+        aligned.copy_(grad);
+        grad = aligned;
+      }
+      grads[i] = new at::Tensor(std::move(grad));
+    }
+  });
+}
+
+// Makes the gradients undefined, which spares the next backward pass an addition.
+char* tikhonov_forget_gradients(Borrowed params) {
+  return in_place([&] {
+    for (size_t i = 0; i < params.count; ++i) params.tensors[i]->mutable_grad().reset();
+  });
+}
+
+// norms = the norm of order `ord` of each tensor, [count].
+char* tikhonov_norms(Borrowed tensors, double ord, bool in_double, at::Tensor** norms) {
+  return in_place([&] {
+    *norms = nullptr;
+    const auto kind = in_double ? std::optional(at::kDouble) : std::nullopt;
+    List each = at::_foreach_norm(list(tensors), ord, kind);
+    for (at::Tensor& norm : each) norm = norm.to(each[0].options());
+    *norms = new at::Tensor(at::stack(each));
+  });
+}
+
+char* tikhonov_clamp(Borrowed tensors, double low, double high) {
+  return in_place([&] {
+    const List ts = list(tensors);
+    at::_foreach_clamp_min_(ts, low);
+    at::_foreach_clamp_max_(ts, high);
+  });
+}
+
+char* tikhonov_scale(Borrowed tensors, double factor) {
+  return in_place([&] { at::_foreach_mul_(list(tensors), factor); });
+}
+
+// The factor is a 0-dim tensor on the same device: no synchronisation.
+char* tikhonov_scale_by(Borrowed tensors, const at::Tensor* factor) {
+  return in_place([&] { at::_foreach_mul_(list(tensors), *factor); });
+}
+
+// tensors += alpha * others
+char* tikhonov_add(Borrowed tensors, Borrowed others, double alpha) {
+  return in_place([&] { at::_foreach_add_(list(tensors), list(others), alpha); });
+}
+
+// tensors += alpha * sign(others)
+char* tikhonov_add_sign(Borrowed tensors, Borrowed others, double alpha) {
+  return in_place([&] { at::_foreach_add_(list(tensors), at::_foreach_sign(list(others)), alpha); });
+}
+
+// w = sign(w) * max(|w| - threshold, 0), as w - clamp(w): an exact +0 below the threshold, NaN stays NaN.
+char* tikhonov_soft_threshold(Borrowed tensors, double threshold) {
+  return in_place([&] {
+    const List ts = list(tensors);
+    List inner = at::_foreach_clamp_min(ts, -threshold);
+    at::_foreach_clamp_max_(inner, threshold);
+    at::_foreach_sub_(ts, inner);
+  });
+}
+
+// tensors += weight * (others - tensors)
+char* tikhonov_lerp(Borrowed tensors, Borrowed others, double weight) {
+  return in_place([&] { at::_foreach_lerp_(list(tensors), list(others), weight); });
+}
+
+// momentum_buffers is empty where momentum is 0.
+char* tikhonov_fused_sgd(Borrowed params, Borrowed grads, Borrowed momentum_buffers, double lr, double weight_decay,
+                         double momentum, double dampening, bool nesterov, bool is_first_step) {
+  return in_place([&] {
+    at::_fused_sgd_(list(params), list(grads), list(momentum_buffers), weight_decay, momentum, lr, dampening,
+                    nesterov, /*maximize=*/false, is_first_step);
+  });
+}
+
+// max_exp_avg_sqs is empty without amsgrad. decoupled: weight_decay is AdamW's, else Adam's.
+char* tikhonov_fused_adam(Borrowed params, Borrowed grads, Borrowed exp_avgs, Borrowed exp_avg_sqs,
+                          Borrowed max_exp_avg_sqs, Borrowed steps, double lr, double beta1, double beta2,
+                          double weight_decay, double eps, bool amsgrad, bool decoupled) {
+  return in_place([&] {
+    const List counts = list(steps);
+    at::_foreach_add_(counts, 1);
+    const auto apply = [&](auto kernel) {
+      kernel(list(params), list(grads), list(exp_avgs), list(exp_avg_sqs), list(max_exp_avg_sqs), counts);
+    };
+    if (decoupled) {
+      apply([&](auto&&... lists) {
+        at::_fused_adamw_(lists..., lr, beta1, beta2, weight_decay, eps, amsgrad, /*maximize=*/false);
+      });
+    } else {
+      apply([&](auto&&... lists) {
+        at::_fused_adam_(lists..., lr, beta1, beta2, weight_decay, eps, amsgrad, /*maximize=*/false);
+      });
+    }
+  });
+}
+
+char* tikhonov_fused_adagrad(Borrowed params, Borrowed grads, Borrowed sums, Borrowed steps, double lr,
+                             double lr_decay, double weight_decay, double eps) {
+  return in_place([&] {
+    const List counts = list(steps);
+    at::_foreach_add_(counts, 1);
+    at::_fused_adagrad_(list(params), list(grads), list(sums), counts, lr, lr_decay, weight_decay, eps,
+                        /*maximize=*/false);
+  });
+}
+
+// momentum_buffers is empty where momentum is 0, grad_avgs where the variance is not centred.
+char* tikhonov_foreach_rmsprop(Borrowed params, Borrowed grads, Borrowed square_avgs, Borrowed momentum_buffers,
+                               Borrowed grad_avgs, Borrowed steps, double lr, double alpha, double eps,
+                               double weight_decay, double momentum) {
+  return in_place([&] {
+    const List ws = list(params), gs = list(grads), squares = list(square_avgs);
+    at::_foreach_add_(list(steps), 1);
+    if (weight_decay != 0) at::_foreach_add_(gs, ws, weight_decay);
+    at::_foreach_mul_(squares, alpha);
+    at::_foreach_addcmul_(squares, gs, gs, 1 - alpha);
+    List denominators;
+    if (grad_avgs.count > 0) {
+      const List means = list(grad_avgs);
+      at::_foreach_lerp_(means, gs, 1 - alpha);
+      denominators = at::_foreach_addcmul(squares, means, means, -1);
+      at::_foreach_sqrt_(denominators);
+    } else {
+      denominators = at::_foreach_sqrt(squares);
+    }
+    at::_foreach_add_(denominators, eps);
+    if (momentum_buffers.count > 0) {
+      const List buffers = list(momentum_buffers);
+      at::_foreach_mul_(buffers, momentum);
+      at::_foreach_addcdiv_(buffers, gs, denominators);
+      at::_foreach_add_(ws, buffers, -lr);
+    } else {
+      at::_foreach_addcdiv_(ws, gs, denominators, -lr);
+    }
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,321 @@
+//! Optimiser kernels over lists of tensors: `at::_fused_*` and `at::_foreach_*`. None of them records gradients,
+//! none waits for the device. Lists that belong together must be equally long; an empty list does nothing.
+
+use std::ffi::c_char;
+use std::marker::PhantomData;
+use std::ptr::null_mut;
+
+use anyhow::{Result, anyhow};
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+/// A borrowed array of `at::Tensor*`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Borrowed<'a> {
+    tensors: *const *const C_tensor,
+    count: usize,
+    lifetime: PhantomData<&'a C_tensor>,
+}
+
+unsafe extern "C" {
+    fn tikhonov_gradients(params: Borrowed, grads: *mut *mut C_tensor) -> *mut c_char;
+    fn tikhonov_forget_gradients(params: Borrowed) -> *mut c_char;
+    fn tikhonov_norms(tensors: Borrowed, ord: f64, in_double: bool, norms: *mut *mut C_tensor)
+    -> *mut c_char;
+    fn tikhonov_clamp(tensors: Borrowed, low: f64, high: f64) -> *mut c_char;
+    fn tikhonov_scale(tensors: Borrowed, factor: f64) -> *mut c_char;
+    fn tikhonov_scale_by(tensors: Borrowed, factor: *const C_tensor) -> *mut c_char;
+    fn tikhonov_add(tensors: Borrowed, others: Borrowed, alpha: f64) -> *mut c_char;
+    fn tikhonov_add_sign(tensors: Borrowed, others: Borrowed, alpha: f64) -> *mut c_char;
+    fn tikhonov_soft_threshold(tensors: Borrowed, threshold: f64) -> *mut c_char;
+    fn tikhonov_lerp(tensors: Borrowed, others: Borrowed, weight: f64) -> *mut c_char;
+    fn tikhonov_fused_sgd(
+        params: Borrowed,
+        grads: Borrowed,
+        momentum_buffers: Borrowed,
+        lr: f64,
+        weight_decay: f64,
+        momentum: f64,
+        dampening: f64,
+        nesterov: bool,
+        is_first_step: bool,
+    ) -> *mut c_char;
+    fn tikhonov_fused_adam(
+        params: Borrowed,
+        grads: Borrowed,
+        exp_avgs: Borrowed,
+        exp_avg_sqs: Borrowed,
+        max_exp_avg_sqs: Borrowed,
+        steps: Borrowed,
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        eps: f64,
+        amsgrad: bool,
+        decoupled: bool,
+    ) -> *mut c_char;
+    fn tikhonov_fused_adagrad(
+        params: Borrowed,
+        grads: Borrowed,
+        sums: Borrowed,
+        steps: Borrowed,
+        lr: f64,
+        lr_decay: f64,
+        weight_decay: f64,
+        eps: f64,
+    ) -> *mut c_char;
+    fn tikhonov_foreach_rmsprop(
+        params: Borrowed,
+        grads: Borrowed,
+        square_avgs: Borrowed,
+        momentum_buffers: Borrowed,
+        grad_avgs: Borrowed,
+        steps: Borrowed,
+        lr: f64,
+        alpha: f64,
+        eps: f64,
+        weight_decay: f64,
+        momentum: f64,
+    ) -> *mut c_char;
+}
+
+/// Lends the lists to `call` as arrays of pointers. All lists must be as long as the first, or empty.
+fn lend<const N: usize>(
+    lists: [&[&Tensor]; N],
+    call: impl FnOnce([Borrowed; N]) -> *mut c_char,
+) -> Result<()> {
+    let count = lists[0].len();
+    if let Some(odd) = lists.iter().find(|list| !list.is_empty() && list.len() != count) {
+        return Err(anyhow!("a kernel got lists of {count} and {} tensors", odd.len()));
+    }
+    if count == 0 {
+        return Ok(());
+    }
+    let pointers = lists.map(|list| list.iter().map(|tensor| tensor.as_ptr()).collect::<Vec<_>>());
+    let borrowed = std::array::from_fn(|i| Borrowed {
+        tensors: pointers[i].as_ptr(),
+        count: pointers[i].len(),
+        lifetime: PhantomData,
+    });
+    super::check(call(borrowed)).map_err(|message| anyhow!("libtorch: {message}"))
+}
+
+/// Calls the shim. Every call below hands the shim pointers that `lend` keeps alive, each to a live `at::Tensor`; the shim
+/// checks nothing else that Rust promises. That is what makes these blocks sound.
+macro_rules! kernel {
+    ([$($list:expr),+], |$borrowed:pat_param| $call:expr) => {
+        // SAFETY: the lists are alive and of the lengths given; see the macro's doc.
+        lend([$($list),+], |$borrowed| unsafe { $call })
+    };
+}
+
+/// The gradient of each parameter, or None where the graph did not reach it. Laid out in memory as the parameter.
+pub fn gradients(params: &[&Tensor]) -> Result<Vec<Option<Tensor>>> {
+    let mut grads = vec![null_mut(); params.len()];
+    let outcome = kernel!([params], |[params]| tikhonov_gradients(params, grads.as_mut_ptr()));
+    // Owned before the outcome is looked at, so that an error half-way frees the first half.
+    let grads = grads
+        .into_iter()
+        // SAFETY: a non-null pointer is a tensor that the shim made with `new` for us to own.
+        .map(|grad| (!grad.is_null()).then(|| unsafe { Tensor::from_ptr(grad) }))
+        .collect();
+    outcome.map(|()| grads)
+}
+
+/// Makes the gradients undefined (PyTorch's `zero_grad(set_to_none=True)`).
+pub fn forget_gradients(params: &[&Tensor]) -> Result<()> {
+    kernel!([params], |[params]| tikhonov_forget_gradients(params))
+}
+
+/// The norm of order `ord` of each of n > 0 tensors, `[n]`, on their device; computed in float64 or in each
+/// tensor's own kind.
+pub fn norms(tensors: &[&Tensor], ord: f64, in_double: bool) -> Result<Tensor> {
+    let mut norms = null_mut();
+    kernel!([tensors], |[tensors]| tikhonov_norms(tensors, ord, in_double, &mut norms))?;
+    if norms.is_null() {
+        return Err(anyhow!("the norms of no tensors"));
+    }
+    // SAFETY: the shim made it with `new` for us to own.
+    Ok(unsafe { Tensor::from_ptr(norms) })
+}
+
+/// t ← min(max(t, low), high)
+pub fn clamp(tensors: &[&Tensor], low: f64, high: f64) -> Result<()> {
+    kernel!([tensors], |[tensors]| tikhonov_clamp(tensors, low, high))
+}
+
+/// t ← factor·t
+pub fn scale(tensors: &[&Tensor], factor: f64) -> Result<()> {
+    kernel!([tensors], |[tensors]| tikhonov_scale(tensors, factor))
+}
+
+/// t ← factor·t with a 0-dim factor on the same device.
+pub fn scale_by(tensors: &[&Tensor], factor: &Tensor) -> Result<()> {
+    kernel!([tensors], |[tensors]| tikhonov_scale_by(tensors, factor.as_ptr()))
+}
+
+/// t ← t + alpha·other
+pub fn add(tensors: &[&Tensor], others: &[&Tensor], alpha: f64) -> Result<()> {
+    kernel!([tensors, others], |[tensors, others]| tikhonov_add(tensors, others, alpha))
+}
+
+/// t ← t + alpha·sign(other), sign(0) = 0
+pub fn add_sign(tensors: &[&Tensor], others: &[&Tensor], alpha: f64) -> Result<()> {
+    kernel!([tensors, others], |[tensors, others]| tikhonov_add_sign(tensors, others, alpha))
+}
+
+/// w ← sign(w)·max(|w| − threshold, 0): exact zeros; NaN stays NaN.
+pub fn soft_threshold(tensors: &[&Tensor], threshold: f64) -> Result<()> {
+    kernel!([tensors], |[tensors]| tikhonov_soft_threshold(tensors, threshold))
+}
+
+/// t ← t + weight·(other − t)
+pub fn lerp(tensors: &[&Tensor], others: &[&Tensor], weight: f64) -> Result<()> {
+    kernel!([tensors, others], |[tensors, others]| tikhonov_lerp(tensors, others, weight))
+}
+
+/// `at::_fused_sgd_`. `momentum_buffers` is empty where momentum is 0; on their first step the buffers are
+/// overwritten with the gradient.
+#[derive(Clone, Copy, Debug)]
+pub struct FusedSgd {
+    pub weight_decay: f64,
+    pub momentum: f64,
+    pub dampening: f64,
+    pub nesterov: bool,
+    pub is_first_step: bool,
+}
+
+impl FusedSgd {
+    pub fn step(&self, params: &[&Tensor], grads: &[&Tensor], buffers: &[&Tensor], lr: f64) -> Result<()> {
+        let Self { weight_decay, momentum, dampening, nesterov, is_first_step } = *self;
+        kernel!([params, grads, buffers], |[params, grads, buffers]| tikhonov_fused_sgd(
+            params,
+            grads,
+            buffers,
+            lr,
+            weight_decay,
+            momentum,
+            dampening,
+            nesterov,
+            is_first_step
+        ))
+    }
+}
+
+/// `at::_fused_adam_`, or `at::_fused_adamw_` where the decay is decoupled.
+#[derive(Clone, Copy, Debug)]
+pub struct FusedAdam {
+    pub betas: (f64, f64),
+    pub eps: f64,
+    pub weight_decay: f64,
+    pub decoupled: bool,
+}
+
+/// The state that [`FusedAdam`] updates; `max_exp_avg_sqs` is empty without amsgrad.
+pub struct AdamState<'a> {
+    pub steps: &'a [&'a Tensor],
+    pub exp_avgs: &'a [&'a Tensor],
+    pub exp_avg_sqs: &'a [&'a Tensor],
+    pub max_exp_avg_sqs: &'a [&'a Tensor],
+}
+
+impl FusedAdam {
+    /// Counts the step, then makes it.
+    pub fn step(&self, params: &[&Tensor], grads: &[&Tensor], state: &AdamState, lr: f64) -> Result<()> {
+        let Self { betas: (beta1, beta2), eps, weight_decay, decoupled } = *self;
+        let amsgrad = !state.max_exp_avg_sqs.is_empty();
+        kernel!(
+            [params, grads, state.exp_avgs, state.exp_avg_sqs, state.max_exp_avg_sqs, state.steps],
+            |[params, grads, means, squares, maxima, steps]| tikhonov_fused_adam(
+                params,
+                grads,
+                means,
+                squares,
+                maxima,
+                steps,
+                lr,
+                beta1,
+                beta2,
+                weight_decay,
+                eps,
+                amsgrad,
+                decoupled
+            )
+        )
+    }
+}
+
+/// `at::_fused_adagrad_`.
+#[derive(Clone, Copy, Debug)]
+pub struct FusedAdagrad {
+    pub lr_decay: f64,
+    pub eps: f64,
+    pub weight_decay: f64,
+}
+
+impl FusedAdagrad {
+    /// Counts the step, then makes it.
+    pub fn step(
+        &self,
+        params: &[&Tensor],
+        grads: &[&Tensor],
+        sums: &[&Tensor],
+        steps: &[&Tensor],
+        lr: f64,
+    ) -> Result<()> {
+        let Self { lr_decay, eps, weight_decay } = *self;
+        kernel!([params, grads, sums, steps], |[params, grads, sums, steps]| tikhonov_fused_adagrad(
+            params,
+            grads,
+            sums,
+            steps,
+            lr,
+            lr_decay,
+            weight_decay,
+            eps
+        ))
+    }
+}
+
+/// RMSprop on `at::_foreach_*`: libtorch has no fused kernel for it.
+#[derive(Clone, Copy, Debug)]
+pub struct ForeachRmsProp {
+    pub alpha: f64,
+    pub eps: f64,
+    pub weight_decay: f64,
+    pub momentum: f64,
+}
+
+/// The state that [`ForeachRmsProp`] updates; `momentum_buffers` is empty where momentum is 0, `grad_avgs` where
+/// the variance is not centred.
+pub struct RmsPropState<'a> {
+    pub steps: &'a [&'a Tensor],
+    pub square_avgs: &'a [&'a Tensor],
+    pub momentum_buffers: &'a [&'a Tensor],
+    pub grad_avgs: &'a [&'a Tensor],
+}
+
+impl ForeachRmsProp {
+    /// Counts the step, then makes it.
+    pub fn step(&self, params: &[&Tensor], grads: &[&Tensor], state: &RmsPropState, lr: f64) -> Result<()> {
+        let Self { alpha, eps, weight_decay, momentum } = *self;
+        kernel!(
+            [params, grads, state.square_avgs, state.momentum_buffers, state.grad_avgs, state.steps],
+            |[params, grads, squares, buffers, means, steps]| tikhonov_foreach_rmsprop(
+                params,
+                grads,
+                squares,
+                buffers,
+                means,
+                steps,
+                lr,
+                alpha,
+                eps,
+                weight_decay,
+                momentum
+            )
+        )
+    }
+}

@@ -1,0 +1,57 @@
+//! Adagrad (Duchi, Hazan and Singer 2011), as `torch.optim.Adagrad` writes it.
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use super::{Batch, Rule, Slot, WeightDecay};
+use crate::libtorch::optim::FusedAdagrad;
+use crate::penalty::Rates;
+use crate::schedule::check;
+use crate::yaml::Invalid;
+
+/// `torch.optim.Adagrad`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdagradSpec {
+    pub lr: f64,
+    /// The optimiser's own decay, η/(1 + lr_decay·(step − 1)), beside the schedule. Decoupled decay and the soft
+    /// threshold use η.
+    pub lr_decay: f64,
+    pub initial_accumulator_value: f64,
+    pub eps: f64,
+    #[serde(skip_serializing)]
+    pub weight_decay: WeightDecay,
+}
+
+impl Default for AdagradSpec {
+    fn default() -> Self {
+        Self {
+            lr: 1e-2,
+            lr_decay: 0.0,
+            initial_accumulator_value: 0.0,
+            eps: 1e-10,
+            weight_decay: WeightDecay,
+        }
+    }
+}
+
+impl AdagradSpec {
+    pub(super) fn validate(&self) -> Result<(), Invalid> {
+        check("lr", self.lr, self.lr >= 0.0, "at least 0")?;
+        check("lr_decay", self.lr_decay, self.lr_decay >= 0.0, "at least 0")?;
+        let initial = self.initial_accumulator_value;
+        check("initial_accumulator_value", initial, initial >= 0.0, "at least 0")?;
+        check("eps", self.eps, self.eps >= 0.0, "at least 0")
+    }
+}
+
+impl Rule for AdagradSpec {
+    fn slots(&self) -> Vec<Slot> {
+        vec![Slot::step(), Slot { initial: self.initial_accumulator_value, ..Slot::zeros("sum") }]
+    }
+
+    fn update(&self, batch: &Batch, lr: f64, rates: &Rates) -> Result<()> {
+        let kernel = FusedAdagrad { lr_decay: self.lr_decay, eps: self.eps, weight_decay: rates.l2 };
+        kernel.step(&batch.params, &batch.grads, batch.slot(1), batch.slot(0), lr)
+    }
+}

@@ -1,0 +1,121 @@
+//! An exponential moving average of the weights (Polyak and Juditsky 1992).
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use super::refuse;
+use crate::libtorch::optim as kernels;
+use crate::schedule::check;
+use crate::yaml::Invalid;
+
+/// How much of the average each step keeps.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EmaSpec {
+    /// In [0, 1).
+    pub decay: f64,
+    /// Start with a short memory: update n (from 0) keeps min(decay, (1 + n)/(10 + n)).
+    pub warmup: bool,
+}
+
+impl Default for EmaSpec {
+    fn default() -> Self {
+        Self { decay: 0.999, warmup: false }
+    }
+}
+
+impl EmaSpec {
+    /// Refuses a decay outside [0, 1); paths are relative to `ema`.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        check("decay", self.decay, (0.0..1.0).contains(&self.decay), "in [0, 1)")
+    }
+}
+
+/// The averaged copy of a network's state: floating tensors averaged, others (batch counters) copied.
+pub struct Ema {
+    spec: EmaSpec,
+    shadow: Vec<(String, Tensor)>,
+    updates: u64,
+}
+
+/// How many updates were made, under the name that PyTorch's `AveragedModel` gives it.
+const UPDATES: &str = "n_averaged";
+
+impl Ema {
+    /// Starts from a copy of `state`.
+    pub fn new(spec: &EmaSpec, state: &[(String, Tensor)]) -> Result<Self> {
+        let copy = |(name, tensor): &(String, Tensor)| -> Result<_> {
+            let mut own = tensor.f_detach()?.f_empty_like()?;
+            tch::no_grad(|| own.f_copy_(tensor))?;
+            Ok((name.clone(), own))
+        };
+        Ok(Self { spec: spec.clone(), shadow: state.iter().map(copy).collect::<Result<_>>()?, updates: 0 })
+    }
+
+    /// shadow ← decay·shadow + (1 − decay)·state. `state` has the tensors of [`Ema::new`], in the same order.
+    pub fn update(&mut self, state: &[(String, Tensor)]) -> Result<()> {
+        if !state.iter().map(|(name, _)| name).eq(self.shadow.iter().map(|(name, _)| name)) {
+            bail!("the averaged weights and the network do not have the same tensors");
+        }
+        let n = self.updates as f64;
+        let decay =
+            if self.spec.warmup { self.spec.decay.min((1.0 + n) / (10.0 + n)) } else { self.spec.decay };
+        let (mut averages, mut news) = (Vec::new(), Vec::new());
+        for ((_, own), (_, tensor)) in self.shadow.iter_mut().zip(state) {
+            if matches!(own.kind(), Kind::Float | Kind::Double) {
+                averages.push(&*own);
+                news.push(tensor);
+            } else {
+                tch::no_grad(|| own.f_copy_(tensor))?;
+            }
+        }
+        kernels::lerp(&averages, &news, 1.0 - decay)?;
+        self.updates += 1;
+        Ok(())
+    }
+
+    /// The averaged tensors by the network's names, for `Network::load_state`; shallow clones.
+    pub fn weights(&self) -> BTreeMap<String, Tensor> {
+        self.shadow.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+    }
+
+    /// Everything to be saved: the averaged tensors and `n_averaged`.
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        let mut state: Vec<_> =
+            self.shadow.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+        state.push((UPDATES.into(), Tensor::from(self.updates as i64)));
+        state
+    }
+
+    /// Copies in what [`state`](Self::state) gave. Nothing changes unless all of it fits; exit 4 lists what does
+    /// not.
+    pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        let mut mistakes = Vec::new();
+        for (name, own) in &self.shadow {
+            match state.get(name) {
+                None => mistakes.push(format!("{name} is missing")),
+                Some(tensor) if tensor.size() != own.size() => {
+                    mistakes.push(format!("{name} is {:?}, expected {:?}", tensor.size(), own.size()));
+                }
+                Some(_) => {}
+            }
+        }
+        let updates = state.get(UPDATES).and_then(|tensor| i64::try_from(tensor).ok());
+        if updates.is_none() {
+            mistakes.push(format!("{UPDATES} is missing"));
+        }
+        let own = |key: &str| key == UPDATES || self.shadow.iter().any(|(name, _)| name == key);
+        mistakes.extend(state.keys().filter(|key| !own(key)).map(|key| format!("{key} is unexpected")));
+        refuse(&mistakes, "the averaged weights do not fit; resume with the model that saved them")?;
+        for (name, own) in &mut self.shadow {
+            if let Some(tensor) = state.get(name) {
+                tch::no_grad(|| own.f_copy_(tensor))?;
+            }
+        }
+        self.updates = updates.unwrap_or(0).max(0) as u64;
+        Ok(())
+    }
+}

@@ -1,0 +1,71 @@
+//! RMSprop (Tieleman and Hinton 2012), centred after Graves 2013, as `torch.optim.RMSprop` writes it.
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use super::{Batch, Rule, Slot, WeightDecay};
+use crate::libtorch::optim::{ForeachRmsProp, RmsPropState};
+use crate::penalty::Rates;
+use crate::schedule::check;
+use crate::yaml::Invalid;
+
+/// `torch.optim.RMSprop`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RmsPropSpec {
+    pub lr: f64,
+    /// Memory of the squared gradient, in [0, 1).
+    pub alpha: f64,
+    pub eps: f64,
+    /// In [0, 1).
+    pub momentum: f64,
+    /// Divide by the standard deviation of the gradient, not by its root mean square.
+    pub centered: bool,
+    #[serde(skip_serializing)]
+    pub weight_decay: WeightDecay,
+}
+
+impl Default for RmsPropSpec {
+    fn default() -> Self {
+        Self { lr: 1e-2, alpha: 0.99, eps: 1e-8, momentum: 0.0, centered: false, weight_decay: WeightDecay }
+    }
+}
+
+impl RmsPropSpec {
+    pub(super) fn validate(&self) -> Result<(), Invalid> {
+        check("lr", self.lr, self.lr >= 0.0, "at least 0")?;
+        check("alpha", self.alpha, (0.0..1.0).contains(&self.alpha), "in [0, 1)")?;
+        check("eps", self.eps, self.eps >= 0.0, "at least 0")?;
+        check("momentum", self.momentum, (0.0..1.0).contains(&self.momentum), "in [0, 1)")
+    }
+}
+
+impl Rule for RmsPropSpec {
+    fn slots(&self) -> Vec<Slot> {
+        let mut slots = vec![Slot::step(), Slot::zeros("square_avg")];
+        if self.momentum > 0.0 {
+            slots.push(Slot::zeros("momentum_buffer"));
+        }
+        if self.centered {
+            slots.push(Slot::zeros("grad_avg"));
+        }
+        slots
+    }
+
+    fn update(&self, batch: &Batch, lr: f64, rates: &Rates) -> Result<()> {
+        let kernel = ForeachRmsProp {
+            alpha: self.alpha,
+            eps: self.eps,
+            weight_decay: rates.l2,
+            momentum: self.momentum,
+        };
+        let with_momentum = usize::from(self.momentum > 0.0);
+        let state = RmsPropState {
+            steps: batch.slot(0),
+            square_avgs: batch.slot(1),
+            momentum_buffers: if self.momentum > 0.0 { batch.slot(2) } else { &[] },
+            grad_avgs: batch.slot(2 + with_momentum),
+        };
+        kernel.step(&batch.params, &batch.grads, &state, lr)
+    }
+}

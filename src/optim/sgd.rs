@@ -1,0 +1,59 @@
+//! SGD with momentum (Polyak 1964; Nesterov 1983), as `torch.optim.SGD` writes it; SGDW with `decoupled`.
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use super::{Batch, Rule, Slot, WeightDecay};
+use crate::libtorch::optim::FusedSgd;
+use crate::penalty::Rates;
+use crate::schedule::check;
+use crate::yaml::Invalid;
+
+/// `torch.optim.SGD`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SgdSpec {
+    pub lr: f64,
+    /// In [0, 1).
+    pub momentum: f64,
+    /// In [0, 1]; not on the first step, as in PyTorch.
+    pub dampening: f64,
+    pub nesterov: bool,
+    #[serde(skip_serializing)]
+    pub weight_decay: WeightDecay,
+}
+
+impl Default for SgdSpec {
+    fn default() -> Self {
+        Self { lr: 1e-3, momentum: 0.0, dampening: 0.0, nesterov: false, weight_decay: WeightDecay }
+    }
+}
+
+impl SgdSpec {
+    pub(super) fn validate(&self) -> Result<(), Invalid> {
+        check("lr", self.lr, self.lr >= 0.0, "at least 0")?;
+        check("momentum", self.momentum, (0.0..1.0).contains(&self.momentum), "in [0, 1)")?;
+        check("dampening", self.dampening, (0.0..=1.0).contains(&self.dampening), "in [0, 1]")?;
+        if self.nesterov && (self.momentum == 0.0 || self.dampening != 0.0) {
+            return Err(Invalid::new("nesterov", "needs momentum above 0 and no dampening"));
+        }
+        Ok(())
+    }
+}
+
+impl Rule for SgdSpec {
+    fn slots(&self) -> Vec<Slot> {
+        if self.momentum == 0.0 { Vec::new() } else { vec![Slot::zeros("momentum_buffer")] }
+    }
+
+    fn update(&self, batch: &Batch, lr: f64, rates: &Rates) -> Result<()> {
+        let kernel = FusedSgd {
+            weight_decay: rates.l2,
+            momentum: self.momentum,
+            dampening: self.dampening,
+            nesterov: self.nesterov,
+            is_first_step: batch.fresh,
+        };
+        kernel.step(&batch.params, &batch.grads, batch.slot(0), lr)
+    }
+}
