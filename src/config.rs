@@ -8,6 +8,9 @@ use serde_json::Value;
 
 use crate::device::DeviceSpec;
 use crate::exit::{Exit, OrExit, fail};
+use crate::optim::{Clip, EmaSpec, OptimizerSpec};
+use crate::penalty::PenaltySpec;
+use crate::schedule::ScheduleSpec;
 use crate::shipped;
 use crate::yaml::{Document, Invalid, nearest};
 
@@ -15,11 +18,9 @@ use crate::yaml::{Document, Invalid, nearest};
 type ModelSpec = Value;
 type DataSpec = Value;
 type TaskSpec = Value;
-type PenaltySpec = Value;
-type OptimizerSpec = Value;
-type ScheduleSpec = Value;
-type Clip = Value;
-type EmaSpec = Value;
+
+/// The resolved config in a run folder.
+pub const CONFIG_FILE: &str = "config.yaml";
 
 /// One run. Keys and defaults are those of the YAML file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -91,31 +92,31 @@ pub struct TrainSpec {
     pub eval_every: u64,
 }
 
-/// Stop when the metric has not improved for `patience` evaluations.
+/// Stop when the task's metric has not improved on the validation set for `patience` epochs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EarlyStopping {
-    /// A metric of the task, measured on the validation set; the task's main one where absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub metric: Option<String>,
     pub patience: u64,
     /// What counts as an improvement at the least.
     #[serde(default)]
     pub min_delta: f64,
 }
 
-/// When to save, beyond the end of each epoch, and how many of the best to keep.
+/// When to save, and how many checkpoints to keep beside the last.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointSpec {
+    /// Optimiser steps between two checkpoints within an epoch; none where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub every_steps: Option<u64>,
+    pub every_epochs: u64,
+    /// The best so many are kept.
     pub keep: usize,
 }
 
 impl Default for CheckpointSpec {
     fn default() -> Self {
-        Self { every_steps: None, keep: 3 }
+        Self { every_steps: None, every_epochs: 1, keep: 3 }
     }
 }
 
@@ -138,7 +139,14 @@ impl TrainSpec {
         at_least_one("log_every", self.log_every)?;
         at_least_one("eval_every", self.eval_every)?;
         at_least_one("checkpoint.every_steps", self.checkpoint.every_steps.unwrap_or(1))?;
+        at_least_one("checkpoint.every_epochs", self.checkpoint.every_epochs)?;
         at_least_one("checkpoint.keep", self.checkpoint.keep as u64)?;
+        if let Some(clip) = &self.clip {
+            clip.validate().map_err(|invalid| invalid.under("clip"))?;
+        }
+        if let Some(ema) = &self.ema {
+            ema.validate().map_err(|invalid| invalid.under("ema"))?;
+        }
         if let Some(stopping) = &self.early_stopping {
             at_least_one("early_stopping.patience", stopping.patience)?;
             if stopping.min_delta < 0.0 {
@@ -155,6 +163,10 @@ impl RunConfig {
         if self.threads == Some(0) {
             return Err(Invalid::new("threads", "must be 1 or more; leave it out for libtorch's own choice"));
         }
+        self.penalty.validate().map_err(|invalid| invalid.under("penalty"))?;
+        self.optimizer.validate().map_err(|invalid| invalid.under("optimizer"))?;
+        self.optimizer.accepts(&self.penalty).map_err(|invalid| invalid.under("penalty"))?;
+        self.schedule.validate().map_err(|invalid| invalid.under("schedule"))?;
         self.train.validate().map_err(|invalid| invalid.under("train"))
     }
 }
@@ -184,7 +196,33 @@ impl Config {
     /// Loads a YAML file or a shipped config, applies `sets` (`a.b=VALUE`) and then `overrides`, and validates.
     /// Every mistake is exit 2.
     pub fn load(name: &str, sets: &[String], overrides: impl IntoIterator<Item = Override>) -> Result<Self> {
-        let mut document = open(name)?;
+        let stem = Path::new(name).file_stem().unwrap_or_default();
+        Self::from_document(open(name)?, sets, overrides, &Path::new("runs").join(stem))
+    }
+
+    /// The config of a run folder, as it was trained with but for `sets` and `overrides`.
+    pub fn of_run(
+        folder: &Path,
+        sets: &[String],
+        overrides: impl IntoIterator<Item = Override>,
+    ) -> Result<Self> {
+        let path = folder.join(CONFIG_FILE);
+        if !path.is_file() {
+            let message = format!("{} is no run folder: it has no {CONFIG_FILE}", folder.display());
+            return Err(fail(Exit::Usage, message));
+        }
+        let output = Override::new("the run folder", "output", folder.to_string_lossy().into_owned());
+        let overrides = overrides.into_iter().chain([output]);
+        Self::from_document(Document::read(path)?, sets, overrides, folder)
+    }
+
+    /// Applies the overrides, decodes and validates; `output` is the run folder where the document names none.
+    pub fn from_document(
+        mut document: Document,
+        sets: &[String],
+        overrides: impl IntoIterator<Item = Override>,
+        output: &Path,
+    ) -> Result<Self> {
         for set in sets {
             document.set(set)?;
         }
@@ -192,12 +230,6 @@ impl Config {
             let shown = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             document.set_value(key, value, format!("{option} {shown}"))?;
         }
-        let stem = Path::new(name).file_stem().unwrap_or_default();
-        Self::from_document(document, &Path::new("runs").join(stem))
-    }
-
-    /// Decodes and validates; `output` is the run folder where the document names none.
-    pub fn from_document(document: Document, output: &Path) -> Result<Self> {
         let mut spec: RunConfig = document.decode()?;
         if spec.output.as_os_str().is_empty() {
             spec.output = output.to_owned();
