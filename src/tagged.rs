@@ -4,7 +4,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use serde::Deserialize;
-use serde::de::value::MapDeserializer;
+use serde::de::value::{MapDeserializer, UnitDeserializer};
 use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
 
 /// An enum whose variants each hold one spec.
@@ -31,7 +31,7 @@ pub(crate) fn from_name<T: Tagged, E: Error>(name: &str) -> Result<T, E> {
     if !T::NAMES.contains(&name) {
         return Err(E::unknown_variant(name, T::NAMES));
     }
-    T::body(name, MapDeserializer::new(std::iter::empty::<(&str, &str)>()))
+    T::body(name, UnitDeserializer::new())
 }
 
 /// The seed that decodes the value behind the key `name`.

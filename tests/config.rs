@@ -1,1 +1,258 @@
+//! What a mistake in a config looks like, from the command line's side.
 
+use std::fs;
+use std::io::Read;
+use std::process::{Command, Stdio};
+
+use crate::common::{run, tikhonov};
+
+const GOOD: &str = "\
+seed: 7
+device: cpu
+model: {name: small-cnn, args: {channels: 1, size: 28, classes: 10}}
+task: classification
+data:
+  train: {shapes: {count: 100, size: 28}}
+  batch_size: 10
+penalty:
+  l2: 5.0e-4
+  groups:
+    - match: \"*.bias\"
+      l2: 1.0e-5
+optimizer:
+  sgd:
+    lr: 0.1
+    momentum: 0.9
+schedule: cosine
+train:
+  epochs: 2
+  clip: {norm: 1.0}
+";
+
+/// Writes `text` as run.yaml, checks it with --dry-run, and returns (exit code, stdout, stderr), the folder cut off.
+fn dry_run(text: &str, options: &[&str]) -> (i32, String, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.yaml");
+    fs::write(&path, text).unwrap();
+    let mut args = vec!["train", path.to_str().unwrap(), "--dry-run"];
+    args.extend(options);
+    let (code, stdout, stderr) = run(&args);
+    (code, stdout, stderr.replace(&format!("{}/", folder.path().display()), ""))
+}
+
+/// The text of a mistake that must end with exit code 2.
+#[track_caller]
+fn refused(text: &str, options: &[&str]) -> String {
+    let (code, stdout, stderr) = dry_run(text, options);
+    assert_eq!(code, 2, "{stdout}{stderr}");
+    assert!(stdout.is_empty(), "{stdout}");
+    stderr.strip_prefix("error: ").unwrap_or(&stderr).trim_end().to_owned()
+}
+
+#[track_caller]
+fn replaced(from: &str, to: &str) -> String {
+    assert!(GOOD.contains(from), "{from}");
+    GOOD.replacen(from, to, 1)
+}
+
+#[test]
+fn a_good_config_resolves_to_one_that_resolves_to_itself() {
+    let (code, resolved, stderr) = dry_run(GOOD, &["--set", "optimizer.sgd.lr=0.30000000000000004"]);
+    assert_eq!(code, 0, "{stderr}");
+    for line in ["accumulate: 1", "nesterov: false", "lr: 0.30000000000000004", "l2: 0.0005", "log_every: 50"]
+    {
+        assert!(resolved.contains(line), "{line} in\n{resolved}");
+    }
+    let (code, again, stderr) = dry_run(&resolved, &[]);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(again, resolved);
+}
+
+#[test]
+fn options_and_overrides_reach_the_resolved_config() {
+    let options = ["--seed", "11", "--threads", "3", "--output", "1e3", "--set", "schedule=constant"];
+    let (code, resolved, stderr) = dry_run(GOOD, &options);
+    assert_eq!(code, 0, "{stderr}");
+    for line in ["seed: 11", "threads: 3", "output: '1e3'", "constant: {}"] {
+        assert!(resolved.contains(line), "{line} in\n{resolved}");
+    }
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_place_and_the_nearest_key() {
+    let message = refused(&replaced("momentum", "momentm"), &[]);
+    assert!(
+        message.starts_with("run.yaml:16:5: optimizer.sgd.momentm: unknown key; did you mean `momentum`?"),
+        "{message}"
+    );
+    let message = refused(&replaced("optimizer", "optimiser"), &[]);
+    assert!(
+        message.starts_with("run.yaml:13:1: optimiser: unknown key; did you mean `optimizer`?"),
+        "{message}"
+    );
+    let message = refused(&replaced("sgd", "sdg"), &[]);
+    assert!(
+        message.starts_with("run.yaml:14:3: optimizer.sdg: unknown choice `sdg`; did you mean `sgd`?"),
+        "{message}"
+    );
+    let message = refused(&replaced("cosine", "cosin"), &[]);
+    assert!(message.starts_with("run.yaml:17:1: schedule: "), "{message}");
+    assert!(message.contains("did you mean `cosine`?"), "{message}");
+}
+
+#[test]
+fn a_missing_key_is_named() {
+    let message = refused(&replaced("  epochs: 2\n", ""), &[]);
+    assert_eq!(message, "run.yaml:18:1: train: the key `epochs` is missing");
+}
+
+#[test]
+fn a_wrong_type_says_what_was_expected() {
+    let message = refused(&replaced("lr: 0.1", "lr: fast"), &[]);
+    assert_eq!(message, "run.yaml:15:5: optimizer.sgd.lr: expected a number, found the text `fast`");
+    let message = refused(&replaced("epochs: 2", "epochs: 2.5"), &[]);
+    assert_eq!(
+        message,
+        "run.yaml:19:3: train.epochs: expected a whole number, 0 or more, found the number 2.5"
+    );
+    let message = refused(&replaced("{norm: 1.0}", "1.0"), &[]);
+    assert_eq!(message, "run.yaml:20:3: train.clip: expected a mapping, found the number 1.0");
+}
+
+#[test]
+fn values_that_make_no_sense_are_refused() {
+    let message = refused(&replaced("epochs: 2", "epochs: 0"), &[]);
+    assert_eq!(message, "run.yaml:19:3: train.epochs: must be 1 or more");
+    let message = refused(&replaced("l2: 5.0e-4", "l2: -5.0e-4"), &[]);
+    assert!(message.starts_with("run.yaml:9:3: penalty.l2: "), "{message}");
+    let message = refused(&replaced("l2: 1.0e-5", "l2: .nan"), &[]);
+    assert!(message.starts_with("run.yaml:12:7: penalty.groups.0.l2: "), "{message}");
+    assert!(message.contains("NaN"), "{message}");
+    let message = refused(&replaced("norm: 1.0", "norm: 0"), &[]);
+    assert!(message.starts_with("run.yaml:20:10: train.clip.norm: "), "{message}");
+    let message = refused(&replaced("sgd:\n    lr: 0.1\n    momentum: 0.9", "adamw: {lr: 1e-3}"), &[]);
+    assert!(message.starts_with("run.yaml:9:3: penalty.l2: "), "{message}");
+    assert!(message.contains("decoupled"), "{message}");
+    let message = refused(&replaced("momentum", "weight_decay"), &[]);
+    assert!(message.starts_with("run.yaml:16:5: optimizer.sgd.weight_decay: "), "{message}");
+    assert!(message.contains("penalty: {l2: λ}"), "{message}");
+}
+
+#[test]
+fn a_file_that_is_missing_or_no_config_is_named() {
+    let (code, _, stderr) = run(&["train", "no-such-config.yaml", "--dry-run"]);
+    assert_eq!(code, 2);
+    assert!(stderr.starts_with("error: there is no config no-such-config.yaml; "), "{stderr}");
+    let folder = tempfile::tempdir().unwrap();
+    let (code, _, stderr) = run(&["train", folder.path().to_str().unwrap(), "--dry-run"]);
+    assert_eq!(code, 2);
+    assert!(stderr.contains("is a folder"), "{stderr}");
+    let file = folder.path().join("picture.yaml");
+    fs::write(&file, [0xff, 0xd8, 0xff, 0xe0]).unwrap();
+    let (code, _, stderr) = run(&["train", file.to_str().unwrap(), "--dry-run"]);
+    assert_eq!(code, 2, "{stderr}");
+}
+
+#[test]
+fn a_mistake_in_an_override_names_the_override() {
+    let message = refused(GOOD, &["--set", "optimizer.sgd.momentm=0.9"]);
+    assert!(
+        message.starts_with("--set optimizer.sgd.momentm=0.9: unknown key; did you mean `momentum`?"),
+        "{message}"
+    );
+    let message = refused(GOOD, &["--set", "train.epochs=0"]);
+    assert_eq!(message, "--set train.epochs=0: must be 1 or more");
+    let message = refused(GOOD, &["--set", "penalty.groups.1={l2: 1}"]);
+    assert!(message.starts_with("--set penalty.groups.1={l2: 1}: "), "{message}");
+    let message = refused(GOOD, &["--set", "seed.x=1"]);
+    assert_eq!(message, "--set seed.x=1: `seed` is the number 7, so it has no key `x`; set `seed` itself");
+    let message = refused(GOOD, &["--set", "train.epochs=[1"]);
+    assert!(message.starts_with("--set train.epochs=[1: "), "{message}");
+    let (code, _, stderr) = dry_run(GOOD, &["--set", "epochs"]);
+    assert_eq!(code, 2);
+    assert!(stderr.contains("expected KEY=VALUE"), "{stderr}");
+}
+
+#[test]
+fn broken_yaml_says_where() {
+    let message = refused("seed: 1\ntrain: {epochs: 2\nmodel: x\n", &[]);
+    assert!(message.starts_with("run.yaml:3:"), "{message}");
+    let message = refused(&format!("{GOOD}seed: 8\n"), &[]);
+    assert!(message.ends_with(": the key `seed` stands here twice; remove one"), "{message}");
+    assert!(message.starts_with("run.yaml:"), "{message}");
+    let message = refused("", &[]);
+    assert_eq!(message, "run.yaml: the key `model` is missing");
+}
+
+#[test]
+fn a_hostile_file_is_an_error_and_not_a_crash() {
+    let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for level in 1..15 {
+        let refs = vec![format!("*a{}", level - 1); 10].join(", ");
+        bomb += &format!("a{level}: &a{level} [{refs}]\n");
+    }
+    let message = refused(&bomb, &[]);
+    assert!(message.contains("too large for a config"), "{message}");
+    for opening in ["[", "{a: ", "- ", "&a [*a, "] {
+        refused(&opening.repeat(50_000), &[]);
+    }
+}
+
+#[test]
+fn every_shipped_file_is_written_out_and_nothing_is_overwritten() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().to_str().unwrap();
+    let (code, stdout, stderr) = run(&["init", dir]);
+    assert_eq!(code, 0, "{stderr}");
+    for name in tikhonov::shipped::configs() {
+        let path = folder.path().join("configs").join(format!("{name}.yaml"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), tikhonov::shipped::config(name).unwrap());
+        assert!(stdout.contains(path.to_str().unwrap()), "{stdout}");
+    }
+    let Some(name) = tikhonov::shipped::models().next() else { return };
+    let mine = folder.path().join("models").join(format!("{name}.yaml"));
+    fs::write(&mine, "mine").unwrap();
+    let (code, stdout, _) = run(&["init", dir]);
+    assert_eq!((code, fs::read_to_string(&mine).unwrap().as_str()), (0, "mine"));
+    assert!(stdout.contains("--force"), "{stdout}");
+    let (code, _, _) = run(&["init", dir, "--force"]);
+    assert_eq!(code, 0);
+    assert_eq!(fs::read_to_string(&mine).unwrap(), tikhonov::shipped::model(name).unwrap());
+}
+
+#[test]
+fn the_doctor_finds_a_sound_libtorch() {
+    let (code, stdout, stderr) = run(&["doctor", "--json"]);
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(report["libtorch"]["version"].as_str().unwrap().split('+').next(), Some("2.11.0"));
+    assert!(report["checks"].as_array().unwrap().len() >= 4);
+    let cuda = &report["cuda"];
+    assert_ne!(cuda["devices"].as_array().unwrap().is_empty(), cuda["reason"].is_null(), "{cuda}");
+    let (_, text, _) = run(&["doctor"]);
+    assert!(text.contains("convolution and its gradients on cpu"), "{text}");
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_an_error() {
+    let (code, _, stderr) = run(&["train", "x", "--device", "gpu"]);
+    assert_eq!(code, 2);
+    assert!(stderr.contains("expected cpu, cuda, cuda:N or auto"), "{stderr}");
+}
+
+#[test]
+fn the_reader_of_the_output_may_go_away() {
+    for args in [&["completions", "bash"][..], &["doctor"], &["doctor", "--json"], &["init", "--help"]] {
+        let mut child = Command::new(tikhonov().get_program())
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let mut stderr = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        let status = child.wait().unwrap();
+        assert!(stderr.is_empty() && status.success(), "{args:?}: {status} {stderr}");
+    }
+}

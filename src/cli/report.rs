@@ -28,9 +28,11 @@ pub fn failure(error: &anyhow::Error, debug: bool) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Whether whoever read our output has gone, as `head` does; that is no failure.
+/// Whether whoever read our output has gone, as `head` does; that is no failure. The writers of JSON and CSV hide
+/// the system's error in their own, so its text counts too.
 fn is_broken_pipe(cause: &(dyn std::error::Error + 'static)) -> bool {
-    cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == ErrorKind::BrokenPipe)
+    let io = cause.downcast_ref::<std::io::Error>();
+    io.is_some_and(|io| io.kind() == ErrorKind::BrokenPipe) || cause.to_string().ends_with("(os error 32)")
 }
 
 /// A panic is a mistake of the program, and says so. Panics of libtorch under [`libtorch::catching`] become errors

@@ -1,5 +1,7 @@
 //! `tikhonov completions`: tab completion for a shell.
 
+use std::io::Write;
+
 use anyhow::Result;
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
@@ -15,6 +17,7 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    clap_complete::generate(options.shell, &mut Cli::command(), "tikhonov", &mut std::io::stdout());
-    Ok(())
+    let mut script = Vec::new();
+    clap_complete::generate(options.shell, &mut Cli::command(), "tikhonov", &mut script);
+    Ok(std::io::stdout().write_all(&script)?)
 }
