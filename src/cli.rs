@@ -5,7 +5,7 @@ pub mod report;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::commands::{completions, doctor, eval, init, predict, summary, train};
+use crate::commands::{completions, convert, doctor, eval, init, inspect, predict, summary, train};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,6 +35,8 @@ enum Command {
     Eval(eval::Options),
     Predict(predict::Options),
     Summary(summary::Options),
+    Inspect(inspect::Options),
+    Convert(convert::Options),
     Init(init::Options),
     Doctor(doctor::Options),
     Completions(completions::Options),
@@ -47,6 +49,8 @@ impl Cli {
             Command::Eval(options) => eval::run(options),
             Command::Predict(options) => predict::run(options),
             Command::Summary(options) => summary::run(options),
+            Command::Inspect(options) => inspect::run(options),
+            Command::Convert(options) => convert::run(options),
             Command::Init(options) => init::run(options),
             Command::Doctor(options) => doctor::run(options),
             Command::Completions(options) => completions::run(options),

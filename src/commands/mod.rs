@@ -1,9 +1,11 @@
 //! One file per subcommand: its options and what it does.
 
 pub mod completions;
+pub mod convert;
 pub mod doctor;
 pub mod eval;
 pub mod init;
+pub mod inspect;
 pub mod predict;
 pub mod summary;
 pub mod train;

@@ -1,0 +1,44 @@
+//! Files that appear whole or not at all: written beside their place, flushed to the disk, then renamed.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::exit::{Exit, OrExit};
+
+/// Lets `write` fill a temporary neighbour of `path` and moves it there once it is on the disk. Errors exit with 7.
+pub fn write(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
+    write_by_path(path, |temporary| {
+        let mut file = BufWriter::with_capacity(1 << 20, File::create(temporary)?);
+        write(&mut file)?;
+        file.flush()?;
+        Ok(())
+    })
+}
+
+/// The same for writers that open the file themselves.
+pub fn write_by_path(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let temporary = neighbour(path);
+    let result = write(&temporary).and_then(|()| settle(&temporary, path));
+    if result.is_err() {
+        // The error that is reported is the first one.
+        let _ = fs::remove_file(&temporary);
+    }
+    result.or_exit(Exit::Storage, || format!("writing {}", path.display()))
+}
+
+fn neighbour(path: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(format!(".{}.partial", std::process::id()));
+    path.with_file_name(name)
+}
+
+fn settle(temporary: &Path, path: &Path) -> Result<()> {
+    File::open(temporary)?.sync_all().context("flushing to the disk")?;
+    fs::rename(temporary, path)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all().context("flushing the folder to the disk")
+}

@@ -1,0 +1,166 @@
+//! `tikhonov convert`: weights from one file format to another, renamed and narrowed on the way.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use regex::Regex;
+use tch::{Kind, Tensor};
+
+use crate::checkpoint::weights::{Weights, read_weights};
+use crate::checkpoint::{safetensors, state_dict};
+use crate::exit::{Exit, OrExit, fail};
+
+/// Convert weights between .pth, .pt and .safetensors; the extension of OUT decides.
+///
+/// Reads everything that `inspect` reads. A .pt or .pth is a state_dict that torch.load(weights_only=True) opens. Tensors keep
+/// their dtype unless --half or --bf16 narrows the floating-point ones.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// The file to read
+    input: PathBuf,
+    /// The file to write: .pt, .pth or .safetensors; never the input itself
+    output: PathBuf,
+    /// Dotted path of the weights in the input, instead of the part with the most tensors
+    #[arg(long)]
+    key: Option<String>,
+    /// Take a prefix off the names that have it (repeatable, applied in order): --strip module.
+    #[arg(long, value_name = "PREFIX")]
+    strip: Vec<String>,
+    /// Replace in every name, after --strip (repeatable, applied in order): --rename '^net\.(\d+)=>layers.$1'
+    #[arg(long, value_name = "REGEX=>REPLACEMENT", value_parser = rule)]
+    rename: Vec<(Regex, String)>,
+    /// Write floating-point tensors as float16
+    #[arg(long, conflicts_with = "bf16")]
+    half: bool,
+    /// Write floating-point tensors as bfloat16
+    #[arg(long)]
+    bf16: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Format {
+    StateDict,
+    Safetensors,
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    let format = format(&options.output)?;
+    if is_same_file(&options.input, &options.output) {
+        return Err(fail(Exit::Usage, "the output would replace the input: give it another name"));
+    }
+    let weights = read_weights(&options.input, options.key.as_deref())?;
+    let tensors = rename(&weights, options)?;
+    let tensors = match (options.half, options.bf16) {
+        (true, _) => narrow(tensors, Kind::Half)?,
+        (_, true) => narrow(tensors, Kind::BFloat16)?,
+        _ => tensors,
+    };
+    match format {
+        Format::StateDict => state_dict::write(&options.output, &tensors)?,
+        Format::Safetensors => safetensors::write(&options.output, &tensors, &metadata(&weights))?,
+    }
+    println!(
+        "{}: {} tensors from the {} of {}",
+        options.output.display(),
+        tensors.len(),
+        weights.structure,
+        options.input.display()
+    );
+    Ok(())
+}
+
+fn format(output: &Path) -> Result<Format> {
+    let extension = output.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    match extension.to_lowercase().as_str() {
+        "pt" | "pth" | "th" => Ok(Format::StateDict),
+        "safetensors" => Ok(Format::Safetensors),
+        _ => Err(fail(
+            Exit::Usage,
+            format!("{}: the extension must say the format: .pt, .pth or .safetensors", output.display()),
+        )),
+    }
+}
+
+/// Also through links and other spellings of the path.
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (std::fs::metadata(a), std::fs::metadata(b)) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
+    }
+}
+
+fn rule(text: &str) -> Result<(Regex, String), String> {
+    let (pattern, replacement) = text.split_once("=>").ok_or("expected REGEX=>REPLACEMENT")?;
+    let regex = Regex::new(pattern).map_err(|error| error.to_string())?;
+    Ok((regex, replacement.to_owned()))
+}
+
+fn rename(weights: &Weights, options: &Options) -> Result<Vec<(String, Tensor)>> {
+    let mut names: Vec<String> = weights.tensors.iter().map(|(name, _)| name.clone()).collect();
+    let unused = |what: &str, rule: &str| {
+        let first = weights.tensors.first().map_or("", |(name, _)| name);
+        fail(Exit::Usage, format!("{what} {rule:?} fits no name; the first one in the file is {first:?}"))
+    };
+    for prefix in &options.strip {
+        let mut used = false;
+        for name in &mut names {
+            if let Some(rest) = name.strip_prefix(prefix.as_str()).filter(|rest| !rest.is_empty()) {
+                *name = rest.to_owned();
+                used = true;
+            }
+        }
+        if !used {
+            return Err(unused("--strip", prefix));
+        }
+    }
+    for (regex, replacement) in &options.rename {
+        if !names.iter().any(|name| regex.is_match(name)) {
+            return Err(unused("--rename", regex.as_str()));
+        }
+        for name in &mut names {
+            *name = regex.replace_all(name, replacement.as_str()).into_owned();
+        }
+    }
+    let mut seen = HashSet::new();
+    if let Some(name) = names.iter().find(|name| name.is_empty() || !seen.insert(name.as_str())) {
+        return Err(fail(
+            Exit::Usage,
+            format!("after renaming, two tensors are called {name:?} or one has no name"),
+        ));
+    }
+    Ok(names.into_iter().zip(weights.tensors.iter().map(|(_, tensor)| tensor.shallow_clone())).collect())
+}
+
+/// Converts the floating-point tensors; tied ones stay tied.
+fn narrow(tensors: Vec<(String, Tensor)>, kind: Kind) -> Result<Vec<(String, Tensor)>> {
+    let mut done: HashMap<_, Tensor> = HashMap::new();
+    tensors
+        .into_iter()
+        .map(|(name, tensor)| {
+            if !tensor.is_floating_point() {
+                return Ok((name, tensor));
+            }
+            let place = (tensor.data_ptr() as usize, tensor.size(), tensor.stride());
+            let narrowed = match done.get(&place) {
+                Some(twin) => twin.shallow_clone(),
+                None => tensor.f_to_kind(kind).or_exit(Exit::Checkpoint, || format!("`{name}`"))?,
+            };
+            done.insert(place, narrowed.shallow_clone());
+            Ok((name, narrowed))
+        })
+        .collect()
+}
+
+/// The plain values beside the weights: safetensors keeps strings only.
+fn metadata(weights: &Weights) -> Vec<(String, String)> {
+    let plain = weights
+        .metadata
+        .iter()
+        .filter(|(_, value)| !value.is_object() && !value.is_array() && !value.is_null());
+    plain
+        .map(|(key, value)| (key.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
+        .collect()
+}
