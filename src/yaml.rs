@@ -151,34 +151,7 @@ impl Document {
     /// Decodes the part under `key_path`; a part that is missing reads as null. A choice written as its name
     /// alone (`schedule: cosine`) is the choice with its defaults (`schedule: {cosine: {}}`).
     pub fn decode_at<T: DeserializeOwned>(&self, key_path: &str) -> Result<T> {
-        let mut tree = self.tree.clone();
-        loop {
-            let value = split(key_path).iter().try_fold(&tree, |value, key| child(value, key));
-            let error = match serde_path_to_error::deserialize(value.unwrap_or(&Value::Null)) {
-                Ok(decoded) => return Ok(decoded),
-                Err(error) => error,
-            };
-            let mut path = split(key_path);
-            path.extend(error.path().iter().filter_map(|segment| match segment {
-                Segment::Seq { index } => Some(index.to_string()),
-                Segment::Map { key } => Some(key.clone()),
-                Segment::Enum { variant } => Some(variant.clone()),
-                Segment::Unknown => None,
-            }));
-            let message = error.into_inner().to_string();
-            if wording::wants_arguments(&message) && spell_out(&mut tree, &path) {
-                continue;
-            }
-            let at = |path: &[String]| path.iter().try_fold(&self.tree, |value, key| child(value, key));
-            // A wrong choice is a key of the tree, unless it is written as plain text (`optimizer: sdg`).
-            if let Some(choice) = wording::unknown_choice(&message) {
-                path.push(choice.to_owned());
-                if at(&path).is_none() {
-                    path.pop();
-                }
-            }
-            return Err(self.error(&path, &wording::mistake(&message, at(&path))));
-        }
+        decode_part(&self.tree, split(key_path)).map_err(|(path, message)| self.error(&path, &message))
     }
 
     /// An error (exit 2) about the value at `key_path`: `file:line:column: key.path: message`, or
@@ -215,6 +188,45 @@ impl Document {
             (None, None) => format!("{}: {dotted}{separator}{message}", self.name),
         };
         fail(Exit::Usage, text)
+    }
+}
+
+/// Decodes a tree that a room has made itself; the mistake's path starts at its root.
+pub fn decode<T: DeserializeOwned>(tree: &Value) -> Result<T, Invalid> {
+    decode_part(tree, Vec::new()).map_err(|(path, message)| Invalid::new(path.join("."), message))
+}
+
+fn decode_part<T: DeserializeOwned>(tree: &Value, part: Vec<String>) -> Result<T, Mistake> {
+    let at = |tree: &Value, path: &[String]| -> Option<Value> {
+        path.iter().try_fold(tree, |value, key| child(value, key)).cloned()
+    };
+    let mut spelt = tree.clone();
+    loop {
+        let value = part.iter().try_fold(&spelt, |value, key| child(value, key));
+        let error = match serde_path_to_error::deserialize(value.unwrap_or(&Value::Null)) {
+            Ok(decoded) => return Ok(decoded),
+            Err(error) => error,
+        };
+        let mut path = part.clone();
+        path.extend(error.path().iter().filter_map(|segment| match segment {
+            Segment::Seq { index } => Some(index.to_string()),
+            Segment::Map { key } => Some(key.clone()),
+            Segment::Enum { variant } => Some(variant.clone()),
+            Segment::Unknown => None,
+        }));
+        let message = error.into_inner().to_string();
+        if wording::wants_arguments(&message) && spell_out(&mut spelt, &path) {
+            continue;
+        }
+        // A wrong choice is a key of the tree, unless it is written as plain text (`optimizer: sdg`).
+        if let Some(choice) = wording::unknown_choice(&message) {
+            path.push(choice.to_owned());
+            if at(tree, &path).is_none() {
+                path.pop();
+            }
+        }
+        let message = wording::mistake(&message, at(tree, &path).as_ref());
+        return Err((path, message));
     }
 }
 

@@ -1,0 +1,143 @@
+//! Batch normalisation, as `torch.nn.BatchNorm1d` and `BatchNorm2d` (Ioffe and Szegedy, 2015).
+
+use serde::{Deserialize, Serialize};
+use tch::nn::{self, ModuleT};
+use tch::{Kind, Tensor, no_grad};
+
+use super::args::{agrees, image, not_negative, same, share, yes};
+use super::{Layer, Misfit, Param, ParamKind, Shape};
+
+/// Normalises each channel of `[C, H, W]` over the batch and the image.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct BatchNorm2d {
+    /// Inferred from the input; checked when given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_features: Option<i64>,
+    #[serde(default = "eps")]
+    pub eps: f64,
+    #[serde(default = "momentum")]
+    pub momentum: f64,
+    #[serde(default = "yes")]
+    pub affine: bool,
+}
+
+/// Normalises each feature of `[F]`, or each channel of `[C, L]`, over the batch.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(transparent)]
+pub struct BatchNorm1d(BatchNorm2d);
+
+fn eps() -> f64 {
+    1e-5
+}
+
+fn momentum() -> f64 {
+    0.1
+}
+
+impl BatchNorm2d {
+    fn check(&self, input: &[i64]) -> Result<Shape, Misfit> {
+        agrees("num_features", self.num_features, input[0])?;
+        not_negative("eps", self.eps)?;
+        share("momentum", self.momentum)?;
+        same(input)
+    }
+
+    fn config(&self) -> nn::BatchNormConfig {
+        nn::BatchNormConfig {
+            cudnn_enabled: true,
+            eps: self.eps,
+            momentum: self.momentum,
+            affine: self.affine,
+            ws_init: nn::Init::Const(1.0),
+            bs_init: nn::Init::Const(0.0),
+        }
+    }
+}
+
+impl Layer for BatchNorm2d {
+    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+        image(input)?;
+        self.check(input)
+    }
+
+    fn params(&self, input: &[i64]) -> Vec<Param> {
+        let features = [input[0]];
+        let mut params = Vec::new();
+        if self.affine {
+            params.push(Param::new("weight", features, ParamKind::Norm));
+            params.push(Param::new("bias", features, ParamKind::Bias));
+        }
+        params.push(Param::new("running_mean", features, ParamKind::Buffer));
+        params.push(Param::new("running_var", features, ParamKind::Buffer));
+        params.push(Param::new("num_batches_tracked", [], ParamKind::Buffer));
+        params
+    }
+
+    fn min_batch(&self, input: &[i64]) -> i64 {
+        // A variance wants two values.
+        if input[1..].iter().all(|extent| *extent == 1) { 2 } else { 1 }
+    }
+
+    fn build(&self, path: &nn::Path, input: &[i64]) -> Box<dyn ModuleT> {
+        Box::new(Counted::new(nn::batch_norm2d(path, input[0], self.config()), path, self))
+    }
+}
+
+impl Layer for BatchNorm1d {
+    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+        if !matches!(input.len(), 1 | 2) {
+            let remedy = "use `batch_norm2d` for images, or put `flatten` before it";
+            return Err(Misfit::Input { wants: "[F]".into(), remedy: remedy.into() });
+        }
+        self.0.check(input)
+    }
+
+    fn params(&self, input: &[i64]) -> Vec<Param> {
+        self.0.params(input)
+    }
+
+    fn min_batch(&self, input: &[i64]) -> i64 {
+        self.0.min_batch(input)
+    }
+
+    fn build(&self, path: &nn::Path, input: &[i64]) -> Box<dyn ModuleT> {
+        Box::new(Counted::new(nn::batch_norm1d(path, input[0], self.0.config()), path, &self.0))
+    }
+}
+
+/// tch's batch norm, which lacks `num_batches_tracked`.
+#[derive(Debug)]
+struct Counted {
+    norm: nn::BatchNorm,
+    batches: Tensor,
+    eps: f64,
+}
+
+impl Counted {
+    fn new(norm: nn::BatchNorm, path: &nn::Path, spec: &BatchNorm2d) -> Self {
+        let zero = Tensor::zeros([0i64; 0], (Kind::Int64, path.device()));
+        Self { norm, batches: path.add("num_batches_tracked", zero, false), eps: spec.eps }
+    }
+}
+
+impl ModuleT for Counted {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
+        if !train {
+            return self.norm.forward_t(xs, false);
+        }
+        no_grad(|| {
+            let _ = self.batches.shallow_clone().g_add_scalar_(1);
+        });
+        let size = xs.size();
+        let values: i64 =
+            size.iter().enumerate().filter(|(axis, _)| *axis != 1).map(|(_, extent)| extent).product();
+        if values == 1 {
+            // One value has no variance; it must not put NaN into the running statistics.
+            let none = None::<&Tensor>;
+            let (ws, bs) = (self.norm.ws.as_ref(), self.norm.bs.as_ref());
+            return Tensor::batch_norm(xs, ws, bs, none, none, true, 0.0, self.eps, false);
+        }
+        self.norm.forward_t(xs, true)
+    }
+}

@@ -1,0 +1,63 @@
+//! Dropout of single values and of whole channels, as `torch.nn.Dropout` and `Dropout2d` (Srivastava et al., 2014).
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+use tch::nn::{self, ModuleT};
+
+use super::args::{image, same, share};
+use super::{Layer, Misfit, Shape};
+
+/// Zeroes values with probability `p` in training.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dropout {
+    #[serde(default = "half")]
+    pub p: f64,
+}
+
+/// Zeroes channels of `[C, H, W]` with probability `p` in training.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dropout2d {
+    #[serde(default = "half")]
+    pub p: f64,
+}
+
+fn half() -> f64 {
+    0.5
+}
+
+impl Layer for Dropout {
+    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+        share("p", self.p)?;
+        same(input)
+    }
+
+    fn build(&self, _path: &nn::Path, _input: &[i64]) -> Box<dyn ModuleT> {
+        Box::new(Drop { p: self.p, channels: false })
+    }
+}
+
+impl Layer for Dropout2d {
+    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+        image(input)?;
+        share("p", self.p)?;
+        same(input)
+    }
+
+    fn build(&self, _path: &nn::Path, _input: &[i64]) -> Box<dyn ModuleT> {
+        Box::new(Drop { p: self.p, channels: true })
+    }
+}
+
+#[derive(Debug)]
+struct Drop {
+    p: f64,
+    channels: bool,
+}
+
+impl ModuleT for Drop {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
+        if self.channels { xs.feature_dropout(self.p, train) } else { xs.dropout(self.p, train) }
+    }
+}

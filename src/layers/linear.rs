@@ -1,0 +1,50 @@
+//! Fully connected layer, as `torch.nn.Linear`.
+
+use serde::{Deserialize, Serialize};
+use tch::nn::{self, ModuleT};
+
+use super::args::{agrees, count, in_range, yes};
+use super::{Layer, Misfit, Param, ParamKind, Shape, init};
+
+/// `[F]` to `[out_features]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Linear {
+    /// Inferred from the input; checked when given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_features: Option<i64>,
+    pub out_features: i64,
+    #[serde(default = "yes")]
+    pub bias: bool,
+}
+
+impl Layer for Linear {
+    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+        let [features] = *input else {
+            return Err(Misfit::Input { wants: "[F]".into(), remedy: "put `flatten` before it".into() });
+        };
+        agrees("in_features", self.in_features, features)?;
+        in_range("out_features", self.out_features, 1)?;
+        Ok(vec![self.out_features])
+    }
+
+    fn params(&self, input: &[i64]) -> Vec<Param> {
+        let mut params = vec![Param::new("weight", [self.out_features, input[0]], ParamKind::Weight)];
+        if self.bias {
+            params.push(Param::new("bias", [self.out_features], ParamKind::Bias));
+        }
+        params
+    }
+
+    fn multiply_adds(&self, input: &[i64], output: &[i64]) -> u64 {
+        count(&[input[0], output[0]])
+    }
+
+    fn build(&self, path: &nn::Path, input: &[i64]) -> Box<dyn ModuleT> {
+        let zeros = nn::Init::Const(0.0);
+        let config = nn::LinearConfig { ws_init: zeros, bs_init: Some(zeros), bias: self.bias };
+        let linear = nn::linear(path, input[0], self.out_features, config);
+        init::reset_parameters(&linear.ws, linear.bs.as_ref());
+        Box::new(linear)
+    }
+}

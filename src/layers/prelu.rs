@@ -1,0 +1,58 @@
+//! Leaky ReLU with a learned slope, as `torch.nn.PReLU` (He et al., 2015).
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+use tch::nn::{self, Module, ModuleT};
+
+use super::args::{argument, same};
+use super::{Layer, Misfit, Param, ParamKind, Shape};
+
+/// One slope for all, or one per channel.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prelu {
+    #[serde(default = "one")]
+    pub num_parameters: i64,
+    #[serde(default = "quarter")]
+    pub init: f64,
+}
+
+fn one() -> i64 {
+    1
+}
+
+fn quarter() -> f64 {
+    0.25
+}
+
+impl Layer for Prelu {
+    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+        let channels = input[0];
+        if self.num_parameters != 1 && self.num_parameters != channels {
+            let message =
+                format!("{} is neither 1 nor the {channels} channels of the input", self.num_parameters);
+            return Err(argument("num_parameters", message));
+        }
+        if !self.init.is_finite() {
+            return Err(argument("init", format!("{} is not a finite number", self.init)));
+        }
+        same(input)
+    }
+
+    fn params(&self, _input: &[i64]) -> Vec<Param> {
+        vec![Param::new("weight", [self.num_parameters], ParamKind::Norm)]
+    }
+
+    fn build(&self, path: &nn::Path, _input: &[i64]) -> Box<dyn ModuleT> {
+        Box::new(Slope(path.var("weight", &[self.num_parameters], nn::Init::Const(self.init))))
+    }
+}
+
+#[derive(Debug)]
+struct Slope(Tensor);
+
+impl Module for Slope {
+    fn forward(&self, xs: &Tensor) -> Tensor {
+        xs.prelu(&self.0)
+    }
+}

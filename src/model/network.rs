@@ -1,0 +1,180 @@
+//! The network itself: a tree of tch modules over one variable store, its tensors in definition order.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use tch::nn::{self, ModuleT};
+use tch::{Device, Kind, Tensor, no_grad};
+
+use super::tree::{Node, Op};
+use super::{Model, join};
+use crate::exit::{Exit, fail};
+use crate::layers::ParamKind;
+use crate::libtorch::catching;
+
+/// A network that computes.
+#[derive(Debug)]
+pub struct Network {
+    vars: nn::VarStore,
+    root: Box<dyn ModuleT>,
+    parameters: Vec<Parameter>,
+    state: Vec<(String, Tensor)>,
+}
+
+/// A tensor that training changes.
+#[derive(Debug)]
+pub struct Parameter {
+    pub name: String,
+    pub kind: ParamKind,
+    pub tensor: Tensor,
+}
+
+impl Model {
+    /// Makes the network on `device` in `kind`, its weights drawn from torch's CPU generator in fp32 as PyTorch
+    /// draws them: seed it first (`tch::manual_seed`). Fails where memory does.
+    pub fn build(&self, device: Device, kind: Kind) -> Result<Network> {
+        catching(|| self.assemble(device, kind))
+            .and_then(|network| network)
+            .context("cannot build the network")
+    }
+
+    fn assemble(&self, device: Device, kind: Kind) -> Result<Network> {
+        let mut vars = nn::VarStore::new(device);
+        vars.set_kind(kind);
+        let root = module(&self.root, &vars.root());
+        // The store forgets the order of definition; the model knows it.
+        let mut named = vars.variables();
+        for leaf in self.root.leaves() {
+            let Op::Layer(spec) = &leaf.op else { continue };
+            let init = self.init.iter().find(|(kind, _)| kind == spec.kind());
+            if let (Some((_, init)), Some(weight)) = (init, named.get(&join(&leaf.path, "weight"))) {
+                init.apply(weight);
+            }
+        }
+        let (mut parameters, mut state) = (Vec::new(), Vec::new());
+        for param in &self.params {
+            let tensor = named.remove(&param.name).with_context(|| format!("{} was not made", param.name))?;
+            if param.kind != ParamKind::Buffer {
+                let (name, tensor) = (param.name.clone(), tensor.shallow_clone());
+                parameters.push(Parameter { name, kind: param.kind, tensor });
+            }
+            state.push((param.name.clone(), tensor));
+        }
+        Ok(Network { vars, root, parameters, state })
+    }
+}
+
+impl Network {
+    /// `[N, ...input]` to `[N, ...output]`. Fully convolutional networks take any image size. Panics as tch does
+    /// where libtorch refuses (memory, a sample of another shape): see [`crate::libtorch::catching`].
+    pub fn forward(&self, xs: &Tensor, train: bool) -> Tensor {
+        self.root.forward_t(xs, train)
+    }
+
+    /// What training changes, in definition order.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// Parameters and buffers under the names of PyTorch's `state_dict()`, in its order; they share memory with the
+    /// network.
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        self.state.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+    }
+
+    pub fn device(&self) -> Device {
+        self.vars.device()
+    }
+
+    /// The kind of parameters and buffers (counters are int64).
+    pub fn kind(&self) -> Kind {
+        self.vars.kind()
+    }
+
+    /// Copies values in; device and kind of the network stay. Strict: what is missing, unexpected or of another
+    /// shape is listed, all at once, and nothing is changed (exit 4). As in PyTorch, `num_batches_tracked` may be
+    /// missing, which old files lack.
+    pub fn load_state(&self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        let mut wrong = Vec::new();
+        for (name, tensor) in &self.state {
+            match state.get(name) {
+                None if name.ends_with("num_batches_tracked") => {}
+                None => wrong.push(format!("missing {name} {:?}", tensor.size())),
+                Some(given) if given.size() != tensor.size() => {
+                    wrong.push(format!("{name} is {:?}, wanted {:?}", given.size(), tensor.size()));
+                }
+                Some(_) => {}
+            }
+        }
+        let known: std::collections::HashSet<&str> =
+            self.state.iter().map(|(name, _)| name.as_str()).collect();
+        let unexpected = state.iter().filter(|(name, _)| !known.contains(name.as_str()));
+        wrong.extend(unexpected.map(|(name, tensor)| format!("unexpected {name} {:?}", tensor.size())));
+        if !wrong.is_empty() {
+            let list = wrong.join("\n  ");
+            return Err(fail(
+                Exit::Checkpoint,
+                format!(
+                    "the weights are not of this network, {} differences:\n  {list}\ncheck the model's name and arguments",
+                    wrong.len()
+                ),
+            ));
+        }
+        no_grad(|| {
+            for (name, tensor) in &self.state {
+                if let Some(given) = state.get(name) {
+                    tensor.shallow_clone().f_copy_(given).with_context(|| format!("cannot copy {name}"))?;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+fn module(node: &Node, root: &nn::Path) -> Box<dyn ModuleT> {
+    let children = || node.children.iter().map(|child| module(child, root)).collect::<Vec<_>>();
+    match &node.op {
+        Op::Layer(spec) => {
+            let parts = node.path.split('.').filter(|part| !part.is_empty());
+            let path = parts.fold(root.clone(), |path, part| path / part);
+            spec.layer().build(&path, &node.input)
+        }
+        Op::Sequential => Box::new(Sequential(children())),
+        Op::Residual => Box::new(Residual(children())),
+        Op::Concat => Box::new(Concat(children())),
+    }
+}
+
+#[derive(Debug)]
+struct Sequential(Vec<Box<dyn ModuleT>>);
+
+impl ModuleT for Sequential {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
+        let Some((first, rest)) = self.0.split_first() else { return xs.shallow_clone() };
+        rest.iter().fold(first.forward_t(xs, train), |xs, layer| layer.forward_t(&xs, train))
+    }
+}
+
+/// The layers, then the shortcut if there is one.
+#[derive(Debug)]
+struct Residual(Vec<Box<dyn ModuleT>>);
+
+impl ModuleT for Residual {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
+        match self.0.as_slice() {
+            [layers] => layers.forward_t(xs, train) + xs,
+            [layers, shortcut] => layers.forward_t(xs, train) + shortcut.forward_t(xs, train),
+            _ => xs.shallow_clone(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Concat(Vec<Box<dyn ModuleT>>);
+
+impl ModuleT for Concat {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
+        let branches: Vec<_> = self.0.iter().map(|branch| branch.forward_t(xs, train)).collect();
+        Tensor::cat(&branches, 1)
+    }
+}

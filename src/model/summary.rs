@@ -1,0 +1,183 @@
+//! What `tikhonov summary` shows: a table for people, a structure for `--json`.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use super::Model;
+use super::tree::{Node, Op};
+use crate::layers::{ParamKind, Shape, shown};
+
+/// A network in numbers. Shapes are without the batch dimension.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    pub model: String,
+    pub input: Shape,
+    pub output: Shape,
+    pub layers: Vec<Row>,
+    pub parameters: Vec<ParameterRow>,
+    /// Trainable values.
+    pub trainable: i64,
+    /// Values of buffers, such as running statistics.
+    pub buffers: i64,
+    /// Multiply-accumulates of convolutions and linear layers for one sample.
+    pub multiply_adds: u64,
+}
+
+/// One layer.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// Its place; a name that starts with `_` is no part of the parameter names.
+    pub path: String,
+    pub layer: &'static str,
+    pub output: Shape,
+    /// Trainable values.
+    pub params: i64,
+    pub multiply_adds: u64,
+}
+
+/// One trainable tensor.
+#[derive(Clone, Debug, Serialize)]
+pub struct ParameterRow {
+    pub name: String,
+    pub kind: ParamKind,
+    pub shape: Vec<i64>,
+    pub count: i64,
+    /// The penalty that it gets, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub penalty: Option<String>,
+}
+
+impl Model {
+    /// One row for each layer, residual and concat, in the order of computation.
+    pub fn summary(&self) -> Vec<Row> {
+        let mut rows = Vec::new();
+        walk(&self.root, &mut rows);
+        rows
+    }
+}
+
+fn walk(node: &Node, rows: &mut Vec<Row>) {
+    for child in &node.children {
+        walk(child, rows);
+    }
+    let layer = match &node.op {
+        Op::Layer(spec) => spec.kind(),
+        Op::Sequential => return,
+        Op::Residual => "residual",
+        Op::Concat => "concat",
+    };
+    let trainable = |node: &Node| {
+        node.params().iter().filter(|param| param.kind != ParamKind::Buffer).map(|param| param.count()).sum()
+    };
+    rows.push(Row {
+        path: node.place.clone(),
+        layer,
+        output: node.output.clone(),
+        params: trainable(node),
+        multiply_adds: node.multiply_adds(),
+    });
+}
+
+impl Summary {
+    /// `penalty` gives the words for a parameter's penalty, such as `l2 1e-4`.
+    pub fn new(model: &Model, penalty: impl Fn(&str) -> Option<String>) -> Self {
+        let layers = model.summary();
+        let count = |buffer: bool| {
+            let of_kind = |param: &&crate::layers::Param| (param.kind == ParamKind::Buffer) == buffer;
+            model.params().iter().filter(of_kind).map(|param| param.count()).sum()
+        };
+        let parameters = model
+            .params()
+            .iter()
+            .filter(|param| param.kind != ParamKind::Buffer)
+            .map(|param| ParameterRow {
+                name: param.name.clone(),
+                kind: param.kind,
+                shape: param.shape.clone(),
+                count: param.count(),
+                penalty: penalty(&param.name),
+            })
+            .collect();
+        Self {
+            model: model.name().to_string(),
+            input: model.input().to_vec(),
+            output: model.output().to_vec(),
+            multiply_adds: layers.iter().fold(0, |sum, row| sum.saturating_add(row.multiply_adds)),
+            layers,
+            parameters,
+            trainable: count(false),
+            buffers: count(true),
+        }
+    }
+
+    /// The tables for a terminal.
+    pub fn text(&self) -> String {
+        let layers = self.layers.iter().map(|row| {
+            vec![
+                row.path.clone(),
+                row.layer.to_string(),
+                shown(&row.output),
+                number(row.params as u64),
+                number(row.multiply_adds),
+            ]
+        });
+        let mut text = format!("{}: {} to {}\n\n", self.model, shown(&self.input), shown(&self.output));
+        text += &table(&["layer", "type", "output", "parameters", "multiply-adds"], 3, layers.collect());
+        let labelled = self.parameters.iter().any(|row| row.penalty.is_some());
+        let parameters = self.parameters.iter().map(|row| {
+            let mut cells = vec![row.name.clone(), shown(&row.shape)];
+            if labelled {
+                cells.push(row.penalty.clone().unwrap_or_else(|| "none".into()));
+            }
+            cells.push(number(row.count as u64));
+            cells
+        });
+        text.push('\n');
+        text += &if labelled {
+            table(&["parameter", "shape", "penalty", "values"], 3, parameters.collect())
+        } else {
+            table(&["parameter", "shape", "values"], 2, parameters.collect())
+        };
+        let _ = write!(
+            text,
+            "\n{} parameters, {} values in buffers, {} multiply-adds per sample\n",
+            number(self.trainable as u64),
+            number(self.buffers as u64),
+            number(self.multiply_adds)
+        );
+        text
+    }
+}
+
+/// `1234567` as `1,234,567`.
+fn number(value: u64) -> String {
+    let digits = value.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Columns from `right` on are aligned to the right.
+fn table(head: &[&str], right: usize, rows: Vec<Vec<String>>) -> String {
+    let head = head.iter().map(|cell| cell.to_string()).collect();
+    let lines: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
+    let width = |column: usize| {
+        lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let mut text = String::new();
+    for line in &lines {
+        let cells = line.iter().enumerate().map(|(column, cell)| {
+            let width = width(column);
+            if column >= right { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+        });
+        text += cells.collect::<Vec<_>>().join("  ").trim_end();
+        text.push('\n');
+    }
+    text
+}
