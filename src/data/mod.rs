@@ -2,18 +2,26 @@
 
 pub mod augment;
 pub mod draw;
+mod fingerprint;
 pub mod normalize;
 pub mod picture;
 pub mod smooth;
 pub mod sources;
 mod spec;
+mod split;
 
 use std::sync::Arc;
 
+use anyhow::Result;
 use serde::Serialize;
 use tch::Tensor;
 
+use crate::exit::{Exit, fail};
+use smooth::SmoothSpec;
+use sources::Part;
+
 pub use picture::{Fit, ImageFile, Mode, Picture, Resize};
+pub use sources::folder::pictures;
 pub use spec::{DataSpec, SourceSpec, ValidationSpec};
 
 /// The samples of one set, without their targets.
@@ -92,4 +100,75 @@ impl Dataset {
     pub fn is_images(&self) -> bool {
         self.shape.len() == 3
     }
+
+    /// Passes resident images through the filter; files are smoothed when they are decoded.
+    fn smooth(&mut self, filter: Option<SmoothSpec>) -> Result<()> {
+        match (&mut self.samples, filter) {
+            (Samples::Resident(xs), Some(filter)) => {
+                if xs.dim() != 4 {
+                    return Err(fail(
+                        Exit::Data,
+                        "smooth is for images, the samples are rows of a table; remove it",
+                    ));
+                }
+                *xs = filter.tensor(xs)?;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Brings the class indices to those of the training set, by name, and checks that both sets are of one kind.
+    fn align(&mut self, train: &Dataset, part: Part) -> Result<()> {
+        let refuse = |message: String| Err(fail(Exit::Data, message));
+        if self.shape != train.shape {
+            return refuse(format!(
+                "samples are {:?} in the training set and {:?} in the {part}",
+                train.shape, self.shape
+            ));
+        }
+        if self.features != train.features && !self.features.is_empty() && !train.features.is_empty() {
+            let (mine, theirs) = (self.features.join(", "), train.features.join(", "));
+            return refuse(format!(
+                "the columns are {theirs} in the training set and {mine} in the {part}; declare `features` in one order"
+            ));
+        }
+        match (&mut self.targets, &train.targets) {
+            (Targets::Classes(labels), Targets::Classes(_)) => {
+                if self.classes == train.classes {
+                    return Ok(());
+                }
+                let mut index = Vec::with_capacity(self.classes.len());
+                for (class, name) in self.classes.iter().enumerate() {
+                    let found = train.classes.iter().position(|known| known == name);
+                    if found.is_none() && labels.contains(&(class as i64)) {
+                        return refuse(format!(
+                            "class `{name}` of the {part} is not among those of the training set"
+                        ));
+                    }
+                    index.push(found.unwrap_or_default() as i64);
+                }
+                for label in labels {
+                    *label = index[*label as usize];
+                }
+                self.classes.clone_from(&train.classes);
+                Ok(())
+            }
+            (Targets::Values(mine), Targets::Values(theirs)) if mine.size()[1..] == theirs.size()[1..] => {
+                Ok(())
+            }
+            (Targets::Values(mine), Targets::Values(theirs)) => {
+                let (mine, theirs) = (&mine.size()[1..], &theirs.size()[1..]);
+                refuse(format!("targets are {theirs:?} in the training set and {mine:?} in the {part}"))
+            }
+            _ => refuse(format!(
+                "targets are classes in one and numbers in the other of the training set and the {part}"
+            )),
+        }
+    }
+}
+
+/// How many threads can run at once.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }

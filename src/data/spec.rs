@@ -1,12 +1,18 @@
 //! The `data:` section of a run config.
 
+use std::thread;
+
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::Sets;
 use super::augment::Augment;
 use super::normalize::NormalizeSpec;
 use super::smooth::SmoothSpec;
+use super::sources::{
+    Cifar10Spec, Cifar100Spec, CsvSpec, FolderSpec, IdxSpec, LineSpec, LinearSpec, NpySpec, Opening, Part,
+    ShapesSpec, Source,
+};
+use super::{Dataset, Fit, Mode, Resize, Sets, split};
 use crate::exit::{Exit, fail};
 use crate::yaml::Invalid;
 
@@ -33,8 +39,8 @@ pub struct DataSpec {
     /// A folder whose decoded images need no more than this is decoded once and kept in memory.
     #[serde(default = "default_memory_gib")]
     pub memory_gib: f64,
-    /// The share of a folder's files that may be undecodable, in [0, 1]. One file is always forgiven where
-    /// this is above 0.
+    /// The share of a folder's files that may be undecodable, in [0, 1], rounded down; above 0, one file is
+    /// always forgiven.
     #[serde(default = "default_max_skipped")]
     pub max_skipped: f64,
 }
@@ -58,7 +64,17 @@ fn default_max_skipped() -> f64 {
 /// Where the samples of one set come from.
 #[derive(Deserialize, Serialize, Clone, Debug)]
 #[serde(rename_all = "snake_case")]
-pub enum SourceSpec {}
+pub enum SourceSpec {
+    Idx(IdxSpec),
+    Cifar10(Cifar10Spec),
+    Cifar100(Cifar100Spec),
+    Folder(FolderSpec),
+    Csv(CsvSpec),
+    Npy(NpySpec),
+    Shapes(ShapesSpec),
+    Line(LineSpec),
+    Linear(LinearSpec),
+}
 
 /// Where the validation set comes from: a share of the training set, or a source of its own.
 #[derive(Deserialize, Serialize, Clone, Debug)]
@@ -66,16 +82,169 @@ pub enum SourceSpec {}
 pub enum ValidationSpec {
     /// This share of the training samples, in (0, 1), drawn by the seed, class by class.
     Fraction(f64),
+    Idx(IdxSpec),
+    Cifar10(Cifar10Spec),
+    Cifar100(Cifar100Spec),
+    Folder(FolderSpec),
+    Csv(CsvSpec),
+    Npy(NpySpec),
+    Shapes(ShapesSpec),
+    Line(LineSpec),
+    Linear(LinearSpec),
+}
+
+impl SourceSpec {
+    /// The key that the source stands under, and the source.
+    fn source(&self) -> (&'static str, &dyn Source) {
+        match self {
+            Self::Idx(spec) => ("idx", spec),
+            Self::Cifar10(spec) => ("cifar10", spec),
+            Self::Cifar100(spec) => ("cifar100", spec),
+            Self::Folder(spec) => ("folder", spec),
+            Self::Csv(spec) => ("csv", spec),
+            Self::Npy(spec) => ("npy", spec),
+            Self::Shapes(spec) => ("shapes", spec),
+            Self::Line(spec) => ("line", spec),
+            Self::Linear(spec) => ("linear", spec),
+        }
+    }
+}
+
+impl ValidationSpec {
+    /// The source with its key, where it is one of its own.
+    fn source(&self) -> Option<(&'static str, &dyn Source)> {
+        Some(match self {
+            Self::Fraction(_) => return None,
+            Self::Idx(spec) => ("idx", spec),
+            Self::Cifar10(spec) => ("cifar10", spec),
+            Self::Cifar100(spec) => ("cifar100", spec),
+            Self::Folder(spec) => ("folder", spec),
+            Self::Csv(spec) => ("csv", spec),
+            Self::Npy(spec) => ("npy", spec),
+            Self::Shapes(spec) => ("shapes", spec),
+            Self::Line(spec) => ("line", spec),
+            Self::Linear(spec) => ("linear", spec),
+        })
+    }
 }
 
 impl DataSpec {
-    /// Checks values and that the declared files exist.
+    /// Checks the values, and that the declared files and folders exist.
     pub fn validate(&self) -> Result<(), Invalid> {
+        if self.batch_size == 0 {
+            return Err(Invalid::new("batch_size", "must be at least 1"));
+        }
+        if !(self.memory_gib.is_finite() && self.memory_gib >= 0.0) {
+            return Err(Invalid::new(
+                "memory_gib",
+                format!("must be a number of GiB, 0 or more, not {}", self.memory_gib),
+            ));
+        }
+        if !(0.0..=1.0).contains(&self.max_skipped) {
+            return Err(Invalid::new(
+                "max_skipped",
+                format!("must be a share from 0 to 1, not {}", self.max_skipped),
+            ));
+        }
+        if let Some(smooth) = &self.smooth {
+            smooth.validate().map_err(|error| error.under("smooth"))?;
+        }
+        if let Some(ValidationSpec::Fraction(fraction)) = self.validation
+            && !(fraction > 0.0 && fraction < 1.0)
+        {
+            return Err(Invalid::new(
+                "validation.fraction",
+                format!("must lie between 0 and 1, not {fraction}"),
+            ));
+        }
+        for (part, key, source) in self.sources() {
+            source.validate().map_err(|error| error.under(key).under(part.key()))?;
+        }
         Ok(())
     }
 
-    /// Reads the sets. `seed` decides the split and the generated samples.
-    pub fn open(&self, _seed: u64) -> Result<Sets> {
-        Err(fail(Exit::Data, "sources are not there yet"))
+    /// Reads the sets. `seed` decides which samples a validation fraction takes.
+    pub fn open(&self, seed: u64) -> Result<Sets> {
+        let open = |part, source: &dyn Source| self.open_source(part, source);
+        let sources = self.sources();
+        let (train, validation, test) = thread::scope(|scope| {
+            // Reading is bound by one core for most formats: the sets are read beside each other.
+            let others: Vec<_> = sources[1..]
+                .iter()
+                .map(|&(part, _, source)| (part, scope.spawn(move || open(part, source))))
+                .collect();
+            let train = open(Part::Train, sources[0].2);
+            let (mut validation, mut test) = (None, None);
+            for (part, thread) in others {
+                let set = thread
+                    .join()
+                    .unwrap_or_else(|_| Err(fail(Exit::Data, format!("reading the {part} failed"))));
+                match part {
+                    Part::Validation => validation = Some(set),
+                    _ => test = Some(set),
+                }
+            }
+            (train, validation, test)
+        });
+        let (mut train, mut validation, mut test) = (train?, validation.transpose()?, test.transpose()?);
+        if let Some(ValidationSpec::Fraction(fraction)) = self.validation {
+            let (rest, taken) = split::split(train, fraction, seed)?;
+            (train, validation) = (rest, Some(taken));
+        }
+        for (part, set) in [(Part::Validation, &mut validation), (Part::Test, &mut test)] {
+            if let Some(set) = set {
+                set.align(&train, part)?;
+            }
+        }
+        Ok(Sets { train, validation, test })
+    }
+
+    /// How a picture becomes a sample of `shape` `[C, H, W]`, as the training folder says it, for prediction.
+    pub fn picture_rules(&self, shape: &[i64]) -> Result<(Mode, Fit)> {
+        let &[channels, height, width] = shape else {
+            return Err(fail(Exit::Data, format!("pictures do not fit a network whose input is {shape:?}")));
+        };
+        let mode = match channels {
+            1 => Mode::Grey,
+            3 => Mode::Rgb,
+            _ => {
+                return Err(fail(
+                    Exit::Data,
+                    format!("pictures have 1 or 3 channels, the network wants {channels}"),
+                ));
+            }
+        };
+        let resize = match &self.train {
+            SourceSpec::Folder(folder) => folder.resize,
+            _ => Resize::default(),
+        };
+        Ok((mode, Fit { height: height as usize, width: width as usize, resize, smooth: self.smooth }))
+    }
+
+    /// The declared sources, the training set first.
+    fn sources(&self) -> Vec<(Part, &'static str, &dyn Source)> {
+        let named = |part| move |(key, source)| (part, key, source);
+        let mut sources = vec![named(Part::Train)(self.train.source())];
+        sources
+            .extend(self.validation.as_ref().and_then(ValidationSpec::source).map(named(Part::Validation)));
+        sources.extend(self.test.as_ref().map(SourceSpec::source).map(named(Part::Test)));
+        sources
+    }
+
+    fn open_source(&self, part: Part, source: &dyn Source) -> Result<Dataset> {
+        let opening = Opening {
+            part,
+            memory: (self.memory_gib * f64::from(1 << 30)) as u64,
+            max_skipped: self.max_skipped,
+            keep_files: part == Part::Train && self.augment.iter().any(Augment::needs_original),
+            smooth: self.smooth,
+        };
+        let mut set = source.open(&opening)?;
+        if set.is_empty() {
+            return Err(fail(Exit::Data, format!("the {part} is empty")));
+        }
+        set.smooth(self.smooth)?;
+        set.seal()?;
+        Ok(set)
     }
 }

@@ -1,1 +1,155 @@
 //! Where samples come from: one file per format.
+
+mod cifar;
+mod csv;
+pub mod folder;
+mod idx;
+mod line;
+mod npy;
+mod path;
+mod shapes;
+
+use std::fmt;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+pub use self::csv::CsvSpec;
+pub use cifar::{Cifar10Spec, Cifar100Spec};
+pub use folder::FolderSpec;
+pub use idx::IdxSpec;
+pub use line::{LineSpec, LinearSpec};
+pub use npy::NpySpec;
+pub use path::FilePath;
+pub use shapes::ShapesSpec;
+
+use super::smooth::SmoothSpec;
+use super::{Dataset, Samples, Targets};
+use crate::exit::{Exit, OrExit, fail};
+use crate::yaml::Invalid;
+
+/// One declared place that samples come from.
+pub(super) trait Source: Sync {
+    /// Checks values and that files exist; key paths are relative to the source.
+    fn validate(&self) -> Result<(), Invalid>;
+    /// Reads or generates the samples. The fingerprint is left empty.
+    fn open(&self, opening: &Opening) -> Result<Dataset>;
+}
+
+/// Which of the sets a source is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub(super) enum Part {
+    Train = 0,
+    Validation = 1,
+    Test = 2,
+}
+
+/// What the `data:` section says beside the source.
+pub(super) struct Opening {
+    pub part: Part,
+    /// Bytes that decoded pictures may fill.
+    pub memory: u64,
+    /// The share of files that may be undecodable.
+    pub max_skipped: f64,
+    /// Pictures are cropped before they are resized, so they must stay files.
+    pub keep_files: bool,
+    pub smooth: Option<SmoothSpec>,
+}
+
+impl Part {
+    pub fn key(self) -> &'static str {
+        match self {
+            Part::Train => "train",
+            Part::Validation => "validation",
+            Part::Test => "test",
+        }
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} set",
+            match self {
+                Part::Train => "training",
+                Part::Validation => "validation",
+                Part::Test => "test",
+            }
+        )
+    }
+}
+
+/// Class names: a list, or a text file with one name per line.
+#[derive(Deserialize, Serialize, Clone, Debug)]
+#[serde(untagged)]
+pub enum ClassNames {
+    List(Vec<String>),
+    File(FilePath),
+}
+
+impl ClassNames {
+    fn validate(names: &Option<Self>) -> Result<(), Invalid> {
+        match names {
+            Some(Self::File(file)) => file.file("classes").map(|_| ()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The names; blank lines of a file do not count.
+    fn read(&self) -> Result<Vec<String>> {
+        match self {
+            Self::List(names) => Ok(names.clone()),
+            Self::File(file) => {
+                let path = file.resolve()?;
+                let text = std::fs::read_to_string(&path)
+                    .or_exit(Exit::Data, || format!("{}: the class names cannot be read", path.display()))?;
+                Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
+            }
+        }
+    }
+}
+
+/// The names of `count` classes: as declared (there may be more names than classes met), else their numbers.
+fn class_names(declared: &Option<ClassNames>, count: usize) -> Result<Vec<String>> {
+    let Some(declared) = declared else {
+        return Ok((0..count).map(|class| class.to_string()).collect());
+    };
+    let names = declared.read()?;
+    if names.len() < count {
+        let message =
+            format!("labels go up to {}, but only {} class names are declared", count - 1, names.len());
+        return Err(fail(Exit::Data, message));
+    }
+    Ok(names)
+}
+
+/// One more than the greatest label.
+fn class_count(labels: &[i64]) -> usize {
+    labels.iter().max().map_or(0, |&label| label as usize + 1)
+}
+
+/// A set in memory; what is not given is empty.
+fn resident(xs: Tensor, targets: Targets, classes: Vec<String>) -> Dataset {
+    Dataset {
+        shape: xs.size()[1..].to_vec(),
+        samples: Samples::Resident(xs),
+        targets,
+        classes,
+        features: Vec::new(),
+        names: Vec::new(),
+        fingerprint: String::new(),
+        skipped: Vec::new(),
+    }
+}
+
+/// Refuses zero where at least one is needed.
+fn positive(key: &str, value: usize) -> Result<(), Invalid> {
+    if value == 0 { Err(Invalid::new(key, "must be at least 1")) } else { Ok(()) }
+}
+
+fn positive_limit(limit: Option<usize>) -> Result<(), Invalid> {
+    positive("limit", limit.unwrap_or(1))
+}

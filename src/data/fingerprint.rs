@@ -1,0 +1,84 @@
+//! A hash that tells whether a run goes on with the data that it started with.
+
+use anyhow::Result;
+use sha2::{Digest, Sha256};
+use tch::{Kind, Tensor};
+
+use super::{Dataset, Samples, Targets};
+
+/// Tensors above this many bytes are hashed in part.
+const WHOLE: usize = 256 << 20;
+/// The parts: this many, evenly spaced, first and last bytes included.
+const PARTS: usize = 256;
+const PART_BYTES: usize = 1 << 20;
+
+impl Dataset {
+    /// Sets the fingerprint: sha256 of shape, classes, samples and targets. Resident samples count with their bytes
+    /// (those above 256 MiB with 256 evenly spaced MiB), files with names and sizes.
+    pub(super) fn seal(&mut self) -> Result<()> {
+        let mut hash = Sha256::new();
+        hash.update(format!("{:?} {:?} {:?}\n", self.shape, self.classes, self.features));
+        match &self.samples {
+            Samples::Resident(xs) => tensor(&mut hash, xs)?,
+            Samples::Files(files) => {
+                for file in &files.files {
+                    let size = file.path.metadata().map_or(0, |metadata| metadata.len());
+                    hash.update(format!("{:?} {size}\n", file.path.file_name().unwrap_or_default()));
+                }
+                hash.update(format!("{:?}\n", files.fit));
+            }
+        }
+        match &self.targets {
+            Targets::Classes(labels) => {
+                for label in labels {
+                    hash.update(label.to_le_bytes());
+                }
+            }
+            Targets::Values(ys) => tensor(&mut hash, ys)?,
+            Targets::Unknown => {}
+        }
+        self.fingerprint = hex(hash);
+        Ok(())
+    }
+}
+
+/// The fingerprint of the samples `indices` of a set that has one itself.
+pub(super) fn of_part(whole: &str, indices: &[i64]) -> String {
+    let mut hash = Sha256::new();
+    hash.update(whole);
+    for index in indices {
+        hash.update(index.to_le_bytes());
+    }
+    hex(hash)
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn tensor(hash: &mut Sha256, tensor: &Tensor) -> Result<()> {
+    hash.update(format!("{:?} {:?}\n", tensor.size(), tensor.kind()));
+    let flat = tensor.f_contiguous()?.f_view([-1])?;
+    let width = tensor.kind().elt_size_in_bytes();
+    let bytes = flat.numel() * width;
+    let part = PART_BYTES / width;
+    let mut buffer = vec![0; part * width];
+    let mut take = |start: usize, count: usize| -> Result<()> {
+        let piece = flat.f_narrow(0, start as i64, count as i64)?;
+        piece.f_copy_data_u8(&mut buffer, count)?;
+        hash.update(&buffer[..count * width]);
+        Ok(())
+    };
+    if bytes <= WHOLE {
+        for start in (0..flat.numel()).step_by(part) {
+            take(start, part.min(flat.numel() - start))?;
+        }
+    } else {
+        let last = flat.numel() - part;
+        for index in 0..PARTS {
+            take(last / (PARTS - 1) * index + last % (PARTS - 1) * index / (PARTS - 1), part)?;
+        }
+    }
+    debug_assert_ne!(tensor.kind(), Kind::BFloat16);
+    Ok(())
+}

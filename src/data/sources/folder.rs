@@ -1,0 +1,298 @@
+//! A folder of pictures with one folder per class, as torchvision's `ImageFolder`; and pictures without classes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use super::{FilePath, Opening, Source, positive, positive_limit};
+use crate::data::picture::{Fit, ImageFile, Mode, Resize};
+use crate::data::{Dataset, Files, Samples, Skipped, Targets, cores};
+use crate::exit::{Exit, OrExit, fail};
+use crate::yaml::Invalid;
+
+/// `{folder: {root: DIR, size: 64}}`: pictures `[N, 3, H, W]` or, with `mode: grey`, `[N, 1, H, W]`.
+///
+/// The folders in `root` are the classes, in the order of their names; every file below them is a picture, at any depth.
+/// Files beside the class folders, hidden files, Thumbs.db and desktop.ini are passed over; what else cannot be decoded
+/// is skipped within the budget `max_skipped` and listed.
+#[derive(Deserialize, Serialize, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct FolderSpec {
+    pub root: FilePath,
+    pub size: Size,
+    #[serde(default)]
+    pub mode: Mode,
+    #[serde(default)]
+    pub resize: Resize,
+    /// Only the first files of each class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_per_class: Option<usize>,
+}
+
+/// The size of the samples: N for N × N, or [H, W].
+#[derive(Deserialize, Serialize, Clone, Copy, Debug)]
+#[serde(untagged)]
+pub enum Size {
+    Square(usize),
+    Sides([usize; 2]),
+}
+
+impl Size {
+    fn sides(self) -> [usize; 2] {
+        match self {
+            Self::Square(side) => [side, side],
+            Self::Sides(sides) => sides,
+        }
+    }
+}
+
+impl Source for FolderSpec {
+    fn validate(&self) -> Result<(), Invalid> {
+        self.root.folder("root")?;
+        for side in self.size.sides() {
+            positive("size", side)?;
+            if side > 8192 {
+                return Err(Invalid::new("size", format!("must be at most 8192, not {side}")));
+            }
+        }
+        positive_limit(self.limit_per_class).map_err(|error| Invalid::new("limit_per_class", error.message))
+    }
+
+    fn open(&self, opening: &Opening) -> Result<Dataset> {
+        let root = self.root.resolve()?;
+        let (mut files, mut labels, mut classes) = (Vec::new(), Vec::new(), Vec::new());
+        for folder in entries(&root)?.into_iter().filter(|path| path.is_dir()) {
+            let mut members = Vec::new();
+            walk(&folder, &mut Vec::new(), &mut members)?;
+            if members.is_empty() {
+                let message =
+                    format!("{}: the class folder holds no file; remove it or fill it", folder.display());
+                return Err(fail(Exit::Data, message));
+            }
+            members.truncate(self.limit_per_class.unwrap_or(usize::MAX));
+            labels.resize(labels.len() + members.len(), classes.len() as i64);
+            classes.push(file_name(&folder));
+            files.extend(members.into_iter().map(|path| ImageFile { path, mode: self.mode }));
+        }
+        if classes.is_empty() {
+            let message =
+                format!("{}: holds no folder; each class is a folder of pictures in it", root.display());
+            return Err(fail(Exit::Data, message));
+        }
+        let [height, width] = self.size.sides();
+        let fit = Fit { height, width, resize: self.resize, smooth: opening.smooth };
+        let bytes = files.len() as u64 * (self.mode.channels() * height * width) as u64;
+        let is_resident = bytes <= opening.memory && !opening.keep_files;
+        // Resident pictures are smoothed with the resident pictures of every other source.
+        let read = if is_resident {
+            decode_all(&files, &Fit { smooth: None, ..fit.clone() })
+        } else {
+            probe_all(&files)
+        };
+        let budget = budget(files.len(), opening.max_skipped);
+        let forgiven = match budget.checked_sub(read.failures().count()) {
+            Some(forgiven) if read.failures().count() < files.len() => forgiven,
+            _ => return Err(over_budget(&root, &files, &read, budget)),
+        };
+        let kept = |index: &usize| read.reasons[*index].is_none();
+        let targets = Targets::Classes((0..files.len()).filter(kept).map(|index| labels[index]).collect());
+        let name = |path: &Path| path.strip_prefix(&root).unwrap_or(path).to_string_lossy().into_owned();
+        let mut set = assemble(&files, read, &fit, self.mode, forgiven, name)?;
+        (set.classes, set.targets) = (classes, targets);
+        Ok(set)
+    }
+}
+
+/// Pictures for prediction: files, and folders of files at any depth, without classes, all decoded at once.
+/// Undecodable ones are listed in `skipped`; there is no budget, but none at all is exit 3.
+pub fn pictures(paths: &[PathBuf], mode: Mode, fit: &Fit) -> Result<Dataset> {
+    let mut files = Vec::new();
+    for path in paths {
+        let metadata =
+            path.metadata().or_exit(Exit::Data, || format!("{}: cannot be read", path.display()))?;
+        if metadata.is_dir() {
+            walk(path, &mut Vec::new(), &mut files)?;
+        } else {
+            files.push(path.clone());
+        }
+    }
+    let files: Vec<_> = files.into_iter().map(|path| ImageFile { path, mode }).collect();
+    let read = decode_all(&files, fit);
+    if read.failures().count() == files.len() {
+        let message = format!("no picture among {} files{}", files.len(), first_few(&files, &read));
+        return Err(fail(Exit::Data, message));
+    }
+    let mut set = assemble(&files, read, fit, mode, 0, |path| path.to_string_lossy().into_owned())?;
+    set.seal()?;
+    Ok(set)
+}
+
+/// What became of each file.
+struct Read {
+    /// One sample per file, where the files were decoded; zeros for those that failed.
+    pixels: Option<Vec<u8>>,
+    /// Why a file is left out.
+    reasons: Vec<Option<String>>,
+}
+
+impl Read {
+    fn failures(&self) -> impl Iterator<Item = (usize, &str)> {
+        self.reasons.iter().enumerate().filter_map(|(index, reason)| Some((index, reason.as_deref()?)))
+    }
+}
+
+/// How many of `count` files may fail.
+fn budget(count: usize, share: f64) -> usize {
+    let budget = (count as f64 * share).floor() as usize;
+    if share > 0.0 { budget.max(1) } else { 0 }
+}
+
+fn over_budget(root: &Path, files: &[ImageFile], read: &Read, budget: usize) -> anyhow::Error {
+    let message = format!(
+        "{}: {} of {} files cannot be decoded, {budget} may be skipped{}\nmend or remove them, or raise data.max_skipped",
+        root.display(),
+        read.failures().count(),
+        files.len(),
+        first_few(files, read)
+    );
+    fail(Exit::Data, message)
+}
+
+fn first_few(files: &[ImageFile], read: &Read) -> String {
+    const FEW: usize = 5;
+    let mut lines = String::new();
+    for (index, reason) in read.failures().take(FEW) {
+        lines += &format!("\n  {}: {reason}", files[index].path.display());
+    }
+    if read.failures().count() > FEW {
+        lines += "\n  …";
+    }
+    lines
+}
+
+/// The set of those files that could be read, resident where they were decoded, without targets.
+fn assemble(
+    files: &[ImageFile],
+    read: Read,
+    fit: &Fit,
+    mode: Mode,
+    forgiven: usize,
+    name: impl Fn(&Path) -> String,
+) -> Result<Dataset> {
+    let skip = |(index, reason): (usize, &str)| Skipped {
+        name: name(&files[index].path),
+        reason: reason.to_owned(),
+    };
+    let skipped = read.failures().map(skip).collect();
+    let kept: Vec<usize> = (0..files.len()).filter(|&index| read.reasons[index].is_none()).collect();
+    let shape = [mode.channels(), fit.height, fit.width].map(|side| side as i64).to_vec();
+    let samples = match read.pixels {
+        Some(mut pixels) => {
+            let sample = mode.channels() * fit.height * fit.width;
+            for (to, &from) in kept.iter().enumerate() {
+                pixels.copy_within(from * sample..(from + 1) * sample, to * sample);
+            }
+            pixels.truncate(kept.len() * sample);
+            let size = [&[kept.len() as i64], shape.as_slice()].concat();
+            Samples::Resident(Tensor::f_from_data_size(&pixels, &size, Kind::Uint8)?)
+        }
+        None => {
+            let files = kept.iter().map(|&index| files[index].clone()).collect();
+            Samples::Files(Arc::new(Files { files, fit: fit.clone(), forgiven }))
+        }
+    };
+    let names = kept.iter().map(|&index| name(&files[index].path)).collect();
+    Ok(Dataset {
+        samples,
+        targets: Targets::Unknown,
+        shape,
+        classes: Vec::new(),
+        features: Vec::new(),
+        names,
+        fingerprint: String::new(),
+        skipped,
+    })
+}
+
+/// Decodes all files on all cores.
+fn decode_all(files: &[ImageFile], fit: &Fit) -> Read {
+    let channels = files.first().map_or(1, |file| file.mode.channels());
+    let sample = channels * fit.height * fit.width;
+    let mut pixels = vec![0; files.len() * sample];
+    let reasons = on_all_cores(files.iter().zip(pixels.chunks_mut(sample)), files.len(), |(file, pixels)| {
+        file.decode().map(|picture| fit.whole(&picture).write_planes(pixels))
+    });
+    Read { pixels: Some(pixels), reasons }
+}
+
+/// Reads the header of every file on all cores.
+fn probe_all(files: &[ImageFile]) -> Read {
+    let reasons = on_all_cores(files.iter(), files.len(), |file| file.probe().map(|_| ()));
+    Read { pixels: None, reasons }
+}
+
+/// Does the work for each item, whichever core comes first; the reasons of those that failed, in their places.
+fn on_all_cores<T: Send>(
+    items: impl Iterator<Item = T> + Send,
+    count: usize,
+    work: impl Fn(T) -> Result<()> + Sync,
+) -> Vec<Option<String>> {
+    let mut reasons = vec![None; count];
+    let queue = Mutex::new(items.zip(&mut reasons));
+    // The lock is held by `next` alone, which does not panic.
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    thread::scope(|scope| {
+        for _ in 0..cores().min(count) {
+            scope.spawn(|| {
+                while let Some((item, reason)) = next() {
+                    *reason = work(item).err().map(|error| format!("{error:#}"));
+                }
+            });
+        }
+    });
+    drop(queue);
+    reasons
+}
+
+/// All files below `folder`, sorted by folder, then by name. `above` holds the folders that lead here, so that a link
+/// back to one of them ends.
+fn walk(folder: &Path, above: &mut Vec<PathBuf>, files: &mut Vec<PathBuf>) -> Result<()> {
+    let place =
+        fs::canonicalize(folder).or_exit(Exit::Data, || format!("{}: cannot be read", folder.display()))?;
+    if above.contains(&place) {
+        return Ok(());
+    }
+    above.push(place);
+    let (folders, plain): (Vec<_>, Vec<_>) = entries(folder)?.into_iter().partition(|path| path.is_dir());
+    files.extend(plain);
+    for folder in folders {
+        walk(&folder, above, files)?;
+    }
+    above.pop();
+    Ok(())
+}
+
+/// What is in a folder, sorted by name, but for hidden files and those that file managers leave behind.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let unreadable = || format!("{}: cannot be read", folder.display());
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(folder).or_exit(Exit::Data, unreadable)? {
+        let path = entry.or_exit(Exit::Data, unreadable)?.path();
+        let name = file_name(&path);
+        let is_litter = name.eq_ignore_ascii_case("thumbs.db") || name.eq_ignore_ascii_case("desktop.ini");
+        if !name.starts_with('.') && !is_litter {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}

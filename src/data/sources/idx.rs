@@ -1,0 +1,126 @@
+//! The idx format of MNIST and Fashion-MNIST (yann.lecun.com/exdb/mnist), plain or gzipped.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+
+use anyhow::Result;
+use flate2::bufread::MultiGzDecoder;
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use super::{ClassNames, FilePath, Opening, Source, class_count, class_names, positive_limit, resident};
+use crate::data::{Dataset, Targets};
+use crate::exit::{Exit, OrExit, fail};
+use crate::yaml::Invalid;
+
+/// `{idx: {images: FILE, labels: FILE}}`: grey pictures `[N, 1, H, W]` with their classes.
+#[derive(Deserialize, Serialize, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct IdxSpec {
+    pub images: FilePath,
+    pub labels: FilePath,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<ClassNames>,
+    /// Only the first samples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+}
+
+impl Source for IdxSpec {
+    fn validate(&self) -> Result<(), Invalid> {
+        self.images.file("images")?;
+        self.labels.file("labels")?;
+        ClassNames::validate(&self.classes)?;
+        positive_limit(self.limit)
+    }
+
+    fn open(&self, _: &Opening) -> Result<Dataset> {
+        let (images, labels) = (self.images.resolve()?, self.labels.resolve()?);
+        let ([count, height, width], pixels) = read_idx::<3>(&images, self.limit, "pictures [N, H, W]")?;
+        let ([named], labels_read) = read_idx::<1>(&labels, self.limit, "labels [N]")?;
+        if count != named {
+            let (images, labels) = (images.display(), labels.display());
+            let message = format!(
+                "{images} has {count} pictures, {labels} has {named} labels: they do not belong together"
+            );
+            return Err(fail(Exit::Data, message));
+        }
+        let taken = labels_read.len() as i64;
+        let xs = Tensor::f_from_data_size(&pixels, &[taken, 1, height as i64, width as i64], Kind::Uint8)?;
+        let labels: Vec<i64> = labels_read.iter().map(|&label| i64::from(label)).collect();
+        let classes = class_names(&self.classes, class_count(&labels))?;
+        Ok(resident(xs, Targets::Classes(labels), classes))
+    }
+}
+
+/// The dimensions that the header tells and the bytes of the first `limit` entries.
+fn read_idx<const D: usize>(
+    path: &Path,
+    limit: Option<usize>,
+    wanted: &str,
+) -> Result<([usize; D], Vec<u8>)> {
+    let name = path.display();
+    let damaged = |what: &str| fail(Exit::Data, format!("{name}: {what}; fetch the file again"));
+    let unreadable = || format!("{name}: cannot be read");
+    let file = File::open(path).or_exit(Exit::Data, unreadable)?;
+    let size = file.metadata().or_exit(Exit::Data, unreadable)?.len();
+    let mut file = BufReader::with_capacity(1 << 20, file);
+    let zipped = file.fill_buf().or_exit(Exit::Data, unreadable)?.starts_with(&[0x1f, 0x8b]);
+    // Deflate packs at most 1032 to 1, so the file's size bounds what a header may promise.
+    let bound = if zipped { size.saturating_mul(1032) } else { size };
+    let mut reader: Box<dyn Read> = if zipped { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
+
+    let mut magic = [0; 4];
+    reader.read_exact(&mut magic).map_err(|_| damaged("ends within the idx header"))?;
+    if magic[..2] != [0, 0] {
+        let message = format!(
+            "{name}: is not an idx file (it starts with {magic:02x?}); give the ubyte or ubyte.gz file"
+        );
+        return Err(fail(Exit::Data, message));
+    }
+    if magic[2] != 8 || usize::from(magic[3]) != D {
+        let message = format!(
+            "{name}: {wanted} of unsigned bytes wanted (type 08, {D} dimensions), the file has type {:02x} and {} dimensions; \
+             are images and labels swapped?",
+            magic[2], magic[3]
+        );
+        return Err(fail(Exit::Data, message));
+    }
+    let mut dims = [0; D];
+    for dim in &mut dims {
+        let mut bytes = [0; 4];
+        reader.read_exact(&mut bytes).map_err(|_| damaged("ends within the idx header"))?;
+        *dim = u32::from_be_bytes(bytes) as usize;
+    }
+    let entry: u128 = dims[1..].iter().map(|&dim| dim as u128).product();
+    let promised = entry * dims[0] as u128;
+    if promised == 0 {
+        return Err(fail(Exit::Data, format!("{name}: holds no samples (dimensions {dims:?})")));
+    }
+    let header = 4 + 4 * D as u64;
+    if promised + u128::from(header) > u128::from(bound) {
+        return Err(damaged(&format!(
+            "is truncated: the header promises {promised} bytes, the file has {size}"
+        )));
+    }
+    let taken = limit.map_or(dims[0], |limit| limit.min(dims[0]));
+    let bytes = entry as usize * taken;
+    let mut data = Vec::with_capacity(bytes);
+    let read = reader.by_ref().take(bytes as u64).read_to_end(&mut data);
+    if read.is_err() || data.len() < bytes {
+        let cause = read.err().map_or(String::new(), |error| format!(" ({error})"));
+        return Err(damaged(&format!(
+            "is truncated or damaged after {} of {promised} bytes{cause}",
+            data.len()
+        )));
+    }
+    if taken == dims[0] {
+        // Reading to the end also makes gzip compare its checksum.
+        let trailing = reader.read(&mut [0]).map_err(|error| damaged(&format!("is damaged ({error})")))?;
+        if trailing != 0 {
+            return Err(damaged(&format!("has more bytes than the {promised} that its header promises")));
+        }
+    }
+    Ok((dims, data))
+}
