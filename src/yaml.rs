@@ -1,6 +1,7 @@
 //! YAML files as trees that know where each key stands, so that a mistake is reported by file, line and key path.
 
 mod locate;
+mod strict;
 #[cfg(test)]
 mod tests;
 mod wording;
@@ -14,6 +15,7 @@ use serde_path_to_error::Segment;
 
 use crate::exit::{Exit, OrExit, fail};
 use locate::Nodes;
+use strict::Strict;
 
 /// A value that serde accepted and the program refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -197,17 +199,9 @@ pub fn decode<T: DeserializeOwned>(tree: &Value) -> Result<T, Invalid> {
 }
 
 fn decode_part<T: DeserializeOwned>(tree: &Value, part: Vec<String>) -> Result<T, Mistake> {
-    let at = |tree: &Value, path: &[String]| -> Option<Value> {
-        path.iter().try_fold(tree, |value, key| child(value, key)).cloned()
-    };
-    let mut spelt = tree.clone();
-    loop {
-        let value = part.iter().try_fold(&spelt, |value, key| child(value, key));
-        let error = match serde_path_to_error::deserialize(value.unwrap_or(&Value::Null)) {
-            Ok(decoded) => return Ok(decoded),
-            Err(error) => error,
-        };
-        let mut path = part.clone();
+    let at = |path: &[String]| path.iter().try_fold(tree, |value, key| child(value, key));
+    serde_path_to_error::deserialize(Strict(at(&part).unwrap_or(&Value::Null))).map_err(|error| {
+        let mut path = part;
         path.extend(error.path().iter().filter_map(|segment| match segment {
             Segment::Seq { index } => Some(index.to_string()),
             Segment::Map { key } => Some(key.clone()),
@@ -215,36 +209,16 @@ fn decode_part<T: DeserializeOwned>(tree: &Value, part: Vec<String>) -> Result<T
             Segment::Unknown => None,
         }));
         let message = error.into_inner().to_string();
-        if wording::wants_arguments(&message) && spell_out(&mut spelt, &path) {
-            continue;
-        }
         // A wrong choice is a key of the tree, unless it is written as plain text (`optimizer: sdg`).
         if let Some(choice) = wording::unknown_choice(&message) {
             path.push(choice.to_owned());
-            if at(tree, &path).is_none() {
+            if at(&path).is_none() {
                 path.pop();
             }
         }
-        let message = wording::mistake(&message, at(tree, &path).as_ref());
-        return Err((path, message));
-    }
-}
-
-/// Turns the text `name` that stands where `path` = `….name` wants a mapping into `{name: {}}`.
-fn spell_out(tree: &mut Value, path: &[String]) -> bool {
-    let Some((name, parent)) = path.split_last() else { return false };
-    let slot = parent.iter().try_fold(tree, |value, key| match value {
-        Value::Object(map) => map.get_mut(key),
-        Value::Array(list) => list.get_mut(key.parse::<usize>().ok()?),
-        _ => None,
-    });
-    match slot {
-        Some(slot) if slot.as_str() == Some(name) => {
-            *slot = Value::Object(Map::from_iter([(name.clone(), Value::Object(Map::new()))]));
-            true
-        }
-        _ => false,
-    }
+        let message = wording::mistake(&message, at(&path));
+        (path, message)
+    })
 }
 
 fn split(key_path: &str) -> Vec<String> {

@@ -115,8 +115,8 @@ fn a_wrong_type_says_what_was_expected() {
         message,
         "run.yaml:19:3: train.epochs: expected a whole number, 0 or more, found the number 2.5"
     );
-    let message = refused(&replaced("{norm: 1.0}", "1.0"), &[]);
-    assert_eq!(message, "run.yaml:20:3: train.clip: expected a mapping, found the number 1.0");
+    let message = refused(&replaced("{norm: 1.0}", "[1.0]"), &[]);
+    assert_eq!(message, "run.yaml:20:3: train.clip: expected a mapping, found a list");
 }
 
 #[test]

@@ -113,9 +113,18 @@ fn mistakes_say_line_key_path_and_remedy() {
             "x.yaml:1:1: optimizer: expected exactly one choice, as in `name: {…}`; to replace one by --set, set the whole of it",
         ),
         (
-            GOOD.replace("epochs: 3", "activation: {relu: {}}"),
+            GOOD.replace("epochs: 3", "activation: {relu: {slope: 1}}"),
             "x.yaml:1:14: activation.relu: expected no arguments, found a mapping; write the name alone",
         ),
+        (
+            "optimizer: {sgd: [0.1, 0.9]}".into(),
+            "x.yaml:1:13: optimizer.sgd: expected a mapping, found a list",
+        ),
+        (
+            "optimizer: 3".into(),
+            "x.yaml:1:1: optimizer: expected the name of a choice, or `name: {…}`, found the number 3",
+        ),
+        ("optimizer: {sgd: }".into(), "x.yaml:1:13: optimizer.sgd: the key `lr` is missing"),
         (
             GOOD.replace("0.5", ".nan"),
             "x.yaml:7:5: groups.0.l2: NaN and infinity are not allowed: expected a finite number",

@@ -33,11 +33,6 @@ pub fn unknown_choice(message: &str) -> Option<&str> {
     quoted(message.strip_prefix("unknown variant ")?).next()
 }
 
-/// Whether serde found the name of a choice alone where the choice has arguments.
-pub fn wants_arguments(message: &str) -> bool {
-    message.starts_with("invalid type: unit variant, expected")
-}
-
 /// Rewrites serde's `message` about `value` (None where nothing stands at the key path).
 pub fn mistake(message: &str, value: Option<&Value>) -> String {
     if let Some(rest) = message.strip_prefix("unknown field ") {

@@ -92,7 +92,9 @@ pub fn detect(source: &Source) -> Result<Container> {
         _ if starts(b"\x89HDF\r\n\x1a\n") => bail!("an HDF5 file (Keras?), not a PyTorch checkpoint"),
         _ if starts(b"\x1f\x8b") => bail!("a gzip file: unpack it first"),
         _ if head.windows(3).any(|bytes| bytes == b"\xef\xbf\xbd") => {
-            bail!("damaged: bytes were replaced by U+FFFD, so something handled the file as text; fetch it again")
+            bail!(
+                "damaged: bytes were replaced by U+FFFD, so something handled the file as text; fetch it again"
+            )
         }
         _ if head.get(257..262) == Some(b"ustar") => {
             bail!("the tar format of PyTorch before 0.1.10: load and save it again with a newer PyTorch")
