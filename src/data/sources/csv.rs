@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use anyhow::Result;
@@ -240,14 +241,24 @@ fn label(record: &ByteRecord, column: usize, names: &[String], path: &Path) -> R
 }
 
 fn refuse(record: &ByteRecord, column: &str, path: &Path, what: &str) -> anyhow::Error {
-    let line = record.position().map_or(0, csv::Position::line);
+    let line = record.position().map_or(0, |position| line(position, path));
     fail(Exit::Data, format!("{}:{line}: column `{column}` {what}", path.display()))
+}
+
+/// The line that a record starts on. The reader's position is where it began to look, before any blank lines.
+fn line(position: &csv::Position, path: &Path) -> u64 {
+    let blank = File::open(path).and_then(|mut file| {
+        file.seek(SeekFrom::Start(position.byte()))?;
+        let before = BufReader::new(file).bytes().map_while(Result::ok).take_while(|byte| b"\r\n".contains(byte));
+        Ok(before.filter(|&byte| byte == b'\n').count() as u64)
+    });
+    position.line() + blank.unwrap_or(0)
 }
 
 fn unreadable(path: &Path, error: &csv::Error) -> anyhow::Error {
     let message = match error.kind() {
         csv::ErrorKind::UnequalLengths { pos, expected_len, len } => {
-            let line = pos.as_ref().map_or(0, csv::Position::line);
+            let line = pos.as_ref().map_or(0, |position| line(position, path));
             format!("{}:{line}: has {len} columns, the lines before have {expected_len}", path.display())
         }
         _ => format!("{}: {error}", path.display()),

@@ -66,9 +66,11 @@ impl Source for FolderSpec {
     fn open(&self, opening: &Opening) -> Result<Dataset> {
         let root = self.root.resolve()?;
         let (mut files, mut labels, mut classes) = (Vec::new(), Vec::new(), Vec::new());
+        let place =
+            fs::canonicalize(&root).or_exit(Exit::Data, || format!("{}: cannot be read", root.display()))?;
         for folder in entries(&root)?.into_iter().filter(|path| path.is_dir()) {
             let mut members = Vec::new();
-            walk(&folder, &mut Vec::new(), &mut members)?;
+            walk(&folder, &mut vec![place.clone()], &mut members)?;
             if members.is_empty() {
                 let message =
                     format!("{}: the class folder holds no file; remove it or fill it", folder.display());
