@@ -41,7 +41,10 @@ pub struct CsvSpec {
 
 /// One column name or several.
 #[derive(Deserialize, Serialize, Clone, Debug)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected a column name, or a list of column names (quote names that are numbers)"
+)]
 pub enum Names {
     One(String),
     Several(Vec<String>),
@@ -249,7 +252,8 @@ fn refuse(record: &ByteRecord, column: &str, path: &Path, what: &str) -> anyhow:
 fn line(position: &csv::Position, path: &Path) -> u64 {
     let blank = File::open(path).and_then(|mut file| {
         file.seek(SeekFrom::Start(position.byte()))?;
-        let before = BufReader::new(file).bytes().map_while(Result::ok).take_while(|byte| b"\r\n".contains(byte));
+        let before =
+            BufReader::new(file).bytes().map_while(Result::ok).take_while(|byte| b"\r\n".contains(byte));
         Ok(before.filter(|&byte| byte == b'\n').count() as u64)
     });
     position.line() + blank.unwrap_or(0)

@@ -36,7 +36,7 @@ pub struct FolderSpec {
 
 /// The size of the samples: N for N × N, or [H, W].
 #[derive(Deserialize, Serialize, Clone, Copy, Debug)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a number of pixels per side, or [height, width]")]
 pub enum Size {
     Square(usize),
     Sides([usize; 2]),

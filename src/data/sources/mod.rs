@@ -84,7 +84,10 @@ impl fmt::Display for Part {
 
 /// Class names: a list, or a text file with one name per line.
 #[derive(Deserialize, Serialize, Clone, Debug)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected a list of class names, or a text file with one name per line (quote names that are numbers)"
+)]
 pub enum ClassNames {
     List(Vec<String>),
     File(FilePath),

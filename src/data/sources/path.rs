@@ -15,7 +15,7 @@ pub struct FilePath(pub String);
 
 /// One path or several.
 #[derive(Deserialize, Serialize, Clone, Debug)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a path, or a list of paths")]
 pub enum FilePaths {
     One(FilePath),
     Several(Vec<FilePath>),

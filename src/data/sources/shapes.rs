@@ -1,4 +1,4 @@
-//! Generated pictures: ten kinds of shape at any place, size, angle and contrast, among clutter and noise.
+//! Generated pictures: ten kinds of shape at any place, size and contrast, turned by up to 40 degrees, among clutter and noise.
 //!
 //! Nothing is downloaded and nothing is stored: each picture is a pure function of (seed, set, index), drawn from signed
 //! distances with antialiased edges. Light on dark is as likely as dark on light and the position is free, so that a
@@ -47,7 +47,7 @@ fn default_classes() -> usize {
 }
 
 fn default_noise() -> f64 {
-    0.08
+    0.07
 }
 
 impl Source for ShapesSpec {
@@ -111,12 +111,12 @@ impl ShapesSpec {
             self.line(&mut draw, &mut canvas);
         }
 
-        let radius = scale * draw.between(5.5, 10.5);
+        let radius = scale * draw.between(6.0, 10.5);
         let margin = 0.8 * radius;
         let (centre_x, centre_y) = (draw.between(margin, size - margin), draw.between(margin, size - margin));
-        let (sin, cos) = (TAU * draw.uniform()).sin_cos();
+        let (sin, cos) = draw.between(-0.7, 0.7).sin_cos();
         let stretch = draw.between(0.8, 1.25);
-        let contrast = draw.between(45.0, 130.0);
+        let contrast = draw.between(50.0, 140.0);
         // Whichever way there is room for it, else by chance.
         let is_light =
             if ground + contrast > 250.0 { false } else { ground - contrast < 5.0 || draw.below(2) == 0 };
