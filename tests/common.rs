@@ -57,3 +57,20 @@ pub fn data_dir(test: &str) -> Option<PathBuf> {
     }
     found
 }
+
+/// Whether this process runs the test `name` and nothing else. If not, it starts one that does and passes on its
+/// failure. For tests that need torch's global generator to themselves.
+pub fn alone(name: &str) -> bool {
+    if std::env::var_os("TIKHONOV_TEST_ALONE").is_some() {
+        return true;
+    }
+    let binary = std::env::current_exe().expect("the test binary has a path");
+    let output = Command::new(binary)
+        .args(["--exact", name, "--nocapture"])
+        .env("TIKHONOV_TEST_ALONE", "1")
+        .output()
+        .expect("the test binary starts");
+    let (code, stdout, stderr) = outcome(output);
+    assert!(code == 0 && stdout.contains("1 passed"), "{name} failed alone:\n{stdout}\n{stderr}");
+    false
+}

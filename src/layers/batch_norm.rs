@@ -115,7 +115,12 @@ struct Counted {
 }
 
 impl Counted {
-    fn new(norm: nn::BatchNorm, path: &nn::Path, spec: &BatchNorm2d) -> Self {
+    fn new(mut norm: nn::BatchNorm, path: &nn::Path, spec: &BatchNorm2d) -> Self {
+        // tch makes the statistics in fp32 whatever the store's kind; set_data reaches the store's own handles.
+        for statistics in [&mut norm.running_mean, &mut norm.running_var] {
+            let converted = statistics.to_kind(path.kind());
+            statistics.set_data(&converted);
+        }
         let zero = Tensor::zeros([0i64; 0], (Kind::Int64, path.device()));
         Self { norm, batches: path.add("num_batches_tracked", zero, false), eps: spec.eps }
     }

@@ -41,9 +41,9 @@ impl Window {
         pair_in_range("padding", self.padding, 0)?;
         pair_in_range("dilation", self.dilation, 1)?;
         for axis in [0, 1] {
-            let reach = (self.kernel_size.0[axis] - 1) * self.dilation.0[axis] + 1;
-            if self.padding.0[axis] > reach / 2 {
-                let message = format!("{} is more than half of the window, {reach}", self.padding.0[axis]);
+            let (pad, kernel) = (self.padding.0[axis], self.kernel_size.0[axis]);
+            if pad > kernel / 2 {
+                let message = format!("{pad} is more than half of the kernel size, {kernel}");
                 return Err(argument("padding", message));
             }
         }

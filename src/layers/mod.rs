@@ -20,7 +20,7 @@ mod reshape;
 mod subsample_pad;
 mod upsample;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use tch::nn::{self, ModuleT};
 
 pub use activation::Activation;
@@ -95,11 +95,21 @@ pub trait Layer {
 macro_rules! layers {
     ($($kind:literal => $variant:ident($spec:ty),)*) => {
         /// What a layer is, as declared: `{conv2d: {out_channels: 16, kernel_size: 3}}`.
-        #[derive(Clone, Debug, Deserialize, Serialize)]
+        #[derive(Clone, Debug, Deserialize)]
         pub enum LayerSpec {
             $(#[serde(rename = $kind)] $variant($spec),)*
-            #[serde(untagged)]
+            // Decoded apart: serde's untagged variants lose the error texts of all the others.
+            #[serde(skip)]
             Activation(Activation),
+        }
+
+        impl Serialize for LayerSpec {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                match self {
+                    $(Self::$variant(layer) => serializer.collect_map([($kind, layer)]),)*
+                    Self::Activation(activation) => activation.serialize(serializer),
+                }
+            }
         }
 
         impl LayerSpec {
@@ -153,8 +163,7 @@ impl LayerSpec {
         KINDS.iter().chain(Activation::KINDS).copied()
     }
 
-    /// Whether `kind` is one of the small pure families, which serde decodes apart (an untagged variant would
-    /// lose its error texts).
+    /// Whether `kind` is an [`Activation`], to be decoded as one.
     pub(crate) fn is_activation(kind: &str) -> bool {
         Activation::KINDS.contains(&kind)
     }

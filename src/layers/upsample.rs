@@ -73,11 +73,16 @@ struct Resize(Upsample);
 impl Module for Resize {
     fn forward(&self, xs: &Tensor) -> Tensor {
         let spec = &self.0;
-        let size = spec.size.map(|size| size.0.to_vec());
-        let scales = spec.scale_factor.map_or(Vec::new(), |scale| scale.0.to_vec());
-        match spec.mode {
-            Mode::Nearest => xs.upsample_nearest2d_vec(size, scales),
-            Mode::Bilinear => xs.upsample_bilinear2d_vec(size, spec.align_corners, scales),
+        let size = spec.size.map(|size| size.0);
+        // By the scale, not by the size that follows from it: the two sample other places where they disagree.
+        let scales = spec.scale_factor.map_or([1.0, 1.0], |scale| scale.0);
+        match (spec.mode, size) {
+            (Mode::Nearest, Some(size)) => xs.upsample_nearest2d(size, None, None),
+            (Mode::Nearest, None) => xs.upsample_nearest2d_vec(None::<&[i64]>, scales),
+            (Mode::Bilinear, Some(size)) => xs.upsample_bilinear2d(size, spec.align_corners, None, None),
+            (Mode::Bilinear, None) => {
+                xs.upsample_bilinear2d_vec(None::<&[i64]>, spec.align_corners, scales)
+            }
         }
     }
 }

@@ -1,11 +1,22 @@
 //! The model language: arguments, formulas, blocks, repeats and names become a plain tree of layer specs.
+//!
+//! - A mapping names its layers as PyTorch names attributes, a list numbers them like `nn.Sequential`; either inside
+//!   the other is a sequence with its own prefix. A name that starts with `_` adds nothing to the parameter names.
+//! - A layer is `relu` or `{conv2d: {out_channels: 16, kernel_size: 3}}`; input sizes are inferred.
+//! - `{residual: {layers: …, shortcut: …}}` adds, `{concat: […]}` joins channels, `{sequential: …}` is a sequence;
+//!   their children live at their own prefix.
+//! - `{repeat: {times: 3, layers: …}}` in a list, or under a silent name, goes on in its parent: lists keep counting,
+//!   mapping names count by `{i}` (from 0; `{i + 1}` too).
+//! - `args:` declares arguments with defaults (null: must be given), used as `$width` or `"${width * 2}"`; `blocks:`
+//!   declares layer types with arguments of their own.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::expr::{evaluate, is_name, lookup};
+use super::expr::is_name;
+use super::scope::{Scope, arguments, fill, merge, name};
 use crate::layers::{LayerSpec, Shape};
 use crate::yaml::{self, Invalid, nearest};
 
@@ -48,8 +59,6 @@ pub struct Expanded {
     pub layers: Vec<Item>,
 }
 
-type Scope = Map<String, Value>;
-
 /// Expands a description whose arguments hold their final values.
 pub fn expand(
     args: &Map<String, Value>,
@@ -79,52 +88,6 @@ pub fn expand(
     let mut expander = Expander { blocks, globals: &globals, stack: Vec::new(), depth: 0, layers: 0 };
     let layers = expander.children(layers, "layers", &globals)?;
     Ok(Expanded { input, layers })
-}
-
-/// Evaluates arguments in order: each may use those before it, and those of `outer`.
-fn arguments(args: &Map<String, Value>, outer: &Scope, path: &str) -> Result<Scope, Invalid> {
-    let mut scope = outer.clone();
-    for (name, value) in args {
-        let path = format!("{path}.{name}");
-        if !is_name(name) {
-            return Err(Invalid::new(path, "an argument's name is made of letters, digits and `_`"));
-        }
-        if value.is_null() {
-            return Err(Invalid::new(path, "has no default: give it a value"));
-        }
-        let value = fill(value, &scope, &path)?;
-        scope.insert(name.clone(), value);
-    }
-    Ok(scope)
-}
-
-/// Replaces `$name` and `${formula}` in a value, however deep.
-fn fill(value: &Value, scope: &Scope, path: &str) -> Result<Value, Invalid> {
-    Ok(match value {
-        Value::String(text) => match text.strip_prefix('$') {
-            Some(name) if is_name(name) => lookup(name, scope).cloned(),
-            Some(rest) => match rest.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
-                Some(formula) if is_name(formula.trim()) => lookup(formula.trim(), scope).cloned(),
-                Some(formula) => evaluate(formula, scope),
-                None => {
-                    Err(format!("`{text}`: a `$` starts an argument: $name, or \"${{name * 2}}\" in quotes"))
-                }
-            },
-            None => Ok(value.clone()),
-        }
-        .map_err(|message| Invalid::new(path, message))?,
-        Value::Array(list) => list
-            .iter()
-            .enumerate()
-            .map(|(index, value)| fill(value, scope, &format!("{path}.{index}")))
-            .collect::<Result<_, _>>()?,
-        Value::Object(map) => map
-            .iter()
-            .map(|(key, value)| Ok((key.clone(), fill(value, scope, &format!("{path}.{key}"))?)))
-            .collect::<Result<Map<_, _>, Invalid>>()?
-            .into(),
-        plain => plain.clone(),
-    })
 }
 
 /// The only entry of a mapping.
@@ -410,46 +373,6 @@ impl Expander<'_> {
     }
 }
 
-/// Lays given arguments over the declared ones: none unknown, and none of another type than its default.
-pub fn merge(
-    declared: &Map<String, Value>,
-    given: Map<String, Value>,
-    place: &str,
-) -> Result<Map<String, Value>, Invalid> {
-    let mut merged = declared.clone();
-    for (name, value) in given {
-        let Some(default) = merged.get(&name) else {
-            let hint = match nearest(&name, declared.keys().map(String::as_str)) {
-                Some(near) => format!("did you mean `{near}`?"),
-                None if declared.is_empty() => "it has none".to_string(),
-                None => {
-                    let known: Vec<_> = declared.keys().map(|key| format!("`{key}`")).collect();
-                    format!("its arguments are {}", known.join(", "))
-                }
-            };
-            return Err(Invalid::new(name.clone(), format!("{place} has no argument `{name}`; {hint}")));
-        };
-        let formula = default.as_str().is_some_and(|text| text.starts_with('$'));
-        if !default.is_null() && !formula && kind(default) != kind(&value) {
-            let message = format!("expected {}, as the default {default} is, got {value}", kind(default));
-            return Err(Invalid::new(name, message));
-        }
-        merged.insert(name, value);
-    }
-    Ok(merged)
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "nothing",
-        Value::Bool(_) => "true or false",
-        Value::Number(_) => "a number",
-        Value::String(_) => "text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "a mapping",
-    }
-}
-
 /// A mapping with these keys and no others.
 fn keys<'a>(
     value: &'a Value,
@@ -473,20 +396,3 @@ fn keys<'a>(
     }
 }
 
-/// A child's name, its `{formulas}` evaluated.
-fn name(key: &str, scope: &Scope) -> Result<String, String> {
-    let mut name = String::new();
-    let mut rest = key;
-    while let Some((plain, formula)) = rest.split_once('{') {
-        let (formula, after) =
-            formula.split_once('}').ok_or_else(|| format!("`{key}`: the `{{` is never closed"))?;
-        name.push_str(plain);
-        name.push_str(&evaluate(formula, scope)?.to_string());
-        rest = after;
-    }
-    name.push_str(rest);
-    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
-        return Err(format!("`{name}` is no name for a layer: letters, digits and `_` are"));
-    }
-    Ok(name)
-}

@@ -4,6 +4,7 @@ mod expand;
 mod expr;
 mod init;
 mod network;
+mod scope;
 mod spec;
 mod summary;
 mod tree;

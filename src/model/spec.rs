@@ -4,7 +4,7 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
-use super::{Model, expand};
+use super::{Model, scope};
 use crate::exit::{Exit, fail};
 use crate::shipped;
 use crate::yaml::{Document, Invalid, nearest};
@@ -131,7 +131,7 @@ impl ModelSpec {
         let mut tree = document.tree.clone();
         if !args.is_empty() {
             let declared = tree.get("args").and_then(Value::as_object).cloned().unwrap_or_default();
-            let merged = expand::merge(&declared, args.clone(), &format!("model `{name}`"))
+            let merged = scope::merge(&declared, args.clone(), &format!("model `{name}`"))
                 .map_err(|invalid| Problem::Config(invalid.under("args")))?;
             if let Value::Object(map) = &mut tree {
                 map.insert("args".into(), Value::Object(merged));

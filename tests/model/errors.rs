@@ -1,0 +1,246 @@
+//! What broken model files say: exit 2, the place, what was expected, the remedy.
+
+use serde_json::json;
+use tikhonov::model::{Model, ModelSpec};
+
+/// The error about a model file with this text, without the file's name.
+fn complaint(text: &str) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("net.yaml");
+    std::fs::write(&file, text).expect("the file is written");
+    let spec: ModelSpec = serde_json::from_value(json!(file.to_str().expect("text"))).expect("a spec");
+    let error = Model::from_spec(&spec).expect_err(text);
+    let message = format!("{error:#}");
+    assert_eq!(tikhonov::exit::code(&error), 2, "{message}");
+    message.strip_prefix(&format!("{}:", file.display())).unwrap_or(&message).to_string()
+}
+
+fn complains(text: &str, expected: &str) {
+    let message = complaint(text);
+    assert!(message.contains(expected), "expected: {expected}\n     got: {message}");
+}
+
+#[test]
+fn a_misfit_names_the_layer_what_came_in_what_it_wants_and_the_remedy() {
+    complains(
+        "input: [3, 8, 8]\nlayers:\n  flatten: flatten\n  conv2: {conv2d: {out_channels: 4, kernel_size: 3}}\n",
+        "4:3: layers.conv2: conv2d wants [C, H, W] but got [192] from `flatten`; move it before the `flatten`",
+    );
+    complains(
+        "input: [3, 8, 8]\nlayers:\n  - linear: {out_features: 4}\n",
+        "3:5: layers.0: linear wants [F] but got [3, 8, 8] from the input; put `flatten` before it",
+    );
+    complains(
+        "input: [3, 8, 8]\nlayers:\n  - {conv2d: {out_channels: 4, kernel_size: 9}}\n",
+        "layers.0.conv2d.kernel_size: 9x9 is larger than the padded input, 8x8",
+    );
+    complains(
+        "input: [3, 8, 8]\nlayers:\n  - residual: {layers: [conv2d: {out_channels: 4, kernel_size: 3}]}\n",
+        "layers.0: residual adds what its layers give, [4, 6, 6], to the input, [3, 8, 8]: they must be equal; \
+         give it a `shortcut`",
+    );
+    complains(
+        "input: [3, 8, 8]\nlayers:\n  - concat: [identity, max_pool2d: {kernel_size: 2}]\n",
+        "its branches differ elsewhere: [3, 8, 8], [3, 4, 4]",
+    );
+}
+
+#[test]
+fn a_wrong_key_or_layer_is_named_with_the_nearest_valid_one() {
+    complains(
+        "input: [3, 8, 8]\nlayers:\n  conv1:\n    conv2d: {out_channels: 4, kernel_sise: 3}\n",
+        "4:31: layers.conv1.conv2d.kernel_sise: unknown key; did you mean `kernel_size`?",
+    );
+    complains(
+        "input: [3, 8, 8]\nlayers:\n  conv1: {conv2: {out_channels: 4, kernel_size: 3}}\n",
+        "layers.conv1.conv2: unknown layer `conv2`; did you mean `conv2d`?",
+    );
+    complains("input: [3]\nlayers: [rellu]\n", "2:10: layers.0: unknown layer `rellu`; did you mean `relu`?");
+    complains(
+        "input: [3]\nlayers: {linear: {out_features: 4}}\n",
+        "layers.linear: `linear` is a layer that wants a name: write NAME: {linear: {…}}",
+    );
+    complains("input: [3]\nlayer: [relu]\n", "layer: unknown key; did you mean `layers`?");
+    complains("layers: [relu]\n", "the key `input` is missing");
+    complains(
+        "input: [3, 8, 8]\nlayers: [conv2d: {out_channels: 4}]\n",
+        "layers.0.conv2d: the key `kernel_size` is missing",
+    );
+    complains("input: [3, 8, 8]\nlayers: [relu: {slope: 1}]\n", "layers.0.relu.slope: unknown key");
+    complains(
+        "input: [3, 8, 8]\nlayers: [upsample: {size: 4, mode: bilinea}]\n",
+        "layers.0.upsample.mode: unknown choice `bilinea`; did you mean `bilinear`?",
+    );
+    complains(
+        "input: [3, 8, 8]\ninit: {conv2: zeros}\nlayers: [relu]\n",
+        "init.conv2: unknown key; did you mean `conv2d`?",
+    );
+    complains(
+        "input: [3, 8, 8]\ninit: {conv2d: kaiming_norml}\nlayers: [relu]\n",
+        "init.conv2d: unknown choice `kaiming_norml`; did you mean `kaiming_normal`?",
+    );
+}
+
+#[test]
+fn arguments_out_of_range_are_refused_before_anything_runs() {
+    for (layer, expected) in [
+        ("conv2d: {out_channels: 0, kernel_size: 3}", "out_channels: 0 is out of range"),
+        ("conv2d: {out_channels: 4, kernel_size: 3, stride: 0}", "stride: 0 is out of range"),
+        (
+            "conv2d: {out_channels: 4, kernel_size: 3, groups: 2}",
+            "groups: 2 does not divide the 3 input channels",
+        ),
+        (
+            "conv2d: {out_channels: 4, kernel_size: 3, groups: 3}",
+            "groups: 3 does not divide the 4 output channels",
+        ),
+        (
+            "conv2d: {out_channels: 4, kernel_size: [3]}",
+            "kernel_size: expected an integer or [height, width]",
+        ),
+        (
+            "conv2d: {out_channels: 4, kernel_size: 3.5}",
+            "kernel_size: expected an integer or [height, width]",
+        ),
+        ("conv2d: {out_channels: 4, kernel_size: 3, padding: sane}", "padding: expected an integer"),
+        ("conv2d: {out_channels: 4, kernel_size: 3, padding: same, stride: 2}", "`same` wants stride 1"),
+        ("conv2d: {out_channels: 4, kernel_size: 3, padding: 9, padding_mode: reflect}", "9 is too much"),
+        (
+            "conv2d: {out_channels: 4, kernel_size: 3, in_channels: 1}",
+            "in_channels: 1 does not fit the input, which has 3",
+        ),
+        ("conv2d: {out_channels: 9223372036854775807, kernel_size: 3}", "is out of range"),
+        ("conv2d: {out_channels: 16777216, kernel_size: 1, padding: 16777216}", "which is too large"),
+        ("conv2d: {out_channels: 16777216, kernel_size: 16777216, padding: 16777216}", "too large"),
+        ("conv_transpose2d: {out_channels: 4, kernel_size: 1, padding: 5}", "padding: leaves nothing"),
+        (
+            "conv_transpose2d: {out_channels: 4, kernel_size: 3, output_padding: 1}",
+            "must be smaller than the stride",
+        ),
+        ("conv_transpose2d: {out_channels: 4, kernel_size: 3, stride: 16777216}", "which is too large"),
+        ("dropout: {p: 1.5}", "p: 1.5 is out of range: expected a number from 0 to 1"),
+        ("dropout: {p: -0.1}", "p: -0.1 is out of range"),
+        ("batch_norm2d: {momentum: 2}", "momentum: 2 is out of range"),
+        ("batch_norm2d: {eps: -1}", "eps: -1 is out of range"),
+        ("batch_norm2d: {num_features: 4}", "num_features: 4 does not fit"),
+        ("group_norm: {num_groups: 2}", "num_groups: 2 does not divide the 3 channels"),
+        ("layer_norm: {normalized_shape: [8, 3]}", "[8, 3] is not how the input [3, 8, 8] ends"),
+        ("max_pool2d: {kernel_size: 2, padding: 2}", "padding: 2 is more than half of the kernel size, 2"),
+        ("max_pool2d: {kernel_size: 20}", "20x20 is larger than the padded input, 8x8"),
+        ("adaptive_avg_pool2d: {output_size: 0}", "output_size: 0 is out of range"),
+        ("avg_pool2d: {kernel_size: 2, divisor_override: 0}", "divisor_override: 0 is out of range"),
+        ("flatten: {start_dim: 0}", "start_dim: 0 is no dimension of [3, 8, 8]"),
+        ("flatten: {start_dim: 3, end_dim: 2}", "start_dim: 3 comes after end_dim, 2"),
+        ("reshape: {shape: [5, -1]}", "[5, -1] does not hold the 192 values"),
+        ("reshape: {shape: [-1, -1]}", "only one size can be -1"),
+        ("unflatten: {unflattened_size: [2, 2]}", "[2, 2] does not hold the 3 values"),
+        ("upsample: {scale_factor: 0}", "scale_factor: 0 is out of range"),
+        ("upsample: {scale_factor: 1.0e+300}", "which is too large"),
+        ("upsample: {}", "give scale_factor or size"),
+        ("pixel_shuffle: {upscale_factor: 2}", "its square must divide the 3 channels"),
+        ("pixel_unshuffle: {downscale_factor: 3}", "3 does not divide the 8x8 input"),
+        ("subsample_pad: {out_channels: 4}", "by an even number"),
+        ("softmax: {dim: 4}", "4 is no dimension"),
+        ("softmax: {dim: -9223372036854775808}", "is no dimension"),
+        ("flatten: {end_dim: -9223372036854775808}", "is no dimension"),
+        ("hardtanh: {min_val: 2}", "max_val: 1 must be above min_val, 2"),
+        ("prelu: {num_parameters: 2}", "2 is neither 1 nor the 3 channels"),
+        ("layer_norm: {normalized_shape: []}", "is not how the input"),
+    ] {
+        complains(&format!("input: [3, 8, 8]\nlayers:\n  a: {{{layer}}}\n"), expected);
+    }
+    for input in ["[]", "[0]", "[-1, 2, 2]", "[1, 2, 3, 4]", "[9223372036854775807, 2]", "[a]", "7"] {
+        complains(&format!("input: {input}\nlayers: [relu]\n"), "input");
+    }
+}
+
+#[test]
+fn arguments_and_blocks_are_checked_as_layers_are() {
+    let with = |rest: &str| format!("args: {{width: 4}}\ninput: [4]\n{rest}\n");
+    complains(
+        &with("layers: [linear: {out_features: $widht}]"),
+        "unknown argument `$widht`; did you mean `$width`?",
+    );
+    complains(&with("layers: [linear: {out_features: \"${width / 0}\"}]"), "divides by zero");
+    complains(&with("layers: [linear: {out_features: \"${width / 3}\"}]"), "expected a whole number");
+    complains(&with("layers: [linear: {out_features: \"${width *}\"}]"), "is no formula");
+    complains(&with("layers: [$width]"), "is 4, which is no layer");
+    let block = "blocks: {fc: {args: {n: ~}, layers: [linear: {out_features: $n}]}}\n";
+    complains(&with(&format!("{block}layers: [fc]")), "layers.0: block `fc` wants the argument `n`");
+    complains(&with(&format!("{block}layers: [fc: {{m: 2}}]")), "block `fc` has no argument `m`");
+    complains(
+        &with(&format!("{block}layers: [fc: {{n: 2}}, conv: {{fc: {{n: -1}}}}]")),
+        "blocks.fc.layers.0.linear.out_features: -1 is out of range: expected an integer from 1 to 16777216 (at `1.conv.0`)",
+    );
+    complains(
+        "blocks: {a: {layers: [b]}, b: {layers: [a]}}\ninput: [4]\nlayers: [a]\n",
+        "a block cannot hold itself: `a` → `b` → `a`",
+    );
+    complains("blocks: {relu: {layers: [tanh]}}\ninput: [4]\nlayers: [relu]\n", "is a layer already");
+    complains("args: {\"a b\": 1}\ninput: [4]\nlayers: [relu]\n", "letters, digits and `_`");
+    complains("args: {n: ~}\ninput: [4]\nlayers: [relu]\n", "args.n: has no default: give it a value");
+}
+
+#[test]
+fn networks_without_end_are_refused() {
+    for times in ["0", "-3", "1000000", "1.5", "x"] {
+        complains(
+            &format!("input: [4]\nlayers: [repeat: {{times: {times}, layers: [relu]}}]\n"),
+            "layers.0.repeat.times",
+        );
+    }
+    complains(
+        "input: [4]\nlayers: [repeat: {times: 5000, layers: [repeat: {times: 5000, layers: [relu]}]}]\n",
+        "more than 10000 layers",
+    );
+    let doubling: Vec<_> = (1..40).map(|n| format!("  b{n}: {{layers: [b{0}, b{0}]}}", n - 1)).collect();
+    complains(
+        &format!("blocks:\n  b0: {{layers: [relu]}}\n{}\ninput: [4]\nlayers: [b39]\n", doubling.join("\n")),
+        "more than",
+    );
+    complains(
+        &format!("input: [4]\nlayers: {}relu{}\n", "[".repeat(60), "]".repeat(60)),
+        "more than 48 levels",
+    );
+    complains("input: [4]\nlayers: []\n", "holds no layers");
+    complains("input: [4]\nlayers: {a: {}}\n", "holds no layers");
+    complains("input: [4]\nlayers: 3\n", "expected a mapping or a list of layers");
+    complains("input: [4]\nlayers: [3]\n", "3 is no layer");
+}
+
+#[test]
+fn two_layers_cannot_share_a_name() {
+    complains(
+        "input: [4]\nlayers: [residual: {layers: [linear: {out_features: 4}], shortcut: [linear: {out_features: 4}]}]\n",
+        "a second layer with the parameter names `0.0.*`",
+    );
+    complains("input: [4]\nlayers: {a.b: relu}\n", "`a.b` is no name for a layer");
+}
+
+#[test]
+fn a_wrong_model_in_a_run_config_is_reported_at_its_key() {
+    let error = |spec| {
+        let spec: ModelSpec = serde_json::from_value(spec).expect("a spec");
+        let invalid = spec.validate().expect_err("it is wrong");
+        assert!(Model::from_spec(&spec).is_err());
+        (invalid.path, invalid.message)
+    };
+    let (path, message) = error(json!("resnet81"));
+    assert_eq!((path.as_str(), message.as_str()), ("", "unknown model `resnet81`; did you mean `resnet18`?"));
+    let (path, message) = error(json!({"name": "lenet", "args": {"clases": 3}}));
+    assert_eq!(path, "args.clases");
+    assert_eq!(message, "model `lenet` has no argument `clases`; did you mean `classes`?");
+    let (path, message) = error(json!({"name": "lenet", "args": {"classes": "three"}}));
+    assert_eq!(
+        (path.as_str(), message.as_str()),
+        ("args.classes", "expected a number, as the default 10 is, got \"three\"")
+    );
+    let (path, message) = error(json!({"input": [4], "layers": ["rellu"]}));
+    assert_eq!(
+        (path.as_str(), message.as_str()),
+        ("layers.0", "unknown layer `rellu`; did you mean `relu`?")
+    );
+    let spec: ModelSpec = serde_json::from_value(json!({"name": "lenet", "args": {"size": -1}})).expect("a spec");
+    let message = Model::from_spec(&spec).expect_err("it is wrong").to_string();
+    assert!(message.starts_with("<built-in> lenet.yaml:10:1: input: [1, -1, -1] is no input"), "{message}");
+}

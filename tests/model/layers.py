@@ -1,0 +1,23 @@
+# Single layers: for each line "INPUT_SHAPE | torch.nn expression", its state, an input, the output and the gradient.
+import sys
+
+import numpy as np
+import torch
+from torch import nn
+
+torch.set_num_threads(1)
+folder = sys.argv[1]
+for index, line in enumerate(open(f"{folder}/cases.txt")):
+    shape, expression = line.strip().split(" | ")
+    torch.manual_seed(index)
+    net = eval(expression)
+    with torch.no_grad():
+        for value in net.state_dict().values():
+            if value.is_floating_point() and value.dim() == 1:
+                value.uniform_(0.5, 1.5)
+    arrays = {f"state.{key}": value.numpy().copy() for key, value in net.state_dict().items()}
+    x = torch.randn(3, *map(int, shape.split(",")), requires_grad=True)
+    y = net(x)
+    (y * torch.linspace(-1, 1, y.numel()).reshape(y.shape)).sum().backward()
+    arrays |= {"x": x.detach().numpy(), "y": y.detach().numpy(), "grad": x.grad.numpy()}
+    np.savez(f"{folder}/{index}.npz", **arrays)
