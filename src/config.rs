@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::device::DeviceSpec;
 use crate::exit::{Exit, OrExit, fail};
+use crate::model::ModelSpec;
 use crate::optim::{Clip, EmaSpec, OptimizerSpec};
 use crate::penalty::PenaltySpec;
 use crate::schedule::ScheduleSpec;
@@ -15,7 +16,6 @@ use crate::shipped;
 use crate::yaml::{Document, Invalid, nearest};
 
 // The rooms below fill these in.
-type ModelSpec = Value;
 type DataSpec = Value;
 type TaskSpec = Value;
 
@@ -163,6 +163,7 @@ impl RunConfig {
         if self.threads == Some(0) {
             return Err(Invalid::new("threads", "must be 1 or more; leave it out for libtorch's own choice"));
         }
+        self.model.validate().map_err(|invalid| invalid.under("model"))?;
         self.penalty.validate().map_err(|invalid| invalid.under("penalty"))?;
         self.optimizer.validate().map_err(|invalid| invalid.under("optimizer"))?;
         self.optimizer.accepts(&self.penalty).map_err(|invalid| invalid.under("penalty"))?;

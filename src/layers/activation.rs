@@ -175,7 +175,7 @@ impl Module for Activation {
             Self::LeakyRelu { negative_slope } => {
                 xs.prelu(&Tensor::full([1], negative_slope, (xs.kind(), xs.device())))
             }
-            Self::Elu { alpha } if alpha == 1.0 => xs.elu(),
+            Self::Elu { alpha: 1.0 } => xs.elu(),
             Self::Elu { alpha } => xs.clamp_min(0.0) + xs.clamp_max(0.0).expm1() * alpha,
             Self::Selu {} => xs.selu(),
             Self::Gelu { approximate: Approximate::None } => xs.gelu("none"),
@@ -184,7 +184,7 @@ impl Module for Activation {
             Self::Mish {} => xs.mish(),
             Self::Sigmoid {} => xs.sigmoid(),
             Self::Tanh {} => xs.tanh(),
-            Self::Softplus { beta } if beta == 1.0 => xs.softplus(),
+            Self::Softplus { beta: 1.0 } => xs.softplus(),
             Self::Softplus { beta } => (xs * beta).softplus() / beta,
             Self::Hardswish {} => xs.hardswish(),
             Self::Hardsigmoid {} => xs.hardsigmoid(),

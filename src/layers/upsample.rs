@@ -80,9 +80,7 @@ impl Module for Resize {
             (Mode::Nearest, Some(size)) => xs.upsample_nearest2d(size, None, None),
             (Mode::Nearest, None) => xs.upsample_nearest2d_vec(None::<&[i64]>, scales),
             (Mode::Bilinear, Some(size)) => xs.upsample_bilinear2d(size, spec.align_corners, None, None),
-            (Mode::Bilinear, None) => {
-                xs.upsample_bilinear2d_vec(None::<&[i64]>, spec.align_corners, scales)
-            }
+            (Mode::Bilinear, None) => xs.upsample_bilinear2d_vec(None::<&[i64]>, spec.align_corners, scales),
         }
     }
 }

@@ -395,4 +395,3 @@ fn keys<'a>(
         None => Ok(map),
     }
 }
-

@@ -90,13 +90,12 @@ impl Problem {
 }
 
 impl ModelSpec {
-    /// Finds what is wrong in the run config itself: an unknown name or argument, anything in an inline model. A
-    /// mistake in a model's own file is reported by [`Model::from_spec`].
+    /// Checks the whole model. A mistake in a file of its own keeps that file's name and line in its message.
     pub fn validate(&self) -> Result<(), Invalid> {
-        match self.model() {
-            Err(Problem::Config(invalid)) => Err(invalid),
-            _ => Ok(()),
-        }
+        self.model().map(drop).map_err(|problem| match problem {
+            Problem::Config(invalid) => invalid,
+            Problem::File(error) => Invalid::new("", format!("{error:#}")),
+        })
     }
 
     /// The same model with its description and final arguments in place, independent of any file.

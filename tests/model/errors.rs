@@ -240,7 +240,7 @@ fn a_wrong_model_in_a_run_config_is_reported_at_its_key() {
         (path.as_str(), message.as_str()),
         ("layers.0", "unknown layer `rellu`; did you mean `relu`?")
     );
-    let spec: ModelSpec = serde_json::from_value(json!({"name": "lenet", "args": {"size": -1}})).expect("a spec");
-    let message = Model::from_spec(&spec).expect_err("it is wrong").to_string();
+    let (path, message) = error(json!({"name": "lenet", "args": {"size": -1}}));
+    assert_eq!(path, "");
     assert!(message.starts_with("<built-in> lenet.yaml:10:1: input: [1, -1, -1] is no input"), "{message}");
 }
