@@ -1,1 +1,349 @@
+//! Augmentations against the formulas of their papers and of torchvision, written out in Python.
 
+use tch::{Device, Kind, Tensor};
+use tikhonov::data::augment::{self, Augment, Mixup, Pipeline};
+use tikhonov::data::draw::{Draw, Purpose};
+use tikhonov::data::loader::{Loader, LoaderOptions, Preparation};
+use tikhonov::data::{Samples, Targets};
+
+use crate::common::python;
+use crate::loader::{augment as steps, batches, dataset, floats, options, pictures};
+
+/// The numbers that the loader's seed draws for the samples 0..n in epoch 0, and the result of one step.
+fn run(yaml: &str, n: i64, channels: i64, height: i64, width: i64) -> (Vec<f64>, Vec<u8>, Vec<f64>) {
+    let set = pictures(n, channels, height, width);
+    let Samples::Resident(levels) = &set.samples else { unreachable!() };
+    let list = steps(yaml);
+    let pipeline = Pipeline::new(&list, &set.shape, false).unwrap();
+    let mut numbers = Vec::new();
+    for index in 0..n as u64 {
+        pipeline.draw(&mut Draw::new(7, 0, index, Purpose::Augment), [0, 0], &mut numbers);
+    }
+    let prep = Preparation { normalize: None, augment: list };
+    let whole = LoaderOptions { batch_size: n as usize, kind: Kind::Double, ..options() };
+    let batch = batches(&Loader::new(&set, &prep, whole).unwrap(), 0, 0).remove(0);
+    let place: Vec<i64> =
+        (0..n).map(|i| batch.indices.iter().position(|&at| at == i).unwrap() as i64).collect();
+    let xs = batch.xs.index_select(0, &Tensor::from_slice(&place));
+    (numbers, Vec::try_from(levels.view(-1)).unwrap(), floats(&xs))
+}
+
+/// Runs `body`, which makes `y` `[N, C, H, W]` of `x` (levels / 255, float64) and the drawn numbers `p`.
+fn python_run(body: &str, (numbers, levels, _): &(Vec<f64>, Vec<u8>, Vec<f64>), shape: [i64; 4]) -> Vec<f64> {
+    let script = format!(
+        "import torch, math\nimport torch.nn.functional as F\ntorch.set_printoptions(precision=17)\n\
+         n, c, h, w = {shape:?}\n\
+         x = torch.tensor({levels:?}, dtype=torch.float64).view(n, c, h, w) / 255\n\
+         p = torch.tensor({numbers:?}, dtype=torch.float64).view(n, -1)\n{body}\n\
+         print(*y.reshape(-1).tolist())"
+    );
+    python(&script).split_whitespace().map(|word| word.parse().unwrap()).collect()
+}
+
+fn close(got: &[f64], want: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), want.len());
+    let worst = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(worst <= tolerance, "differs by {worst}");
+}
+
+#[test]
+fn flips_crops_and_cutouts_equal_python() {
+    let yaml =
+        "[{flip: {horizontal: true, vertical: true}}, {crop: {padding: 3, fill: 51}}, {cutout: {size: 3}}]";
+    let got = run(yaml, 12, 3, 7, 6);
+    let body = "
+y = torch.empty_like(x)
+for i in range(n):
+    v = x[i]
+    if p[i, 0] > 0: v = v.flip(2)
+    if p[i, 1] > 0: v = v.flip(1)
+    v = F.pad(v, [3] * 4, value=51 / 255)
+    t, l = int(p[i, 2]) + 3, int(p[i, 3]) + 3
+    v = v[:, t:t + h, l:l + w].clone()
+    a, b, c0, d = map(int, p[i, 4:8])
+    v[:, a:b, c0:d] = 0
+    y[i] = v";
+    close(&got.2, &python_run(body, &got, [12, 3, 7, 6]), 0.0);
+    let flips = got.0.chunks(8).map(|row| row[0] + row[1]).sum::<f64>();
+    assert!(flips > 4.0 && flips < 20.0, "about half of 24: {flips}");
+}
+
+#[test]
+fn mirrored_padding_equals_numpy() {
+    for (mode, numpy) in [("reflect", "reflect"), ("symmetric", "symmetric"), ("edge", "edge")] {
+        let got = run(&format!("[{{crop: {{padding: 3, padding_mode: {mode}}}}}]"), 10, 1, 5, 6);
+        let body = format!(
+            "import numpy as np
+y = torch.empty_like(x)
+for i in range(n):
+    v = np.pad(x[i, 0].numpy(), 3, mode='{numpy}')
+    t, l = int(p[i, 0]) + 3, int(p[i, 1]) + 3
+    y[i, 0] = torch.from_numpy(v[t:t + h, l:l + w])"
+        );
+        close(&got.2, &python_run(&body, &got, [10, 1, 5, 6]), 0.0);
+    }
+}
+
+#[test]
+fn random_resized_crops_equal_pytorchs_antialiased_interpolation() {
+    let got = run("[{random_resized_crop: {size: [6, 9], scale: [0.1, 1]}}]", 14, 3, 17, 13);
+    let body = "
+y = torch.stack([
+    F.interpolate(x[i:i+1, :, int(t):int(t + a), int(l):int(l + b)], size=(6, 9), mode='bilinear', antialias=True)[0]
+    for i, (t, l, a, b) in enumerate(p.tolist())])";
+    close(&got.2, &python_run(body, &got, [14, 3, 17, 13]), 1e-12);
+}
+
+#[test]
+fn random_resized_crops_have_the_asked_area_and_proportions() {
+    let list = steps("[{random_resized_crop: {scale: [0.2, 0.5]}}]");
+    let Augment::RandomResizedCrop(crop) = &list[0] else { unreachable!() };
+    let (mut area, n) = (0.0, 4000);
+    for index in 0..n {
+        let [top, left, h, w] = crop.draw([200, 300], &mut Draw::new(1, 0, index, Purpose::Augment));
+        assert!(top >= 0.0 && left >= 0.0 && top + h <= 200.0 && left + w <= 300.0);
+        let share = h * w / 60000.0;
+        assert!(share > 0.195 && share < 0.505, "{share}");
+        assert!(w / h > 0.74 && w / h < 1.35, "{}", w / h);
+        area += share / n as f64;
+    }
+    assert!((area - 0.35).abs() < 0.01, "{area}");
+    // No rectangle of these proportions fits: the largest centred one.
+    let list = steps("[{random_resized_crop: {scale: [1, 1]}}]");
+    let Augment::RandomResizedCrop(crop) = &list[0] else { unreachable!() };
+    let drawn = crop.draw([100, 1000], &mut Draw::new(1, 0, 0, Purpose::Augment));
+    assert_eq!(drawn, [0.0, 433.0, 100.0, 133.0]);
+}
+
+#[test]
+fn rotations_equal_torchvisions() {
+    let got = run("[{rotation: {degrees: 70}}]", 12, 3, 9, 14);
+    // torchvision.transforms.functional.rotate for tensors: _get_inverse_affine_matrix, _gen_affine_grid.
+    let body = "
+y = torch.empty_like(x)
+for i in range(n):
+    r = math.radians(-p[i, 0].item())
+    theta = torch.tensor([[math.cos(r), math.sin(r), 0.], [-math.sin(r), math.cos(r), 0.]], dtype=torch.float64)
+    base = torch.empty(1, h, w, 3, dtype=torch.float64)
+    base[..., 0] = torch.linspace(-w * .5 + .5, w * .5 - .5, w, dtype=torch.float64)
+    base[..., 1] = torch.linspace(-h * .5 + .5, h * .5 - .5, h, dtype=torch.float64).unsqueeze(-1)
+    base[..., 2] = 1
+    grid = base.view(1, h * w, 3).matmul(theta.T.unsqueeze(0) / torch.tensor([.5 * w, .5 * h], dtype=torch.float64))
+    y[i] = F.grid_sample(x[i:i+1], grid.view(1, h, w, 2), mode='bilinear', padding_mode='zeros', align_corners=False)";
+    close(&got.2, &python_run(body, &got, [12, 3, 9, 14]), 1e-12);
+    assert!(got.0.iter().all(|angle| angle.abs() <= 70.0) && got.0.iter().any(|angle| *angle < -10.0));
+}
+
+#[test]
+fn a_positive_angle_turns_counter_clockwise_and_the_corners_get_the_fill() {
+    let mut levels = vec![0u8; 25];
+    levels[14] = 255; // right of the centre
+    let set = dataset(Tensor::from_slice(&levels).view([1, 1, 5, 5]), Targets::Unknown);
+    let list = steps("[{rotation: {degrees: [90, 90]}}]");
+    let loader = Loader::new(&set, &Preparation { normalize: None, augment: list }, options()).unwrap();
+    let xs = batches(&loader, 0, 0).remove(0).xs;
+    assert!((xs.double_value(&[0, 0, 0, 2]) - 1.0).abs() < 1e-6, "above the centre");
+    let list = steps("[{rotation: {degrees: [45, 45], fill: 255}}]");
+    let loader = Loader::new(&set, &Preparation { normalize: None, augment: list }, options()).unwrap();
+    let xs = batches(&loader, 0, 0).remove(0).xs;
+    // The corner comes from √8 above the centre, between the border at 2 and the fill at 3.
+    assert!((xs.double_value(&[0, 0, 0, 0]) - (8f64.sqrt() - 2.0)).abs() < 1e-6);
+}
+
+#[test]
+fn colour_jitter_equals_torchvisions_formulas_in_order() {
+    let got =
+        run("[{color_jitter: {brightness: 0.6, contrast: 0.7, saturation: [0.2, 2], hue: 0.4}}]", 9, 3, 5, 4);
+    // torchvision's _blend, rgb_to_grayscale, _rgb2hsv and _hsv2rgb for tensors.
+    let body = "
+def grey(v): return (0.2989 * v[0] + 0.587 * v[1] + 0.114 * v[2]).unsqueeze(0)
+def blend(a, b, f): return (f * a + (1 - f) * b).clamp(0, 1)
+def rgb2hsv(v):
+    r, g, b = v.unbind(0)
+    maxc, minc = v.max(0).values, v.min(0).values
+    eqc = maxc == minc
+    cr = maxc - minc
+    ones = torch.ones_like(maxc)
+    s = cr / torch.where(eqc, ones, maxc)
+    d = torch.where(eqc, ones, cr)
+    rc, gc, bc = (maxc - r) / d, (maxc - g) / d, (maxc - b) / d
+    hr = (maxc == r) * (bc - gc)
+    hg = ((maxc == g) & (maxc != r)) * (2.0 + rc - bc)
+    hb = ((maxc != g) & (maxc != r)) * (4.0 + gc - rc)
+    return torch.fmod((hr + hg + hb) / 6.0 + 1.0, 1.0), s, maxc
+def hsv2rgb(hh, s, v):
+    i = torch.floor(hh * 6.0)
+    f = hh * 6.0 - i
+    i = i.to(torch.int64) % 6
+    a = (v * (1 - s)).clamp(0, 1)
+    q = (v * (1 - s * f)).clamp(0, 1)
+    t = (v * (1 - s * (1 - f))).clamp(0, 1)
+    pick = lambda *o: torch.stack(o).gather(0, i.unsqueeze(0))[0]
+    return torch.stack([pick(v, q, a, a, t, v), pick(t, v, v, q, a, a), pick(a, a, t, v, v, q)])
+y = torch.empty_like(x)
+for k in range(n):
+    fb, fc, fs, fh = p[k].tolist()
+    v = blend(x[k], torch.zeros_like(x[k]), fb)
+    v = blend(v, grey(v).mean(), fc)
+    v = blend(v, grey(v), fs)
+    hh, s, m = rgb2hsv(v)
+    y[k] = hsv2rgb((hh + fh) % 1.0, s, m)";
+    close(&got.2, &python_run(body, &got, [9, 3, 5, 4]), 1e-12);
+    for row in got.0.chunks(4) {
+        assert!(row[0] >= 0.4 && row[0] < 1.6 && row[2] >= 0.2 && row[2] < 2.0 && row[3].abs() <= 0.4);
+    }
+}
+
+#[test]
+fn cutout_blanks_a_square_of_the_normalised_picture_with_probability_p() {
+    let list = steps("[{cutout: {size: 6, p: 0.25}}]");
+    let Augment::Cutout(cutout) = &list[0] else { unreachable!() };
+    let (mut blanked, n) = (0, 4000);
+    for index in 0..n {
+        let [top, bottom, left, right] = cutout.draw([28, 20], &mut Draw::new(1, 0, index, Purpose::Augment));
+        if right > left {
+            blanked += 1;
+            assert!((3.0..=6.0).contains(&(bottom - top)) && (3.0..=6.0).contains(&(right - left)));
+            assert!(top >= 0.0 && bottom <= 28.0 && left >= 0.0 && right <= 20.0);
+        }
+    }
+    assert!((f64::from(blanked) / n as f64 - 0.25).abs() < 0.03, "{blanked} of {n}");
+}
+
+#[test]
+fn noise_has_the_asked_deviation_and_is_independent_of_its_neighbours() {
+    let set =
+        dataset(Tensor::zeros([50, 40, 50], (Kind::Double, Device::Cpu)).view([50, 2000]), Targets::Unknown);
+    let prep = Preparation { normalize: None, augment: steps("[{noise: {sigma: 0.3}}]") };
+    let loader = Loader::new(&set, &prep, LoaderOptions { batch_size: 50, ..options() }).unwrap();
+    let xs = batches(&loader, 0, 0).remove(0).xs;
+    assert_eq!(xs.kind(), Kind::Float);
+    assert!((xs.std(false).double_value(&[]) - 0.3).abs() < 0.004);
+    assert!(xs.mean(Kind::Double).double_value(&[]).abs() < 0.004);
+    let shifted = (xs.narrow(1, 0, 1999) * xs.narrow(1, 1, 1999)).mean(Kind::Double).double_value(&[]);
+    assert!(shifted.abs() < 0.002, "{shifted}");
+    let samples = (xs.narrow(0, 0, 49) * xs.narrow(0, 1, 49)).mean(Kind::Double).double_value(&[]);
+    assert!(samples.abs() < 0.002, "{samples}");
+}
+
+#[test]
+fn mixup_mixes_pictures_and_targets_by_the_same_lambda() {
+    let n = 32;
+    let xs = Tensor::arange(n, (Kind::Double, Device::Cpu)).view([n, 1]);
+    // One class per sample, so that the targets tell λ and the partner.
+    let set = dataset(xs, Targets::Classes((0..n).collect()));
+    let prep = Preparation { normalize: None, augment: steps("[{mixup: {alpha: 0.8}}]") };
+    let kind = Kind::Double;
+    let loader = Loader::new(&set, &prep, LoaderOptions { batch_size: 32, kind, ..options() }).unwrap();
+    let batch = batches(&loader, 0, 0).remove(0);
+    assert_eq!(batch.ys.size(), [n, n]);
+    close(&floats(&batch.ys.sum_dim_intlist([1i64].as_slice(), false, kind)), &vec![1.0; 32], 1e-12);
+    // Σ y·class is the same mixture of the class numbers, which are the samples.
+    let classes = Tensor::arange(n, (kind, Device::Cpu)).view([n, 1]);
+    close(&floats(&batch.ys.matmul(&classes)), &floats(&batch.xs), 1e-12);
+    assert!(floats(&batch.ys).iter().filter(|&&y| y > 0.0).count() > 40, "nothing was mixed");
+}
+
+#[test]
+fn cutmix_targets_follow_the_area_that_was_replaced() {
+    let n = 24;
+    // Sample i is a picture of level i everywhere.
+    let levels: Vec<u8> = (0..n as u8).flat_map(|level| vec![level; 2 * 7 * 9]).collect();
+    let set = dataset(Tensor::from_slice(&levels).view([n, 2, 7, 9]), Targets::Classes((0..n).collect()));
+    let prep = Preparation { normalize: None, augment: steps("[{cutmix: {alpha: 1}}]") };
+    let kind = Kind::Double;
+    let loader = Loader::new(&set, &prep, LoaderOptions { batch_size: 24, kind, ..options() }).unwrap();
+    let mut areas = Vec::new();
+    for epoch in 0..20 {
+        let batch = batches(&loader, epoch, 0).remove(0);
+        close(&floats(&batch.ys.sum_dim_intlist([1i64].as_slice(), false, kind)), &[1.0; 24], 1e-12);
+        let seen = batch.xs.mean_dim([1i64, 2, 3].as_slice(), false, kind) * 255.0;
+        let classes = Tensor::arange(n, (kind, Device::Cpu)).view([n, 1]);
+        close(&floats(&batch.ys.matmul(&classes)), &floats(&seen), 1e-9);
+        areas.push(batch.ys.amax([1i64].as_slice(), false).min().double_value(&[]));
+    }
+    assert!(areas.iter().any(|area| *area < 0.9), "nothing was replaced: {areas:?}");
+}
+
+#[test]
+fn mixture_weights_have_the_moments_of_a_beta_distribution() {
+    // Two samples, 0 and 1, with targets of their own: the smaller share of a mixed batch is min(λ, 1 - λ).
+    let xs = Tensor::from_slice(&[0.0, 1.0]).view([2, 1]);
+    let ys = Tensor::from_slice(&[1.0, 0.0, 0.0, 1.0]).view([2, 2]);
+    for alpha in [0.1, 0.4, 1.0, 3.0] {
+        let (mut sum, mut squares, mut mixed) = (0.0, 0.0, 0.0);
+        for index in 0..20000 {
+            let mut draw = Draw::new(1, 0, index, Purpose::Mix);
+            let (_, ys) = Mixup { alpha }.apply(&xs, &ys, &mut draw);
+            let own = ys.double_value(&[0, 0]);
+            // With the partner itself nothing is mixed and λ stays unknown.
+            if own < 1.0 {
+                (sum, squares, mixed) = (sum + own, squares + own * own, mixed + 1.0);
+            }
+        }
+        let (mean, variance) = (sum / mixed, squares / mixed - (sum / mixed).powi(2));
+        let want = 1.0 / (4.0 * (2.0 * alpha + 1.0));
+        assert!(mixed > 9000.0, "{mixed}");
+        assert!((mean - 0.5).abs() < 0.02, "alpha {alpha}: mean {mean}");
+        assert!((variance / want - 1.0).abs() < 0.06, "alpha {alpha}: variance {variance}, not {want}");
+    }
+}
+
+#[test]
+fn of_two_mixtures_each_batch_gets_one() {
+    let set = pictures(64, 1, 6, 6);
+    let both = Preparation { normalize: None, augment: steps("[{mixup: {alpha: 1}}, {cutmix: {}}]") };
+    let loader = Loader::new(&set, &both, options()).unwrap();
+    let plain = Loader::new(&set, &Preparation::default(), options()).unwrap();
+    let mut cut = 0;
+    for (mixed, plain) in batches(&loader, 0, 0).iter().zip(batches(&plain, 0, 0)) {
+        // CutMix leaves every value a level of some picture.
+        let levels = &mixed.xs * 255.0;
+        cut += i32::from((&levels - levels.round()).abs().max().double_value(&[]) < 1e-3);
+        assert_eq!(mixed.indices, plain.indices);
+    }
+    assert!((1..8).contains(&cut), "{cut} of 8 were cut");
+}
+
+#[test]
+fn values_out_of_range_are_refused_with_their_key() {
+    let wrong = [
+        ("[{flip: {}}]", "0.flip"),
+        ("[{flip: {horizontal: true, p: 1.5}}]", "0.flip.p"),
+        ("[{flip: {horizontal: true}}, {crop: {}}]", "1.crop"),
+        ("[{crop: {size: 0}}]", "0.crop.size"),
+        ("[{crop: {padding: 2, fill: 9, padding_mode: edge}}]", "0.crop.fill"),
+        ("[{random_resized_crop: {scale: [0, 1]}}]", "0.random_resized_crop.scale"),
+        ("[{random_resized_crop: {ratio: [2, 1]}}]", "0.random_resized_crop.ratio"),
+        ("[{rotation: {degrees: -3}}]", "0.rotation.degrees"),
+        ("[{rotation: {degrees: [10, -10]}}]", "0.rotation.degrees"),
+        ("[{color_jitter: {}}]", "0.color_jitter"),
+        ("[{color_jitter: {brightness: -0.1}}]", "0.color_jitter.brightness"),
+        ("[{color_jitter: {hue: 0.6}}]", "0.color_jitter.hue"),
+        ("[{cutout: {size: 4, p: -0.1}}]", "0.cutout.p"),
+        ("[{noise: {sigma: 0}}]", "0.noise.sigma"),
+        ("[{mixup: {alpha: 0}}]", "0.mixup.alpha"),
+        ("[{cutmix: {alpha: -1}}]", "0.cutmix.alpha"),
+        ("[{cutout: {size: 4}}, {crop: {padding: 2}}]", "1"),
+        ("[{mixup: {alpha: 1}}, {noise: {sigma: 1}}]", "1"),
+    ];
+    for (yaml, path) in wrong {
+        assert_eq!(augment::validate(&steps(yaml)).unwrap_err().path, path, "{yaml}");
+    }
+    augment::validate(&steps(
+        "[{color_jitter: {brightness: 1.5}}, {crop: {padding: 4}}, {cutout: {size: 8}}]",
+    ))
+    .unwrap();
+    let unknown = serde_json::from_str::<Vec<Augment>>(r#"[{"crop": {"paddign": 4}}]"#).unwrap_err();
+    assert!(unknown.to_string().contains("paddign"), "{unknown}");
+}
+
+#[test]
+fn lists_survive_a_round_trip_through_the_resolved_config() {
+    let list = steps(
+        "[{random_resized_crop: {size: 8}}, {color_jitter: {brightness: 0.2, hue: [-0.1, 0.2]}}, \
+         {crop: {padding: 4, size: [3, 4], padding_mode: reflect}}, {cutout: {size: 8}}, {mixup: {alpha: 0.2}}]",
+    );
+    let text = serde_json::to_string(&list).unwrap();
+    assert_eq!(serde_json::from_str::<Vec<Augment>>(&text).unwrap(), list, "{text}");
+}

@@ -3,6 +3,7 @@
 pub mod augment;
 pub mod draw;
 mod fingerprint;
+pub mod loader;
 pub mod normalize;
 pub mod picture;
 pub mod smooth;

@@ -1,12 +1,234 @@
-//! Normalisation: pixel values to zero mean and unit deviation per channel.
+//! Normalisation: each channel or feature to zero mean and unit standard deviation, as torchvision's `Normalize`.
 
-use serde::{Deserialize, Serialize};
+use std::num::NonZero;
 
-/// How samples are normalised.
-#[derive(Deserialize, Serialize, Clone, Debug, Default)]
+use anyhow::{Result, ensure};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use super::{Dataset, Files, Samples};
+use crate::exit::{Exit, OrExit, fail};
+use crate::libtorch::memory::Bytes;
+use crate::yaml::Invalid;
+
+/// `auto`, `none`, or `{mean: [...], std: [...]}` with one number per channel or feature.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NormalizeSpec {
+    /// The mean and standard deviation of the training set.
     #[default]
     Auto,
     None,
+    #[serde(untagged)]
+    Given(Normalize),
+}
+
+/// Mean and standard deviation per channel or feature; pictures are in [0, 1] before it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Normalize {
+    pub mean: Vec<f64>,
+    pub std: Vec<f64>,
+}
+
+impl<'de> Deserialize<'de> for NormalizeSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Form;
+        impl<'de> Visitor<'de> for Form {
+            type Value = NormalizeSpec;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("`auto`, `none` or {mean: [...], std: [...]}")
+            }
+
+            fn visit_str<E: Error>(self, word: &str) -> Result<NormalizeSpec, E> {
+                match word {
+                    "auto" => Ok(NormalizeSpec::Auto),
+                    "none" => Ok(NormalizeSpec::None),
+                    _ => Err(E::unknown_variant(word, &["auto", "none"])),
+                }
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<NormalizeSpec, A::Error> {
+                Normalize::deserialize(MapAccessDeserializer::new(map)).map(NormalizeSpec::Given)
+            }
+        }
+        deserializer.deserialize_any(Form)
+    }
+}
+
+impl NormalizeSpec {
+    /// Checks that there are as many means as deviations, all finite, and that the deviations are above 0.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        let NormalizeSpec::Given(Normalize { mean, std }) = self else { return Ok(()) };
+        if mean.len() != std.len() {
+            let message = format!("{} numbers, but `mean` has {}", std.len(), mean.len());
+            return Err(Invalid::new("std", message));
+        }
+        if let Some(place) = mean.iter().position(|mean| !mean.is_finite()) {
+            return Err(Invalid::new(format!("mean.{place}"), "a mean must be finite"));
+        }
+        if let Some(place) = std.iter().position(|std| !(*std > 0.0 && std.is_finite())) {
+            return Err(Invalid::new(format!("std.{place}"), "a standard deviation must be above 0"));
+        }
+        Ok(())
+    }
+
+    /// The numbers to normalise with: the given ones, or those of `train`. Exit 2 where the given ones do not
+    /// suit its channels, 3 where the data has none (NaN, nothing decodable).
+    pub fn resolve(&self, train: &Dataset) -> Result<Option<Normalize>> {
+        let channels = train.shape.first().map_or(0, |&channels| channels as usize);
+        match self {
+            NormalizeSpec::None => Ok(None),
+            NormalizeSpec::Auto => measure(train).map(Some),
+            NormalizeSpec::Given(given) if given.mean.len() != channels => Err(fail(
+                Exit::Usage,
+                format!(
+                    "normalize: {} numbers for samples of {channels} channels or features; give {channels}, or `auto`",
+                    given.mean.len()
+                ),
+            )),
+            NormalizeSpec::Given(given) => Ok(Some(given.clone())),
+        }
+    }
+}
+
+impl Normalize {
+    /// (xs - mean) / std in the kind of `xs` `[B, C, ...]`.
+    pub fn apply(&self, xs: &Tensor) -> Tensor {
+        let mut shape = vec![1; xs.dim()];
+        if let Some(channels) = shape.get_mut(1) {
+            *channels = self.mean.len() as i64;
+        }
+        let column = |values: &[f64]| {
+            Tensor::from_slice(values).to_kind(xs.kind()).view(shape.as_slice()).to_device(xs.device())
+        };
+        (xs - column(&self.mean)).divide_(&column(&self.std))
+    }
+
+    /// From sums over all values of a channel. A constant channel gets the deviation 1: it becomes 0.
+    fn from_moments(moments: impl Iterator<Item = (f64, f64)>) -> Self {
+        let (mean, std) = moments
+            .map(|(mean, variance)| (mean, if variance > 0.0 { variance.sqrt() } else { 1.0 }))
+            .unzip();
+        Self { mean, std }
+    }
+}
+
+/// How many files `auto` looks at: enough for the third digit, and quick.
+const FILES: usize = 512;
+
+/// Mean and population standard deviation (numpy's `mean` and `std`) of every channel or feature. For files that
+/// are decoded on demand, of 512 files evenly spread over the set.
+fn measure(set: &Dataset) -> Result<Normalize> {
+    ensure!(
+        !set.is_empty(),
+        fail(Exit::Data, "normalize: auto needs samples, and the training set is empty")
+    );
+    match &set.samples {
+        Samples::Resident(xs) if xs.kind() == Kind::Uint8 => {
+            let size = xs.size();
+            let (channels, pixels) = (size[1] as usize, size[2..].iter().product::<i64>() as usize);
+            let bytes = Bytes::new(xs)?;
+            let mut counts = vec![[0u64; 256]; channels];
+            for (plane, values) in bytes.as_slice().chunks_exact(pixels.max(1)).enumerate() {
+                count(values, &mut counts[plane % channels]);
+            }
+            Ok(from_counts(&counts))
+        }
+        Samples::Resident(xs) => {
+            let dims: Vec<i64> = (0..xs.dim() as i64).filter(|&dim| dim != 1).collect();
+            let xs = xs.to_kind(Kind::Double).to_device(Device::Cpu);
+            let (variance, mean) = xs.var_mean_correction(dims.as_slice(), 0, false);
+            let mean = Vec::<f64>::try_from(mean)?;
+            let variance = Vec::<f64>::try_from(variance)?;
+            if let Some(feature) = variance.iter().position(|variance| !variance.is_finite()) {
+                let name =
+                    set.features.get(feature).map_or_else(|| feature.to_string(), |name| format!("`{name}`"));
+                let message =
+                    format!("normalize: feature {name} holds NaN or infinite values; clean the data");
+                return Err(fail(Exit::Data, message));
+            }
+            Ok(Normalize::from_moments(mean.into_iter().zip(variance)))
+        }
+        Samples::Files(files) => measure_files(files),
+    }
+}
+
+/// The histogram of one plane. Four tables, since equal neighbours would wait for each other in one.
+fn count(values: &[u8], counts: &mut [u64; 256]) {
+    let mut tables = [[0u32; 256]; 4];
+    for part in values.chunks(1 << 24) {
+        for four in part.chunks(4) {
+            for (table, &value) in tables.iter_mut().zip(four) {
+                table[value as usize] += 1;
+            }
+        }
+        for table in &mut tables {
+            for (total, count) in counts.iter_mut().zip(table) {
+                *total += u64::from(std::mem::take(count));
+            }
+        }
+    }
+}
+
+/// Exact to the last bits: the sums of levels and of their squares are whole numbers.
+fn from_counts(counts: &[[u64; 256]]) -> Normalize {
+    Normalize::from_moments(counts.iter().map(|counts| {
+        let (mut n, mut sum, mut squares) = (0u128, 0u128, 0u128);
+        for (level, &count) in (0u128..).zip(counts) {
+            n += u128::from(count);
+            sum += u128::from(count) * level;
+            squares += u128::from(count) * level * level;
+        }
+        let n = n.max(1);
+        (sum as f64 / n as f64 / 255.0, (n * squares - sum * sum) as f64 / (n * n) as f64 / 255.0 / 255.0)
+    }))
+}
+
+/// Decodes on every core; whole numbers add up the same in any order.
+fn measure_files(files: &Files) -> Result<Normalize> {
+    let sample = files.files.len().min(FILES);
+    let chosen: Vec<_> = (0..sample).map(|place| &files.files[place * files.files.len() / sample]).collect();
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(sample);
+    let per_thread = sample.div_ceil(threads);
+    let parts = std::thread::scope(|scope| {
+        let workers: Vec<_> = chosen
+            .chunks(per_thread)
+            .map(|chosen| {
+                scope.spawn(move || {
+                    let mut counts: Vec<[u64; 256]> = Vec::new();
+                    for file in chosen {
+                        // What cannot be decoded is counted and named when its turn comes in training.
+                        let Ok(picture) = file.decode() else { continue };
+                        let picture = files.fit.whole(&picture);
+                        counts.resize(picture.channels, [0; 256]);
+                        for pixel in picture.data.chunks_exact(picture.channels) {
+                            for (counts, &value) in counts.iter_mut().zip(pixel) {
+                                counts[value as usize] += 1;
+                            }
+                        }
+                    }
+                    counts
+                })
+            })
+            .collect();
+        workers.into_iter().map(|worker| worker.join()).collect::<Result<Vec<_>, _>>()
+    });
+    let parts =
+        parts.ok().or_exit(Exit::Data, || "normalize: a decoder panicked; give mean and std instead")?;
+    let mut counts: Vec<[u64; 256]> = Vec::new();
+    for part in parts {
+        counts.resize(counts.len().max(part.len()), [0; 256]);
+        for (total, part) in counts.iter_mut().zip(part) {
+            total.iter_mut().zip(part).for_each(|(total, count)| *total += count);
+        }
+    }
+    ensure!(
+        !counts.is_empty(),
+        fail(Exit::Data, "normalize: auto found no decodable file in the training set; check the folder")
+    );
+    Ok(from_counts(&counts))
 }

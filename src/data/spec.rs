@@ -5,7 +5,7 @@ use std::thread;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::augment::Augment;
+use super::augment::{self, Augment};
 use super::normalize::NormalizeSpec;
 use super::smooth::SmoothSpec;
 use super::sources::{
@@ -146,6 +146,8 @@ impl DataSpec {
                 format!("must be a share from 0 to 1, not {}", self.max_skipped),
             ));
         }
+        self.normalize.validate().map_err(|error| error.under("normalize"))?;
+        augment::validate(&self.augment).map_err(|error| error.under("augment"))?;
         if let Some(smooth) = &self.smooth {
             smooth.validate().map_err(|error| error.under("smooth"))?;
         }

@@ -4,6 +4,7 @@
 
 pub mod bytes;
 pub mod machine;
+pub mod memory;
 pub mod optim;
 
 use std::cell::Cell;

@@ -1,0 +1,101 @@
+//! Random resized crops: Szegedy et al. 2015, "Going deeper with convolutions"; torchvision's
+//! `RandomResizedCrop` with its antialiased bilinear filter.
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use super::values::Size;
+use crate::data::draw::Draw;
+use crate::yaml::Invalid;
+
+/// A rectangle of random area and proportions, scaled to `size`.
+#[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct RandomResizedCrop {
+    /// The size it is scaled to; that of the samples where it is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<Size>,
+    /// The least and the largest share of the picture's area, in (0, 1].
+    #[serde(default = "default_scale")]
+    pub scale: [f64; 2],
+    /// The least and the largest width / height.
+    #[serde(default = "default_ratio")]
+    pub ratio: [f64; 2],
+}
+
+fn default_scale() -> [f64; 2] {
+    [0.08, 1.0]
+}
+
+fn default_ratio() -> [f64; 2] {
+    [3.0 / 4.0, 4.0 / 3.0]
+}
+
+impl RandomResizedCrop {
+    pub fn validate(&self) -> Result<(), Invalid> {
+        if let Some(size) = self.size {
+            size.validate("size")?;
+        }
+        let [low, high] = self.scale;
+        if !(low > 0.0 && low <= high && high <= 1.0) {
+            return Err(Invalid::new("scale", "expected [low, high] with 0 < low ≤ high ≤ 1"));
+        }
+        let [low, high] = self.ratio;
+        if !(low > 0.0 && low <= high && high.is_finite()) {
+            return Err(Invalid::new("ratio", "expected [low, high] with 0 < low ≤ high"));
+        }
+        Ok(())
+    }
+
+    /// Top, left, height and width of the rectangle, in whole pixels, as torchvision chooses them: ten tries,
+    /// then the largest centred rectangle of allowed proportions.
+    pub fn draw(&self, [height, width]: [usize; 2], draw: &mut Draw) -> [f64; 4] {
+        let (tall, wide) = (height as f64, width as f64);
+        for _ in 0..10 {
+            let area = tall * wide * draw.between(self.scale[0], self.scale[1]);
+            let ratio = draw.between(self.ratio[0].ln(), self.ratio[1].ln()).exp();
+            let (h, w) = ((area / ratio).sqrt().round_ties_even(), (area * ratio).sqrt().round_ties_even());
+            if (1.0..=tall).contains(&h) && (1.0..=wide).contains(&w) {
+                let top = draw.below((tall - h) as u64 + 1) as f64;
+                let left = draw.below((wide - w) as u64 + 1) as f64;
+                return [top, left, h, w];
+            }
+        }
+        let (h, w) = if wide / tall < self.ratio[0] {
+            ((wide / self.ratio[0]).round_ties_even().min(tall), wide)
+        } else if wide / tall > self.ratio[1] {
+            (tall, (tall * self.ratio[1]).round_ties_even().min(wide))
+        } else {
+            (tall, wide)
+        };
+        [((tall - h) / 2.0).floor(), ((wide - w) / 2.0).floor(), h.max(1.0), w.max(1.0)]
+    }
+
+    /// `xs` `[B, C, H, W]` floating point, `params` `[B, 4]` float64. The filter is separable, so each picture is
+    /// rows × picture × columns with two small matrices of its own.
+    pub fn apply(&self, xs: &Tensor, params: &Tensor) -> Tensor {
+        let size = xs.size();
+        let [to_height, to_width] =
+            self.size.map_or([size[2], size[3]], |size| size.sides().map(|side| side as i64));
+        let rows = filter(&params.select(1, 0), &params.select(1, 2), size[2], to_height);
+        let columns = filter(&params.select(1, 1), &params.select(1, 3), size[3], to_width);
+        let (rows, columns) = (rows.to_kind(xs.kind()), columns.to_kind(xs.kind()));
+        rows.unsqueeze(1).matmul(xs).matmul(&columns.transpose(1, 2).unsqueeze(1))
+    }
+}
+
+/// The weights `[B, to, from]` with which a line of `from` pixels becomes the `to` pixels of its part
+/// `start..start + len`: a triangle as wide as the reduction, and no narrower than linear interpolation.
+fn filter(start: &Tensor, len: &Tensor, from: i64, to: i64) -> Tensor {
+    let (start, len) = (start.view([-1, 1, 1]), len.view([-1, 1, 1]));
+    let options = (Kind::Double, start.device());
+    let scale = &len / to as f64;
+    let centres = (Tensor::arange(to, options).view([1, -1, 1]) + 0.5) * &scale;
+    let pixels = Tensor::arange(from, options).view([1, 1, -1]) - &start;
+    let inside = pixels.ge(0).logical_and(&pixels.lt_tensor(&len));
+    let distance: Tensor = (&pixels + 0.5 - centres) / scale.clamp_min(1.0);
+    let weights: Tensor = 1.0 - distance.abs();
+    let weights = weights.clamp_min(0.0) * inside.to_kind(Kind::Double);
+    let total = weights.sum_dim_intlist([-1i64].as_slice(), true, Kind::Double);
+    weights / total
+}

@@ -1,0 +1,267 @@
+//! From 8-bit planes to the batch in one pass: flips, crops, normalisation and cutout without a tensor between.
+
+use anyhow::{Result, anyhow};
+use tch::{Kind, Tensor};
+
+use super::Common;
+use crate::data::augment::{Augment, Pixels, Stage};
+use crate::libtorch::memory::{Number, Slots};
+
+/// How the slots of a batch are filled from pictures of one shape.
+pub struct Fill {
+    channels: usize,
+    /// Height and width of the pictures, then of what is made of them.
+    from: [usize; 2],
+    to: [usize; 2],
+    tables: Tables,
+    /// Where nothing moves, whole planes are looked up.
+    moves: bool,
+}
+
+/// The value of each level in each channel.
+enum Tables {
+    /// The levels themselves; the rest is done on the device.
+    Levels,
+    Float(Vec<[f32; 256]>),
+    Double(Vec<[f64; 256]>),
+}
+
+/// A batch that is being filled.
+pub enum Buffer {
+    Levels(Slots<u8>),
+    Float(Slots<f32>),
+    Double(Slots<f64>),
+}
+
+impl Fill {
+    /// For pictures `[C, H, W]`. Where the pipeline has steps that only libtorch can do, or the batch goes to a
+    /// GPU, it collects the levels.
+    pub fn new(shape: &[i64; 3], common: &Common) -> Result<Self> {
+        let [channels, height, width] = shape.map(|n| n as usize);
+        let pixels = || common.pipeline.stage(Stage::Pixels);
+        let simple = pixels().all(|step| matches!(step, Augment::Flip(_) | Augment::Crop(_)))
+            && common.pipeline.stage(Stage::Normalized).all(|step| matches!(step, Augment::Cutout(_)));
+        let whole = Self {
+            channels,
+            from: [height, width],
+            to: [height, width],
+            tables: Tables::Levels,
+            moves: false,
+        };
+        if common.device != tch::Device::Cpu || !simple {
+            return Ok(whole);
+        }
+        // The same operations as for tensors, so the same numbers to the last bit.
+        let levels = Tensor::arange(256, (Kind::Uint8, tch::Device::Cpu)).view([1, 1, 1, 256]);
+        let levels = levels.expand([1, channels as i64, 1, 256], false);
+        let values =
+            common.normalized(Pixels::new(levels, common.kind).into_unit()).view([channels as i64, 256]);
+        let tables = match common.kind {
+            Kind::Double => Tables::Double(tables(&values)?),
+            _ => Tables::Float(tables(&values)?),
+        };
+        let to = match *common.pipeline.output() {
+            [_, height, width] => [height as usize, width as usize],
+            _ => [height, width],
+        };
+        Ok(Self { to, tables, moves: pixels().count() > 0, ..whole })
+    }
+
+    /// Whether the batch comes out normalised and augmented, all but mixed.
+    pub fn finishes(&self) -> bool {
+        !matches!(self.tables, Tables::Levels)
+    }
+
+    /// An empty batch of `samples`.
+    pub fn buffer(&self, samples: usize, pinned: bool) -> Result<Buffer> {
+        let size = [samples, self.channels, self.to[0], self.to[1]].map(|n| n as i64);
+        Ok(match self.tables {
+            Tables::Levels => Buffer::Levels(Slots::new(&size, pinned)?),
+            Tables::Float(_) => Buffer::Float(Slots::new(&size, pinned)?),
+            Tables::Double(_) => Buffer::Double(Slots::new(&size, pinned)?),
+        })
+    }
+
+    /// Fills slot `slot` with the picture `planes`, `channels × height × width`, as the augmentation's `numbers`
+    /// say. Each slot can be filled once.
+    pub fn write(
+        &self,
+        buffer: &Buffer,
+        slot: usize,
+        planes: &[u8],
+        common: &Common,
+        numbers: &[f64],
+    ) -> Result<()> {
+        if planes.len() != self.channels * self.from[0] * self.from[1] {
+            return Err(anyhow!("a picture of {} bytes does not fit the samples", planes.len()));
+        }
+        let taken = || anyhow!("a batch has no free slot {slot}");
+        match (buffer, &self.tables) {
+            (Buffer::Levels(slots), _) => slots.slot(slot).ok_or_else(taken)?.copy_from_slice(planes),
+            (Buffer::Float(slots), Tables::Float(tables)) => {
+                self.sample(slots.slot(slot).ok_or_else(taken)?, planes, tables, common, numbers);
+            }
+            (Buffer::Double(slots), Tables::Double(tables)) => {
+                self.sample(slots.slot(slot).ok_or_else(taken)?, planes, tables, common, numbers);
+            }
+            _ => return Err(anyhow!("a batch of another kind")),
+        }
+        Ok(())
+    }
+
+    fn sample<T: Number>(
+        &self,
+        out: &mut [T],
+        planes: &[u8],
+        tables: &[[T; 256]],
+        common: &Common,
+        numbers: &[f64],
+    ) {
+        if self.moves {
+            let (rows, columns) = self.maps(common, numbers);
+            self.moved(out, planes, tables, &rows, &runs(&columns));
+        } else {
+            let (plane_in, plane_out) = (self.from[0] * self.from[1], self.to[0] * self.to[1]);
+            let planes = planes.chunks_exact(plane_in).zip(out.chunks_exact_mut(plane_out));
+            for ((plane, out), table) in planes.zip(tables) {
+                for (out, &level) in out.iter_mut().zip(plane) {
+                    *out = table[level as usize];
+                }
+            }
+        }
+        for (step, numbers) in common.pipeline.of_sample(numbers) {
+            if let Augment::Cutout(cutout) = step {
+                cutout.blank(out, self.to, numbers);
+            }
+        }
+    }
+
+    /// Where each row and each column of the sample comes from; negative entries show a [`fill`].
+    fn maps(&self, common: &Common, numbers: &[f64]) -> (Vec<i32>, Vec<i32>) {
+        let mut rows: Vec<i32> = (0..self.from[0] as i32).collect();
+        let mut columns: Vec<i32> = (0..self.from[1] as i32).collect();
+        for (place, (step, numbers)) in common.pipeline.of_sample(numbers).enumerate() {
+            match (step, numbers) {
+                (Augment::Flip(_), &[horizontal, vertical]) => {
+                    if horizontal > 0.5 {
+                        columns.reverse();
+                    }
+                    if vertical > 0.5 {
+                        rows.reverse();
+                    }
+                }
+                (Augment::Crop(crop), &[top, left]) => {
+                    let sides = crop.size.map_or([rows.len(), columns.len()], |size| size.sides());
+                    let cut = |line: &[i32], start: f64, len: usize| -> Vec<i32> {
+                        (start as i64..start as i64 + len as i64)
+                            .map(|at| crop.padding_mode.source(at, line.len() as i64))
+                            .map(|at| at.map_or(fill(place, crop.fill), |at| line[at as usize]))
+                            .collect()
+                    };
+                    (rows, columns) = (cut(&rows, top, sides[0]), cut(&columns, left, sides[1]));
+                }
+                _ => {}
+            }
+        }
+        (rows, columns)
+    }
+
+    fn moved<T: Number>(
+        &self,
+        out: &mut [T],
+        planes: &[u8],
+        tables: &[[T; 256]],
+        rows: &[i32],
+        columns: &[Run],
+    ) {
+        let [height, width] = self.from;
+        let outputs = out.chunks_exact_mut(self.to[0] * self.to[1]);
+        for ((plane, out), table) in planes.chunks_exact(height * width).zip(outputs).zip(tables) {
+            for (&row, mut out) in rows.iter().zip(out.chunks_exact_mut(self.to[1])) {
+                let line = plane.get(row.max(0) as usize * width..).unwrap_or_default();
+                for run in columns {
+                    let (part, rest) = out.split_at_mut(run.len);
+                    out = rest;
+                    match run.origin {
+                        // Where padding crosses padding, the later crop's is on top.
+                        _ if row.min(run.first) < 0 => part.fill(table[level(row.min(run.first))]),
+                        Origin::Forward => {
+                            for (out, &level) in part.iter_mut().zip(&line[run.first as usize..]) {
+                                *out = table[level as usize];
+                            }
+                        }
+                        Origin::Backward => {
+                            for (out, &level) in part.iter_mut().zip(line[..=run.first as usize].iter().rev())
+                            {
+                                *out = table[level as usize];
+                            }
+                        }
+                        Origin::Fill => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Buffer {
+    pub fn into_tensor(self) -> Tensor {
+        match self {
+            Buffer::Levels(slots) => slots.into_tensor(),
+            Buffer::Float(slots) => slots.into_tensor(),
+            Buffer::Double(slots) => slots.into_tensor(),
+        }
+    }
+}
+
+/// Columns that follow each other in the picture, or all show the same fill.
+struct Run {
+    /// Where the first of them comes from, or the fill.
+    first: i32,
+    origin: Origin,
+    len: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Origin {
+    Fill,
+    Forward,
+    Backward,
+}
+
+/// The entry of a map that shows level `level`, put there by step `place`: the later the step, the smaller.
+fn fill(place: usize, level: u8) -> i32 {
+    -1 - (place as i32 * 256 + i32::from(level))
+}
+
+/// The level that a negative entry of a map stands for.
+fn level(entry: i32) -> usize {
+    (-1 - entry) as usize % 256
+}
+
+/// A map of columns as its runs: two or three, unless it was mirrored often.
+fn runs(columns: &[i32]) -> Vec<Run> {
+    let mut runs = Vec::with_capacity(4);
+    let mut rest = columns;
+    while let &[first, ref tail @ ..] = rest {
+        let ahead =
+            |step: i32| 1 + tail.iter().zip(1..).take_while(|&(&at, n)| at == first + step * n).count();
+        let (forward, backward) = (ahead(1), ahead(-1).min(first.max(0) as usize + 1));
+        let (origin, len) = match first {
+            ..0 => (Origin::Fill, ahead(0)),
+            _ if forward >= backward => (Origin::Forward, forward),
+            _ => (Origin::Backward, backward),
+        };
+        runs.push(Run { first, origin, len });
+        rest = &rest[len..];
+    }
+    runs
+}
+
+/// `[C, 256]` as one table per channel.
+fn tables<T: Number>(values: &Tensor) -> Result<Vec<[T; 256]>> {
+    let mut tables = vec![[T::ZERO; 256]; values.size()[0] as usize];
+    let flat = tables.as_flattened_mut();
+    values.contiguous().f_copy_data(flat, flat.len())?;
+    Ok(tables)
+}

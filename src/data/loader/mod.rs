@@ -1,0 +1,317 @@
+//! Batches of a data set: ordered, augmented and normalised, each a pure function of (seed, epoch, step).
+
+mod fill;
+mod resident;
+mod stream;
+
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+use tch::{Device, Kind, Tensor};
+
+use super::augment::{Augment, Pipeline, soft};
+use super::draw::{Draw, Purpose};
+use super::normalize::Normalize;
+use super::{Dataset, Samples, Skipped, Targets};
+use crate::exit::{Exit, fail};
+use crate::libtorch::catching;
+use resident::Resident;
+use stream::{Stream, Streaming};
+
+/// One step's worth of samples, on the loader's device.
+pub struct Batch {
+    /// `[B, ...shape]` in the loader's kind, normalised.
+    pub xs: Tensor,
+    /// int64 `[B]` classes, or `[B, K]` probabilities after mixup or CutMix, or `[B, T]` values, the latter two in
+    /// the loader's kind. -100 for every sample of a set whose targets are unknown.
+    pub ys: Tensor,
+    /// Which samples of the set these are.
+    pub indices: Vec<i64>,
+}
+
+/// What happens to samples on their way.
+#[derive(Clone, Debug, Default)]
+pub struct Preparation {
+    pub normalize: Option<Normalize>,
+    /// For training only.
+    pub augment: Vec<Augment>,
+}
+
+#[derive(Clone, Debug)]
+pub struct LoaderOptions {
+    pub batch_size: usize,
+    /// Shuffled and augmented; otherwise in order and untouched.
+    pub train: bool,
+    /// Leaves out the last batch of an epoch if it is smaller than the others.
+    pub drop_last: bool,
+    pub seed: u64,
+    pub device: Device,
+    /// `Kind::Float` or `Kind::Double`.
+    pub kind: Kind,
+    /// Threads that decode files; with 0 the caller's thread does it. Samples in memory need none.
+    pub workers: usize,
+}
+
+/// Makes the batches of one set.
+pub struct Loader {
+    source: Source,
+    common: Common,
+    samples: usize,
+    workers: usize,
+    drop_last: bool,
+    targets: OnDevice,
+}
+
+enum Source {
+    Resident(Resident),
+    Files(Arc<Stream>),
+}
+
+/// What every source needs to know.
+#[derive(Clone)]
+struct Common {
+    pipeline: Arc<Pipeline>,
+    normalize: Option<Normalize>,
+    train: bool,
+    seed: u64,
+    batch_size: usize,
+    device: Device,
+    kind: Kind,
+    classes: usize,
+}
+
+/// Targets where the batches are.
+enum OnDevice {
+    /// The CPU's own, gathered without an operation of libtorch.
+    Classes(Vec<i64>),
+    Tensor(Tensor),
+    Unknown,
+}
+
+/// Samples before mixing, and who they are.
+struct Assembled {
+    xs: Tensor,
+    indices: Vec<i64>,
+}
+
+impl Loader {
+    /// `prep.augment` is ignored unless `options.train`. Exit 2 where a step of it does not suit the samples, 3
+    /// where the set is empty, 6 where it does not fit on the device.
+    pub fn new(set: &Arc<Dataset>, prep: &Preparation, options: LoaderOptions) -> Result<Self> {
+        let LoaderOptions { batch_size, train, drop_last, seed, device, kind, workers } = options;
+        ensure!(!set.is_empty(), fail(Exit::Data, "the data set holds no sample"));
+        ensure!(batch_size > 0, fail(Exit::Usage, "batch_size: a batch needs at least one sample"));
+        ensure!(
+            matches!(kind, Kind::Float | Kind::Double),
+            fail(Exit::Usage, format!("samples are made as float32 or float64, not {kind:?}"))
+        );
+        if let Some(Normalize { mean, std }) = &prep.normalize {
+            let channels = set.shape.first().map_or(0, |&channels| channels as usize);
+            ensure!(
+                mean.len() == channels && std.len() == channels,
+                fail(Exit::Usage, format!("normalize: {} numbers for {channels} channels", mean.len()))
+            );
+        }
+        let augment = if train { prep.augment.as_slice() } else { &[] };
+        let pipeline =
+            Arc::new(Pipeline::new(augment, &set.shape, matches!(set.samples, Samples::Files(_)))?);
+        let classes = class_count(set);
+        ensure!(
+            !pipeline.mixes() || !matches!(set.targets, Targets::Unknown),
+            fail(Exit::Usage, "augment: mixup and cutmix need targets, and this set has none")
+        );
+        let common = Common {
+            pipeline,
+            normalize: prep.normalize.clone(),
+            train,
+            seed,
+            batch_size,
+            device,
+            kind,
+            classes,
+        };
+        let (source, targets) = catching(|| -> Result<_> {
+            let source = match &set.samples {
+                Samples::Resident(xs) => Source::Resident(Resident::new(xs, &common)?),
+                Samples::Files(files) => Source::Files(Arc::new(Stream::new(files.clone(), set, &common)?)),
+            };
+            let targets = match &set.targets {
+                Targets::Classes(ys) if device == Device::Cpu => OnDevice::Classes(ys.clone()),
+                Targets::Classes(ys) => OnDevice::Tensor(Tensor::from_slice(ys).to_device(device)),
+                Targets::Values(ys) => OnDevice::Tensor(ys.to_kind(kind).to_device(device)),
+                Targets::Unknown => OnDevice::Unknown,
+            };
+            Ok((source, targets))
+        })??;
+        Ok(Self { source, common, samples: set.len(), workers, drop_last, targets })
+    }
+
+    /// How many samples an epoch has, those of a dropped last batch included.
+    pub fn len(&self) -> usize {
+        self.samples
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.samples == 0
+    }
+
+    /// How many batches an epoch has. With `drop_last` and a batch larger than the set there is none.
+    pub fn steps(&self) -> usize {
+        if self.drop_last {
+            self.samples / self.common.batch_size
+        } else {
+            self.samples.div_ceil(self.common.batch_size)
+        }
+    }
+
+    /// The shape of one sample of a batch, which crops may have changed.
+    pub fn shape(&self) -> &[i64] {
+        self.common.pipeline.output()
+    }
+
+    /// The files that turned out to be undecodable so far, in the order of the set.
+    pub fn skipped(&self) -> Vec<Skipped> {
+        match &self.source {
+            Source::Resident(_) => Vec::new(),
+            Source::Files(stream) => stream.skipped(),
+        }
+    }
+
+    /// The batches of an epoch from batch `from_step` on. A batch is the same wherever one starts.
+    pub fn epoch(&self, epoch: u64, from_step: usize) -> Batches<'_> {
+        let order = if self.common.train {
+            Draw::new(self.common.seed, epoch, 0, Purpose::Order).permutation(self.samples)
+        } else {
+            (0..self.samples as i64).collect()
+        };
+        let order = Arc::new(order);
+        let steps = from_step..self.steps();
+        let stream = match &self.source {
+            Source::Resident(_) => None,
+            Source::Files(stream) => {
+                let batch_size = self.common.batch_size;
+                Some(Streaming::start(stream, order.clone(), epoch, steps.clone(), batch_size, self.workers))
+            }
+        };
+        Batches { loader: self, order, epoch, steps, stream }
+    }
+}
+
+/// The number of classes of a set: of its names, or of the labels themselves.
+fn class_count(set: &Dataset) -> usize {
+    match &set.targets {
+        Targets::Classes(ys) => set.classes.len().max(ys.iter().max().map_or(0, |&most| most as usize + 1)),
+        Targets::Values(_) | Targets::Unknown => 0,
+    }
+}
+
+/// The batches of one epoch. After an error there are no more.
+pub struct Batches<'a> {
+    loader: &'a Loader,
+    order: Arc<Vec<i64>>,
+    epoch: u64,
+    steps: std::ops::Range<usize>,
+    stream: Option<Streaming>,
+}
+
+impl Iterator for Batches<'_> {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Result<Batch>> {
+        loop {
+            let step = self.steps.next()?;
+            // libtorch's own failures, such as a full GPU, arrive as panics of tch.
+            match catching(|| self.batch(step)).and_then(|batch| batch) {
+                Ok(Some(batch)) => return Some(Ok(batch)),
+                // Every file of the batch was undecodable, within the budget.
+                Ok(None) => {}
+                Err(error) => {
+                    self.steps.start = self.steps.end;
+                    self.stream = None;
+                    return Some(Err(error));
+                }
+            }
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let least = if self.stream.is_some() { 0 } else { self.steps.len() };
+        (least, Some(self.steps.len()))
+    }
+}
+
+impl Batches<'_> {
+    fn batch(&mut self, step: usize) -> Result<Option<Batch>> {
+        let Loader { source, common, .. } = self.loader;
+        let first = step * common.batch_size;
+        let indices = &self.order[first..self.order.len().min(first + common.batch_size)];
+        let Assembled { xs, indices } = match (source, &mut self.stream) {
+            (Source::Resident(resident), _) => resident.assemble(common, self.epoch, indices)?,
+            (Source::Files(_), Some(stream)) => stream.next(common)?,
+            (Source::Files(_), None) => return Ok(None),
+        };
+        if indices.is_empty() {
+            return Ok(None);
+        }
+        let ys = self.loader.targets.gather(&indices, common)?;
+        let (xs, ys) = if common.pipeline.mixes() {
+            let mut draw = Draw::new(common.seed, self.epoch, step as u64, Purpose::Mix);
+            common.pipeline.mix(xs, soft(&ys, common.classes, common.kind), &mut draw)
+        } else {
+            (xs, ys)
+        };
+        Ok(Some(Batch { xs, ys, indices }))
+    }
+}
+
+impl OnDevice {
+    fn gather(&self, indices: &[i64], common: &Common) -> Result<Tensor> {
+        match self {
+            OnDevice::Classes(ys) => {
+                let ys: Vec<i64> = indices.iter().map(|&index| ys[index as usize]).collect();
+                Ok(Tensor::from_slice(&ys))
+            }
+            OnDevice::Tensor(ys) => Ok(common.rows(ys, indices)),
+            OnDevice::Unknown => Ok(Tensor::full([indices.len() as i64], -100, (Kind::Int64, common.device))),
+        }
+    }
+}
+
+impl Common {
+    /// The rows `indices` of a tensor on the device: a view of it where they follow each other.
+    fn rows(&self, tensor: &Tensor, indices: &[i64]) -> Tensor {
+        match indices {
+            [first, rest @ ..] if rest.iter().zip(first + 1..).all(|(&index, next)| index == next) => {
+                tensor.narrow(0, *first, indices.len() as i64)
+            }
+            _ => tensor.index_select(0, &self.upload(&Tensor::from_slice(indices))),
+        }
+    }
+
+    /// A small CPU tensor on the device, without waiting for it.
+    fn upload(&self, tensor: &Tensor) -> Tensor {
+        if self.device == Device::Cpu {
+            return tensor.shallow_clone();
+        }
+        tensor.pin_memory(self.device).to_device_(self.device, tensor.kind(), true, false)
+    }
+
+    /// Everything between raw samples and mixtures by operations of libtorch, on the device. `xs` `[B, C, H, W]`
+    /// uint8 or floating point; `numbers` those of the augmentation, sample after sample.
+    fn finish(&self, xs: Tensor, numbers: &[f64]) -> Tensor {
+        let pixels = super::augment::Pixels::new(xs, self.kind);
+        if self.pipeline.width() == 0 {
+            return self.normalized(pixels.into_unit());
+        }
+        let params = self.upload(&self.pipeline.tensor(numbers));
+        let xs = self.normalized(self.pipeline.pixels(pixels, &params).into_unit());
+        self.pipeline.normalized(xs, &params, numbers)
+    }
+
+    fn normalized(&self, xs: Tensor) -> Tensor {
+        match &self.normalize {
+            Some(normalize) => normalize.apply(&xs),
+            None => xs,
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! Samples in files: worker threads decode them into batches, a few batches ahead of the training.
+//!
+//! Workers take one sample after the other, so that all of them work on the batch that is needed next; each
+//! writes into its own slot of the batch, and whoever finishes a batch sends it. What a sample becomes depends on
+//! (seed, epoch, index) alone, so the number of workers changes nothing but the time.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result, anyhow};
+use tch::{Device, Tensor};
+
+use super::fill::{Buffer, Fill};
+use super::{Assembled, Common};
+use crate::data::draw::{Draw, Purpose};
+use crate::data::{Dataset, Files, Fit, Picture, Skipped};
+use crate::exit::{Exit, OrExit, fail};
+use crate::libtorch::catching;
+
+/// How many batches are made ahead of the one that is asked for.
+const AHEAD: usize = 2;
+
+/// The files of a loader, and which of them were found to be undecodable.
+pub struct Stream {
+    files: Arc<Files>,
+    fit: Fit,
+    fill: Fill,
+    common: Common,
+    names: Vec<String>,
+    /// Why a file cannot be decoded, by its index.
+    damaged: Mutex<BTreeMap<usize, String>>,
+}
+
+/// The threads and channels of one epoch. Dropping it stops the threads and waits for them.
+pub struct Streaming {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    finished: Receiver<(usize, Result<Finished>)>,
+    /// Batches that came before their turn.
+    early: BTreeMap<usize, Finished>,
+    steps: Range<usize>,
+}
+
+struct Shared {
+    stream: Arc<Stream>,
+    order: Arc<Vec<i64>>,
+    epoch: u64,
+    batch_size: usize,
+    steps: Range<usize>,
+    schedule: Mutex<Schedule>,
+    wake: Condvar,
+}
+
+/// What is handed out next.
+struct Schedule {
+    step: usize,
+    slot: usize,
+    /// The batch of the next slot, once its first slot was handed out.
+    batch: Option<Arc<Filling>>,
+    /// The batch that the training waits for or works on.
+    wanted: usize,
+    stopped: bool,
+}
+
+/// A batch some of whose slots are not filled yet.
+struct Filling {
+    step: usize,
+    buffer: Buffer,
+    samples: Vec<Mutex<Option<Sample>>>,
+    /// A sample could not be made; whoever tried says so, and the batch is not sent.
+    failed: AtomicBool,
+}
+
+/// Who a slot holds, and its augmentation's numbers.
+struct Sample {
+    index: i64,
+    numbers: Vec<f64>,
+}
+
+/// A batch as the workers leave it; slots of undecodable samples are empty where the set is not for training.
+struct Finished {
+    xs: Tensor,
+    samples: Vec<Option<Sample>>,
+}
+
+/// One sample to be made.
+struct Job {
+    batch: Arc<Filling>,
+    slot: usize,
+    index: usize,
+}
+
+impl Stream {
+    pub fn new(files: Arc<Files>, set: &Dataset, common: &Common) -> Result<Self> {
+        let decoded = common.pipeline.decoded(&set.shape);
+        let &[channels, height, width] = decoded.as_slice() else {
+            return Err(fail(Exit::Data, format!("pictures cannot have the shape {:?}", set.shape)));
+        };
+        let fill = Fill::new(&[channels, height, width], common)?;
+        let fit = Fit { height: height as usize, width: width as usize, ..files.fit.clone() };
+        let names = set.names.clone();
+        Ok(Self { files, fit, fill, common: common.clone(), names, damaged: Mutex::default() })
+    }
+
+    pub fn skipped(&self) -> Vec<Skipped> {
+        let damaged = lock(&self.damaged);
+        damaged.iter().map(|(&index, reason)| self.skip(index, reason)).collect()
+    }
+
+    fn skip(&self, index: usize, reason: &str) -> Skipped {
+        let name = self.names.get(index).cloned();
+        let name = name.unwrap_or_else(|| self.files.files[index].path.display().to_string());
+        Skipped { name, reason: reason.to_owned() }
+    }
+
+    /// The picture of sample `index`. One that cannot be decoded is replaced by the next that can, in the order
+    /// of the set, in training, and left out otherwise. Exit 3 where there are more of them than forgiven.
+    fn decode(&self, index: usize) -> Result<Option<(usize, Picture)>> {
+        let count = self.files.files.len();
+        for index in (index..count).chain(0..index) {
+            if !lock(&self.damaged).contains_key(&index) {
+                match catching(|| self.files.files[index].decode()).and_then(|picture| picture) {
+                    Ok(picture) => return Ok(Some((index, picture))),
+                    Err(error) => self.record(index, &error)?,
+                }
+            }
+            if !self.common.train {
+                return Ok(None);
+            }
+        }
+        Err(fail(Exit::Data, format!("none of the {count} files could be decoded")))
+    }
+
+    fn record(&self, index: usize, error: &anyhow::Error) -> Result<()> {
+        let mut damaged = lock(&self.damaged);
+        damaged.insert(index, format!("{error:#}"));
+        if damaged.len() <= self.files.forgiven {
+            return Ok(());
+        }
+        let listed: Vec<String> = damaged
+            .iter()
+            .take(5)
+            .map(|(&index, reason)| {
+                let Skipped { name, reason } = self.skip(index, reason);
+                format!("\n  {name}: {reason}")
+            })
+            .collect();
+        let message = format!(
+            "{} of {} files cannot be decoded, {} more than forgiven:{}\nrepair or remove them, or raise \
+             data.max_skipped",
+            damaged.len(),
+            self.files.files.len(),
+            damaged.len() - self.files.forgiven,
+            listed.concat(),
+        );
+        Err(fail(Exit::Data, message))
+    }
+
+    /// Decodes, crops or resizes, and fills the slot.
+    fn make(&self, job: &Job, epoch: u64) -> Result<()> {
+        let Some((index, picture)) = self.decode(job.index)? else { return Ok(()) };
+        let pipeline = &self.common.pipeline;
+        let mut numbers = Vec::with_capacity(pipeline.width());
+        let mut draw = Draw::new(self.common.seed, epoch, index as u64, Purpose::Augment);
+        pipeline.draw(&mut draw, [picture.height, picture.width], &mut numbers);
+        let picture = match (pipeline.decoder_crop(), numbers.as_slice()) {
+            (Some(_), &[top, left, height, width, ..]) => {
+                self.fit.region(&picture, top as usize, left as usize, height as usize, width as usize)
+            }
+            _ => self.fit.whole(&picture),
+        };
+        self.fill
+            .write(&job.batch.buffer, job.slot, &picture.planes(), &self.common, &numbers)
+            .or_exit(Exit::Data, || format!("{}: not a sample", self.files.files[index].path.display()))?;
+        *lock(&job.batch.samples[job.slot]) = Some(Sample { index: index as i64, numbers });
+        Ok(())
+    }
+}
+
+impl Streaming {
+    /// Starts `workers` threads on the batches `steps` of an epoch.
+    pub fn start(
+        stream: &Arc<Stream>,
+        order: Arc<Vec<i64>>,
+        epoch: u64,
+        steps: Range<usize>,
+        batch_size: usize,
+        workers: usize,
+    ) -> Self {
+        let schedule =
+            Schedule { step: steps.start, slot: 0, batch: None, wanted: steps.start, stopped: false };
+        let shared = Arc::new(Shared {
+            stream: stream.clone(),
+            order,
+            epoch,
+            batch_size,
+            steps: steps.clone(),
+            schedule: Mutex::new(schedule),
+            wake: Condvar::new(),
+        });
+        let (sender, finished) = channel();
+        let spawn = |worker: usize| {
+            let (shared, sender) = (shared.clone(), sender.clone());
+            let thread = std::thread::Builder::new().name(format!("loader {worker}"));
+            // Where the system refuses threads, the others do the work, at worst the caller's own.
+            thread.spawn(move || shared.work(&sender)).ok()
+        };
+        let workers = (0..workers).filter_map(spawn).collect();
+        Self { shared, workers, finished, early: BTreeMap::new(), steps }
+    }
+
+    /// The next batch of the epoch, all but mixed.
+    pub fn next(&mut self, common: &Common) -> Result<Assembled> {
+        let step = self.steps.next().context("the epoch is over")?;
+        self.shared.want(step);
+        let finished = loop {
+            if let Some(finished) = self.early.remove(&step) {
+                break finished;
+            }
+            let (done, finished) = if self.workers.is_empty() {
+                match self.shared.one_batch() {
+                    Some(finished) => finished,
+                    None => return Err(anyhow!("the loader has no batch {step}")),
+                }
+            } else {
+                // Every worker sends before it ends, so a closed channel means that one died.
+                self.finished.recv().context("the loader's threads have ended early")?
+            };
+            // An error ends the epoch whichever batch it belongs to: the workers have stopped.
+            self.early.insert(done, finished?);
+        };
+        let Finished { xs, samples } = finished;
+        let kept: Vec<i64> =
+            (0..).zip(&samples).filter(|(_, sample)| sample.is_some()).map(|(slot, _)| slot).collect();
+        let xs = if kept.len() < samples.len() { xs.index_select(0, &Tensor::from_slice(&kept)) } else { xs };
+        let (mut indices, mut numbers) = (Vec::with_capacity(kept.len()), Vec::new());
+        for sample in samples.into_iter().flatten() {
+            indices.push(sample.index);
+            numbers.extend(sample.numbers);
+        }
+        if self.shared.stream.fill.finishes() || indices.is_empty() {
+            return Ok(Assembled { xs, indices });
+        }
+        let xs = xs.to_device_(common.device, xs.kind(), true, false);
+        Ok(Assembled { xs: common.finish(xs, &numbers), indices })
+    }
+}
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        self.shared.stop();
+        for worker in self.workers.drain(..) {
+            // A worker turns its panics into errors; there is nothing left to report here.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Shared {
+    fn work(&self, sender: &Sender<(usize, Result<Finished>)>) {
+        while let Some(job) = self.take(true) {
+            let (step, done) = match job {
+                Ok(job) => match self.perform(job) {
+                    Some(done) => done,
+                    None => continue,
+                },
+                Err((step, error)) => (step, Err(error)),
+            };
+            let failed = done.is_err();
+            if sender.send((step, done)).is_err() || failed {
+                self.stop();
+            }
+        }
+    }
+
+    /// Without workers: makes samples until a batch is finished.
+    fn one_batch(&self) -> Option<(usize, Result<Finished>)> {
+        loop {
+            match self.take(false)? {
+                Ok(job) => {
+                    if let Some(done) = self.perform(job) {
+                        return Some(done);
+                    }
+                }
+                Err((step, error)) => return Some((step, Err(error))),
+            }
+        }
+    }
+
+    /// The next sample to be made, None when there is none left; waits while enough is made ahead.
+    fn take(&self, wait: bool) -> Option<Result<Job, (usize, anyhow::Error)>> {
+        let mut schedule = lock(&self.schedule);
+        while wait && !schedule.stopped && schedule.step > schedule.wanted + AHEAD {
+            schedule = self.wake.wait(schedule).unwrap_or_else(PoisonError::into_inner);
+        }
+        if schedule.stopped || schedule.step >= self.steps.end {
+            return None;
+        }
+        let (step, slot) = (schedule.step, schedule.slot);
+        let first = step * self.batch_size;
+        let count = self.batch_size.min(self.order.len() - first);
+        let batch = match schedule.batch.take() {
+            Some(batch) => batch,
+            None => match self.batch(step, count) {
+                Ok(batch) => Arc::new(batch),
+                Err(error) => return Some(Err((step, error))),
+            },
+        };
+        if slot + 1 < count {
+            schedule.slot += 1;
+            schedule.batch = Some(batch.clone());
+        } else {
+            schedule.step += 1;
+            schedule.slot = 0;
+        }
+        Some(Ok(Job { batch, slot, index: self.order[first + slot] as usize }))
+    }
+
+    fn batch(&self, step: usize, count: usize) -> Result<Filling> {
+        let pinned = self.stream.common.device != Device::Cpu;
+        let buffer = self.stream.fill.buffer(count, pinned)?;
+        let samples = (0..count).map(|_| Mutex::new(None)).collect();
+        Ok(Filling { step, buffer, samples, failed: AtomicBool::new(false) })
+    }
+
+    /// Makes one sample; returns the batch if that was its last, or what went wrong.
+    fn perform(&self, job: Job) -> Option<(usize, Result<Finished>)> {
+        let step = job.batch.step;
+        if let Err(error) = catching(|| self.stream.make(&job, self.epoch)).and_then(|made| made) {
+            job.batch.failed.store(true, Ordering::Relaxed);
+            return Some((step, Err(error)));
+        }
+        // Only the last to let go of a batch gets it; letting go also orders what the others wrote before it.
+        let mut batch = Arc::into_inner(job.batch)?;
+        if *batch.failed.get_mut() {
+            return None;
+        }
+        let unlock = |sample: Mutex<_>| sample.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let samples = batch.samples.into_iter().map(unlock).collect();
+        Some((step, Ok(Finished { xs: batch.buffer.into_tensor(), samples })))
+    }
+
+    fn want(&self, step: usize) {
+        lock(&self.schedule).wanted = step;
+        self.wake.notify_all();
+    }
+
+    fn stop(&self) {
+        lock(&self.schedule).stopped = true;
+        self.wake.notify_all();
+    }
+}
+
+/// A panic while the lock was held leaves nothing half done here.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
