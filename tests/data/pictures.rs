@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 use tch::{Kind, Tensor};
+use tikhonov::data::draw::{Draw, Purpose};
 use tikhonov::data::{Fit, ImageFile, Mode, Resize, Samples, pictures};
 
 use super::{at, labels, made_by, mistake, open, python_in, refusal, sums, xs};
@@ -153,6 +154,24 @@ open('text.png', 'w').write('not a picture'); open('void.png', 'w')
             let cut = (bytes.len() as f64 * share) as usize;
             fs::write(folder.path().join("cut"), &bytes[..cut]).expect("written");
             assert!(refused("cut").is_err(), "{name} cut to {cut} of {} bytes", bytes.len());
+        }
+    }
+    // Whatever damage does to a file, it is decoded or refused; no decoder may take the program down.
+    let mut draw = Draw::new(0, 0, 0, Purpose::Generate);
+    for name in ["a.jpg", "b.jpg", "c.png", "d.gif", "e.bmp", "f.webp", "g.tif"] {
+        let whole = fs::read(folder.path().join(name)).expect("the file");
+        for _ in 0..100 {
+            let mut bytes = whole.clone();
+            for _ in 0..=draw.below(8) {
+                // Headers matter most.
+                let reach = if draw.below(2) == 0 { bytes.len().min(64) } else { bytes.len() };
+                bytes[draw.below(reach as u64) as usize] = draw.bits() as u8;
+            }
+            fs::write(folder.path().join("damaged"), &bytes).expect("written");
+            if let Ok(picture) = (ImageFile { path: folder.path().join("damaged"), mode: Mode::Rgb }).decode()
+            {
+                assert_eq!(picture.data.len(), picture.height * picture.width * 3);
+            }
         }
     }
     let mut png = fs::read(folder.path().join("c.png")).expect("the file");

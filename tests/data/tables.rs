@@ -17,19 +17,19 @@ fn csv(text: &str, options: Value) -> (tempfile::TempDir, Value) {
 
 #[test]
 fn a_table_reads_by_column_name_in_double_precision() {
-    let text = "\u{feff}rooms, price,\"area, m2\"\n3,1e5,70.123456789012345\n 2 ,-2.5,\"4.0\"\r\n1,0,5\n";
+    let text = "\u{feff}rooms, price,\"area, m2\"\n3,1e5,70.12345678901235\n 2 ,-2.5,\"4.0\"\r\n1,0,5\n";
     let (_folder, data) = csv(text, json!({"target": "price"}));
     let set = open(data).train;
     assert_eq!(xs(&set).kind(), Kind::Double);
     assert_eq!(set.features, ["rooms", "area, m2"]);
-    assert_eq!(numbers(xs(&set)), [3.0, 70.123456789012345, 2.0, 4.0, 1.0, 5.0]);
+    assert_eq!(numbers(xs(&set)), [3.0, 70.12345678901235, 2.0, 4.0, 1.0, 5.0]);
     assert_eq!(values(&set), [1e5, -2.5, 0.0]);
     assert!(set.classes.is_empty());
 
     let (_folder, data) =
         csv(text, json!({"target": ["price", "rooms"], "features": ["area, m2"], "limit": 2}));
     let set = open(data).train;
-    assert_eq!((numbers(xs(&set)), values(&set)), (vec![70.123456789012345, 4.0], vec![1e5, 3.0, -2.5, 2.0]));
+    assert_eq!((numbers(xs(&set)), values(&set)), (vec![70.12345678901235, 4.0], vec![1e5, 3.0, -2.5, 2.0]));
 }
 
 #[test]
