@@ -110,8 +110,11 @@ impl Source for FolderSpec {
     }
 }
 
-/// Pictures for prediction: files, and folders of files at any depth, without classes, all decoded at once.
-/// Undecodable ones are listed in `skipped`; there is no budget, but none at all is exit 3.
+/// Bytes of decoded pictures for prediction that are held at once.
+const RESIDENT_PICTURES: u64 = 1 << 30;
+
+/// Pictures for prediction: files, and folders of files at any depth, without classes. They are decoded at once, but
+/// for more than 1 GiB of samples, which stay files. Undecodable ones are listed in `skipped`; there is no budget, but none at all is exit 3.
 pub fn pictures(paths: &[PathBuf], mode: Mode, fit: &Fit) -> Result<Dataset> {
     let mut files = Vec::new();
     for path in paths {
@@ -124,12 +127,13 @@ pub fn pictures(paths: &[PathBuf], mode: Mode, fit: &Fit) -> Result<Dataset> {
         }
     }
     let files: Vec<_> = files.into_iter().map(|path| ImageFile { path, mode }).collect();
-    let read = decode_all(&files, fit);
+    let bytes = files.len() as u64 * (mode.channels() * fit.height * fit.width) as u64;
+    let read = if bytes <= RESIDENT_PICTURES { decode_all(&files, fit) } else { probe_all(&files) };
     if read.failures().count() == files.len() {
         let message = format!("no picture among {} files{}", files.len(), first_few(&files, &read));
         return Err(fail(Exit::Data, message));
     }
-    let mut set = assemble(&files, read, fit, mode, 0, |path| path.to_string_lossy().into_owned())?;
+    let mut set = assemble(&files, read, fit, mode, files.len(), |path| path.to_string_lossy().into_owned())?;
     set.seal()?;
     Ok(set)
 }
