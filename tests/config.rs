@@ -221,6 +221,47 @@ fn every_shipped_file_is_written_out_and_nothing_is_overwritten() {
 }
 
 #[test]
+fn the_summary_shows_which_parameter_gets_which_penalty() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.yaml");
+    fs::write(&path, GOOD).unwrap();
+    let path = path.to_str().unwrap();
+    let (code, text, stderr) = run(&["summary", path]);
+    assert_eq!(code, 0, "{stderr}");
+    let penalty_of = |name: &str| text.lines().find(|line| line.starts_with(name)).map(str::to_owned);
+    assert!(penalty_of("fc.weight").unwrap().contains("l2 5e-4"), "{text}");
+    assert!(penalty_of("fc.bias").unwrap().contains("l2 1e-5"), "{text}");
+    assert!(penalty_of("block1.0.bn.weight").unwrap().contains("none"), "{text}");
+    let (code, text, stderr) = run(&["summary", path, "--json"]);
+    assert_eq!(code, 0, "{stderr}");
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let values = |index: usize| report["groups"][index]["values"].as_i64().unwrap();
+    assert_eq!(report["groups"][0]["label"], "*.bias");
+    assert_eq!(values(0) + values(1) + values(2), report["trainable"].as_i64().unwrap());
+}
+
+#[test]
+fn a_group_or_a_model_that_names_nothing_is_named() {
+    let summary = |text: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.yaml");
+        fs::write(&path, text).unwrap();
+        let (code, _, stderr) = run(&["summary", path.to_str().unwrap()]);
+        assert_eq!(code, 2, "{stderr}");
+        stderr.replace(&format!("{}/", folder.path().display()), "")
+    };
+    let message = summary(&replaced("*.bias", "fc.wieght"));
+    assert!(
+        message.starts_with("error: run.yaml:11:7: penalty.groups.0.match: `fc.wieght` matches no"),
+        "{message}"
+    );
+    assert!(message.contains("fc.weight"), "{message}");
+    let message = summary(&replaced("small-cnn", "smal-cnn"));
+    assert!(message.starts_with("error: run.yaml:3:9: model.name: "), "{message}");
+    assert!(message.contains("did you mean `small-cnn`?"), "{message}");
+}
+
+#[test]
 fn the_doctor_finds_a_sound_libtorch() {
     let (code, stdout, stderr) = run(&["doctor", "--json"]);
     assert_eq!(code, 0, "{stdout}{stderr}");

@@ -1,9 +1,18 @@
 //! `tikhonov summary`: the network layer by layer, and the penalty that each parameter gets.
 
+use std::collections::HashMap;
+use std::io::Write;
+
 use anyhow::Result;
 use clap::Args;
+use serde::Serialize;
+use serde_json::json;
 
 use super::ConfigOptions;
+use crate::config::Config;
+use crate::layers::{Param, ParamKind};
+use crate::model::{Model, ModelSpec, Summary};
+use crate::penalty::{Group, L1Mode, Lambda, Target};
 
 /// Show the layers, parameters and penalties of a config.
 #[derive(Args, Debug)]
@@ -15,7 +24,93 @@ pub struct Options {
     pub json: bool,
 }
 
+/// One penalty group: its λs and how many values they act on.
+#[derive(Serialize)]
+struct GroupRow<'a> {
+    label: &'a str,
+    l2: Lambda,
+    decoupled: Lambda,
+    l1: Lambda,
+    l1_mode: L1Mode,
+    parameters: Vec<&'a str>,
+    values: i64,
+}
+
 pub fn run(options: &Options) -> Result<()> {
-    let _config = options.config.load([])?;
-    anyhow::bail!("the summary is not built yet")
+    let config = options.config.load([])?;
+    let (model, groups) = plan(&config)?;
+    let trainable: Vec<&Param> =
+        model.params().iter().filter(|param| param.kind != ParamKind::Buffer).collect();
+    let rows: Vec<GroupRow> = groups.iter().map(|group| row(group, &trainable)).collect();
+    let penalties: HashMap<&str, String> = groups
+        .iter()
+        .flat_map(|group| group.members.iter().map(move |&member| (member, words(group))))
+        .map(|(member, words)| (trainable[member].name.as_str(), words))
+        .collect();
+    let summary = Summary::new(&model, |name| penalties.get(name).cloned());
+
+    let mut out = std::io::stdout().lock();
+    if options.json {
+        let mut report = json!(summary);
+        report["groups"] = json!(rows);
+        serde_json::to_writer_pretty(&mut out, &report)?;
+        writeln!(out)?;
+    } else {
+        writeln!(out, "{}", summary.text())?;
+        for (group, row) in groups.iter().zip(&rows) {
+            let (tensors, values) = (row.parameters.len(), row.values);
+            writeln!(out, "group {}: {} on {values} values in {tensors} tensors", row.label, words(group))?;
+        }
+    }
+    Ok(())
+}
+
+/// The checked network and which tensor gets which λ; mistakes with their line.
+fn plan(config: &Config) -> Result<(Model, Vec<Group>)> {
+    let document = &config.document;
+    let spec: ModelSpec = document.decode_at("model")?;
+    spec.validate().map_err(|invalid| document.invalid_at("model", invalid))?;
+    let model = Model::from_spec(&spec)?;
+    let trainable = model.params().iter().filter(|param| param.kind != ParamKind::Buffer);
+    let targets: Vec<Target> = trainable
+        .map(|param| Target { name: &param.name, decays: param.kind == ParamKind::Weight })
+        .collect();
+    let groups = config.spec.penalty.assign(&targets);
+    let groups = groups.map_err(|invalid| document.invalid_at("penalty", invalid))?;
+    Ok((model, groups))
+}
+
+fn row<'a>(group: &'a Group, trainable: &[&'a Param]) -> GroupRow<'a> {
+    let members = || group.members.iter().map(|&member| trainable[member]);
+    GroupRow {
+        label: &group.label,
+        l2: group.l2,
+        decoupled: group.decoupled,
+        l1: group.l1,
+        l1_mode: group.l1_mode,
+        parameters: members().map(|param| param.name.as_str()).collect(),
+        values: members().map(Param::count).sum(),
+    }
+}
+
+/// `l2 1e-4, l1 1e-5 (proximal)`, or `none`.
+fn words(group: &Group) -> String {
+    let mut parts = Vec::new();
+    for (name, lambda) in [("l2", group.l2), ("decoupled", group.decoupled)] {
+        if lambda.is_active() {
+            parts.push(format!("{name} {}", number(lambda)));
+        }
+    }
+    if group.l1.is_active() {
+        let mode = if group.l1_mode == L1Mode::Proximal { "proximal" } else { "subgradient" };
+        parts.push(format!("l1 {} ({mode})", number(group.l1)));
+    }
+    if parts.is_empty() { "none".into() } else { parts.join(", ") }
+}
+
+fn number(lambda: Lambda) -> String {
+    match lambda {
+        Lambda::Constant(lambda) => format!("{lambda:e}"),
+        Lambda::Ramp(ramp) => format!("{:e} to {:e}", ramp.start, ramp.end),
+    }
 }
