@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value as Json};
@@ -76,18 +74,15 @@ pub fn tensors(file: &PythonFile, wanted: &[(String, TensorInfo)]) -> Result<Vec
             jobs.insert(info.storage, file.check_storage(info.storage).with_context(context)?);
         }
     }
-    let jobs: Vec<_> = jobs.into_iter().collect();
-    let storages = in_parallel(&jobs, |&(index, len)| {
-        bytes::filled(len, |buffer| {
-            file.read_storage(index, buffer)?;
-            if bools.contains(&index) {
-                // Any other byte in a bool is undefined behaviour in libtorch's kernels.
-                buffer.iter_mut().for_each(|byte| *byte = u8::from(*byte != 0));
-            }
-            Ok(())
-        })
+    let (jobs, lens): (Vec<u32>, Vec<u64>) = jobs.into_iter().unzip();
+    let storages = bytes::filled(&lens, |at, buffer| {
+        file.read_storage(jobs[at], buffer)?;
+        if bools.contains(&jobs[at]) {
+            plain_bools(buffer);
+        }
+        Ok(())
     })?;
-    let storages: BTreeMap<u32, Tensor> = jobs.iter().map(|job| job.0).zip(storages).collect();
+    let storages: BTreeMap<u32, Tensor> = jobs.into_iter().zip(storages).collect();
     wanted
         .iter()
         .map(|(name, info)| {
@@ -120,23 +115,26 @@ fn read_safetensors(source: &Source) -> Result<Weights> {
     for item in &header.items {
         kind(item.dtype).with_context(|| format!("`{}`", item.name))?;
     }
-    let loaded = in_parallel(&header.items, |item| {
-        let raw = bytes::filled(item.bytes, |buffer| {
-            source.read_at(buffer, item.start)?;
-            if item.dtype == Dtype::Bool {
-                buffer.iter_mut().for_each(|byte| *byte = u8::from(*byte != 0));
-            }
-            Ok(())
-        });
-        let tensor = raw.and_then(|raw| Ok(raw.f_view_dtype(kind(item.dtype)?)?.f_reshape(&item.shape)?));
-        tensor.with_context(|| format!("`{}`", item.name))
+    let lens: Vec<u64> = header.items.iter().map(|item| item.bytes).collect();
+    let raw = bytes::filled(&lens, |at, buffer| {
+        let item = &header.items[at];
+        source.read_at(buffer, item.start).with_context(|| format!("`{}`", item.name))?;
+        if item.dtype == Dtype::Bool {
+            plain_bools(buffer);
+        }
+        Ok(())
     })?;
+    let mut tensors = Vec::with_capacity(raw.len());
+    for (item, raw) in header.items.into_iter().zip(raw) {
+        let tensor = raw.f_view_dtype(kind(item.dtype)?)?.f_reshape(&item.shape);
+        tensors.push((item.name, tensor?));
+    }
     Ok(Weights {
         container: Container::Safetensors,
         structure: "named tensors".into(),
         key: String::new(),
         others: Vec::new(),
-        tensors: header.items.into_iter().map(|item| item.name).zip(loaded).collect(),
+        tensors,
         metadata: header.metadata.into_iter().map(|(key, value)| (key, value.into())).collect(),
     })
 }
@@ -194,30 +192,7 @@ pub fn dtype(kind: Kind) -> Option<Dtype> {
     })
 }
 
-/// Maps `jobs` on up to four threads, results in order: page faults and checksums, not the disk, are what loading waits for.
-fn in_parallel<J: Sync, T: Send>(jobs: &[J], work: impl Fn(&J) -> Result<T> + Sync) -> Result<Vec<T>> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4).min(jobs.len());
-    let next = AtomicUsize::new(0);
-    let done = Mutex::new(Vec::with_capacity(jobs.len()));
-    let run = || {
-        while let Some((index, job)) =
-            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, jobs.get(i)?)))
-        {
-            let result = work(job);
-            // After a failure the others need not go on.
-            if result.is_err() {
-                next.store(jobs.len(), Ordering::Relaxed);
-            }
-            done.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((index, result));
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(run);
-        }
-        run();
-    });
-    let mut done = done.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-    done.sort_by_key(|(index, _)| *index);
-    done.into_iter().map(|(_, result)| result).collect()
+/// Any other byte in a bool is undefined behaviour in libtorch's kernels.
+fn plain_bools(bytes: &mut [u8]) {
+    bytes.iter_mut().for_each(|byte| *byte = u8::from(*byte != 0));
 }

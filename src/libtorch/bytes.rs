@@ -1,21 +1,57 @@
 //! A tensor's memory as bytes, which tch only copies.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use anyhow::{Result, bail};
 use tch::{Device, Kind, Tensor};
 
-/// A new uint8 tensor `[len]` on the CPU whose bytes `fill` writes: files are read straight into it.
-pub fn filled(len: u64, fill: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<Tensor> {
-    let len = i64::try_from(len)?;
-    let tensor = Tensor::f_empty([len], (Kind::Uint8, Device::Cpu))?;
-    let pointer = tensor.data_ptr().cast::<u8>();
-    if len > 0 {
-        // SAFETY: libtorch has just allocated `len` bytes there, nobody else knows this tensor yet, and every bit pattern is a u8.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(pointer, len as usize) };
-        fill(bytes)?;
-    } else {
-        fill(&mut [])?;
+/// New uint8 tensors of `lens` bytes on the CPU, the bytes of each written by `fill(index, bytes)`: files are read straight
+/// into them. Up to four threads fill; the first failure ends it.
+pub fn filled(lens: &[u64], fill: impl Fn(usize, &mut [u8]) -> Result<()> + Sync) -> Result<Vec<Tensor>> {
+    // Allocated here and not by the threads, whose memory arenas would start empty every time.
+    let mut tensors = Vec::with_capacity(lens.len());
+    for &len in lens {
+        tensors.push(Tensor::f_empty([i64::try_from(len)?], (Kind::Uint8, Device::Cpu))?);
     }
-    Ok(tensor)
+    let jobs = Mutex::new(
+        tensors
+            .iter()
+            .zip(lens)
+            .map(|(tensor, &len)| {
+                let pointer = tensor.data_ptr().cast::<u8>();
+                // SAFETY: libtorch has just allocated `len` bytes there, nobody else knows these tensors yet, each is given out once,
+                // they outlive the threads, and every bit pattern is a u8.
+                if len == 0 {
+                    &mut []
+                } else {
+                    unsafe { std::slice::from_raw_parts_mut(pointer, len as usize) }
+                }
+            })
+            .enumerate()
+            .collect::<Vec<_>>(),
+    );
+    let failure = Mutex::new(None);
+    let work = || loop {
+        let Some((index, bytes)) = unpoisoned(&jobs).pop() else { return };
+        if let Err(error) = fill(index, bytes) {
+            unpoisoned(&jobs).clear();
+            unpoisoned(&failure).get_or_insert(error);
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4).min(lens.len());
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(work);
+        }
+        work();
+    });
+    let failure = unpoisoned(&failure).take();
+    drop(jobs);
+    failure.map_or(Ok(tensors), Err)
+}
+
+fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Shows the memory of a contiguous CPU tensor to `read`. Nothing may write to the tensor meanwhile.

@@ -87,10 +87,11 @@ impl Machine<'_> {
                 Some(value) => self.bytes_from(class, args, value),
                 None => self.record(class, args),
             },
-            ("copy_reg" | "copyreg", "_reconstructor") => match first {
-                Some(class) => self.record(class, args),
-                None => self.record(class, args),
-            },
+            // (class, …): what is rebuilt says more than who rebuilds it.
+            ("copy_reg" | "copyreg", "_reconstructor")
+            | ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct") => {
+                self.record(first.unwrap_or(class), args)
+            }
             ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar") => match self.numpy_scalar(args) {
                 Some(value) => self.push(value),
                 None => self.record(class, args),

@@ -353,7 +353,7 @@ impl<'a> Machine<'a> {
     }
 
     fn set_items(&mut self, values: Vec<Value>) -> Result<()> {
-        if values.len() % 2 != 0 {
+        if !values.len().is_multiple_of(2) {
             bail!("a key without a value");
         }
         self.budget.charge(values.len() as u64 * VALUE * GROWTH)?;
