@@ -1,5 +1,5 @@
 //! A pickle machine that only builds data: an allow-list of opcodes of protocols 2 to 5, persistent ids for
-//! storages, and no way to import or call anything. See [`super::globals`] for the few names it interprets.
+//! storages, and no way to import or call anything. `globals.rs` has the few names it interprets.
 //!
 //! No opcode recurses, and every allocation is charged to the file's [`Budget`] first.
 
