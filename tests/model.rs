@@ -299,14 +299,12 @@ mix: {concat: [conv2d: {out_channels: 2, kernel_size: 1}, [relu, conv2d: {out_ch
 tail:
   - relu
   - repeat: {times: 2, layers: [conv2d: {out_channels: 5, kernel_size: 1}, relu]}
-  - _res: {residual: {layers: {a: {linear: {out_features: 5}}}}}
+  - _res:
+      residual:
+        layers: {a: {conv2d: {out_channels: 5, kernel_size: 1}}}
+        shortcut: {conv2d: {out_channels: 5, kernel_size: 1}}
 ";
-    // The last layer wants [F]: replaced so that the rest of the file stays one example.
-    let layers = layers.replace(
-        "{residual: {layers: {a: {linear: {out_features: 5}}}}}",
-        "{residual: {layers: {a: {conv2d: {out_channels: 5, kernel_size: 1}}}, shortcut: {conv2d: {out_channels: 5, kernel_size: 1}}}}",
-    );
-    let model = inline(&[3, 6, 6], &layers);
+    let model = inline(&[3, 6, 6], layers);
     let names: Vec<_> = model.params().iter().map(|param| param.name.as_str()).collect();
     let weights: Vec<_> = names.iter().filter_map(|name| name.strip_suffix(".weight")).collect();
     assert_eq!(

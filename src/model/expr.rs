@@ -224,23 +224,10 @@ mod tests {
     fn a_wrong_formula_is_an_error_and_not_a_panic() {
         let scope = json!({"width": i64::MAX, "s": "x"}).as_object().unwrap().clone();
         let brackets = "(".repeat(100_000);
-        for text in [
-            "",
-            "width *",
-            "width * 2",
-            "1 / 0",
-            "1 // 0",
-            "s + 1",
-            "1 2",
-            "1..2",
-            "wdth",
-            "é",
-            "1.",
-            &brackets,
-        ] {
-            if text != "1." {
-                assert!(evaluate(text, &scope).is_err(), "{text}");
-            }
+        for text in
+            ["", "width *", "width * 2", "1 / 0", "1 // 0", "s + 1", "1 2", "1..2", "wdth", "é", &brackets]
+        {
+            assert!(evaluate(text, &scope).is_err(), "{text}");
         }
         assert!(evaluate("wdth", &scope).unwrap_err().contains("did you mean `$width`?"));
     }
