@@ -7,7 +7,7 @@ use crate::common;
 
 fn decode(text: &str) -> ScheduleSpec {
     let spec: ScheduleSpec =
-        Document::parse("c.yaml", &format!("schedule: {text}")).unwrap().decode_at("schedule").unwrap();
+        Document::parse("c.yaml", format!("schedule: {text}")).unwrap().decode_at("schedule").unwrap();
     spec.validate().unwrap();
     spec
 }
@@ -178,7 +178,7 @@ fn rates_stay_finite_at_and_behind_the_ends_of_a_run() {
 #[test]
 fn what_no_schedule_can_mean_is_refused_with_its_key() {
     let decoded = |text: &str| {
-        Document::parse("c.yaml", &format!("schedule: {text}")).unwrap().decode_at::<ScheduleSpec>("schedule")
+        Document::parse("c.yaml", format!("schedule: {text}")).unwrap().decode_at::<ScheduleSpec>("schedule")
     };
     for (text, path) in [
         ("{step: {step_size: 0}}", "step.step_size"),

@@ -1,0 +1,107 @@
+//! Reduce-on-plateau, as `torch.optim.lr_scheduler.ReduceLROnPlateau`: the one schedule with a memory.
+
+use serde::{Deserialize, Serialize};
+
+use super::check;
+use super::curve::tenth;
+use crate::yaml::Invalid;
+
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlateauSpec {
+    /// In (0, 1).
+    #[serde(default = "tenth")]
+    pub factor: f64,
+    /// Epochs without an improvement that are borne.
+    #[serde(default = "patience")]
+    pub patience: u64,
+    /// An improvement counts when it is larger than this.
+    #[serde(default = "threshold")]
+    pub threshold: f64,
+    #[serde(default)]
+    pub threshold_mode: ThresholdMode,
+    /// Epochs after a reduction in which nothing is counted.
+    #[serde(default)]
+    pub cooldown: u64,
+    #[serde(default)]
+    pub min_lr: f64,
+    #[serde(default)]
+    pub mode: Mode,
+}
+
+/// Whether a small metric is good (a loss) or a large one (an accuracy).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    #[default]
+    Min,
+    Max,
+}
+
+/// Whether `threshold` is a share of the best metric or a difference to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ThresholdMode {
+    #[default]
+    Rel,
+    Abs,
+}
+
+/// What reduce-on-plateau remembers; nothing for the other curves.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Plateau {
+    pub best: Option<f64>,
+    pub bad_epochs: u64,
+    pub cooldown_left: u64,
+    pub reductions: u64,
+}
+
+fn patience() -> u64 {
+    10
+}
+fn threshold() -> f64 {
+    1e-4
+}
+
+impl PlateauSpec {
+    pub(super) fn lr(&self, base: f64, state: &Plateau) -> f64 {
+        let floor = self.min_lr.min(base);
+        (0..state.reductions).fold(base, |lr, _| (lr * self.factor).max(floor))
+    }
+
+    pub(super) fn validate(&self) -> Result<(), Invalid> {
+        check("factor", self.factor, self.factor > 0.0 && self.factor < 1.0, "in (0, 1)")?;
+        check("threshold", self.threshold, self.threshold >= 0.0, "at least 0")?;
+        check("min_lr", self.min_lr, self.min_lr >= 0.0, "at least 0")
+    }
+
+    pub(super) fn observe(&self, metric: f64, state: &mut Plateau) {
+        let better = state.best.is_none_or(|best| {
+            let margin = match self.threshold_mode {
+                // PyTorch scales by the best value, sign included.
+                ThresholdMode::Rel => best * self.threshold,
+                ThresholdMode::Abs => self.threshold,
+            };
+            match self.mode {
+                Mode::Min => metric < best - margin,
+                Mode::Max => metric > best + margin,
+            }
+        });
+        if better && !metric.is_nan() {
+            state.best = Some(metric);
+            state.bad_epochs = 0;
+        } else {
+            state.bad_epochs += 1;
+        }
+        if state.cooldown_left > 0 {
+            state.cooldown_left -= 1;
+            state.bad_epochs = 0;
+        }
+        if state.bad_epochs > self.patience {
+            state.reductions += 1;
+            state.cooldown_left = self.cooldown;
+            state.bad_epochs = 0;
+        }
+    }
+}
