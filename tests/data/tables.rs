@@ -4,6 +4,8 @@ use std::fs;
 
 use serde_json::{Value, json};
 use tch::Kind;
+use tikhonov::data::DataSpec;
+use tikhonov::yaml::Document;
 
 use super::{at, labels, mistake, numbers, open, refusal, spec, values, xs};
 
@@ -91,6 +93,29 @@ fn tables_with_other_columns_do_not_make_one_run() {
     let (_test, test) = csv("b,a,y\n1,2,3\n", json!({"target": "y"}));
     let told = refusal(json!({"train": train["train"], "test": test["train"]}));
     assert!(told.contains("the columns are a, b in the training set and b, a in the test set"), "{told}");
+}
+
+#[test]
+fn mistakes_in_a_data_section_name_line_key_and_what_was_expected() {
+    let told = |section: &str| {
+        let text = format!("data:\n  train: {section}\n");
+        let document = Document::parse("run.yaml", &text).expect("YAML");
+        format!("{:#}", document.decode_at::<DataSpec>("data").err().expect("a mistake"))
+    };
+    for (section, expected) in [
+        ("{csv: {file: t.csv, target: 2}}", "run.yaml:2:34: data.train.csv.target: expected a column name"),
+        (
+            "{folder: {root: ., size: big}}",
+            "run.yaml:2:28: data.train.folder.size: expected a number of pixels per side",
+        ),
+        ("{folder: {root: ., size: 8, mode: gray}}", "data.train.folder.mode"),
+        ("{shapes: {count: 3}}\n  validation: {fractoin: 0.1}", "did you mean `fraction`"),
+        ("{shapes: {count: 3, sise: 28}}", "did you mean `size`"),
+        ("{cifar10: {files: 7}}", "data.train.cifar10.files: expected a path, or a list of paths"),
+    ] {
+        let told = told(section);
+        assert!(told.contains(expected), "{section}: {told}");
+    }
 }
 
 #[test]

@@ -114,7 +114,8 @@ impl Source for FolderSpec {
 const RESIDENT_PICTURES: u64 = 1 << 30;
 
 /// Pictures for prediction: files, and folders of files at any depth, without classes. They are decoded at once, but
-/// for more than 1 GiB of samples, which stay files. Undecodable ones are listed in `skipped`; there is no budget, but none at all is exit 3.
+/// for more than 1 GiB of samples, which stay files. Undecodable ones are listed in `skipped`; there is no budget, but
+/// it is exit 3 when none can be decoded.
 pub fn pictures(paths: &[PathBuf], mode: Mode, fit: &Fit) -> Result<Dataset> {
     let mut files = Vec::new();
     for path in paths {

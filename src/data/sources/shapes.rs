@@ -47,7 +47,7 @@ fn default_classes() -> usize {
 }
 
 fn default_noise() -> f64 {
-    0.07
+    0.09
 }
 
 impl Source for ShapesSpec {
