@@ -100,13 +100,13 @@ fn mistakes_in_a_data_section_name_line_key_and_what_was_expected() {
     let told = |section: &str| {
         let text = format!("data:\n  train: {section}\n");
         let document = Document::parse("run.yaml", &text).expect("YAML");
-        format!("{:#}", document.decode_at::<DataSpec>("data").err().expect("a mistake"))
+        format!("{:#}", document.decode_at::<DataSpec>("data").expect_err("a mistake"))
     };
     for (section, expected) in [
-        ("{csv: {file: t.csv, target: 2}}", "run.yaml:2:34: data.train.csv.target: expected a column name"),
+        ("{csv: {file: t.csv, target: 2}}", "run.yaml:2:30: data.train.csv.target: expected a column name"),
         (
             "{folder: {root: ., size: big}}",
-            "run.yaml:2:28: data.train.folder.size: expected a number of pixels per side",
+            "run.yaml:2:29: data.train.folder.size: expected a number of pixels per side",
         ),
         ("{folder: {root: ., size: 8, mode: gray}}", "data.train.folder.mode"),
         ("{shapes: {count: 3}}\n  validation: {fractoin: 0.1}", "did you mean `fraction`"),
