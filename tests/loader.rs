@@ -7,10 +7,10 @@ use tikhonov::data::augment::Augment;
 use tikhonov::data::draw::{Draw, Purpose};
 use tikhonov::data::loader::{Batch, Loader, LoaderOptions, Preparation};
 use tikhonov::data::normalize::{Normalize, NormalizeSpec};
-use tikhonov::data::{Dataset, Files, Fit, ImageFile, Mode, Resize, Samples, Targets};
+use tikhonov::data::{DataSpec, Dataset, Files, Fit, ImageFile, Mode, Resize, Samples, Targets};
 use tikhonov::exit::{self, Exit};
 
-use crate::common::python;
+use crate::common::{data_dir, python};
 
 /// Augmentations as a config writes them.
 pub fn augment(yaml: &str) -> Vec<Augment> {
@@ -329,6 +329,35 @@ fn streamed_pictures_equal_resident_ones() {
     }
 }
 
+/// The flowers, in memory or decoded on demand.
+fn flowers(memory_gib: f64, augment: &str) -> Option<Arc<Dataset>> {
+    let root = data_dir("the loader on the flowers")?.join("photos/flowers/train");
+    let yaml = format!(
+        "{{train: {{folder: {{root: {}, size: 64}}}}, memory_gib: {memory_gib}, augment: {augment}}}",
+        root.display()
+    );
+    let spec: DataSpec = tikhonov::yaml::decode(&serde_yaml::from_str(&yaml).unwrap()).unwrap();
+    Some(Arc::new(spec.open(0).unwrap().train))
+}
+
+#[test]
+fn streamed_flowers_equal_resident_flowers() {
+    let (Some(resident), Some(streamed)) = (flowers(1.0, "[]"), flowers(0.0, "[]")) else { return };
+    assert!(
+        matches!(streamed.samples, Samples::Files(_)) && matches!(resident.samples, Samples::Resident(_))
+    );
+    let normalize = NormalizeSpec::Auto.resolve(&resident).unwrap();
+    // 300 files: the streamed set is measured on all of them.
+    assert_eq!(normalize, NormalizeSpec::Auto.resolve(&streamed).unwrap());
+    let list =
+        "[{flip: {horizontal: true}}, {crop: {padding: 4, padding_mode: reflect}}, {cutout: {size: 16}}]";
+    let prep = Preparation { normalize, augment: augment(list) };
+    let options = LoaderOptions { batch_size: 64, workers: 3, ..options() };
+    let a = Loader::new(&resident, &prep, options.clone()).unwrap();
+    let b = Loader::new(&streamed, &prep, options).unwrap();
+    assert!(same(&batches(&a, 1, 0), &batches(&b, 1, 0)));
+}
+
 #[test]
 fn a_damaged_picture_is_replaced_by_the_next_in_training() {
     let (_folder, set) = files(9, &[2, 3, 8], 3);
@@ -425,5 +454,20 @@ fn milliseconds_per_batch_of_128_pictures_of_fashion_mnists_size() {
             let (least, median) = (times[0], times[times.len() / 2]);
             println!("{threads} threads: {median:.3} ms per batch (least {least:.3})  {steps}");
         }
+    }
+}
+
+/// `cargo test --release --test all -- --ignored --nocapture pictures_per_second`
+#[test]
+#[ignore = "a timing, not a check"]
+fn pictures_per_second_of_streamed_flowers_with_random_resized_crops_to_64() {
+    let list = "[{random_resized_crop: {}}, {flip: {horizontal: true}}]";
+    let Some(set) = flowers(1.0, list) else { return };
+    for workers in [1, 2, 4] {
+        let options = LoaderOptions { batch_size: 32, workers, ..options() };
+        let loader = Loader::new(&set, &prep(list, 3), options).unwrap();
+        let start = std::time::Instant::now();
+        let seen: i64 = loader.epoch(0, 0).map(|batch| batch.unwrap().xs.size()[0]).sum();
+        println!("{workers} workers: {:.0} pictures/s", seen as f64 / start.elapsed().as_secs_f64());
     }
 }

@@ -1,7 +1,7 @@
 //! Gaussian noise on the input: Bishop 1995, "Training with noise is equivalent to Tikhonov regularization".
 
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::data::draw::{Draw, Purpose};
 use crate::yaml::Invalid;
@@ -30,19 +30,27 @@ impl Noise {
         [(draw.bits() >> 12) as f64]
     }
 
-    /// `xs` `[B, ...]`, `params` `[B, 1]` on the CPU. The noise is drawn on the CPU: it must not depend on the
-    /// device.
-    pub fn apply(&self, xs: &Tensor, params: &[f64]) -> Tensor {
-        let per_sample = xs.numel() / params.len().max(1);
-        let mut noise: Vec<f32> = Vec::with_capacity(xs.numel());
-        for &seed in params {
+    /// `xs` `[B, ...]`; `seeds` has one number of [`draw`](Self::draw) per sample. The noise is made on the CPU, so
+    /// that it does not depend on the device.
+    pub fn apply(&self, xs: &Tensor, seeds: &[f64]) -> Tensor {
+        let per_sample = xs.numel() / seeds.len().max(1);
+        let mut noise = vec![0f32; xs.numel()];
+        for (&seed, noise) in seeds.iter().zip(noise.chunks_exact_mut(per_sample.max(1))) {
             let mut draw = Draw::new(seed as u64, 0, 0, Purpose::Augment);
-            noise.extend((0..per_sample).map(|_| (self.sigma * draw.normal()) as f32));
+            for pair in noise.chunks_mut(2) {
+                let two = normals(draw.bits()).map(|normal| self.sigma as f32 * normal);
+                pair.copy_from_slice(&two[..pair.len()]);
+            }
         }
-        let noise = Tensor::from_slice(&noise).view(xs.size().as_slice());
-        xs + noise.to_device(xs.device()).to_kind(match xs.kind() {
-            Kind::Double => Kind::Double,
-            _ => Kind::Float,
-        })
+        xs + Tensor::from_slice(&noise).view(xs.size().as_slice()).to_device(xs.device()).to_kind(xs.kind())
     }
+}
+
+/// Two independent standard normal numbers (Box and Muller 1958) from the halves of 64 random bits, up to ±6.7.
+fn normals(bits: u64) -> [f32; 2] {
+    const UNIT: f32 = 1.0 / (1u64 << 32) as f32;
+    let (high, low) = ((bits >> 32) as f32, bits as u32 as f32);
+    let radius = (-2.0 * ((high + 0.5) * UNIT).min(1.0).ln()).sqrt();
+    let (sin, cos) = (std::f32::consts::TAU * UNIT * low).sin_cos();
+    [radius * cos, radius * sin]
 }
