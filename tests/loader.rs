@@ -30,8 +30,8 @@ pub fn options() -> LoaderOptions {
     }
 }
 
-pub fn dataset(xs: Tensor, targets: Targets) -> Arc<Dataset> {
-    Arc::new(Dataset {
+pub fn dataset(xs: Tensor, targets: Targets) -> Dataset {
+    Dataset {
         shape: xs.size()[1..].to_vec(),
         samples: Samples::Resident(xs),
         targets,
@@ -40,11 +40,11 @@ pub fn dataset(xs: Tensor, targets: Targets) -> Arc<Dataset> {
         names: Vec::new(),
         fingerprint: String::new(),
         skipped: Vec::new(),
-    })
+    }
 }
 
 /// Pictures of reproducible random levels, three classes.
-pub fn pictures(n: i64, channels: i64, height: i64, width: i64) -> Arc<Dataset> {
+pub fn pictures(n: i64, channels: i64, height: i64, width: i64) -> Dataset {
     let mut draw = Draw::new(1, 0, 0, Purpose::Generate);
     let bytes: Vec<u8> = (0..n * channels * height * width).map(|_| draw.below(256) as u8).collect();
     let xs = Tensor::from_slice(&bytes).view([n, channels, height, width]);
@@ -259,7 +259,7 @@ fn what_does_not_suit_the_samples_is_refused() {
 }
 
 /// A folder of `n` PNGs of different sizes; those in `damaged` hold no picture.
-fn files(n: usize, damaged: &[usize], forgiven: usize) -> (tempfile::TempDir, Arc<Dataset>) {
+fn files(n: usize, damaged: &[usize], forgiven: usize) -> (tempfile::TempDir, Dataset) {
     let folder = tempfile::tempdir().unwrap();
     let mut draw = Draw::new(3, 0, 0, Purpose::Generate);
     let mut files = Vec::new();
@@ -288,7 +288,7 @@ fn files(n: usize, damaged: &[usize], forgiven: usize) -> (tempfile::TempDir, Ar
         fingerprint: String::new(),
         skipped: Vec::new(),
     };
-    (folder, Arc::new(set))
+    (folder, set)
 }
 
 #[test]
@@ -330,14 +330,14 @@ fn streamed_pictures_equal_resident_ones() {
 }
 
 /// The flowers, in memory or decoded on demand.
-fn flowers(memory_gib: f64, augment: &str) -> Option<Arc<Dataset>> {
+fn flowers(memory_gib: f64, augment: &str) -> Option<Dataset> {
     let root = data_dir("the loader on the flowers")?.join("photos/flowers/train");
     let yaml = format!(
         "{{train: {{folder: {{root: {}, size: 64}}}}, memory_gib: {memory_gib}, augment: {augment}}}",
         root.display()
     );
     let spec: DataSpec = tikhonov::yaml::decode(&serde_yaml::from_str(&yaml).unwrap()).unwrap();
-    Some(Arc::new(spec.open(0).unwrap().train))
+    Some(spec.open(0).unwrap().train)
 }
 
 #[test]

@@ -97,7 +97,7 @@ struct Assembled {
 impl Loader {
     /// `prep.augment` is ignored unless `options.train`. Exit 2 where a step of it does not suit the samples, 3
     /// where the set is empty, 6 where it does not fit on the device.
-    pub fn new(set: &Arc<Dataset>, prep: &Preparation, options: LoaderOptions) -> Result<Self> {
+    pub fn new(set: &Dataset, prep: &Preparation, options: LoaderOptions) -> Result<Self> {
         let LoaderOptions { batch_size, train, drop_last, seed, device, kind, workers } = options;
         ensure!(!set.is_empty(), fail(Exit::Data, "the data set holds no sample"));
         ensure!(batch_size > 0, fail(Exit::Usage, "batch_size: a batch needs at least one sample"));
