@@ -6,6 +6,8 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::data::DataSpec;
+use crate::data::normalize::NormalizeSpec;
 use crate::device::DeviceSpec;
 use crate::exit::{Exit, OrExit, fail};
 use crate::model::ModelSpec;
@@ -13,11 +15,8 @@ use crate::optim::{Clip, EmaSpec, OptimizerSpec};
 use crate::penalty::PenaltySpec;
 use crate::schedule::ScheduleSpec;
 use crate::shipped;
+use crate::tasks::TaskSpec;
 use crate::yaml::{Document, Invalid, nearest};
-
-// The rooms below fill these in.
-type DataSpec = Value;
-type TaskSpec = Value;
 
 /// The resolved config in a run folder.
 pub const CONFIG_FILE: &str = "config.yaml";
@@ -74,8 +73,8 @@ impl Dtype {
 pub struct TrainSpec {
     pub epochs: u64,
     /// Batches whose gradients are averaged into one optimiser step.
-    #[serde(default = "one")]
-    pub accumulate: u64,
+    #[serde(default = "one_batch")]
+    pub accumulate: usize,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip: Option<Clip>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -106,18 +105,23 @@ pub struct EarlyStopping {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointSpec {
-    /// Optimiser steps between two checkpoints within an epoch; none where absent.
+    /// Within an epoch, after this many optimiser steps; only at the ends of epochs where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub every_steps: Option<u64>,
+    /// Epochs between two checkpoints; the best and the last are always saved.
     pub every_epochs: u64,
-    /// The best so many are kept.
+    /// How many to keep beside `last` and `best`: those with the best validation scores, else the newest.
     pub keep: usize,
 }
 
 impl Default for CheckpointSpec {
     fn default() -> Self {
-        Self { every_steps: None, every_epochs: 1, keep: 3 }
+        Self { every_steps: None, every_epochs: 1, keep: 1 }
     }
+}
+
+fn one_batch() -> usize {
+    1
 }
 
 fn one() -> u64 {
@@ -135,23 +139,22 @@ impl TrainSpec {
             _ => Ok(()),
         };
         at_least_one("epochs", self.epochs)?;
-        at_least_one("accumulate", self.accumulate)?;
+        at_least_one("accumulate", self.accumulate as u64)?;
         at_least_one("log_every", self.log_every)?;
         at_least_one("eval_every", self.eval_every)?;
         at_least_one("checkpoint.every_steps", self.checkpoint.every_steps.unwrap_or(1))?;
         at_least_one("checkpoint.every_epochs", self.checkpoint.every_epochs)?;
-        at_least_one("checkpoint.keep", self.checkpoint.keep as u64)?;
-        if let Some(clip) = &self.clip {
-            clip.validate().map_err(|invalid| invalid.under("clip"))?;
-        }
-        if let Some(ema) = &self.ema {
-            ema.validate().map_err(|invalid| invalid.under("ema"))?;
-        }
         if let Some(stopping) = &self.early_stopping {
             at_least_one("early_stopping.patience", stopping.patience)?;
             if stopping.min_delta < 0.0 {
                 return Err(Invalid::new("early_stopping.min_delta", "must be 0 or more"));
             }
+        }
+        if let Some(clip) = &self.clip {
+            clip.validate().map_err(|invalid| invalid.under("clip"))?;
+        }
+        if let Some(ema) = &self.ema {
+            ema.validate().map_err(|invalid| invalid.under("ema"))?;
         }
         Ok(())
     }
@@ -164,11 +167,32 @@ impl RunConfig {
             return Err(Invalid::new("threads", "must be 1 or more; leave it out for libtorch's own choice"));
         }
         self.model.validate().map_err(|invalid| invalid.under("model"))?;
+        self.task.validate().map_err(|invalid| invalid.under("task"))?;
+        self.data.validate().map_err(|invalid| invalid.under("data"))?;
         self.penalty.validate().map_err(|invalid| invalid.under("penalty"))?;
         self.optimizer.validate().map_err(|invalid| invalid.under("optimizer"))?;
         self.optimizer.accepts(&self.penalty).map_err(|invalid| invalid.under("penalty"))?;
         self.schedule.validate().map_err(|invalid| invalid.under("schedule"))?;
-        self.train.validate().map_err(|invalid| invalid.under("train"))
+        self.train.validate().map_err(|invalid| invalid.under("train"))?;
+        self.validate_together()
+    }
+
+    /// What one room cannot know of another.
+    fn validate_together(&self) -> Result<(), Invalid> {
+        if self.data.validation.is_none() {
+            let remedy = "looks at the validation set: declare one, such as `data: {validation: {fraction: 0.1}}`";
+            if self.train.early_stopping.is_some() {
+                return Err(Invalid::new("train.early_stopping", remedy));
+            }
+            if self.schedule.watches().is_some() {
+                return Err(Invalid::new("schedule.plateau", remedy));
+            }
+        }
+        if matches!(self.task, TaskSpec::Reconstruction(_)) && !matches!(self.data.normalize, NormalizeSpec::None) {
+            let message = "reconstruction is measured on images in 0..1: say `normalize: none`";
+            return Err(Invalid::new("data.normalize", message));
+        }
+        Ok(())
     }
 }
 

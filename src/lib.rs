@@ -26,8 +26,13 @@ pub mod checkpoint;
 pub mod config;
 // Floor 5: the work.
 pub mod eval;
+pub mod outcome;
+pub mod progress;
 pub mod run_folder;
+pub mod session;
+pub mod stop;
 pub mod train;
+pub mod trainer;
 // Floor 6: the command line.
 pub mod cli;
 pub mod commands;

@@ -1,1 +1,48 @@
-//! Not written yet.
+//! The training loop: learn from a batch, penalise, step; look at the validation set; save; go on.
+
+use anyhow::Result;
+
+use crate::progress::Progress;
+use crate::stop::Stop;
+use crate::trainer::Trainer;
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All epochs are done.
+    Done,
+    /// The validation metric stopped getting better.
+    Early,
+    /// A signal came; the state is saved.
+    Interrupted,
+}
+
+/// Trains until the epochs are over, early stopping says so, or `stop` is requested.
+pub fn train(run: &mut Trainer, progress: &mut Progress, stop: &Stop) -> Result<Outcome> {
+    while !run.is_over() {
+        run.begin_epoch();
+        let loader = run.loader();
+        for group in run.unlearnt_batches(&loader) {
+            let group = group?;
+            let logged = run.learn(group)?;
+            progress.step(run.epoch(), run.step());
+            if let Some(record) = logged {
+                progress.numbers(&record);
+            }
+            if stop.is_requested() {
+                run.save()?;
+                return Ok(Outcome::Interrupted);
+            }
+            if run.is_checkpoint_due() {
+                run.save()?;
+            }
+        }
+        let record = run.end_epoch()?;
+        progress.epoch(&record, run.folder())?;
+        run.save_if_due()?;
+        if run.has_stalled() {
+            return Ok(Outcome::Early);
+        }
+    }
+    Ok(Outcome::Done)
+}

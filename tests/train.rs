@@ -1,1 +1,265 @@
+//! Whole runs, driven as a user drives them.
 
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::Value;
+use tikhonov::data::draw::{Draw, Purpose};
+
+use crate::common::{outcome, python, run, tikhonov};
+
+/// Dropout, augmentation, accumulation, EMA, momentum, a λ schedule and a validation split: all that a resume could
+/// get wrong.
+const EVERYTHING: &str = "
+seed: 3
+device: cpu
+threads: 1
+model: {name: small-cnn, args: {channels: 1, size: 28, classes: 10, width: 4, dropout: 0.2}}
+task: {classification: {label_smoothing: 0.1}}
+data:
+  train: {shapes: {count: 1500, size: 28}}
+  validation: {fraction: 0.2}
+  batch_size: 25
+  augment: [{flip: {horizontal: true}}, {crop: {padding: 2}}]
+penalty: {l2: {start: 1.0e-4, end: 1.0e-2, epochs: 3, curve: linear}, l1: 1.0e-5}
+optimizer: {sgd: {lr: 0.05, momentum: 0.9, nesterov: true}}
+schedule: cosine
+train:
+  epochs: 3
+  accumulate: 2
+  clip: {norm: 1.0}
+  ema: {decay: 0.9}
+  log_every: 7
+  checkpoint: {every_steps: 5, keep: 2}
+";
+
+fn write_config(folder: &Path, text: &str) -> String {
+    let path = folder.join("config-under-test.yaml");
+    fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+fn weights(run: &Path) -> [Vec<u8>; 3] {
+    let last = run.join("checkpoints/last");
+    ["model", "optimizer", "ema"].map(|part| fs::read(last.join(format!("{part}.safetensors"))).unwrap())
+}
+
+fn records(run: &Path, kind: &str) -> Vec<Value> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines.filter(|record| record["kind"] == kind).collect()
+}
+
+#[test]
+fn a_run_killed_at_twenty_random_moments_ends_with_the_same_weights_bit_for_bit() {
+    let home = tempfile::tempdir().unwrap();
+    let config = write_config(home.path(), EVERYTHING);
+    let undisturbed = home.path().join("undisturbed");
+    let (code, _, stderr) = run(&["train", &config, "--output", undisturbed.to_str().unwrap()]);
+    assert_eq!(code, 0, "{stderr}");
+
+    let killed = home.path().join("killed");
+    let mut moments = Draw::new(1, 0, 0, Purpose::Order);
+    let mut kills = 0;
+    // Early kills hit start-up and the first steps; a run that ends before its kill starts anew elsewhere.
+    while kills < 20 {
+        let mut child = tikhonov()
+            .args(["train", &config, "--resume", "--output", killed.to_str().unwrap()])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_secs_f64(moments.between(0.3, 2.0)));
+        if child.try_wait().unwrap().is_none() {
+            child.kill().unwrap();
+            kills += 1;
+        } else if kills < 20 {
+            assert_eq!(weights(&killed), weights(&undisturbed), "after {kills} kills");
+            fs::remove_dir_all(&killed).unwrap();
+        }
+        child.wait().unwrap();
+    }
+    let (code, _, stderr) = run(&["train", &config, "--resume", "--output", killed.to_str().unwrap()]);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(weights(&killed), weights(&undisturbed));
+    let numbers = |run: &Path| -> Vec<_> {
+        let steps = records(run, "step").into_iter();
+        steps.map(|r| [r["step"].clone(), r["loss"].clone(), r["penalty"].clone(), r["lr"].clone()]).collect()
+    };
+    assert_eq!(numbers(&killed), numbers(&undisturbed), "the log of a resumed run is that of an undisturbed one");
+}
+
+#[test]
+fn ctrl_c_saves_exits_with_75_and_the_resumed_run_is_the_same_run() {
+    let home = tempfile::tempdir().unwrap();
+    let config = write_config(home.path(), EVERYTHING);
+    let [whole, interrupted] = ["whole", "interrupted"].map(|name| home.path().join(name));
+    assert_eq!(run(&["train", &config, "--output", whole.to_str().unwrap()]).0, 0);
+    let child = tikhonov()
+        .args(["train", &config, "--set", "train.checkpoint.every_steps=null"])
+        .args(["--output", interrupted.to_str().unwrap()])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Wait for the first logged step, so that the signal falls into training.
+    let metrics = interrupted.join("metrics.jsonl");
+    while fs::read_to_string(&metrics).unwrap_or_default().is_empty() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let id = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let (code, _, stderr) = outcome(child.wait_with_output().unwrap());
+    assert_eq!(code, 75, "{stderr}");
+    assert!(stderr.contains("--resume"), "{stderr}");
+    let (code, _, stderr) = run(&["train", &config, "--resume", "--output", interrupted.to_str().unwrap()]);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(weights(&interrupted), weights(&whole));
+}
+
+#[test]
+fn a_folder_that_holds_a_run_is_refused_without_resume() {
+    let home = tempfile::tempdir().unwrap();
+    let config = write_config(home.path(), EVERYTHING);
+    let output = home.path().join("run");
+    let args = ["train", &config, "--set", "train.epochs=1", "--output", output.to_str().unwrap()];
+    assert_eq!(run(&args).0, 0);
+    let before = weights(&output);
+    let (code, _, stderr) = run(&args);
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("holds a run already") && stderr.contains("--resume"), "{stderr}");
+    assert_eq!(weights(&output), before);
+}
+
+#[test]
+fn accumulated_gradients_equal_the_large_batch() {
+    let home = tempfile::tempdir().unwrap();
+    // No batch norm: its statistics are the small batch's by definition.
+    let text = "
+device: cpu
+dtype: float64
+model: {input: [1, 12, 12], layers: [flatten, {linear: {out_features: 16}}, tanh, {linear: {out_features: 10}}]}
+task: classification
+data: {train: {shapes: {count: 330, size: 12}}, batch_size: 64}
+penalty: {l2: 1.0e-3}
+optimizer: {adam: {lr: 0.01}}
+train: {epochs: 2}
+";
+    let config = write_config(home.path(), text);
+    let [large, small] = ["large", "small"].map(|name| home.path().join(name));
+    assert_eq!(run(&["train", &config, "--output", large.to_str().unwrap()]).0, 0);
+    let sets = ["--set", "data.batch_size=16", "--set", "train.accumulate=4"];
+    let (code, _, stderr) =
+        run(&[&["train", &config, "--output", small.to_str().unwrap()][..], &sets[..]].concat());
+    assert_eq!(code, 0, "{stderr}");
+    let difference = python(&format!(
+        "
+from safetensors.numpy import load_file
+import numpy as np
+a, b = (load_file(f'{{run}}/checkpoints/last/model.safetensors') for run in ({large:?}, {small:?}))
+print(max(np.linalg.norm(a[k] - b[k]) / np.linalg.norm(b[k]) for k in a))
+"
+    ));
+    let difference: f64 = difference.trim().parse().unwrap();
+    assert!(difference < 1e-10, "{difference}");
+}
+
+#[test]
+fn every_log_line_tells_loss_penalty_and_weights_apart() {
+    let home = tempfile::tempdir().unwrap();
+    let config = write_config(home.path(), EVERYTHING);
+    let output = home.path().join("run");
+    let (code, _, stderr) = run(&[
+        "train", &config, "--output", output.to_str().unwrap(), "--set", "train.log_every=1", "--set",
+        "penalty={l1: 0.003, l2: 0.02}",
+    ]);
+    assert_eq!(code, 0, "{stderr}");
+    for record in records(&output, "step") {
+        let number = |key: &str| record[key].as_f64().unwrap_or_else(|| panic!("{key} in {record}"));
+        assert!((number("loss") + number("penalty") - number("total")).abs() < 1e-12);
+        assert!(number("grad_norm") > 0.0 && number("images_per_s") > 0.0 && number("lr") > 0.0);
+    }
+    let last = records(&output, "epoch").pop().unwrap();
+    let computed = python(&format!(
+        "
+from safetensors.numpy import load_file
+import numpy as np, json
+ws = load_file(r'{}/checkpoints/last/model.safetensors')
+ws = [w.astype('float64') for name, w in ws.items() if name.endswith('weight') and w.ndim > 1]
+l1, squares = sum(abs(w).sum() for w in ws), sum((w ** 2).sum() for w in ws)
+zeros = sum((w == 0).sum() for w in ws) / sum(w.size for w in ws)
+print(json.dumps([0.003 * l1 + 0.01 * squares, squares ** 0.5, zeros]))
+",
+        output.display()
+    ));
+    let computed: Vec<f64> = serde_json::from_str(&computed).unwrap();
+    for (key, expected) in ["penalty", "weight_norm", "zeros"].into_iter().zip(computed) {
+        let logged = last[key].as_f64().unwrap();
+        assert!((logged - expected).abs() <= 1e-5 * expected.abs(), "{key}: {logged} against {expected}");
+    }
+    assert!(last["zeros"].as_f64().unwrap() > 0.0, "a proximal L1 penalty makes exact zeros");
+    let table = fs::read_to_string(output.join("metrics.csv")).unwrap();
+    assert_eq!(table.lines().count(), 4, "a header and three epochs:\n{table}");
+}
+
+#[test]
+fn eval_gives_the_scores_that_training_ended_with() {
+    let home = tempfile::tempdir().unwrap();
+    let config = write_config(home.path(), EVERYTHING);
+    let output = home.path().join("run");
+    let test = "data.test={shapes: {count: 300, size: 28}}";
+    assert_eq!(run(&["train", &config, "--output", output.to_str().unwrap(), "--set", test]).0, 0);
+    let result: Value = serde_json::from_str(&fs::read_to_string(output.join("result.json")).unwrap()).unwrap();
+    for name in ["last", "best"] {
+        let (code, stdout, stderr) =
+            run(&["eval", output.to_str().unwrap(), "--json", "--device", "cpu", "--checkpoint", name]);
+        assert_eq!(code, 0, "{stderr}");
+        let scores: Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!(scores["scores"], result[name]["test"], "{name}");
+        let confusion = scores["report"]["confusion"].as_array().unwrap();
+        let counted: i64 = confusion.iter().flat_map(|row| row.as_array().unwrap()).map(|n| n.as_i64().unwrap()).sum();
+        assert_eq!(counted, 300);
+    }
+}
+
+#[test]
+fn a_loss_that_explodes_is_exit_5_and_the_last_checkpoint_is_from_before() {
+    let home = tempfile::tempdir().unwrap();
+    let config = write_config(home.path(), EVERYTHING);
+    let output = home.path().join("run");
+    let (code, _, stderr) = run(&[
+        "train", &config, "--output", output.to_str().unwrap(), "--set", "optimizer={sgd: {lr: 1.0e30}}", "--set",
+        "train.clip=null",
+    ]);
+    assert_eq!(code, 5, "{stderr}");
+    assert!(stderr.contains("NaN or infinite"), "{stderr}");
+    if let Ok(found) = fs::read_dir(output.join("checkpoints")) {
+        for entry in found {
+            let model = entry.unwrap().path().join("model.safetensors");
+            let finite = python(&format!(
+                "
+from safetensors.numpy import load_file
+import numpy as np
+print(all(np.isfinite(w).all() for w in load_file({model:?}).values()))"
+            ));
+            assert_eq!(finite.trim(), "True");
+        }
+    }
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_exit_2_and_no_silent_cpu_run() {
+    if tikhonov::libtorch::cuda_count().is_ok() {
+        eprintln!("SKIPPED a_gpu_that_is_not_there: this machine has one");
+        return;
+    }
+    let home = tempfile::tempdir().unwrap();
+    let config = write_config(home.path(), EVERYTHING);
+    let output = home.path().join("run");
+    let (code, _, stderr) = run(&["train", &config, "--device", "cuda", "--output", output.to_str().unwrap()]);
+    assert_eq!(code, 2);
+    assert!(stderr.contains("cuda:0 cannot be used") && stderr.contains("--device cpu"), "{stderr}");
+    assert!(!output.exists(), "nothing is written before the device is known");
+}

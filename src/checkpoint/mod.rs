@@ -1,8 +1,11 @@
-//! Checkpoints: our own format, and what Python users saved.
+//! Checkpoints: our own folders, and what Python users saved.
 
 pub mod atomic;
 pub mod fit;
 pub mod python;
 pub mod safetensors;
 pub mod state_dict;
+pub mod store;
 pub mod weights;
+
+pub use store::{Best, Checkpoints, Snapshot, State};

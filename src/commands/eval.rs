@@ -1,22 +1,104 @@
-//! `tikhonov eval`: the metrics of trained runs.
+//! `tikhonov eval`: the scores of trained runs on one of their splits.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
+use serde_json::json;
 
-use super::MachineOptions;
+use super::{MachineOptions, assignment};
+use crate::config::Config;
+use crate::eval::evaluate;
+use crate::exit::{Exit, OrExit};
+use crate::metrics::{ClassReport, Scores};
+use crate::session::{Plan, Session, Split};
 
-/// Evaluate trained runs on their test set.
+/// Evaluate trained runs.
+///
+/// Without --checkpoint, the weights that the validation set chose, else the last.
 #[derive(Args, Debug)]
 pub struct Options {
     /// Run folders
     #[arg(required = true, value_name = "RUN")]
     pub runs: Vec<PathBuf>,
+    /// last, best, or a folder under RUN/checkpoints
+    #[arg(long, value_name = "NAME")]
+    pub checkpoint: Option<String>,
+    /// Which part of the data
+    #[arg(long, value_enum, default_value = "test")]
+    pub split: Split,
+    /// Override one key of the run's config, such as a data path (repeatable)
+    #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
+    pub set: Vec<String>,
     #[command(flatten)]
     pub machine: MachineOptions,
+    /// As JSON, one object per run, confusion matrix included
+    #[arg(long)]
+    pub json: bool,
 }
 
-pub fn run(_options: &Options) -> Result<()> {
-    anyhow::bail!("evaluation is not built yet")
+pub fn run(options: &Options) -> Result<()> {
+    options.runs.iter().try_for_each(|run| eval_one(run, options))
+}
+
+fn eval_one(run: &Path, options: &Options) -> Result<()> {
+    let config = Config::of_run(run, &options.set, options.machine.overrides())?;
+    let plan = Plan::of(&config)?;
+    let session = Session::open(config, plan)?;
+    let loaded = session.checkpoints().chosen(options.checkpoint.as_deref())?;
+    let network = session.trained(&loaded)?;
+    let name = format!("{:?}", options.split).to_lowercase();
+    let set = session.split(options.split);
+    let set = set.or_exit(Exit::Usage, || format!("{} has no {name} set; try --split train", run.display()))?;
+    let loader = session.loader(set, false)?;
+    let scores = evaluate(&network, &*session.task, session.model.output(), &loader)?;
+    if options.json {
+        let line = json!({
+            "run": run, "checkpoint": loaded.folder, "epoch": loaded.state.epoch, "split": name,
+            "samples": set.len(), "scores": scores, "report": scores.report,
+        });
+        println!("{line}");
+    } else {
+        println!("{} on {} ({} samples)", loaded.folder.display(), name, set.len());
+        print!("{}", table(&scores, &set.classes));
+    }
+    Ok(())
+}
+
+fn table(scores: &Scores, classes: &[String]) -> String {
+    let mut text = String::new();
+    for (name, value) in &scores.values {
+        text += &format!("  {name:<16} {value:.4}\n");
+    }
+    if let Some(report) = &scores.report {
+        text += &class_table(report, classes);
+    }
+    text
+}
+
+/// Precision, recall and F1 per class, and the confusion matrix where it fits a terminal.
+fn class_table(report: &ClassReport, classes: &[String]) -> String {
+    const WIDEST_MATRIX: usize = 20;
+    let name = |class: usize| classes.get(class).cloned().unwrap_or_else(|| class.to_string());
+    let width = (0..report.per_class.len()).map(|class| name(class).chars().count()).max().unwrap_or(0).max(5);
+    let mut text = format!("\n  {:<width$}  precision  recall      f1  samples\n", "class");
+    for (class, scores) in report.per_class.iter().enumerate() {
+        text += &format!(
+            "  {:<width$}  {:>9.4}  {:>6.4}  {:>6.4}  {:>7}\n",
+            name(class),
+            scores.precision,
+            scores.recall,
+            scores.f1,
+            scores.support
+        );
+    }
+    if report.confusion.len() <= WIDEST_MATRIX {
+        let cell = report.confusion.iter().flatten().max().map_or(1, |largest| largest.to_string().len()) + 1;
+        text += "\n  rows: truth, columns: prediction, in the order above\n";
+        for (class, row) in report.confusion.iter().enumerate() {
+            let cells: String = row.iter().map(|count| format!("{count:>cell$}")).collect();
+            text += &format!("  {:<width$} {cells}\n", name(class));
+        }
+    }
+    text
 }

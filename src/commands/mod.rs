@@ -10,6 +10,8 @@ pub mod predict;
 pub mod summary;
 pub mod train;
 
+use std::path::Path;
+
 use anyhow::Result;
 use clap::Args;
 
@@ -19,7 +21,7 @@ use crate::device::DeviceSpec;
 /// Which config, and what the command line changes in it.
 #[derive(Args, Clone, Debug)]
 pub struct ConfigOptions {
-    /// A YAML file, or the name of a shipped config such as `quickstart`
+    /// A YAML file, a run folder, or the name of a shipped config such as `quickstart`
     pub config: String,
     /// Override one key of the config; VALUE is YAML (repeatable): --set optimizer.sgd.lr=0.05
     #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
@@ -40,6 +42,10 @@ pub struct MachineOptions {
 impl ConfigOptions {
     /// Loads the config with `--set` and the options of its own applied, the latter last.
     pub fn load(&self, overrides: impl IntoIterator<Item = Override>) -> Result<Config> {
+        let folder = Path::new(&self.config);
+        if folder.join("config.yaml").is_file() {
+            return Config::of_run(folder, &self.set, overrides);
+        }
         Config::load(&self.config, &self.set, overrides)
     }
 }
@@ -53,7 +59,7 @@ impl MachineOptions {
     }
 }
 
-fn assignment(text: &str) -> Result<String, String> {
+pub(crate) fn assignment(text: &str) -> Result<String, String> {
     match text.split_once('=') {
         Some((key, _)) if !key.is_empty() => Ok(text.to_owned()),
         _ => Err("expected KEY=VALUE, such as train.epochs=3".into()),

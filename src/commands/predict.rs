@@ -1,24 +1,158 @@
-//! `tikhonov predict`: what a trained network says of files.
+//! `tikhonov predict`: what a trained network says of pictures or of the rows of a table.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+use tch::no_grad;
 
-use super::MachineOptions;
+use super::{MachineOptions, assignment};
+use crate::checkpoint::Checkpoints;
+use crate::config::{Config, RunConfig};
+use crate::data::sources::folder::pictures;
+use crate::data::{Dataset, SourceSpec};
+use crate::exit::{Exit, fail};
+use crate::libtorch::catching;
+use crate::session::{Plan, loader};
+use crate::tasks::Prediction;
 
 /// Predict with a trained run.
+///
+/// Pictures are brought to the network's size as the run's own were. Tables (.csv) need the columns that the run
+/// was trained on.
 #[derive(Args, Debug)]
 pub struct Options {
     /// A run folder
     pub run: PathBuf,
-    /// Images, folders of images, or tables
+    /// Pictures and folders of pictures, or a table
     #[arg(required = true, value_name = "IN")]
     pub inputs: Vec<PathBuf>,
+    /// last, best, or a folder under RUN/checkpoints; without it best, else last
+    #[arg(long, value_name = "NAME")]
+    pub checkpoint: Option<String>,
+    /// How to print
+    #[arg(long, value_enum, default_value = "table")]
+    pub format: Format,
+    /// Classes per sample, the most probable first
+    #[arg(long, value_name = "K", default_value_t = 1)]
+    pub top: usize,
+    /// Override one key of the run's config (repeatable)
+    #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
+    pub set: Vec<String>,
     #[command(flatten)]
     pub machine: MachineOptions,
 }
 
-pub fn run(_options: &Options) -> Result<()> {
-    anyhow::bail!("prediction is not built yet")
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Table,
+    Csv,
+    Json,
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    let config = Config::of_run(&options.run, &options.set, options.machine.overrides())?;
+    let Plan { device, model, .. } = Plan::of(&config)?;
+    let spec = &config.spec;
+    let loaded = Checkpoints::new(spec.output.join("checkpoints")).chosen(options.checkpoint.as_deref())?;
+    let network = model.build(device, spec.dtype.kind())?;
+    network.load_state(&loaded.weights())?;
+    let task = spec.task.build();
+
+    let set = Arc::new(inputs(spec, &loaded.state.features, model.input(), &options.inputs)?);
+    let mut printer = Printer::new(options, loaded.state.classes);
+    for batch in loader(spec, device, &set, false)?.epoch(0, 0) {
+        let batch = batch?;
+        let outputs = catching(|| no_grad(|| task.answer(&batch.xs, network.forward(&batch.xs, false))))?;
+        for (index, prediction) in batch.indices.iter().zip(task.predictions(&outputs)?) {
+            let index = *index as usize;
+            let name = set.names.get(index).cloned().unwrap_or_else(|| format!("row {}", index + 1));
+            printer.print(&name, prediction)?;
+        }
+    }
+    for skipped in &set.skipped {
+        eprintln!("skipped {}: {}", skipped.name, skipped.reason);
+    }
+    Ok(())
+}
+
+/// One table, or pictures.
+fn inputs(spec: &RunConfig, features: &[String], shape: &[i64], paths: &[PathBuf]) -> Result<Dataset> {
+    match (&spec.data.train, paths) {
+        (SourceSpec::Csv(table), [path]) => table.rows(path, features),
+        (SourceSpec::Csv(_), _) => Err(fail(Exit::Usage, "give one table at a time")),
+        _ => {
+            let (mode, fit) = spec.data.picture_rules(shape)?;
+            pictures(paths, mode, &fit)
+        }
+    }
+}
+
+struct Printer<'a> {
+    options: &'a Options,
+    classes: Vec<String>,
+    has_header: bool,
+}
+
+impl<'a> Printer<'a> {
+    fn new(options: &'a Options, classes: Vec<String>) -> Self {
+        Self { options, classes, has_header: false }
+    }
+
+    fn print(&mut self, name: &str, prediction: Prediction) -> Result<()> {
+        let (header, cells) = self.cells(prediction)?;
+        match self.options.format {
+            Format::Json => {
+                let fields = header.into_iter().zip(cells);
+                let object: serde_json::Map<String, Value> =
+                    [("input".to_owned(), json!(name))].into_iter().chain(fields).collect();
+                println!("{}", Value::Object(object));
+            }
+            Format::Csv => {
+                let mut row = csv::Writer::from_writer(std::io::stdout());
+                if !std::mem::replace(&mut self.has_header, true) {
+                    row.write_record(["input"].into_iter().chain(header.iter().map(String::as_str)))?;
+                }
+                row.write_record([name.to_owned()].into_iter().chain(cells.iter().map(plain)))?;
+                row.flush()?;
+            }
+            Format::Table => {
+                let cells: Vec<_> = cells.iter().map(plain).collect();
+                println!("{name}  {}", cells.join("  "));
+            }
+        }
+        Ok(())
+    }
+
+    /// Column names and values.
+    fn cells(&self, prediction: Prediction) -> Result<(Vec<String>, Vec<Value>)> {
+        match prediction {
+            Prediction::Classes(classes) => {
+                let mut cells = (Vec::new(), Vec::new());
+                for (rank, (class, probability)) in classes.into_iter().take(self.options.top).enumerate() {
+                    let name = self.classes.get(class).cloned().unwrap_or_else(|| class.to_string());
+                    let suffix = if rank == 0 { String::new() } else { format!("_{}", rank + 1) };
+                    cells.0.extend([format!("class{suffix}"), format!("probability{suffix}")]);
+                    cells.1.extend([json!(name), json!(probability)]);
+                }
+                Ok(cells)
+            }
+            Prediction::Values(values) => {
+                Ok(values.into_iter().enumerate().map(|(i, value)| (format!("y{i}"), json!(value))).unzip())
+            }
+            Prediction::Image(_) => {
+                Err(fail(Exit::Usage, "a reconstruction run answers with pictures, which `predict` cannot print"))
+            }
+        }
+    }
+}
+
+/// A cell for people: probabilities and values with four decimals.
+fn plain(cell: &Value) -> String {
+    match cell {
+        Value::String(text) => text.clone(),
+        number => number.as_f64().map_or_else(|| number.to_string(), |value| format!("{value:.4}")),
+    }
 }

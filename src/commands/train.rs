@@ -5,9 +5,17 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use crate::config::Override;
-
 use super::{ConfigOptions, MachineOptions};
+use crate::checkpoint::Checkpoints;
+use crate::config::Override;
+use crate::exit::{Exit, fail};
+use crate::outcome;
+use crate::progress::Progress;
+use crate::run_folder::RunFolder;
+use crate::session::{Plan, Session};
+use crate::stop::Stop;
+use crate::train::{Outcome, train};
+use crate::trainer::Trainer;
 
 /// Train the network of a config.
 ///
@@ -24,10 +32,10 @@ pub struct Options {
     /// The run folder
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
-    /// Go on from the run folder's last checkpoint
+    /// Go on from the run folder's last checkpoint; start where there is none
     #[arg(long)]
     pub resume: bool,
-    /// Check everything, print the config with all defaults filled in, and stop
+    /// Check everything but the data, print the config with all defaults filled in, and stop
     #[arg(long)]
     pub dry_run: bool,
     /// No progress on the terminal; the run folder keeps the log
@@ -47,9 +55,53 @@ impl Options {
 
 pub fn run(options: &Options) -> Result<()> {
     let config = options.config.load(options.overrides())?;
+    let plan = Plan::of(&config)?;
     if options.dry_run {
         print!("{}", config.resolved()?);
         return Ok(());
     }
-    anyhow::bail!("training is not built yet")
+    let stop = Stop::on_signals()?;
+    let checkpoints = Checkpoints::new(config.spec.output.join("checkpoints"));
+    let resume = options.resume && checkpoints.exist();
+    // A folder that is taken is refused before the data is read.
+    let new_folder = if resume { None } else { Some(RunFolder::create(&config.spec.output)?) };
+    let session = Session::open(config, plan)?;
+    let mut notes = session.notes();
+    let (folder, loaded) = match new_folder {
+        Some(folder) => (folder, None),
+        None => {
+            let (loaded, complaints) = checkpoints.last()?;
+            notes.extend(complaints);
+            notes.extend(session.differences(&loaded.state)?);
+            notes.push(format!("resuming at step {} (epoch {})", loaded.state.step, loaded.state.epoch + 1));
+            (RunFolder::reopen(&session.config.spec.output, &loaded.state)?, Some(loaded))
+        }
+    };
+    folder.write("config.yaml", &session.config.resolved()?)?;
+
+    let mut run = Trainer::new(&session, folder, loaded)?;
+    let epochs = session.config.spec.train.epochs;
+    let mut progress = Progress::new(epochs, run.total_steps(), run.step(), options.quiet);
+    for note in notes {
+        progress.say(&note, run.folder())?;
+    }
+    let ended = train(&mut run, &mut progress, &stop);
+    progress.finish();
+    match ended? {
+        Outcome::Interrupted => {
+            let message = format!(
+                "interrupted and saved at step {}; the same command with --resume goes on from there",
+                run.step()
+            );
+            Err(fail(Exit::Interrupted, message))
+        }
+        ended => {
+            let result = outcome::judge(&session, &run, ended)?;
+            run.folder().write("result.json", &serde_json::to_string_pretty(&result)?)?;
+            let text = result.to_string();
+            run.folder().log(&text)?;
+            println!("{text}");
+            Ok(())
+        }
+    }
 }

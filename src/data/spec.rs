@@ -27,6 +27,9 @@ pub struct DataSpec {
     pub test: Option<SourceSpec>,
     #[serde(default = "default_batch_size")]
     pub batch_size: usize,
+    /// Leaves out an epoch's last training batch if it is smaller than the others.
+    #[serde(default)]
+    pub drop_last: bool,
     #[serde(default)]
     pub normalize: NormalizeSpec,
     #[serde(default, skip_serializing_if = "Option::is_none")]

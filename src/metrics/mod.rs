@@ -1,1 +1,45 @@
-//! Not written yet.
+//! Metrics that accumulate on the device over batches and are read once.
+
+pub mod classification;
+pub mod psnr;
+pub mod regression;
+
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
+use tch::Tensor;
+
+pub use classification::{ClassReport, ClassificationMeter};
+pub use psnr::PsnrMeter;
+pub use regression::RegressionMeter;
+
+/// Collects one split's metrics, batch after batch, without waiting for the device.
+pub trait Meter {
+    /// `xs` is what the network saw, `outputs` what the task made of its answer, `ys` the targets.
+    fn add(&mut self, xs: &Tensor, outputs: &Tensor, ys: &Tensor);
+    /// The metrics over all that was added; waits for the device.
+    fn scores(&self) -> Scores;
+}
+
+/// Named metrics, in the order in which they are shown.
+#[derive(Clone, Debug, Default)]
+pub struct Scores {
+    pub values: Vec<(String, f64)>,
+    /// Precision, recall and F1 per class, and the confusion matrix; classification only.
+    pub report: Option<ClassReport>,
+}
+
+impl Scores {
+    pub fn get(&self, name: &str) -> Option<f64> {
+        self.values.iter().find(|(known, _)| known == name).map(|(_, value)| *value)
+    }
+}
+
+impl Serialize for Scores {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        for (name, value) in &self.values {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    }
+}

@@ -102,24 +102,38 @@ impl Source for CsvSpec {
     }
 
     fn open(&self, _: &Opening) -> Result<Dataset> {
-        let path = self.file.resolve()?;
-        let mut reader = self.reader(&path)?;
-        let names = self.names(&mut reader, &path)?;
+        self.read(&self.file.resolve()?)
+    }
+}
+
+impl CsvSpec {
+    /// The rows of another table for prediction: `features` are the columns that the network was trained on.
+    pub fn rows(&self, path: &Path, features: &[String]) -> Result<Dataset> {
+        let table =
+            Self { features: Some(features.to_vec()), target: Names::Several(Vec::new()), classes: false, limit: None, ..self.clone() };
+        let mut set = table.read(path)?;
+        set.targets = Targets::Unknown;
+        Ok(set)
+    }
+
+    fn read(&self, path: &Path) -> Result<Dataset> {
+        let mut reader = self.reader(path)?;
+        let names = self.names(&mut reader, path)?;
         let columns =
             self.columns(names).map_err(|error| fail(Exit::Data, format!("{}: {error}", path.display())))?;
         let (mut xs, mut ys, mut labels) = (Vec::new(), Vec::new(), Vec::new());
         let (mut record, mut rows) = (ByteRecord::new(), 0);
         while rows < self.limit.unwrap_or(usize::MAX)
-            && reader.read_byte_record(&mut record).map_err(|error| unreadable(&path, &error))?
+            && reader.read_byte_record(&mut record).map_err(|error| unreadable(path, &error))?
         {
             for &column in &columns.features {
-                xs.push(number(&record, column, &columns.names, &path)?);
+                xs.push(number(&record, column, &columns.names, path)?);
             }
             for &column in &columns.targets {
                 if self.classes {
-                    labels.push(label(&record, column, &columns.names, &path)?);
+                    labels.push(label(&record, column, &columns.names, path)?);
                 } else {
-                    ys.push(number(&record, column, &columns.names, &path)?);
+                    ys.push(number(&record, column, &columns.names, path)?);
                 }
             }
             rows += 1;
@@ -140,9 +154,7 @@ impl Source for CsvSpec {
         set.features = columns.features.iter().map(|&column| columns.names[column].clone()).collect();
         Ok(set)
     }
-}
 
-impl CsvSpec {
     fn reader(&self, path: &Path) -> Result<Reader<File>> {
         let file = File::open(path).or_exit(Exit::Data, || format!("{}: cannot be read", path.display()))?;
         Ok(ReaderBuilder::new()

@@ -1,0 +1,397 @@
+//! Our own checkpoints: folders that are either whole or not there.
+//!
+//! `checkpoints/step-00000500/` (within an epoch) or `epoch-0003/` (at its end) hold `model.safetensors`,
+//! `optimizer.safetensors`, `ema.safetensors` where there is one, and `state.json` with the SHA-256 of each.
+//! `last` and `best` are links. A folder is written under another name, synced, checked and renamed; the old
+//! one goes only afterwards.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tch::Tensor;
+
+use super::safetensors;
+use super::weights::read_weights;
+use crate::exit::{Exit, OrExit, fail};
+
+/// What an average of weights says of itself, among its tensors, as PyTorch's `AveragedModel` does.
+const EMA_UPDATES: &str = "n_averaged";
+
+/// The version of this layout; a newer one is refused.
+const FORMAT: u32 = 1;
+
+/// Everything that a run needs to go on, tensors apart.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct State {
+    pub format: u32,
+    /// The version of tikhonov that wrote it.
+    pub version: String,
+    /// Optimiser steps taken.
+    pub step: u64,
+    /// Epochs finished.
+    pub epoch: u64,
+    /// Batches of the unfinished epoch that are already learnt.
+    pub batch: usize,
+    /// Sums over the unfinished epoch: data loss × samples, and samples.
+    pub loss_sum: f64,
+    pub samples: u64,
+    /// Seconds of training so far, pauses apart.
+    pub seconds: f64,
+    /// The goal metric on the validation set at this point, where it was measured.
+    pub score: Option<f64>,
+    pub best: Option<Best>,
+    /// State of the learning-rate schedule that looks at the metric.
+    pub plateau: serde_json::Value,
+    /// What the data was, so that a resume on other data is refused.
+    pub data_fingerprint: String,
+    /// Names of the classes, empty for regression.
+    pub classes: Vec<String>,
+    /// Names of a table's columns, empty for images.
+    #[serde(default)]
+    pub features: Vec<String>,
+    /// The resolved config.
+    pub config: serde_json::Value,
+    /// SHA-256 of each tensor file.
+    #[serde(default)]
+    pub files: BTreeMap<String, String>,
+}
+
+/// The best validation result so far.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Best {
+    pub metric: String,
+    pub value: f64,
+    pub epoch: u64,
+}
+
+/// A checkpoint in memory: PyTorch's names, shallow tensors.
+pub struct Snapshot {
+    pub state: State,
+    pub model: Vec<(String, Tensor)>,
+    pub optimizer: Vec<(String, Tensor)>,
+    pub ema: Option<Vec<(String, Tensor)>>,
+}
+
+/// A checkpoint as read: tensors on the CPU, by name.
+pub struct Loaded {
+    pub folder: PathBuf,
+    pub state: State,
+    pub model: BTreeMap<String, Tensor>,
+    pub optimizer: BTreeMap<String, Tensor>,
+    pub ema: Option<BTreeMap<String, Tensor>>,
+}
+
+impl Loaded {
+    /// The weights to be used: the averaged ones where there are any.
+    pub fn weights(&self) -> BTreeMap<String, Tensor> {
+        let saved = self.ema.as_ref().unwrap_or(&self.model).iter();
+        let tensors = saved.filter(|(name, _)| *name != EMA_UPDATES);
+        tensors.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+    }
+}
+
+impl State {
+    /// The state before the first step.
+    pub fn new(data_fingerprint: String, config: serde_json::Value) -> Self {
+        Self {
+            format: FORMAT,
+            version: env!("CARGO_PKG_VERSION").into(),
+            step: 0,
+            epoch: 0,
+            batch: 0,
+            loss_sum: 0.0,
+            samples: 0,
+            seconds: 0.0,
+            score: None,
+            best: None,
+            plateau: serde_json::Value::Null,
+            data_fingerprint,
+            classes: Vec::new(),
+            features: Vec::new(),
+            config,
+            files: BTreeMap::new(),
+        }
+    }
+}
+
+/// The checkpoints of one run.
+pub struct Checkpoints {
+    folder: PathBuf,
+}
+
+impl Checkpoints {
+    /// `folder` is the run's `checkpoints` folder; it is made at the first save.
+    pub fn new(folder: PathBuf) -> Self {
+        Self { folder }
+    }
+
+    /// Whether there is anything to resume.
+    pub fn exist(&self) -> bool {
+        self.newest_first().is_ok_and(|found| !found.is_empty())
+    }
+
+    /// Writes `snapshot`, points `last` (and `best`, if asked) at it. What was there stays until this is safe.
+    pub fn save(&self, mut snapshot: Snapshot, is_best: bool) -> Result<PathBuf> {
+        let state = &mut snapshot.state;
+        let name = match state.batch {
+            0 => format!("epoch-{:04}", state.epoch),
+            _ => format!("step-{:08}", state.step),
+        };
+        let target = self.folder.join(&name);
+        let draft = self.folder.join(format!(".{name}.draft"));
+        let context = || format!("saving the checkpoint {}", target.display());
+        remove_if_there(&draft).with_context(context)?;
+        fs::create_dir_all(&draft).with_context(context)?;
+
+        let mut parts = vec![("model", &snapshot.model), ("optimizer", &snapshot.optimizer)];
+        parts.extend(snapshot.ema.as_ref().map(|ema| ("ema", ema)));
+        for (part, tensors) in parts {
+            let file = format!("{part}.safetensors");
+            let path = draft.join(&file);
+            safetensors::write(&path, tensors, &[]).with_context(context)?;
+            state.files.insert(file, sha256(&fs::read(&path).with_context(context)?));
+        }
+        let mut file = File::create(draft.join("state.json")).with_context(context)?;
+        file.write_all(&serde_json::to_vec_pretty(&state)?).with_context(context)?;
+        file.sync_all().with_context(context)?;
+        drop(file);
+        sync_folder(&draft).with_context(context)?;
+
+        remove_if_there(&target).with_context(context)?;
+        fs::rename(&draft, &target).with_context(context)?;
+        sync_folder(&self.folder).with_context(context)?;
+        verify(&target).with_context(|| format!("{} does not read back as written", target.display()))?;
+        self.link("last", &name).with_context(context)?;
+        if is_best {
+            self.link("best", &name).with_context(context)?;
+        }
+        Ok(target)
+    }
+
+    /// Removes checkpoints that are neither `last`, nor `best`, nor among the `keep` best by score (by age where
+    /// nothing was scored).
+    pub fn prune(&self, keep: usize, higher_is_better: bool) -> Result<()> {
+        let linked: Vec<_> = ["last", "best"].iter().filter_map(|link| self.resolve(link)).collect();
+        let mut others = Vec::new();
+        for folder in self.newest_first()? {
+            if !linked.contains(&folder) {
+                let state = read_state(&folder).ok();
+                let score = state.and_then(|state| state.score).map(|s| if higher_is_better { s } else { -s });
+                others.push((score.unwrap_or(f64::NEG_INFINITY), folder));
+            }
+        }
+        // Stable: among equals the newest stays first.
+        others.sort_by(|a, b| b.0.total_cmp(&a.0));
+        for (_, folder) in others.into_iter().skip(keep) {
+            fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
+        }
+        Ok(())
+    }
+
+    /// The newest checkpoint that is whole, and what was wrong with newer ones.
+    pub fn last(&self) -> Result<(Loaded, Vec<String>)> {
+        let mut candidates: Vec<_> = self.resolve("last").into_iter().collect();
+        for folder in self.newest_first()? {
+            if !candidates.contains(&folder) {
+                candidates.push(folder);
+            }
+        }
+        let mut complaints = Vec::new();
+        for folder in &candidates {
+            match load(folder) {
+                Ok(loaded) => return Ok((loaded, complaints)),
+                Err(error) => complaints.push(format!("{error:#}")),
+            }
+        }
+        let found = if complaints.is_empty() { "none found".into() } else { complaints.join("; ") };
+        let message = format!("no usable checkpoint in {}: {found}", self.folder.display());
+        Err(fail(Exit::Checkpoint, message))
+    }
+
+    /// The checkpoint called `name`: `last`, `best`, or a folder's name.
+    pub fn named(&self, name: &str) -> Result<Loaded> {
+        let folder = self.resolve(name).or_exit(Exit::Checkpoint, || {
+            let known: Vec<_> = self.newest_first().unwrap_or_default().iter().map(|f| short_name(f)).collect();
+            let links = ["last", "best"].iter().filter(|link| self.resolve(link).is_some());
+            let known: Vec<_> = links.map(|link| (*link).to_owned()).chain(known).collect();
+            format!("no checkpoint `{name}` in {}; there are: {}", self.folder.display(), known.join(", "))
+        })?;
+        load(&folder)
+    }
+
+    /// The checkpoint called `name`; without a name the best, else the last.
+    pub fn chosen(&self, name: Option<&str>) -> Result<Loaded> {
+        let default = if self.resolve("best").is_some() { "best" } else { "last" };
+        self.named(name.unwrap_or(default))
+    }
+
+    /// The real folder behind a name.
+    fn resolve(&self, name: &str) -> Option<PathBuf> {
+        let path = self.folder.join(name);
+        let real = match fs::read_link(&path) {
+            Ok(target) => self.folder.join(target.file_name()?),
+            Err(_) => path,
+        };
+        real.join("state.json").exists().then_some(real)
+    }
+
+    fn link(&self, link: &str, name: &str) -> std::io::Result<()> {
+        let draft = self.folder.join(format!(".{link}.draft"));
+        match fs::remove_file(&draft) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        std::os::unix::fs::symlink(name, &draft)?;
+        fs::rename(&draft, self.folder.join(link))?;
+        sync_folder(&self.folder)
+    }
+
+    /// Real checkpoint folders by the step that their state tells, newest first.
+    fn newest_first(&self) -> Result<Vec<PathBuf>> {
+        let entries = match fs::read_dir(&self.folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error).with_context(|| format!("reading {}", self.folder.display())),
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            let hidden = entry.file_name().to_string_lossy().starts_with('.');
+            if hidden || !entry.file_type()?.is_dir() {
+                continue;
+            }
+            let state = read_state(&entry.path()).ok();
+            let age = state.map(|state| (state.step, state.epoch, state.batch == 0));
+            found.push((age, entry.path()));
+        }
+        found.sort();
+        Ok(found.into_iter().rev().map(|(_, folder)| folder).collect())
+    }
+}
+
+/// Reads a checkpoint folder and checks every hash; exit code 4 where something is off.
+pub fn load(folder: &Path) -> Result<Loaded> {
+    read_whole(folder).or_exit(Exit::Checkpoint, || format!("checkpoint {} is not usable", folder.display()))
+}
+
+fn read_whole(folder: &Path) -> Result<Loaded> {
+    let state = read_state(folder)?;
+    if state.format > FORMAT {
+        bail!(
+            "it has layout {} and this program knows up to {FORMAT}; it was written by tikhonov {}, use that \
+             version or a newer one",
+            state.format,
+            state.version
+        );
+    }
+    let read = |name: &str| -> Result<BTreeMap<String, Tensor>> {
+        check(folder, name, &state.files)?;
+        Ok(read_weights(&folder.join(name), None)?.tensors.into_iter().collect())
+    };
+    let ema = state.files.contains_key("ema.safetensors").then(|| read("ema.safetensors")).transpose()?;
+    let (model, optimizer) = (read("model.safetensors")?, read("optimizer.safetensors")?);
+    Ok(Loaded { folder: folder.into(), model, optimizer, ema, state })
+}
+
+fn verify(folder: &Path) -> Result<()> {
+    let state = read_state(folder)?;
+    state.files.keys().try_for_each(|name| check(folder, name, &state.files))
+}
+
+fn check(folder: &Path, name: &str, files: &BTreeMap<String, String>) -> Result<()> {
+    let wanted = files.get(name).with_context(|| format!("state.json does not list {name}"))?;
+    let bytes = fs::read(folder.join(name)).with_context(|| name.to_owned())?;
+    if sha256(&bytes) != *wanted {
+        bail!("{name} is damaged: its SHA-256 is not the one in state.json");
+    }
+    Ok(())
+}
+
+fn read_state(folder: &Path) -> Result<State> {
+    let bytes = fs::read(folder.join("state.json")).context("state.json")?;
+    serde_json::from_slice(&bytes).context("state.json is damaged")
+}
+
+fn short_name(folder: &Path) -> String {
+    folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn remove_if_there(folder: &Path) -> std::io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// A rename is on the disk only when the folder that holds the name is.
+fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// In lower-case hexadecimal.
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(step: u64, batch: usize, score: Option<f64>) -> Snapshot {
+        let mut state = State::new("data".into(), serde_json::json!({"seed": 1}));
+        (state.step, state.epoch, state.batch, state.score) = (step, step / 10, batch, score);
+        let weight = Tensor::from_slice(&[step as f32, 0.1]);
+        Snapshot { state, model: vec![("w".into(), weight)], optimizer: vec![], ema: None }
+    }
+
+    #[test]
+    fn a_damaged_last_checkpoint_falls_back_to_the_one_before() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Checkpoints::new(home.path().join("checkpoints"));
+        store.save(snapshot(10, 0, None), false).unwrap();
+        let newest = store.save(snapshot(15, 5, None), false).unwrap();
+        let file = newest.join("model.safetensors");
+        let mut bytes = fs::read(&file).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&file, bytes).unwrap();
+        let (loaded, complaints) = store.last().unwrap();
+        assert_eq!(loaded.state.step, 10);
+        assert!(complaints[0].contains("model.safetensors is damaged"), "{complaints:?}");
+        assert!(store.named("last").is_err());
+    }
+
+    #[test]
+    fn pruning_keeps_last_best_and_the_best_others() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Checkpoints::new(home.path().join("checkpoints"));
+        for (step, score) in [(10, 0.5), (20, 0.9), (30, 0.7), (40, 0.6), (50, 0.1)] {
+            store.save(snapshot(step, 0, Some(score)), step == 20).unwrap();
+            store.prune(1, true).unwrap();
+        }
+        let mut names: Vec<_> = store.newest_first().unwrap().iter().map(|folder| short_name(folder)).collect();
+        names.sort();
+        assert_eq!(names, ["epoch-0002", "epoch-0003", "epoch-0005"]);
+        assert_eq!(store.named("best").unwrap().state.step, 20);
+        let error = store.named("bets").err().unwrap();
+        assert_eq!(crate::exit::code(&error), Exit::Checkpoint as u8);
+    }
+
+    #[test]
+    fn state_and_tensors_come_back_as_they_were() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Checkpoints::new(home.path().join("checkpoints"));
+        let mut saved = snapshot(7, 3, None);
+        saved.state.loss_sum = 0.1 + 0.2;
+        saved.ema = Some(vec![("w".into(), Tensor::from_slice(&[1i64, -1]))]);
+        store.save(saved, false).unwrap();
+        let (loaded, _) = store.last().unwrap();
+        assert_eq!(loaded.state.loss_sum.to_bits(), (0.1f64 + 0.2).to_bits());
+        assert_eq!(Vec::<f32>::try_from(&loaded.model["w"]).unwrap(), [7.0, 0.1]);
+        assert_eq!(Vec::<i64>::try_from(&loaded.ema.unwrap()["w"]).unwrap(), [1, -1]);
+    }
+}

@@ -1,0 +1,124 @@
+//! Top-1 and top-5 accuracy, the confusion matrix, and precision, recall and F1 per class.
+
+use serde::Serialize;
+use tch::{Kind, Tensor};
+
+use super::{Meter, Scores};
+
+/// Counts hits on the device: `confusion` is int64 `[K · K]`, row = truth, column = prediction.
+#[derive(Debug)]
+pub struct ClassificationMeter {
+    classes: i64,
+    confusion: Option<Tensor>,
+    top5_hits: Option<Tensor>,
+}
+
+/// How each class fares.
+#[derive(Clone, Debug, Serialize)]
+pub struct ClassReport {
+    /// `confusion[truth][prediction]`: number of samples.
+    pub confusion: Vec<Vec<i64>>,
+    pub per_class: Vec<ClassScores>,
+}
+
+/// All in 0..=1; 0 where the class has no prediction (precision) or no sample (recall), as scikit-learn has it.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ClassScores {
+    pub precision: f64,
+    pub recall: f64,
+    pub f1: f64,
+    pub support: i64,
+}
+
+impl ClassificationMeter {
+    pub fn new(classes: usize) -> Self {
+        Self { classes: classes as i64, confusion: None, top5_hits: None }
+    }
+
+    fn confusion(&self) -> Vec<Vec<i64>> {
+        let k = self.classes as usize;
+        let mut counts = vec![0i64; k * k];
+        if let Some(confusion) = &self.confusion {
+            let host = confusion.to_device(tch::Device::Cpu);
+            host.copy_data(&mut counts, k * k);
+        }
+        counts.chunks(k.max(1)).map(<[i64]>::to_vec).collect()
+    }
+}
+
+impl Meter for ClassificationMeter {
+    fn add(&mut self, _xs: &Tensor, logits: &Tensor, ys: &Tensor) {
+        // After mixup or cutmix the truth is the class with the largest share.
+        let ys = if ys.dim() == 2 { ys.argmax(1, false) } else { ys.shallow_clone() };
+        let predicted = logits.argmax(1, false);
+        let cells = (&ys * self.classes + predicted).bincount::<Tensor>(None, self.classes * self.classes);
+        self.confusion = Some(match self.confusion.take() {
+            Some(sum) => sum + cells,
+            None => cells,
+        });
+        if self.classes > 5 {
+            let (_, top) = logits.topk(5, 1, true, false);
+            let hits = top.eq_tensor(&ys.unsqueeze(1)).sum(Kind::Int64);
+            self.top5_hits = Some(match self.top5_hits.take() {
+                Some(sum) => sum + hits,
+                None => hits,
+            });
+        }
+    }
+
+    fn scores(&self) -> Scores {
+        let confusion = self.confusion();
+        let total: i64 = confusion.iter().flatten().sum();
+        let hits: i64 = (0..confusion.len()).map(|class| confusion[class][class]).sum();
+        let per_class: Vec<_> = (0..confusion.len()).map(|class| class_scores(&confusion, class)).collect();
+        let mut values = vec![("accuracy".to_owned(), share(hits, total))];
+        if let Some(top5) = &self.top5_hits {
+            values.push(("top5_accuracy".into(), share(top5.int64_value(&[]), total)));
+        }
+        let macro_f1 = per_class.iter().map(|scores| scores.f1).sum::<f64>() / per_class.len().max(1) as f64;
+        values.push(("macro_f1".into(), macro_f1));
+        Scores { values, report: Some(ClassReport { confusion, per_class }) }
+    }
+}
+
+fn class_scores(confusion: &[Vec<i64>], class: usize) -> ClassScores {
+    let hits = confusion[class][class];
+    let support = confusion[class].iter().sum();
+    let predicted = confusion.iter().map(|row| row[class]).sum();
+    ClassScores {
+        precision: share(hits, predicted),
+        recall: share(hits, support),
+        f1: share(2 * hits, predicted + support),
+        support,
+    }
+}
+
+fn share(part: i64, whole: i64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn class_scores_are_those_of_the_definition() {
+        // from sklearn.metrics import precision_recall_fscore_support as f
+        // f([0,0,0,1,1,2],[0,0,1,1,2,1]) -> precision [1, 1/3, 0], recall [2/3, 1/2, 0], f1 [0.8, 0.4, 0]
+        let mut meter = ClassificationMeter::new(3);
+        let ys = Tensor::from_slice(&[0i64, 0, 0, 1, 1, 2]);
+        let predicted = Tensor::from_slice(&[0i64, 0, 1, 1, 2, 1]);
+        let logits = predicted.one_hot(3).to_kind(Kind::Float);
+        for part in [0..2, 2..6] {
+            let slice = |t: &Tensor| t.slice(0, part.start, part.end, 1);
+            meter.add(&Tensor::new(), &slice(&logits), &slice(&ys));
+        }
+        let scores = meter.scores();
+        assert_eq!(scores.get("accuracy"), Some(0.5));
+        let report = scores.report.expect("classification has a report");
+        let f1: Vec<f64> = report.per_class.iter().map(|scores| scores.f1).collect();
+        assert_eq!(f1, [0.8, 0.4, 0.0]);
+        assert_eq!(report.per_class[1].precision, 1.0 / 3.0);
+        assert_eq!(report.confusion, [[2, 1, 0], [0, 1, 1], [0, 1, 0]]);
+    }
+}

@@ -1,0 +1,86 @@
+//! What a finished run has to show: the scores of its last weights and of its best.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::eval::evaluate;
+use crate::metrics::Scores;
+use crate::session::{Session, Split};
+use crate::train::Outcome;
+use crate::trainer::Trainer;
+
+/// `result.json`.
+#[derive(Clone, Debug, Serialize)]
+pub struct RunResult {
+    pub folder: PathBuf,
+    pub epochs: u64,
+    pub steps: u64,
+    /// Training time, evaluation and pauses apart.
+    pub seconds: f64,
+    pub stopped_early: bool,
+    pub last: Weights,
+    /// Where a validation set chose them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best: Option<Weights>,
+}
+
+/// One set of weights and how it does.
+#[derive(Clone, Debug, Serialize)]
+pub struct Weights {
+    pub epoch: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation: Option<Scores>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test: Option<Scores>,
+}
+
+/// Evaluates the last weights, and the best where there was a validation set to choose by.
+pub fn judge(session: &Session, run: &Trainer, ended: Outcome) -> Result<RunResult> {
+    let state = run.state();
+    let last = Weights {
+        epoch: state.epoch,
+        validation: run.scores(Split::Validation)?,
+        test: run.scores(Split::Test)?,
+    };
+    let best = match &state.best {
+        Some(best) => {
+            let network = session.trained(&session.checkpoints().named("best")?)?;
+            let score = |split| -> Result<Option<Scores>> {
+                let Some(set) = session.split(split) else { return Ok(None) };
+                let loader = session.loader(set, false)?;
+                evaluate(&network, &*session.task, session.model.output(), &loader).map(Some)
+            };
+            let (validation, test) = (score(Split::Validation)?, score(Split::Test)?);
+            Some(Weights { epoch: best.epoch, validation, test })
+        }
+        None => None,
+    };
+    Ok(RunResult {
+        folder: session.config.spec.output.clone(),
+        epochs: state.epoch,
+        steps: state.step,
+        seconds: state.seconds,
+        stopped_early: ended == Outcome::Early,
+        last,
+        best,
+    })
+}
+
+impl fmt::Display for RunResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let how = if self.stopped_early { ", stopped early" } else { "" };
+        writeln!(f, "{} epochs, {} steps, {:.1} s of training{how}", self.epochs, self.steps, self.seconds)?;
+        for (name, weights) in [("last", Some(&self.last)), ("best", self.best.as_ref())] {
+            let Some(weights) = weights else { continue };
+            for (split, scores) in [("validation", &weights.validation), ("test", &weights.test)] {
+                let Some(scores) = scores else { continue };
+                let shown: Vec<_> = scores.values.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+                writeln!(f, "{name} (epoch {}) {split}: {}", weights.epoch, shown.join(", "))?;
+            }
+        }
+        write!(f, "saved in {}", self.folder.display())
+    }
+}

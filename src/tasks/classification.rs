@@ -1,0 +1,90 @@
+//! Classification: cross-entropy of logits, with label smoothing (Szegedy et al. 2016).
+
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use super::{Goal, Prediction, Task};
+use crate::data::{Dataset, Targets};
+use crate::exit::{Exit, fail};
+use crate::loss;
+use crate::metrics::{ClassificationMeter, Meter};
+use crate::yaml::Invalid;
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Classification {
+    /// Share of the target that is spread over all classes, in 0..1.
+    pub label_smoothing: f64,
+}
+
+impl Classification {
+    pub fn validate(&self) -> Result<(), Invalid> {
+        if !(0.0..1.0).contains(&self.label_smoothing) {
+            return Err(Invalid {
+                path: "classification.label_smoothing".into(),
+                message: format!("{} is not in 0..1", self.label_smoothing),
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Task for Classification {
+    fn check(&self, output: &[i64], set: &Dataset) -> Result<()> {
+        let Targets::Classes(labels) = &set.targets else {
+            return Err(fail(
+                Exit::Usage,
+                "the data has numbers as targets, and classification wants classes; use `task: regression`",
+            ));
+        };
+        let [outputs] = *output else {
+            let message = format!(
+                "classification wants one logit per class, and the network gives {output:?} per sample; \
+                 end it with `flatten` and `linear`"
+            );
+            return Err(fail(Exit::Usage, message));
+        };
+        let classes = set.classes.len() as i64;
+        let largest = labels.iter().copied().max().unwrap_or(0);
+        if classes > outputs || largest >= outputs {
+            let wanted = classes.max(largest + 1);
+            let message = format!(
+                "the data has {wanted} classes and the network {outputs} outputs; give the model {wanted}, as \
+                 in `model: {{name: …, args: {{classes: {wanted}}}}}`"
+            );
+            return Err(fail(Exit::Usage, message));
+        }
+        Ok(())
+    }
+
+    fn loss(&self, outputs: &Tensor, ys: &Tensor) -> Tensor {
+        loss::cross_entropy(outputs, ys, self.label_smoothing)
+    }
+
+    fn evaluation_loss(&self, outputs: &Tensor, ys: &Tensor) -> Tensor {
+        loss::cross_entropy(outputs, ys, 0.0)
+    }
+
+    fn meter(&self, output: &[i64]) -> Box<dyn Meter> {
+        Box::new(ClassificationMeter::new(output.iter().product::<i64>() as usize))
+    }
+
+    fn goal(&self) -> Goal {
+        Goal { metric: "accuracy", higher_is_better: true }
+    }
+
+    fn predictions(&self, outputs: &Tensor) -> Result<Vec<Prediction>> {
+        if outputs.dim() != 2 {
+            bail!("the network gave {:?}, not one row of logits per sample", outputs.size());
+        }
+        let (values, order) = outputs.softmax(1, Kind::Double).sort(1, true);
+        let (values, order) = (Vec::<Vec<f64>>::try_from(values)?, Vec::<Vec<i64>>::try_from(order)?);
+        let rows = values.into_iter().zip(order);
+        Ok(rows
+            .map(|(values, order)| {
+                Prediction::Classes(order.into_iter().map(|class| class as usize).zip(values).collect())
+            })
+            .collect())
+    }
+}

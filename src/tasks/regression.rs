@@ -1,0 +1,66 @@
+//! Regression: numbers from tables or images.
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use super::{Goal, Prediction, Task};
+use crate::data::{Dataset, Targets};
+use crate::exit::{Exit, fail};
+use crate::loss::RegressionLoss;
+use crate::metrics::{Meter, RegressionMeter};
+use crate::yaml::Invalid;
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Regression {
+    pub loss: RegressionLoss,
+}
+
+impl Regression {
+    pub fn validate(&self) -> Result<(), Invalid> {
+        match self.loss {
+            RegressionLoss::Huber { delta } if !(delta > 0.0 && delta.is_finite()) => Err(Invalid {
+                path: "regression.loss.huber.delta".into(),
+                message: format!("{delta} is not a positive number"),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Task for Regression {
+    fn check(&self, output: &[i64], set: &Dataset) -> Result<()> {
+        let Targets::Values(values) = &set.targets else {
+            let message = "the data has classes as targets, and regression wants numbers; use `task: classification`";
+            return Err(fail(Exit::Usage, message));
+        };
+        let wanted = &values.size()[1..];
+        if wanted != output {
+            let message = format!(
+                "the data has targets of shape {wanted:?} and the network gives {output:?} per sample; \
+                 give its last layer {} outputs",
+                wanted.iter().product::<i64>()
+            );
+            return Err(fail(Exit::Usage, message));
+        }
+        Ok(())
+    }
+
+    fn loss(&self, outputs: &Tensor, ys: &Tensor) -> Tensor {
+        self.loss.of(outputs, ys)
+    }
+
+    fn meter(&self, _output: &[i64]) -> Box<dyn Meter> {
+        Box::new(RegressionMeter::default())
+    }
+
+    fn goal(&self) -> Goal {
+        Goal { metric: "mse", higher_is_better: false }
+    }
+
+    fn predictions(&self, outputs: &Tensor) -> Result<Vec<Prediction>> {
+        let rows = outputs.flatten(1, -1).to_kind(Kind::Double);
+        Ok(Vec::<Vec<f64>>::try_from(rows)?.into_iter().map(Prediction::Values).collect())
+    }
+}

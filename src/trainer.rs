@@ -1,0 +1,367 @@
+//! A run in progress: network, optimiser, penalty and position, and the steps that the loop is told in.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use tch::{Kind, Tensor};
+
+use crate::checkpoint::store::Loaded;
+use crate::checkpoint::{Best, Snapshot, State};
+use crate::data::draw::{Draw, Purpose};
+use crate::data::loader::{Batch, Loader};
+use crate::device;
+use crate::eval::evaluate;
+use crate::exit::{Exit, OrExit, fail};
+use crate::layers::ParamKind;
+use crate::libtorch::catching;
+use crate::metrics::Scores;
+use crate::model::Network;
+use crate::optim::{Ema, Optimizer};
+use crate::penalty::{self, Rates};
+use crate::run_folder::{EpochRecord, Record, RunFolder, StepRecord};
+use crate::schedule::{Clock, Plateau};
+use crate::session::{Session, Split};
+
+pub struct Trainer<'a> {
+    session: &'a Session,
+    network: Network,
+    /// The averaged weights, and a network of their own in which they are evaluated.
+    averaged: Option<(Ema, Network)>,
+    optimizer: Optimizer,
+    
+    loader: Arc<Loader>,
+    folder: RunFolder,
+    state: State,
+    plateau: Plateau,
+    /// Data loss × samples over this epoch, float64 on the device: read only when it is shown or saved.
+    loss_sum: Tensor,
+    /// Sum of losses and gradient norms: finite as long as all of them were.
+    health: Tensor,
+    epoch_began: Instant,
+    logged: Instant,
+    samples_since_log: u64,
+}
+
+impl<'a> Trainer<'a> {
+    /// A run at its start, or where `resume` left it.
+    pub fn new(session: &'a Session, folder: RunFolder, resume: Option<Loaded>) -> Result<Self> {
+        let spec = &session.config.spec;
+        let network = session.network()?;
+        let named = network.parameters().iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect();
+        let mut optimizer = spec.optimizer.build(named, &session.groups)?;
+        let mut averaged = match &spec.train.ema {
+            Some(ema) => Some((Ema::new(ema, &network.state())?, session.network()?)),
+            None => None,
+        };
+        let loader = Arc::new(session.loader(&session.train, true)?);
+        let state = match resume {
+            Some(loaded) => {
+                let from = || format!("resuming from {}", loaded.folder.display());
+                network.load_state(&loaded.model).with_context(from)?;
+                optimizer.load_state(&loaded.optimizer).or_exit(Exit::Checkpoint, from)?;
+                if let (Some((ema, _)), Some(saved)) = (&mut averaged, &loaded.ema) {
+                    ema.load_state(saved).or_exit(Exit::Checkpoint, from)?;
+                }
+                loaded.state
+            }
+            None => {
+                let mut state = State::new(session.train.fingerprint.clone(), serde_json::to_value(spec)?);
+                state.classes = session.train.classes.clone();
+                state.features = session.train.features.clone();
+                state
+            }
+        };
+        let plateau = match &state.plateau {
+            serde_json::Value::Null => Plateau::default(),
+            saved => serde_json::from_value(saved.clone()).context("the checkpoint's schedule state")?,
+        };
+        let on_device = (Kind::Double, session.device);
+        Ok(Self {
+            loss_sum: Tensor::full([], state.loss_sum, on_device),
+            health: Tensor::zeros([], on_device),
+            epoch_began: Instant::now(),
+            logged: Instant::now(),
+            samples_since_log: 0,
+            session,
+            network,
+            averaged,
+            optimizer,
+            loader,
+            folder,
+            state,
+            plateau,
+        })
+    }
+
+    pub fn epoch(&self) -> u64 {
+        self.state.epoch
+    }
+
+    pub fn step(&self) -> u64 {
+        self.state.step
+    }
+
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    pub fn folder(&mut self) -> &mut RunFolder {
+        &mut self.folder
+    }
+
+    pub fn loader(&self) -> Arc<Loader> {
+        self.loader.clone()
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.state.epoch >= self.session.config.spec.train.epochs
+    }
+
+    /// Optimiser steps of the whole run.
+    pub fn total_steps(&self) -> u64 {
+        self.steps_per_epoch() * self.session.config.spec.train.epochs
+    }
+
+    fn steps_per_epoch(&self) -> u64 {
+        self.loader.steps().div_ceil(self.session.config.spec.train.accumulate) as u64
+    }
+
+    fn clock(&self) -> Clock {
+        let steps_per_epoch = self.steps_per_epoch();
+        Clock { step: self.state.step, steps_per_epoch, total_steps: self.total_steps() }
+    }
+
+    fn lr(&self) -> f64 {
+        self.session.config.spec.schedule.lr(self.session.config.spec.optimizer.lr(), self.clock(), &self.plateau)
+    }
+
+    fn rates(&self) -> Vec<Rates> {
+        self.session.groups.iter().map(|group| group.rates(self.clock())).collect()
+    }
+
+    pub fn begin_epoch(&mut self) {
+        self.epoch_began = Instant::now();
+        self.logged = Instant::now();
+        self.samples_since_log = 0;
+    }
+
+    /// The rest of this epoch, one item per optimiser step: `accumulate` batches, fewer at the end.
+    pub fn unlearnt_batches<'l>(&self, loader: &'l Loader) -> impl Iterator<Item = Result<Vec<Batch>>> + 'l {
+        let accumulate = self.session.config.spec.train.accumulate;
+        let mut batches = loader.epoch(self.state.epoch, self.state.batch);
+        std::iter::from_fn(move || {
+            let group: Result<Vec<Batch>> = batches.by_ref().take(accumulate).collect();
+            group.map(|group| (!group.is_empty()).then_some(group)).transpose()
+        })
+    }
+
+    /// One optimiser step. Numbers come back when it is time to log them; otherwise nothing waits for the device.
+    pub fn learn(&mut self, group: Vec<Batch>) -> Result<Option<StepRecord>> {
+        let log_every = self.session.config.spec.train.log_every;
+        let is_logged = self.state.step % log_every == log_every - 1;
+        let (lr, rates) = (self.lr(), self.rates());
+        let penalty = if is_logged { Some(self.penalty(&rates)?) } else { None };
+
+        // Dropout and noise are functions of the seed and the step, so that nothing of the generator needs saving.
+        let seed = Draw::new(self.session.config.spec.seed, self.state.step, 0, Purpose::Step).bits();
+        device::seed(seed);
+        let samples: i64 = group.iter().map(|batch| batch.xs.size()[0]).sum();
+        let (task, network) = (&self.session.task, &self.network);
+        self.state.batch += group.len();
+        let mut step_loss = Tensor::zeros([], (Kind::Double, self.session.device));
+        for batch in group {
+            let share = batch.xs.size()[0] as f64 / samples as f64;
+            step_loss += catching(|| {
+                let (xs, ys) = task.prepare(batch.xs, batch.ys);
+                let outputs = task.answer(&xs, network.forward(&xs, true));
+                let loss = task.loss(&outputs, &ys) * share;
+                loss.backward();
+                loss.detach().to_kind(Kind::Double)
+            })?;
+        }
+        let step = self.optimizer.step(lr, &rates, self.session.config.spec.train.clip.as_ref())?;
+        if let Some((ema, _)) = &mut self.averaged {
+            ema.update(&self.network.state())?;
+        }
+
+        self.health += &step_loss + step.grad_norm.to_kind(Kind::Double);
+        self.loss_sum += &step_loss * samples;
+        self.state.step += 1;
+        self.state.samples += samples as u64;
+        self.samples_since_log += samples as u64;
+        match penalty {
+            Some(penalty) => self.log_step(&step_loss, penalty, &step.grad_norm, lr).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn log_step(&mut self, loss: &Tensor, penalty: f64, grad_norm: &Tensor, lr: f64) -> Result<StepRecord> {
+        self.check_health()?;
+        let loss = loss.double_value(&[]);
+        let (weight_norm, zeros) = self.weights()?;
+        let record = StepRecord {
+            epoch: self.state.epoch,
+            step: self.state.step,
+            loss,
+            penalty,
+            total: loss + penalty,
+            lr,
+            weight_norm,
+            grad_norm: grad_norm.double_value(&[]),
+            zeros,
+            images_per_s: self.samples_since_log as f64 / self.logged.elapsed().as_secs_f64(),
+        };
+        self.samples_since_log = 0;
+        self.logged = Instant::now();
+        self.folder.record(&Record::Step(&record))?;
+        Ok(record)
+    }
+
+    /// Evaluates, tells the schedule, and moves on to the next epoch.
+    pub fn end_epoch(&mut self) -> Result<EpochRecord> {
+        self.check_health()?;
+        let lr = self.lr();
+        let seconds = self.epoch_began.elapsed().as_secs_f64();
+        let samples = self.state.samples.max(1) as f64;
+        let loss = self.loss_sum.double_value(&[]) / samples;
+        self.state.epoch += 1;
+        self.state.batch = 0;
+        self.state.samples = 0;
+        self.loss_sum = self.loss_sum.zeros_like();
+        self.state.seconds += seconds;
+        self.state.score = None;
+
+        let due = self.is_over() || self.state.epoch % self.session.config.spec.train.eval_every == 0;
+        let validation = if due { self.scores(Split::Validation)? } else { None };
+        // The test set is looked at on the way only where nothing is decided by looking.
+        let test_due = due && (validation.is_none() || self.is_over());
+        let test = if test_due { self.scores(Split::Test)? } else { None };
+        if let Some(scores) = &validation {
+            self.judge(scores)?;
+        }
+        let (weight_norm, zeros) = self.weights()?;
+        let record = EpochRecord {
+            epoch: self.state.epoch,
+            step: self.state.step,
+            loss,
+            penalty: self.penalty(&self.rates())?,
+            lr,
+            weight_norm,
+            zeros,
+            images_per_s: samples / seconds,
+            seconds,
+            validation,
+            test,
+        };
+        self.folder.record(&Record::Epoch(&record))?;
+        Ok(record)
+    }
+
+    /// Remembers the validation result if it is the best, and shows it to the schedule.
+    fn judge(&mut self, scores: &Scores) -> Result<()> {
+        let goal = self.session.task.goal();
+        let Some(value) = scores.get(goal.metric) else { return Ok(()) };
+        let min_delta = self.session.config.spec.train.early_stopping.as_ref().map_or(0.0, |early| early.min_delta);
+        let is_better = self.state.best.as_ref().is_none_or(|best| {
+            if goal.higher_is_better { value > best.value + min_delta } else { value < best.value - min_delta }
+        });
+        if is_better {
+            self.state.best = Some(Best { metric: goal.metric.into(), value, epoch: self.state.epoch });
+        }
+        self.state.score = Some(value);
+        self.session.config.spec.schedule.observe(value, &mut self.plateau);
+        Ok(())
+    }
+
+    /// The scores of the weights that the run would hand out: the averaged ones where there are any.
+    pub fn scores(&self, split: Split) -> Result<Option<Scores>> {
+        let Some(set) = self.session.split(split) else { return Ok(None) };
+        let network = match &self.averaged {
+            Some((ema, network)) => {
+                network.load_state(&ema.weights())?;
+                network
+            }
+            None => &self.network,
+        };
+        let loader = self.session.loader(set, false)?;
+        evaluate(network, &*self.session.task, self.session.model.output(), &loader).map(Some)
+    }
+
+    pub fn has_stalled(&self) -> bool {
+        let early = &self.session.config.spec.train.early_stopping;
+        let (Some(early), Some(best)) = (early, &self.state.best) else { return false };
+        self.state.epoch - best.epoch >= early.patience
+    }
+
+    /// Whether the config wants a checkpoint at this step, within an epoch.
+    pub fn is_checkpoint_due(&self) -> bool {
+        let is_end_of_epoch = self.state.batch >= self.loader.steps();
+        let every = self.session.config.spec.train.checkpoint.every_steps;
+        !is_end_of_epoch && every.is_some_and(|every| self.state.step % every == 0)
+    }
+
+    /// Saves at the end of an epoch if it is the best, the last, or simply time.
+    pub fn save_if_due(&mut self) -> Result<()> {
+        let every = self.session.config.spec.train.checkpoint.every_epochs;
+        let is_due = self.is_over() || self.is_best() || self.has_stalled() || self.state.epoch % every == 0;
+        if is_due { self.save() } else { Ok(()) }
+    }
+
+    fn is_best(&self) -> bool {
+        self.state.batch == 0 && self.state.best.as_ref().is_some_and(|best| best.epoch == self.state.epoch)
+    }
+
+    /// Writes a checkpoint of this very moment. A broken network is never saved.
+    pub fn save(&mut self) -> Result<()> {
+        self.check_health()?;
+        let mut state = self.state.clone();
+        state.loss_sum = self.loss_sum.double_value(&[]);
+        if state.batch > 0 {
+            state.seconds += self.epoch_began.elapsed().as_secs_f64();
+        }
+        state.plateau = serde_json::to_value(&self.plateau)?;
+        let snapshot = Snapshot {
+            state,
+            model: self.network.state(),
+            optimizer: self.optimizer.state(),
+            ema: self.averaged.as_ref().map(|(ema, _)| ema.state()),
+        };
+        let checkpoints = self.folder.checkpoints();
+        checkpoints.save(snapshot, self.is_best())?;
+        let keep = self.session.config.spec.train.checkpoint.keep;
+        checkpoints.prune(keep, self.session.task.goal().higher_is_better)
+    }
+
+    /// Stops the run when a loss or a gradient was NaN or infinite; waits for the device.
+    fn check_health(&self) -> Result<()> {
+        if self.health.double_value(&[]).is_finite() {
+            return Ok(());
+        }
+        let message = format!(
+            "the loss or its gradient became NaN or infinite by step {} (epoch {}); the last checkpoint is from \
+             before. Lower `optimizer` lr, clip (`train: {{clip: {{norm: 1.0}}}}`), or look for broken inputs",
+            self.state.step,
+            self.state.epoch + 1
+        );
+        Err(fail(Exit::Numeric, message))
+    }
+
+    /// Σ over groups of the penalty at these rates; waits for the device.
+    fn penalty(&self, rates: &[Rates]) -> Result<f64> {
+        let parameters = self.network.parameters();
+        let mut sum = 0.0;
+        for (group, rates) in self.session.groups.iter().zip(rates) {
+            let ws: Vec<_> = group.members.iter().map(|&i| &parameters[i].tensor).collect();
+            sum += penalty::value(&ws, rates)?.double_value(&[]);
+        }
+        Ok(sum)
+    }
+
+    /// (‖w‖₂, share of exact zeros) over convolution and linear weights; waits for the device.
+    fn weights(&self) -> Result<(f64, f64)> {
+        let weights = self.network.parameters().iter().filter(|p| p.kind == ParamKind::Weight);
+        let ws: Vec<_> = weights.map(|p| &p.tensor).collect();
+        Ok((penalty::norm(&ws)?.double_value(&[]), penalty::zeros(&ws)?.double_value(&[])))
+    }
+}
