@@ -123,8 +123,8 @@ impl Document {
             return Err(refuse(format!("`{key}` is no key path; write it as in train.epochs=3")));
         }
         let value = Self::parse("value", text).map_err(|error| refuse(error.to_string()))?;
-        // `a=` gives null, which an optional key reads as "not given".
-        let value = if text.trim().is_empty() { Value::Null } else { value.tree };
+        // `a=` and `a=null` give null, which an optional key reads as "not given".
+        let value = if matches!(text.trim(), "" | "null" | "~") { Value::Null } else { value.tree };
         *place(&mut self.tree, &path).map_err(refuse)? = value;
         self.overrides.push(Override { path, origin: format!("--set {assignment}") });
         Ok(())

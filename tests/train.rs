@@ -97,7 +97,7 @@ fn ctrl_c_saves_exits_with_75_and_the_resumed_run_is_the_same_run() {
     let config = write_config(home.path(), EVERYTHING);
     let [whole, interrupted] = ["whole", "interrupted"].map(|name| home.path().join(name));
     assert_eq!(run(&["train", &config, "--output", whole.to_str().unwrap()]).0, 0);
-    let child = tikhonov()
+    let mut child = tikhonov()
         .args(["train", &config, "--set", "train.checkpoint.every_steps=null"])
         .args(["--output", interrupted.to_str().unwrap()])
         .stdout(Stdio::null())
@@ -107,6 +107,7 @@ fn ctrl_c_saves_exits_with_75_and_the_resumed_run_is_the_same_run() {
     // Wait for the first logged step, so that the signal falls into training.
     let metrics = interrupted.join("metrics.jsonl");
     while fs::read_to_string(&metrics).unwrap_or_default().is_empty() {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before its first logged step");
         std::thread::sleep(Duration::from_millis(5));
     }
     let id = child.id().to_string();
@@ -173,7 +174,7 @@ fn every_log_line_tells_loss_penalty_and_weights_apart() {
     let output = home.path().join("run");
     let (code, _, stderr) = run(&[
         "train", &config, "--output", output.to_str().unwrap(), "--set", "train.log_every=1", "--set",
-        "penalty={l1: 0.003, l2: 0.02}",
+        "penalty={l1: 0.3, l2: 0.02}",
     ]);
     assert_eq!(code, 0, "{stderr}");
     for record in records(&output, "step") {
@@ -190,7 +191,7 @@ ws = load_file(r'{}/checkpoints/last/model.safetensors')
 ws = [w.astype('float64') for name, w in ws.items() if name.endswith('weight') and w.ndim > 1]
 l1, squares = sum(abs(w).sum() for w in ws), sum((w ** 2).sum() for w in ws)
 zeros = sum((w == 0).sum() for w in ws) / sum(w.size for w in ws)
-print(json.dumps([0.003 * l1 + 0.01 * squares, squares ** 0.5, zeros]))
+print(json.dumps([0.3 * l1 + 0.01 * squares, squares ** 0.5, zeros]))
 ",
         output.display()
     ));
