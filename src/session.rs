@@ -29,7 +29,6 @@ pub enum Split {
 
 /// What can be known of a config without its data: the checked network, and which tensor gets which λ.
 pub struct Plan {
-    pub device: Device,
     pub model: Model,
     pub groups: Vec<Group>,
 }
@@ -37,7 +36,6 @@ pub struct Plan {
 impl Plan {
     /// Exit code 2, with file and line, for everything that cannot work.
     pub fn of(config: &Config) -> Result<Self> {
-        let device = config.spec.device.resolve()?;
         let model = Model::from_spec(&config.spec.model)?;
         let trainable = model.params().iter().filter(|param| param.kind != ParamKind::Buffer);
         let targets: Vec<_> = trainable
@@ -46,7 +44,7 @@ impl Plan {
         let penalty = &config.spec.penalty;
         let groups =
             penalty.assign(&targets).map_err(|invalid| config.document.invalid_at("penalty", invalid))?;
-        Ok(Self { device, model, groups })
+        Ok(Self { model, groups })
     }
 }
 
@@ -65,8 +63,9 @@ pub struct Session {
 impl Session {
     /// Opens the data and sees that data, network and task fit; nothing is trained or written.
     pub fn open(mut config: Config, plan: Plan) -> Result<Self> {
-        let Plan { device, model, groups } = plan;
+        let Plan { model, groups } = plan;
         let spec = &mut config.spec;
+        let device = spec.device.resolve()?;
         if let Some(threads) = spec.threads {
             device::set_threads(threads);
         }
@@ -77,6 +76,9 @@ impl Session {
         for set in [Some(&train), validation.as_ref(), test.as_ref()].into_iter().flatten() {
             fits(&model, &set.shape)?;
         }
+        can_normalize(&model, spec, train.len())?;
+        // The run folder must not depend on a model file that may change.
+        spec.model = spec.model.inlined()?;
         // From here on the config says the numbers that `auto` stood for: an evaluation must not compute others.
         spec.data.normalize = normalize.map_or(NormalizeSpec::None, NormalizeSpec::Given);
         let kind = spec.dtype.kind();
@@ -159,6 +161,27 @@ pub fn loader(spec: &RunConfig, device: Device, set: &Arc<Dataset>, train: bool)
         workers: data.workers,
     };
     Loader::new(set, &preparation, options)
+}
+
+/// A batch norm that sees one value per channel has no deviation to divide by.
+fn can_normalize(model: &Model, spec: &RunConfig, samples: usize) -> Result<()> {
+    let wanted = model.min_batch() as usize;
+    let size = spec.data.batch_size.min(samples);
+    let last = match samples % size {
+        0 => size,
+        _ if spec.data.drop_last => size,
+        rest => rest,
+    };
+    if size.min(last) >= wanted {
+        return Ok(());
+    }
+    let message = format!(
+        "a batch of {} sample(s) would reach a batch norm that needs {wanted}; say `data: {{drop_last: true}}` or \
+         choose another `batch_size` than {} for {samples} samples",
+        size.min(last),
+        spec.data.batch_size
+    );
+    Err(fail(Exit::Usage, message))
 }
 
 /// A network whose output is an image is taken to be fully convolutional: it works at any size.

@@ -54,8 +54,9 @@ pub enum Format {
 
 pub fn run(options: &Options) -> Result<()> {
     let config = Config::of_run(&options.run, &options.set, options.machine.overrides())?;
-    let Plan { device, model, .. } = Plan::of(&config)?;
+    let model = Plan::of(&config)?.model;
     let spec = &config.spec;
+    let device = spec.device.resolve()?;
     let loaded = Checkpoints::new(spec.output.join("checkpoints")).chosen(options.checkpoint.as_deref())?;
     let network = model.build(device, spec.dtype.kind())?;
     network.load_state(&loaded.weights())?;

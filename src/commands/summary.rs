@@ -9,10 +9,10 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::ConfigOptions;
-use crate::config::Config;
 use crate::layers::{Param, ParamKind};
-use crate::model::{Model, ModelSpec, Summary};
-use crate::penalty::{Group, L1Mode, Lambda, Target};
+use crate::model::Summary;
+use crate::penalty::{Group, L1Mode, Lambda};
+use crate::session::Plan;
 
 /// Show the layers, parameters and penalties of a config.
 #[derive(Args, Debug)]
@@ -38,7 +38,7 @@ struct GroupRow<'a> {
 
 pub fn run(options: &Options) -> Result<()> {
     let config = options.config.load([])?;
-    let (model, groups) = plan(&config)?;
+    let Plan { model, groups } = Plan::of(&config)?;
     let trainable: Vec<&Param> =
         model.params().iter().filter(|param| param.kind != ParamKind::Buffer).collect();
     let rows: Vec<GroupRow> = groups.iter().map(|group| row(group, &trainable)).collect();
@@ -63,21 +63,6 @@ pub fn run(options: &Options) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The checked network and which tensor gets which λ; mistakes with their line.
-fn plan(config: &Config) -> Result<(Model, Vec<Group>)> {
-    let document = &config.document;
-    let spec: ModelSpec = document.decode_at("model")?;
-    spec.validate().map_err(|invalid| document.invalid_at("model", invalid))?;
-    let model = Model::from_spec(&spec)?;
-    let trainable = model.params().iter().filter(|param| param.kind != ParamKind::Buffer);
-    let targets: Vec<Target> = trainable
-        .map(|param| Target { name: &param.name, decays: param.kind == ParamKind::Weight })
-        .collect();
-    let groups = config.spec.penalty.assign(&targets);
-    let groups = groups.map_err(|invalid| document.invalid_at("penalty", invalid))?;
-    Ok((model, groups))
 }
 
 fn row<'a>(group: &'a Group, trainable: &[&'a Param]) -> GroupRow<'a> {

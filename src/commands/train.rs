@@ -60,6 +60,8 @@ pub fn run(options: &Options) -> Result<()> {
         print!("{}", config.resolved()?);
         return Ok(());
     }
+    // A device that cannot be used is refused before anything is written.
+    config.spec.device.resolve()?;
     let stop = Stop::on_signals()?;
     let checkpoints = Checkpoints::new(config.spec.output.join("checkpoints"));
     let resume = options.resume && checkpoints.exist();
