@@ -9,6 +9,7 @@ use super::{ConfigOptions, MachineOptions};
 use crate::checkpoint::Checkpoints;
 use crate::config::Override;
 use crate::exit::{Exit, fail};
+use crate::libtorch::machine::keep_memory;
 use crate::outcome;
 use crate::progress::Progress;
 use crate::run_folder::RunFolder;
@@ -62,6 +63,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     // A device that cannot be used is refused before anything is written.
     config.spec.device.resolve()?;
+    keep_memory();
     let stop = Stop::on_signals()?;
     let checkpoints = Checkpoints::new(config.spec.output.join("checkpoints"));
     let resume = options.resume && checkpoints.exist();

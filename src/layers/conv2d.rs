@@ -3,8 +3,8 @@
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
-use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
+use tch::{Device, Kind, Tensor};
 
 use super::args::{
     Pair, agrees, argument, count, groups_divide, image, in_range, one_by_one, pair_in_range, size, sweep,
@@ -193,11 +193,29 @@ impl Layer for Conv2d {
         };
         let conv = nn::conv(path, input[0], self.out_channels, self.kernel_size.0, config);
         init::reset_parameters(&conv.ws, conv.bs.as_ref());
+        if inner && self.groups == 1 && input[0] > 1 {
+            return Box::new(ChannelsLast(conv));
+        }
         if inner {
             return Box::new(conv);
         }
         let pad = vec![columns.0, columns.1, rows.0, rows.1];
         Box::new(Padded { pad, mode: self.padding_mode.functional(), conv })
+    }
+}
+
+/// A convolution that brings its input to channels-last strides on the CPU: oneDNN is a third faster there, and batch
+/// norm, activations and pooling keep the strides for the next one. The numbers are those of any order.
+#[derive(Debug)]
+struct ChannelsLast(nn::Conv2D);
+
+impl nn::Module for ChannelsLast {
+    fn forward(&self, xs: &Tensor) -> Tensor {
+        let is_slow = xs.device() == Device::Cpu && xs.kind() == Kind::Float && xs.stride()[1] != 1;
+        match is_slow {
+            true => self.0.forward(&xs.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])),
+            false => self.0.forward(xs),
+        }
     }
 }
 

@@ -9,6 +9,9 @@
 #endif
 
 #include "guarded.h"
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #ifdef TIKHONOV_CUDA
 // Declared here because its header, ATen/cuda/CUDAContext.h, wants CUDA headers that no PyPI wheel beside torch holds.
@@ -27,6 +30,14 @@ struct TikhonovGpu {
 };
 
 extern "C" {
+
+void tikhonov_keep_memory() {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, -1);
+  mallopt(M_TOP_PAD, 64 << 20);
+#endif
+}
 
 // libtorch's own account of how it was built (freed with tikhonov_free).
 char* tikhonov_show_config() {
