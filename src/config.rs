@@ -168,7 +168,6 @@ impl RunConfig {
         }
         self.model.validate().map_err(|invalid| invalid.under("model"))?;
         self.task.validate().map_err(|invalid| invalid.under("task"))?;
-        self.data.validate().map_err(|invalid| invalid.under("data"))?;
         self.penalty.validate().map_err(|invalid| invalid.under("penalty"))?;
         self.optimizer.validate().map_err(|invalid| invalid.under("optimizer"))?;
         self.optimizer.accepts(&self.penalty).map_err(|invalid| invalid.under("penalty"))?;
@@ -180,7 +179,8 @@ impl RunConfig {
     /// What one room cannot know of another.
     fn validate_together(&self) -> Result<(), Invalid> {
         if self.data.validation.is_none() {
-            let remedy = "looks at the validation set: declare one, such as `data: {validation: {fraction: 0.1}}`";
+            let remedy =
+                "looks at the validation set: declare one, such as `data: {validation: {fraction: 0.1}}`";
             if self.train.early_stopping.is_some() {
                 return Err(Invalid::new("train.early_stopping", remedy));
             }
@@ -188,7 +188,9 @@ impl RunConfig {
                 return Err(Invalid::new("schedule.plateau", remedy));
             }
         }
-        if matches!(self.task, TaskSpec::Reconstruction(_)) && !matches!(self.data.normalize, NormalizeSpec::None) {
+        if matches!(self.task, TaskSpec::Reconstruction(_))
+            && !matches!(self.data.normalize, NormalizeSpec::None)
+        {
             let message = "reconstruction is measured on images in 0..1: say `normalize: none`";
             return Err(Invalid::new("data.normalize", message));
         }
@@ -261,6 +263,12 @@ impl Config {
         }
         spec.validate().map_err(|invalid| document.invalid_at("", invalid))?;
         Ok(Self { spec, document })
+    }
+
+    /// Refuses data that is declared wrongly or not there. Apart from the rest, because prediction needs no data
+    /// but its own.
+    pub fn validate_data(&self) -> Result<()> {
+        self.spec.data.validate().map_err(|invalid| self.document.invalid_at("data", invalid))
     }
 
     /// The config as YAML with every default filled in. Loading it again gives the same config.

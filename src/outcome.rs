@@ -77,7 +77,8 @@ impl fmt::Display for RunResult {
             let Some(weights) = weights else { continue };
             for (split, scores) in [("validation", &weights.validation), ("test", &weights.test)] {
                 let Some(scores) = scores else { continue };
-                let shown: Vec<_> = scores.values.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+                let shown: Vec<_> =
+                    scores.values.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
                 writeln!(f, "{name} (epoch {}) {split}: {}", weights.epoch, shown.join(", "))?;
             }
         }

@@ -34,10 +34,13 @@ impl Progress {
             (false, true) => Style::Bar,
             (false, false) => Style::Plain,
         };
-        let target = if style == Style::Bar { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let target =
+            if style == Style::Bar { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(steps), target).with_position(done);
         let template = "{prefix} {bar:28.cyan/blue} {percent:>3} % · {eta} left · {wide_msg}";
-        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_style(
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
         bar.reset_eta();
         Self { bar, style, epochs, told: Instant::now() }
     }

@@ -71,7 +71,8 @@ pub struct RunFolder {
 impl RunFolder {
     /// A new run in `path`. A folder that holds a run already is refused.
     pub fn create(path: &Path) -> Result<Self> {
-        fs::create_dir_all(path).or_exit(Exit::Storage, || format!("making the run folder {}", path.display()))?;
+        fs::create_dir_all(path)
+            .or_exit(Exit::Storage, || format!("making the run folder {}", path.display()))?;
         let lock = lock(path)?;
         if Checkpoints::new(path.join("checkpoints")).exist() {
             let message = format!(
@@ -176,7 +177,9 @@ fn flatten(record: &serde_json::Value) -> Vec<(String, String)> {
     for (name, value) in record.as_object().into_iter().flatten() {
         match value {
             serde_json::Value::Object(inner) => {
-                cells.extend(inner.iter().map(|(inner, value)| (format!("{name}.{inner}"), value.to_string())));
+                cells.extend(
+                    inner.iter().map(|(inner, value)| (format!("{name}.{inner}"), value.to_string())),
+                );
             }
             _ if name == "kind" => {}
             _ => cells.push((name.clone(), value.to_string())),
@@ -192,7 +195,8 @@ fn lock(path: &Path) -> Result<File> {
     match lock.try_lock() {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => {
-            let message = format!("another process is training in {}; wait for it, or use --output", path.display());
+            let message =
+                format!("another process is training in {}; wait for it, or use --output", path.display());
             Err(fail(Exit::Usage, message))
         }
         Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("locking {}", file.display())),

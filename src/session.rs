@@ -120,7 +120,11 @@ impl Session {
 
     /// What the user should know of the data before training starts.
     pub fn notes(&self) -> Vec<String> {
-        let sets = [("train", Some(&self.train)), ("validation", self.validation.as_ref()), ("test", self.test.as_ref())];
+        let sets = [
+            ("train", Some(&self.train)),
+            ("validation", self.validation.as_ref()),
+            ("test", self.test.as_ref()),
+        ];
         let mut notes = Vec::new();
         for (name, set) in sets {
             let Some(set) = set else { continue };
@@ -136,7 +140,8 @@ impl Session {
     /// samples would be another, and the run no longer the same run.
     pub fn differences(&self, state: &State) -> Result<Vec<String>> {
         if state.data_fingerprint != self.train.fingerprint {
-            let message = "the training data is not what this run was started with; start a new run for other data";
+            let message =
+                "the training data is not what this run was started with; start a new run for other data";
             return Err(fail(Exit::Data, message));
         }
         let mut notes = Vec::new();
@@ -149,8 +154,7 @@ impl Session {
 /// Batches of `set` as `spec` prepares them; its `normalize` must be resolved.
 pub fn loader(spec: &RunConfig, device: Device, set: &Arc<Dataset>, train: bool) -> Result<Loader> {
     let data = &spec.data;
-    let preparation =
-        Preparation { normalize: data.normalize.resolve(set)?, augment: data.augment.clone() };
+    let preparation = Preparation { normalize: data.normalize.resolve(set)?, augment: data.augment.clone() };
     let options = LoaderOptions {
         batch_size: data.batch_size,
         train,

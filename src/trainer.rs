@@ -29,7 +29,7 @@ pub struct Trainer<'a> {
     /// The averaged weights, and a network of their own in which they are evaluated.
     averaged: Option<(Ema, Network)>,
     optimizer: Optimizer,
-    
+
     loader: Arc<Loader>,
     folder: RunFolder,
     state: State,
@@ -133,7 +133,11 @@ impl<'a> Trainer<'a> {
     }
 
     fn lr(&self) -> f64 {
-        self.session.config.spec.schedule.lr(self.session.config.spec.optimizer.lr(), self.clock(), &self.plateau)
+        self.session.config.spec.schedule.lr(
+            self.session.config.spec.optimizer.lr(),
+            self.clock(),
+            &self.plateau,
+        )
     }
 
     fn rates(&self) -> Vec<Rates> {
@@ -262,9 +266,14 @@ impl<'a> Trainer<'a> {
     fn judge(&mut self, scores: &Scores) -> Result<()> {
         let goal = self.session.task.goal();
         let Some(value) = scores.get(goal.metric) else { return Ok(()) };
-        let min_delta = self.session.config.spec.train.early_stopping.as_ref().map_or(0.0, |early| early.min_delta);
+        let min_delta =
+            self.session.config.spec.train.early_stopping.as_ref().map_or(0.0, |early| early.min_delta);
         let is_better = self.state.best.as_ref().is_none_or(|best| {
-            if goal.higher_is_better { value > best.value + min_delta } else { value < best.value - min_delta }
+            if goal.higher_is_better {
+                value > best.value + min_delta
+            } else {
+                value < best.value - min_delta
+            }
         });
         if is_better {
             self.state.best = Some(Best { metric: goal.metric.into(), value, epoch: self.state.epoch });

@@ -88,7 +88,11 @@ fn a_run_killed_at_twenty_random_moments_ends_with_the_same_weights_bit_for_bit(
         let steps = records(run, "step").into_iter();
         steps.map(|r| [r["step"].clone(), r["loss"].clone(), r["penalty"].clone(), r["lr"].clone()]).collect()
     };
-    assert_eq!(numbers(&killed), numbers(&undisturbed), "the log of a resumed run is that of an undisturbed one");
+    assert_eq!(
+        numbers(&killed),
+        numbers(&undisturbed),
+        "the log of a resumed run is that of an undisturbed one"
+    );
 }
 
 #[test]
@@ -173,7 +177,13 @@ fn every_log_line_tells_loss_penalty_and_weights_apart() {
     let config = write_config(home.path(), EVERYTHING);
     let output = home.path().join("run");
     let (code, _, stderr) = run(&[
-        "train", &config, "--output", output.to_str().unwrap(), "--set", "train.log_every=1", "--set",
+        "train",
+        &config,
+        "--output",
+        output.to_str().unwrap(),
+        "--set",
+        "train.log_every=1",
+        "--set",
         "penalty={l1: 0.3, l2: 0.02}",
     ]);
     assert_eq!(code, 0, "{stderr}");
@@ -212,7 +222,8 @@ fn eval_gives_the_scores_that_training_ended_with() {
     let output = home.path().join("run");
     let test = "data.test={shapes: {count: 300, size: 28}}";
     assert_eq!(run(&["train", &config, "--output", output.to_str().unwrap(), "--set", test]).0, 0);
-    let result: Value = serde_json::from_str(&fs::read_to_string(output.join("result.json")).unwrap()).unwrap();
+    let result: Value =
+        serde_json::from_str(&fs::read_to_string(output.join("result.json")).unwrap()).unwrap();
     for name in ["last", "best"] {
         let (code, stdout, stderr) =
             run(&["eval", output.to_str().unwrap(), "--json", "--device", "cpu", "--checkpoint", name]);
@@ -220,7 +231,8 @@ fn eval_gives_the_scores_that_training_ended_with() {
         let scores: Value = serde_json::from_str(&stdout).unwrap();
         assert_eq!(scores["scores"], result[name]["test"], "{name}");
         let confusion = scores["report"]["confusion"].as_array().unwrap();
-        let counted: i64 = confusion.iter().flat_map(|row| row.as_array().unwrap()).map(|n| n.as_i64().unwrap()).sum();
+        let counted: i64 =
+            confusion.iter().flat_map(|row| row.as_array().unwrap()).map(|n| n.as_i64().unwrap()).sum();
         assert_eq!(counted, 300);
     }
 }
@@ -231,7 +243,13 @@ fn a_loss_that_explodes_is_exit_5_and_the_last_checkpoint_is_from_before() {
     let config = write_config(home.path(), EVERYTHING);
     let output = home.path().join("run");
     let (code, _, stderr) = run(&[
-        "train", &config, "--output", output.to_str().unwrap(), "--set", "optimizer={sgd: {lr: 1.0e30}}", "--set",
+        "train",
+        &config,
+        "--output",
+        output.to_str().unwrap(),
+        "--set",
+        "optimizer={sgd: {lr: 1.0e30}}",
+        "--set",
         "train.clip=null",
     ]);
     assert_eq!(code, 5, "{stderr}");
@@ -259,7 +277,8 @@ fn a_gpu_that_is_not_there_is_exit_2_and_no_silent_cpu_run() {
     let home = tempfile::tempdir().unwrap();
     let config = write_config(home.path(), EVERYTHING);
     let output = home.path().join("run");
-    let (code, _, stderr) = run(&["train", &config, "--device", "cuda", "--output", output.to_str().unwrap()]);
+    let (code, _, stderr) =
+        run(&["train", &config, "--device", "cuda", "--output", output.to_str().unwrap()]);
     assert_eq!(code, 2);
     assert!(stderr.contains("cuda:0 cannot be used") && stderr.contains("--device cpu"), "{stderr}");
     assert!(!output.exists(), "nothing is written before the device is known");

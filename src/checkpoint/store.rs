@@ -181,7 +181,8 @@ impl Checkpoints {
         for folder in self.newest_first()? {
             if !linked.contains(&folder) {
                 let state = read_state(&folder).ok();
-                let score = state.and_then(|state| state.score).map(|s| if higher_is_better { s } else { -s });
+                let score =
+                    state.and_then(|state| state.score).map(|s| if higher_is_better { s } else { -s });
                 others.push((score.unwrap_or(f64::NEG_INFINITY), folder));
             }
         }
@@ -216,7 +217,8 @@ impl Checkpoints {
     /// The checkpoint called `name`: `last`, `best`, or a folder's name.
     pub fn named(&self, name: &str) -> Result<Loaded> {
         let folder = self.resolve(name).or_exit(Exit::Checkpoint, || {
-            let known: Vec<_> = self.newest_first().unwrap_or_default().iter().map(|f| short_name(f)).collect();
+            let known: Vec<_> =
+                self.newest_first().unwrap_or_default().iter().map(|f| short_name(f)).collect();
             let links = ["last", "best"].iter().filter(|link| self.resolve(link).is_some());
             let known: Vec<_> = links.map(|link| (*link).to_owned()).chain(known).collect();
             format!("no checkpoint `{name}` in {}; there are: {}", self.folder.display(), known.join(", "))
@@ -373,7 +375,8 @@ mod tests {
             store.save(snapshot(step, 0, Some(score)), step == 20).unwrap();
             store.prune(1, true).unwrap();
         }
-        let mut names: Vec<_> = store.newest_first().unwrap().iter().map(|folder| short_name(folder)).collect();
+        let mut names: Vec<_> =
+            store.newest_first().unwrap().iter().map(|folder| short_name(folder)).collect();
         names.sort();
         assert_eq!(names, ["epoch-0002", "epoch-0003", "epoch-0005"]);
         assert_eq!(store.named("best").unwrap().state.step, 20);

@@ -43,13 +43,15 @@ pub fn run(options: &Options) -> Result<()> {
 
 fn eval_one(run: &Path, options: &Options) -> Result<()> {
     let config = Config::of_run(run, &options.set, options.machine.overrides())?;
+    config.validate_data()?;
     let plan = Plan::of(&config)?;
     let session = Session::open(config, plan)?;
     let loaded = session.checkpoints().chosen(options.checkpoint.as_deref())?;
     let network = session.trained(&loaded)?;
     let name = format!("{:?}", options.split).to_lowercase();
     let set = session.split(options.split);
-    let set = set.or_exit(Exit::Usage, || format!("{} has no {name} set; try --split train", run.display()))?;
+    let set =
+        set.or_exit(Exit::Usage, || format!("{} has no {name} set; try --split train", run.display()))?;
     let loader = session.loader(set, false)?;
     let scores = evaluate(&network, &*session.task, session.model.output(), &loader)?;
     if options.json {
@@ -80,7 +82,8 @@ fn table(scores: &Scores, classes: &[String]) -> String {
 fn class_table(report: &ClassReport, classes: &[String]) -> String {
     const WIDEST_MATRIX: usize = 20;
     let name = |class: usize| classes.get(class).cloned().unwrap_or_else(|| class.to_string());
-    let width = (0..report.per_class.len()).map(|class| name(class).chars().count()).max().unwrap_or(0).max(5);
+    let width =
+        (0..report.per_class.len()).map(|class| name(class).chars().count()).max().unwrap_or(0).max(5);
     let mut text = format!("\n  {:<width$}  precision  recall      f1  samples\n", "class");
     for (class, scores) in report.per_class.iter().enumerate() {
         text += &format!(

@@ -143,9 +143,10 @@ impl<'a> Printer<'a> {
             Prediction::Values(values) => {
                 Ok(values.into_iter().enumerate().map(|(i, value)| (format!("y{i}"), json!(value))).unzip())
             }
-            Prediction::Image(_) => {
-                Err(fail(Exit::Usage, "a reconstruction run answers with pictures, which `predict` cannot print"))
-            }
+            Prediction::Image(_) => Err(fail(
+                Exit::Usage,
+                "a reconstruction run answers with pictures, which `predict` cannot print",
+            )),
         }
     }
 }

@@ -56,6 +56,7 @@ impl Options {
 
 pub fn run(options: &Options) -> Result<()> {
     let config = options.config.load(options.overrides())?;
+    config.validate_data()?;
     let plan = Plan::of(&config)?;
     if options.dry_run {
         print!("{}", config.resolved()?);

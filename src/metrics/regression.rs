@@ -30,7 +30,14 @@ impl Meter for RegressionMeter {
         let sums = self.sums.get_or_insert_with(|| {
             let zero = || ys.get(0).zeros_like();
             let shift = ys.mean_dim(&[0i64][..], false, Kind::Double);
-            Sums { shift, squared_error: zero(), absolute_error: zero(), y: zero(), y_squared: zero(), count: 0 }
+            Sums {
+                shift,
+                squared_error: zero(),
+                absolute_error: zero(),
+                y: zero(),
+                y_squared: zero(),
+                count: 0,
+            }
         });
         let centred = ys - &sums.shift;
         sums.squared_error += sum(&error.square());
@@ -48,7 +55,8 @@ impl Meter for RegressionMeter {
         // Uniform average over the target columns, as sklearn.metrics.r2_score has it.
         let total = &sums.y_squared - sums.y.square() / n;
         let r2 = mean(1.0 - &sums.squared_error / total);
-        let values = [("mse", mse), ("rmse", mse.sqrt()), ("mae", mean(&sums.absolute_error / n)), ("r2", r2)];
+        let values =
+            [("mse", mse), ("rmse", mse.sqrt()), ("mae", mean(&sums.absolute_error / n)), ("r2", r2)];
         Scores { values: values.map(|(name, value)| (name.into(), value)).into(), report: None }
     }
 }

@@ -32,7 +32,8 @@ impl Regression {
 impl Task for Regression {
     fn check(&self, output: &[i64], set: &Dataset) -> Result<()> {
         let Targets::Values(values) = &set.targets else {
-            let message = "the data has classes as targets, and regression wants numbers; use `task: classification`";
+            let message =
+                "the data has classes as targets, and regression wants numbers; use `task: classification`";
             return Err(fail(Exit::Usage, message));
         };
         let wanted = &values.size()[1..];

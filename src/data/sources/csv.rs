@@ -109,8 +109,13 @@ impl Source for CsvSpec {
 impl CsvSpec {
     /// The rows of another table for prediction: `features` are the columns that the network was trained on.
     pub fn rows(&self, path: &Path, features: &[String]) -> Result<Dataset> {
-        let table =
-            Self { features: Some(features.to_vec()), target: Names::Several(Vec::new()), classes: false, limit: None, ..self.clone() };
+        let table = Self {
+            features: Some(features.to_vec()),
+            target: Names::Several(Vec::new()),
+            classes: false,
+            limit: None,
+            ..self.clone()
+        };
         let mut set = table.read(path)?;
         set.targets = Targets::Unknown;
         Ok(set)
