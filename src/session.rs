@@ -1,7 +1,5 @@
 //! A config come to life: the device, the data, the network and the task, shared by training and evaluation.
 
-use std::sync::Arc;
-
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tch::{Device, Kind};
@@ -55,9 +53,9 @@ pub struct Session {
     pub model: Model,
     pub groups: Vec<Group>,
     pub task: Box<dyn Task>,
-    pub train: Arc<Dataset>,
-    pub validation: Option<Arc<Dataset>>,
-    pub test: Option<Arc<Dataset>>,
+    pub train: Dataset,
+    pub validation: Option<Dataset>,
+    pub test: Option<Dataset>,
 }
 
 impl Session {
@@ -82,8 +80,6 @@ impl Session {
         // From here on the config says the numbers that `auto` stood for: an evaluation must not compute others.
         spec.data.normalize = normalize.map_or(NormalizeSpec::None, NormalizeSpec::Given);
         let kind = spec.dtype.kind();
-        let [validation, test] = [validation, test].map(|set| set.map(Arc::new));
-        let train = Arc::new(train);
         Ok(Self { config, device, kind, model, groups, task, train, validation, test })
     }
 
@@ -105,7 +101,7 @@ impl Session {
         Checkpoints::new(self.config.spec.output.join("checkpoints"))
     }
 
-    pub fn split(&self, split: Split) -> Option<&Arc<Dataset>> {
+    pub fn split(&self, split: Split) -> Option<&Dataset> {
         match split {
             Split::Train => Some(&self.train),
             Split::Validation => self.validation.as_ref(),
@@ -114,7 +110,7 @@ impl Session {
     }
 
     /// Batches of `set`: shuffled and augmented to learn from, in order and untouched to judge by.
-    pub fn loader(&self, set: &Arc<Dataset>, train: bool) -> Result<Loader> {
+    pub fn loader(&self, set: &Dataset, train: bool) -> Result<Loader> {
         loader(&self.config.spec, self.device, set, train)
     }
 
@@ -152,7 +148,7 @@ impl Session {
 }
 
 /// Batches of `set` as `spec` prepares them; its `normalize` must be resolved.
-pub fn loader(spec: &RunConfig, device: Device, set: &Arc<Dataset>, train: bool) -> Result<Loader> {
+pub fn loader(spec: &RunConfig, device: Device, set: &Dataset, train: bool) -> Result<Loader> {
     let data = &spec.data;
     let preparation = Preparation { normalize: data.normalize.resolve(set)?, augment: data.augment.clone() };
     let options = LoaderOptions {

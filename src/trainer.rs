@@ -1,6 +1,6 @@
 //! A run in progress: network, optimiser, penalty and position, and the steps that the loop is told in.
 
-use std::sync::Arc;
+use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -30,7 +30,7 @@ pub struct Trainer<'a> {
     averaged: Option<(Ema, Network)>,
     optimizer: Optimizer,
 
-    loader: Arc<Loader>,
+    loader: Rc<Loader>,
     folder: RunFolder,
     state: State,
     plateau: Plateau,
@@ -54,7 +54,7 @@ impl<'a> Trainer<'a> {
             Some(ema) => Some((Ema::new(ema, &network.state())?, session.network()?)),
             None => None,
         };
-        let loader = Arc::new(session.loader(&session.train, true)?);
+        let loader = Rc::new(session.loader(&session.train, true)?);
         let state = match resume {
             Some(loaded) => {
                 let from = || format!("resuming from {}", loaded.folder.display());
@@ -110,7 +110,7 @@ impl<'a> Trainer<'a> {
         &mut self.folder
     }
 
-    pub fn loader(&self) -> Arc<Loader> {
+    pub fn loader(&self) -> Rc<Loader> {
         self.loader.clone()
     }
 
@@ -236,7 +236,7 @@ impl<'a> Trainer<'a> {
         self.state.seconds += seconds;
         self.state.score = None;
 
-        let due = self.is_over() || self.state.epoch % self.session.config.spec.train.eval_every == 0;
+        let due = self.is_over() || self.state.epoch.is_multiple_of(self.session.config.spec.train.eval_every);
         let validation = if due { self.scores(Split::Validation)? } else { None };
         // The test set is looked at on the way only where nothing is decided by looking.
         let test_due = due && (validation.is_none() || self.is_over());
@@ -307,13 +307,13 @@ impl<'a> Trainer<'a> {
     pub fn is_checkpoint_due(&self) -> bool {
         let is_end_of_epoch = self.state.batch >= self.loader.steps();
         let every = self.session.config.spec.train.checkpoint.every_steps;
-        !is_end_of_epoch && every.is_some_and(|every| self.state.step % every == 0)
+        !is_end_of_epoch && every.is_some_and(|every| self.state.step.is_multiple_of(every))
     }
 
     /// Saves at the end of an epoch if it is the best, the last, or simply time.
     pub fn save_if_due(&mut self) -> Result<()> {
         let every = self.session.config.spec.train.checkpoint.every_epochs;
-        let is_due = self.is_over() || self.is_best() || self.has_stalled() || self.state.epoch % every == 0;
+        let is_due = self.is_over() || self.is_best() || self.has_stalled() || self.state.epoch.is_multiple_of(every);
         if is_due { self.save() } else { Ok(()) }
     }
 

@@ -1,7 +1,6 @@
 //! `tikhonov predict`: what a trained network says of pictures or of the rows of a table.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
@@ -62,7 +61,7 @@ pub fn run(options: &Options) -> Result<()> {
     network.load_state(&loaded.weights())?;
     let task = spec.task.build();
 
-    let set = Arc::new(inputs(spec, &loaded.state.features, model.input(), &options.inputs)?);
+    let set = inputs(spec, &loaded.state.features, model.input(), &options.inputs)?;
     let mut printer = Printer::new(options, loaded.state.classes);
     for batch in loader(spec, device, &set, false)?.epoch(0, 0) {
         let batch = batch?;
