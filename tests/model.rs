@@ -82,7 +82,8 @@ fn every_shipped_model_equals_its_pytorch_twin() {
         assert!(gradient < 1e-5, "{name}: the gradient differs by {gradient}");
         for (key, value) in file("after") {
             let ours = network.state().into_iter().find(|(name, _)| *name == key).expect("the name").1;
-            assert!(difference(&ours, &value) < 1e-6, "{name}: {key} after a step in training");
+            let difference = difference(&ours, &value);
+            assert!(difference < 1e-6, "{name}: {key} differs by {difference} after a step in training");
         }
     }
 }

@@ -145,16 +145,17 @@ fn accumulated_gradients_equal_the_large_batch() {
     let text = "
 device: cpu
 dtype: float64
-model: {input: [1, 12, 12], layers: [flatten, {linear: {out_features: 16}}, tanh, {linear: {out_features: 10}}]}
+model: {input: [1, 16, 16], layers: [flatten, {linear: {out_features: 16}}, tanh, {linear: {out_features: 10}}]}
 task: classification
-data: {train: {shapes: {count: 330, size: 12}}, batch_size: 64}
+data: {train: {shapes: {count: 330, size: 16}}, batch_size: 64}
 penalty: {l2: 1.0e-3}
 optimizer: {adam: {lr: 0.01}}
 train: {epochs: 2}
 ";
     let config = write_config(home.path(), text);
     let [large, small] = ["large", "small"].map(|name| home.path().join(name));
-    assert_eq!(run(&["train", &config, "--output", large.to_str().unwrap()]).0, 0);
+    let (code, _, stderr) = run(&["train", &config, "--output", large.to_str().unwrap()]);
+    assert_eq!(code, 0, "{stderr}");
     let sets = ["--set", "data.batch_size=16", "--set", "train.accumulate=4"];
     let (code, _, stderr) =
         run(&[&["train", &config, "--output", small.to_str().unwrap()][..], &sets[..]].concat());

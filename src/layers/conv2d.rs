@@ -193,7 +193,7 @@ impl Layer for Conv2d {
         };
         let conv = nn::conv(path, input[0], self.out_channels, self.kernel_size.0, config);
         init::reset_parameters(&conv.ws, conv.bs.as_ref());
-        if inner && self.groups == 1 && input[0] > 1 {
+        if inner && self.groups == 1 {
             return Box::new(ChannelsLast(conv));
         }
         if inner {
@@ -204,14 +204,14 @@ impl Layer for Conv2d {
     }
 }
 
-/// A convolution that brings its input to channels-last strides on the CPU: oneDNN is a third faster there, and batch
-/// norm, activations and pooling keep the strides for the next one. The numbers are those of any order.
+/// A convolution that learns from channels-last inputs on the CPU: oneDNN is a third faster there, and batch norm,
+/// activations and pooling keep the strides for the next one. Otherwise it computes exactly as PyTorch's does.
 #[derive(Debug)]
 struct ChannelsLast(nn::Conv2D);
 
-impl nn::Module for ChannelsLast {
-    fn forward(&self, xs: &Tensor) -> Tensor {
-        let is_slow = xs.device() == Device::Cpu && xs.kind() == Kind::Float && xs.stride()[1] != 1;
+impl ModuleT for ChannelsLast {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
+        let is_slow = train && xs.device() == Device::Cpu && xs.kind() == Kind::Float && xs.stride()[1] != 1;
         match is_slow {
             true => self.0.forward(&xs.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])),
             false => self.0.forward(xs),
