@@ -239,7 +239,7 @@ impl Config {
             return Err(fail(Exit::Usage, message));
         }
         let output = Override::new("the run folder", "output", folder.to_string_lossy().into_owned());
-        let overrides = overrides.into_iter().chain([output]);
+        let overrides = [output].into_iter().chain(overrides);
         Self::from_document(Document::read(path)?, sets, overrides, folder)
     }
 

@@ -46,6 +46,7 @@ pub fn judge(session: &Session, run: &Trainer, ended: Outcome) -> Result<RunResu
         test: run.scores(Split::Test)?,
     };
     let best = match &state.best {
+        Some(best) if best.epoch == state.epoch => Some(Weights { epoch: best.epoch, ..last.clone() }),
         Some(best) => {
             let network = session.trained(&session.checkpoints().named("best")?)?;
             let score = |split| -> Result<Option<Scores>> {

@@ -22,7 +22,9 @@ pub enum Record<'a> {
 /// How training stands at one optimiser step.
 #[derive(Clone, Debug, Serialize)]
 pub struct StepRecord {
+    /// From 1.
     pub epoch: u64,
+    /// Steps made, this one included.
     pub step: u64,
     /// Data loss of this batch, without the penalty.
     pub loss: f64,
@@ -31,11 +33,11 @@ pub struct StepRecord {
     /// `loss + penalty`.
     pub total: f64,
     pub lr: f64,
-    /// ‖w‖₂ over the penalised tensors.
+    /// ‖w‖₂ over convolution and linear weights before the step.
     pub weight_norm: f64,
     /// ‖g‖₂ over all tensors, before clipping, without the penalty.
     pub grad_norm: f64,
-    /// Share of exact zeros among the penalised tensors' elements.
+    /// Share of exact zeros among those weights.
     pub zeros: f64,
     pub images_per_s: f64,
 }
@@ -60,6 +62,12 @@ pub struct EpochRecord {
     pub test: Option<Scores>,
 }
 
+/// A run's folder that no other process trains in; nothing in it is touched yet.
+pub struct LockedFolder {
+    path: PathBuf,
+    lock: File,
+}
+
 /// A run's folder, locked for this process until it is dropped.
 pub struct RunFolder {
     path: PathBuf,
@@ -68,49 +76,50 @@ pub struct RunFolder {
     _lock: File,
 }
 
-impl RunFolder {
-    /// A new run in `path`. A folder that holds a run already is refused.
-    pub fn create(path: &Path) -> Result<Self> {
+impl LockedFolder {
+    /// Makes the folder if need be and takes it. Exit 2 where another process has it.
+    pub fn take(path: &Path) -> Result<Self> {
         fs::create_dir_all(path)
             .or_exit(Exit::Storage, || format!("making the run folder {}", path.display()))?;
-        let lock = lock(path)?;
-        if Checkpoints::new(path.join("checkpoints")).exist() {
-            let message = format!(
-                "{} holds a run already; --resume goes on with it, --output FOLDER puts the new one elsewhere",
-                path.display()
-            );
-            return Err(fail(Exit::Usage, message));
-        }
-        Self::open(path, lock, |_| false)
+        Ok(Self { path: path.into(), lock: lock(path)? })
     }
 
-    /// The run in `path` as it was at `state`: what was recorded later is forgotten.
-    pub fn reopen(path: &Path, state: &State) -> Result<Self> {
-        Self::open(path, lock(path)?, |position| match position.kind.as_str() {
-            "epoch" => position.epoch <= state.epoch,
-            _ => position.step <= state.step,
-        })
+    /// Opens the files at their start, or as they were at `state`: what was recorded later is forgotten.
+    pub fn begin(self, state: Option<&State>) -> Result<RunFolder> {
+        let keep = |position: &Position| match (state, position.kind.as_str()) {
+            (None, _) => false,
+            (Some(state), "epoch") => position.epoch <= state.epoch,
+            (Some(state), _) => position.step <= state.step,
+        };
+        self.open(keep).or_exit(Exit::Storage, || "opening the run folder")
     }
 
-    fn open(path: &Path, lock: File, keep: impl Fn(&Position) -> bool) -> Result<Self> {
-        let context = || format!("opening the run folder {}", path.display());
+    fn open(self, keep: impl Fn(&Position) -> bool) -> Result<RunFolder> {
+        let Self { path, lock } = self;
         let metrics = path.join("metrics.jsonl");
         let past = match fs::read_to_string(&metrics) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            text => text.with_context(context)?,
+            text => text.context("metrics.jsonl")?,
         };
         let kept: String = past
             .lines()
             .filter(|line| serde_json::from_str(line).is_ok_and(|position| keep(&position)))
             .map(|line| format!("{line}\n"))
             .collect();
-        replace(&metrics, kept.as_bytes()).with_context(context)?;
-        let append = |name: &str| OpenOptions::new().append(true).create(true).open(path.join(name));
-        let (metrics, log) = (append("metrics.jsonl"), append("log.txt"));
-        let (metrics, log) = (metrics.with_context(context)?, log.with_context(context)?);
-        Ok(Self { path: path.into(), metrics, log, _lock: lock })
+        replace(&metrics, kept.as_bytes()).context("metrics.jsonl")?;
+        let append = |name: &str| {
+            OpenOptions::new()
+                .append(true)
+                .create(true)
+                .open(path.join(name))
+                .with_context(|| name.to_owned())
+        };
+        let (metrics, log) = (append("metrics.jsonl")?, append("log.txt")?);
+        Ok(RunFolder { metrics, log, path, _lock: lock })
     }
+}
 
+impl RunFolder {
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -122,43 +131,53 @@ impl RunFolder {
     /// Stores a file of the run, such as the resolved config.
     pub fn write(&self, name: &str, text: &str) -> Result<()> {
         replace(&self.path.join(name), text.as_bytes())
-            .with_context(|| format!("writing {name} in {}", self.path.display()))
+            .or_exit(Exit::Storage, || format!("writing {name} in {}", self.path.display()))
     }
 
     /// Appends to `metrics.jsonl`; after an epoch `metrics.csv` is made anew from it.
     pub fn record(&mut self, record: &Record) -> Result<()> {
-        let context = || "writing metrics.jsonl".to_owned();
+        self.append(record).or_exit(Exit::Storage, || "writing the metrics")
+    }
+
+    fn append(&mut self, record: &Record) -> Result<()> {
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
-        self.metrics.write_all(&line).with_context(context)?;
+        self.metrics.write_all(&line)?;
         if matches!(record, Record::Epoch(_)) {
-            self.metrics.sync_data().with_context(context)?;
-            self.write_csv().context("writing metrics.csv")?;
+            self.metrics.sync_data()?;
+            self.write_csv()?;
         }
         Ok(())
     }
 
     /// Appends a line to `log.txt`.
     pub fn log(&mut self, line: &str) -> Result<()> {
-        writeln!(self.log, "{line}").context("writing log.txt")
+        writeln!(self.log, "{line}").or_exit(Exit::Storage, || "writing log.txt")
     }
 
-    /// One row per epoch; the columns are those of the first epoch, nested scores as `test.accuracy`.
+    /// One row per epoch; nested scores are columns such as `test.accuracy`, empty where nothing was evaluated.
     fn write_csv(&self) -> Result<()> {
         let text = fs::read_to_string(self.path.join("metrics.jsonl"))?;
         let mut table = csv::Writer::from_writer(Vec::new());
-        let mut columns = Vec::new();
+        let mut columns: Vec<String> = Vec::new();
+        let mut rows = Vec::new();
         for line in text.lines() {
             let record: serde_json::Value = serde_json::from_str(line)?;
-            if record["kind"] != "epoch" {
-                continue;
+            if record["kind"] == "epoch" {
+                let row = flatten(&record);
+                columns.extend(
+                    row.iter()
+                        .map(|(name, _)| name)
+                        .filter(|name| !columns.contains(name))
+                        .cloned()
+                        .collect::<Vec<_>>(),
+                );
+                rows.push(row);
             }
-            let cells = flatten(&record);
-            if columns.is_empty() {
-                columns = cells.iter().map(|(name, _)| name.clone()).collect();
-                table.write_record(&columns)?;
-            }
-            let cell = |column| cells.iter().find(|(name, _)| name == column).map(|(_, cell)| cell.as_str());
+        }
+        table.write_record(&columns)?;
+        for row in rows {
+            let cell = |column| row.iter().find(|(name, _)| name == column).map(|(_, cell)| cell.as_str());
             table.write_record(columns.iter().map(|column| cell(column).unwrap_or_default()))?;
         }
         Ok(replace(&self.path.join("metrics.csv"), &table.into_inner()?)?)

@@ -135,14 +135,26 @@ impl Session {
     /// How this config differs from the one that `state` was saved under. Other data is refused: the order of the
     /// samples would be another, and the run no longer the same run.
     pub fn differences(&self, state: &State) -> Result<Vec<String>> {
-        if state.data_fingerprint != self.train.fingerprint {
-            let message =
-                "the training data is not what this run was started with; start a new run for other data";
-            return Err(fail(Exit::Data, message));
-        }
-        let mut notes = Vec::new();
+        let mut changed = Vec::new();
         let now = serde_json::to_value(&self.config.spec)?;
-        compare("", &state.config, &now, &mut notes);
+        compare("", &state.config, &now, &mut changed);
+        let notes: Vec<_> =
+            changed.iter().map(|(path, change)| format!("resuming with another {path}: {change}")).collect();
+        if state.data_fingerprint != self.train.fingerprint {
+            let message = format!(
+                "the training data is not what this run was started with; start a new run for other data\n{}",
+                notes.join("\n")
+            );
+            return Err(fail(Exit::Data, message.trim_end()));
+        }
+        // Within an epoch these say which samples are learnt already.
+        const ORDER: [&str; 4] = ["data.batch_size", "data.drop_last", "seed", "train.accumulate"];
+        let order = changed.iter().find(|(path, _)| ORDER.contains(&path.as_str()));
+        if let (Some((path, change)), true) = (order, state.batch > 0) {
+            let message =
+                format!("`{path}` cannot change in the middle of an epoch ({change}); change it back");
+            return Err(fail(Exit::Usage, message));
+        }
         Ok(notes)
     }
 }
@@ -196,7 +208,7 @@ fn fits(model: &Model, shape: &[i64]) -> Result<()> {
     })
 }
 
-fn compare(path: &str, old: &Value, new: &Value, notes: &mut Vec<String>) {
+fn compare(path: &str, old: &Value, new: &Value, changed: &mut Vec<(String, String)>) {
     if let (Value::Object(old), Value::Object(new)) = (old, new) {
         let mut keys: Vec<_> = old.keys().chain(new.keys()).collect();
         keys.sort();
@@ -204,9 +216,9 @@ fn compare(path: &str, old: &Value, new: &Value, notes: &mut Vec<String>) {
         for key in keys {
             let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
             let side = |side: &serde_json::Map<String, Value>| side.get(key).cloned().unwrap_or(Value::Null);
-            compare(&path, &side(old), &side(new), notes);
+            compare(&path, &side(old), &side(new), changed);
         }
     } else if old != new && !["output", "device", "threads"].contains(&path) {
-        notes.push(format!("resuming with another {path}: was {old}, is {new}"));
+        changed.push((path.to_owned(), format!("was {old}, is {new}")));
     }
 }

@@ -20,6 +20,10 @@ pub enum Outcome {
 /// Trains until the epochs are over, early stopping says so, or `stop` is requested.
 pub fn train(run: &mut Trainer, progress: &mut Progress, stop: &Stop) -> Result<Outcome> {
     while !run.is_over() {
+        // Asked before learning too: a run that stopped early and is resumed stops again.
+        if run.has_stalled() {
+            return Ok(Outcome::Early);
+        }
         run.begin_epoch();
         let loader = run.loader();
         for group in run.unlearnt_batches(&loader) {
@@ -40,9 +44,6 @@ pub fn train(run: &mut Trainer, progress: &mut Progress, stop: &Stop) -> Result<
         let record = run.end_epoch()?;
         progress.epoch(&record, run.folder())?;
         run.save_if_due()?;
-        if run.has_stalled() {
-            return Ok(Outcome::Early);
-        }
     }
     Ok(Outcome::Done)
 }

@@ -8,6 +8,7 @@ use tch::{Kind, Tensor};
 
 use crate::checkpoint::store::Loaded;
 use crate::checkpoint::{Best, Snapshot, State};
+use crate::config::CONFIG_FILE;
 use crate::data::draw::{Draw, Purpose};
 use crate::data::loader::{Batch, Loader};
 use crate::device;
@@ -19,8 +20,8 @@ use crate::metrics::Scores;
 use crate::model::Network;
 use crate::optim::{Ema, Optimizer};
 use crate::penalty::{self, Rates};
-use crate::run_folder::{EpochRecord, Record, RunFolder, StepRecord};
-use crate::schedule::{Clock, Plateau};
+use crate::run_folder::{EpochRecord, LockedFolder, Record, RunFolder, StepRecord};
+use crate::schedule::{Clock, Mode, Plateau};
 use crate::session::{Session, Split};
 
 pub struct Trainer<'a> {
@@ -41,48 +42,63 @@ pub struct Trainer<'a> {
     epoch_began: Instant,
     logged: Instant,
     samples_since_log: u64,
+    samples_since_begin: u64,
+    last_lr: f64,
+    /// The scores (validation, test) of the weights as they are, where the end of an epoch has just told them.
+    latest: Option<[Option<Scores>; 2]>,
 }
 
 impl<'a> Trainer<'a> {
     /// A run at its start, or where `resume` left it.
-    pub fn new(session: &'a Session, folder: RunFolder, resume: Option<Loaded>) -> Result<Self> {
+    pub fn new(session: &'a Session, folder: LockedFolder, resume: Option<Loaded>) -> Result<Self> {
         let spec = &session.config.spec;
         let network = session.network()?;
         let named = network.parameters().iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect();
         let mut optimizer = spec.optimizer.build(named, &session.groups)?;
-        let mut averaged = match &spec.train.ema {
-            Some(ema) => Some((Ema::new(ema, &network.state())?, session.network()?)),
-            None => None,
-        };
         let loader = Rc::new(session.loader(&session.train, true)?);
-        let state = match resume {
+        let (mut state, mut saved_average, resumed) = match resume {
             Some(loaded) => {
                 let from = || format!("resuming from {}", loaded.folder.display());
                 network.load_state(&loaded.model).with_context(from)?;
                 optimizer.load_state(&loaded.optimizer).or_exit(Exit::Checkpoint, from)?;
-                if let (Some((ema, _)), Some(saved)) = (&mut averaged, &loaded.ema) {
-                    ema.load_state(saved).or_exit(Exit::Checkpoint, from)?;
+                (loaded.state, loaded.ema, true)
+            }
+            None => (State::new(session.train.fingerprint.clone()), None, false),
+        };
+        state.classes = session.train.classes.clone();
+        state.features = session.train.features.clone();
+        state.config = serde_json::to_value(spec)?;
+        let averaged = match &spec.train.ema {
+            Some(ema) => {
+                // An average that a resume adds starts from the weights as they are.
+                let mut ema = Ema::new(ema, &network.state())?;
+                if let Some(saved) = saved_average.take() {
+                    ema.load_state(&saved).or_exit(Exit::Checkpoint, || "resuming the averaged weights")?;
                 }
-                loaded.state
+                Some((ema, session.network()?))
             }
-            None => {
-                let mut state = State::new(session.train.fingerprint.clone(), serde_json::to_value(spec)?);
-                state.classes = session.train.classes.clone();
-                state.features = session.train.features.clone();
-                state
-            }
+            None => None,
         };
         let plateau = match &state.plateau {
             serde_json::Value::Null => Plateau::default(),
             saved => serde_json::from_value(saved.clone()).context("the checkpoint's schedule state")?,
         };
         let on_device = (Kind::Double, session.device);
+        // The folder is touched only now that nothing can be refused any more.
+        let folder = folder.begin(resumed.then_some(&state))?;
+        folder.write(CONFIG_FILE, &session.config.resolved()?)?;
+        if resumed {
+            folder.checkpoints().settle(&state).or_exit(Exit::Storage, || "tidying the checkpoints")?;
+        }
         Ok(Self {
             loss_sum: Tensor::full([], state.loss_sum, on_device),
             health: Tensor::zeros([], on_device),
             epoch_began: Instant::now(),
             logged: Instant::now(),
             samples_since_log: 0,
+            samples_since_begin: 0,
+            last_lr: 0.0,
+            latest: None,
             session,
             network,
             averaged,
@@ -148,6 +164,7 @@ impl<'a> Trainer<'a> {
         self.epoch_began = Instant::now();
         self.logged = Instant::now();
         self.samples_since_log = 0;
+        self.samples_since_begin = 0;
     }
 
     /// The rest of this epoch, one item per optimiser step: `accumulate` batches, fewer at the end.
@@ -165,7 +182,7 @@ impl<'a> Trainer<'a> {
         let log_every = self.session.config.spec.train.log_every;
         let is_logged = self.state.step % log_every == log_every - 1;
         let (lr, rates) = (self.lr(), self.rates());
-        let penalty = if is_logged { Some(self.penalty(&rates)?) } else { None };
+        let before = if is_logged { Some((self.penalty(&rates)?, self.weights()?)) } else { None };
 
         // Dropout and noise are functions of the seed and the step, so that nothing of the generator needs saving.
         let seed = Draw::new(self.session.config.spec.seed, self.state.step, 0, Purpose::Step).bits();
@@ -194,18 +211,30 @@ impl<'a> Trainer<'a> {
         self.state.step += 1;
         self.state.samples += samples as u64;
         self.samples_since_log += samples as u64;
-        match penalty {
-            Some(penalty) => self.log_step(&step_loss, penalty, &step.grad_norm, lr).map(Some),
+        self.samples_since_begin += samples as u64;
+        self.state.score = None;
+        self.latest = None;
+        self.last_lr = lr;
+        match before {
+            Some((penalty, weights)) => {
+                self.log_step(&step_loss, penalty, weights, &step.grad_norm, lr).map(Some)
+            }
             None => Ok(None),
         }
     }
 
-    fn log_step(&mut self, loss: &Tensor, penalty: f64, grad_norm: &Tensor, lr: f64) -> Result<StepRecord> {
+    fn log_step(
+        &mut self,
+        loss: &Tensor,
+        penalty: f64,
+        (weight_norm, zeros): (f64, f64),
+        grad_norm: &Tensor,
+        lr: f64,
+    ) -> Result<StepRecord> {
         self.check_health()?;
         let loss = loss.double_value(&[]);
-        let (weight_norm, zeros) = self.weights()?;
         let record = StepRecord {
-            epoch: self.state.epoch,
+            epoch: self.state.epoch + 1,
             step: self.state.step,
             loss,
             penalty,
@@ -225,7 +254,7 @@ impl<'a> Trainer<'a> {
     /// Evaluates, tells the schedule, and moves on to the next epoch.
     pub fn end_epoch(&mut self) -> Result<EpochRecord> {
         self.check_health()?;
-        let lr = self.lr();
+        let lr = self.last_lr;
         let seconds = self.epoch_began.elapsed().as_secs_f64();
         let samples = self.state.samples.max(1) as f64;
         let loss = self.loss_sum.double_value(&[]) / samples;
@@ -236,7 +265,8 @@ impl<'a> Trainer<'a> {
         self.state.seconds += seconds;
         self.state.score = None;
 
-        let due = self.is_over() || self.state.epoch.is_multiple_of(self.session.config.spec.train.eval_every);
+        let due =
+            self.is_over() || self.state.epoch.is_multiple_of(self.session.config.spec.train.eval_every);
         let validation = if due { self.scores(Split::Validation)? } else { None };
         // The test set is looked at on the way only where nothing is decided by looking.
         let test_due = due && (validation.is_none() || self.is_over());
@@ -244,6 +274,7 @@ impl<'a> Trainer<'a> {
         if let Some(scores) = &validation {
             self.judge(scores)?;
         }
+        self.latest = due.then(|| [validation.clone(), test.clone()]);
         let (weight_norm, zeros) = self.weights()?;
         let record = EpochRecord {
             epoch: self.state.epoch,
@@ -253,7 +284,7 @@ impl<'a> Trainer<'a> {
             lr,
             weight_norm,
             zeros,
-            images_per_s: samples / seconds,
+            images_per_s: self.samples_since_begin as f64 / seconds,
             seconds,
             validation,
             test,
@@ -266,25 +297,41 @@ impl<'a> Trainer<'a> {
     fn judge(&mut self, scores: &Scores) -> Result<()> {
         let goal = self.session.task.goal();
         let Some(value) = scores.get(goal.metric) else { return Ok(()) };
+        let gains = |past: &Option<Best>, by: f64| {
+            past.as_ref().is_none_or(|past| match goal.higher_is_better {
+                true => value > past.value + by,
+                false => value < past.value - by,
+            })
+        };
+        let now = Best { metric: goal.metric.into(), value, epoch: self.state.epoch };
         let min_delta =
             self.session.config.spec.train.early_stopping.as_ref().map_or(0.0, |early| early.min_delta);
-        let is_better = self.state.best.as_ref().is_none_or(|best| {
-            if goal.higher_is_better {
-                value > best.value + min_delta
-            } else {
-                value < best.value - min_delta
-            }
-        });
-        if is_better {
-            self.state.best = Some(Best { metric: goal.metric.into(), value, epoch: self.state.epoch });
+        if gains(&self.state.gain, min_delta) {
+            self.state.gain = Some(now.clone());
+        }
+        if gains(&self.state.best, 0.0) {
+            self.state.best = Some(now);
         }
         self.state.score = Some(value);
-        self.session.config.spec.schedule.observe(value, &mut self.plateau);
+        let schedule = &self.session.config.spec.schedule;
+        let watched = match schedule.watches() {
+            Some(Mode::Min) => scores.get("loss").unwrap_or(value),
+            _ => value,
+        };
+        schedule.observe(watched, &mut self.plateau);
         Ok(())
     }
 
     /// The scores of the weights that the run would hand out: the averaged ones where there are any.
     pub fn scores(&self, split: Split) -> Result<Option<Scores>> {
+        let known = match (&self.latest, split) {
+            (Some([validation, _]), Split::Validation) => validation.clone(),
+            (Some([_, test]), Split::Test) => test.clone(),
+            _ => None,
+        };
+        if known.is_some() {
+            return Ok(known);
+        }
         let Some(set) = self.session.split(split) else { return Ok(None) };
         let network = match &self.averaged {
             Some((ema, network)) => {
@@ -299,8 +346,10 @@ impl<'a> Trainer<'a> {
 
     pub fn has_stalled(&self) -> bool {
         let early = &self.session.config.spec.train.early_stopping;
-        let (Some(early), Some(best)) = (early, &self.state.best) else { return false };
-        self.state.epoch - best.epoch >= early.patience
+        let (Some(early), Some(gain), Some(_)) = (early, &self.state.gain, self.state.score) else {
+            return false;
+        };
+        self.state.epoch - gain.epoch >= early.patience
     }
 
     /// Whether the config wants a checkpoint at this step, within an epoch.
@@ -313,7 +362,8 @@ impl<'a> Trainer<'a> {
     /// Saves at the end of an epoch if it is the best, the last, or simply time.
     pub fn save_if_due(&mut self) -> Result<()> {
         let every = self.session.config.spec.train.checkpoint.every_epochs;
-        let is_due = self.is_over() || self.is_best() || self.has_stalled() || self.state.epoch.is_multiple_of(every);
+        let is_due =
+            self.is_over() || self.is_best() || self.has_stalled() || self.state.epoch.is_multiple_of(every);
         if is_due { self.save() } else { Ok(()) }
     }
 
@@ -323,6 +373,7 @@ impl<'a> Trainer<'a> {
 
     /// Writes a checkpoint of this very moment. A broken network is never saved.
     pub fn save(&mut self) -> Result<()> {
+        self.health += self.weights()?.0;
         self.check_health()?;
         let mut state = self.state.clone();
         state.loss_sum = self.loss_sum.double_value(&[]);

@@ -139,6 +139,62 @@ fn a_folder_that_holds_a_run_is_refused_without_resume() {
 }
 
 #[test]
+fn a_resume_that_is_refused_leaves_the_run_as_it_was() {
+    let home = tempfile::tempdir().unwrap();
+    let config = write_config(home.path(), EVERYTHING);
+    let output = home.path().join("run");
+    let output = output.to_str().unwrap();
+    assert_eq!(run(&["train", &config, "--set", "train.epochs=1", "--output", output]).0, 0);
+    let kept = ["config.yaml", "metrics.jsonl"].map(|name| fs::read(Path::new(output).join(name)).unwrap());
+    let (code, _, stderr) =
+        run(&["train", &config, "--set", "model.args.width=6", "--output", output, "--resume"]);
+    assert_eq!(code, 4, "{stderr}");
+    let (code, _, stderr) = run(&["train", &config, "--seed", "9", "--output", output, "--resume"]);
+    assert_eq!(code, 3, "another split of the data: {stderr}");
+    assert!(stderr.contains("another seed"), "{stderr}");
+    let now = ["config.yaml", "metrics.jsonl"].map(|name| fs::read(Path::new(output).join(name)).unwrap());
+    assert_eq!(now, kept);
+}
+
+#[test]
+fn plateau_and_early_stopping_follow_the_validation_set_and_a_resume_stops_again() {
+    let home = tempfile::tempdir().unwrap();
+    let config = write_config(home.path(), EVERYTHING);
+    let output = home.path().join("run");
+    let args = [
+        "train",
+        &config,
+        "--output",
+        output.to_str().unwrap(),
+        "--set",
+        "train.epochs=30",
+        "--set",
+        "train.early_stopping={patience: 2}",
+        "--set",
+        "optimizer={sgd: {lr: 1.0e-9}}",
+        "--set",
+        "schedule={plateau: {patience: 0, factor: 0.5, mode: max}}",
+        "--set",
+        "train.ema=null",
+    ];
+    let (code, stdout, stderr) = run(&args);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.contains("stopped early"), "a network that does not learn cannot gain: {stdout}");
+    let epochs = records(&output, "epoch");
+    let accuracy = |i: usize| epochs[i]["validation"]["accuracy"].as_f64().unwrap();
+    for i in 1..epochs.len() - 1 {
+        let rate = |i: usize| epochs[i]["lr"].as_f64().unwrap();
+        let best = (0..i).map(accuracy).fold(f64::MIN, f64::max);
+        let halved = (rate(i + 1) / rate(i) - 0.5).abs() < 1e-9;
+        assert_eq!(halved, accuracy(i) <= best * 1.0001, "after epoch {}", i + 1);
+    }
+    let before = fs::read(output.join("checkpoints/last/model.safetensors")).unwrap();
+    assert_eq!(run(&[&args[..], &["--resume"]].concat()).0, 0);
+    assert_eq!(records(&output, "epoch").len(), epochs.len());
+    assert_eq!(fs::read(output.join("checkpoints/last/model.safetensors")).unwrap(), before);
+}
+
+#[test]
 fn accumulated_gradients_equal_the_large_batch() {
     let home = tempfile::tempdir().unwrap();
     // No batch norm: its statistics are the small batch's by definition.
@@ -170,6 +226,66 @@ print(max(np.linalg.norm(a[k] - b[k]) / np.linalg.norm(b[k]) for k in a))
     ));
     let difference: f64 = difference.trim().parse().unwrap();
     assert!(difference < 1e-10, "{difference}");
+}
+
+#[test]
+fn ridge_and_lasso_on_a_table_reach_their_solutions_and_predict_from_them() {
+    let home = tempfile::tempdir().unwrap();
+    let table = home.path().join("table.csv");
+    let printed = python(&format!(
+        "
+import numpy as np, json
+from sklearn.linear_model import Lasso
+rng = np.random.default_rng(0)
+x = rng.normal(size=(200, 4)); y = x @ [2, 0, -1, 0] + 3 + rng.normal(size=200)
+np.savetxt({table:?}, np.c_[x, y], delimiter=',', header='a,b,c,d,y', comments='', fmt='%.17g')
+xc, yc = x - x.mean(0), y - y.mean()
+ridge = np.linalg.solve(xc.T @ xc / 200 + 0.3 * np.eye(4), xc.T @ yc / 200)
+lasso = Lasso(alpha=0.3, tol=1e-14, max_iter=100000).fit(x, y)
+print(json.dumps([[*ridge, y.mean() - x.mean(0) @ ridge], [*lasso.coef_, lasso.intercept_]]))
+"
+    ));
+    let solutions: [Vec<f64>; 2] = serde_json::from_str(&printed).unwrap();
+    let text = format!(
+        "
+device: cpu
+dtype: float64
+model: {{name: linear, args: {{features: 4}}}}
+task: {{regression: {{loss: half_mse}}}}
+data: {{train: {{csv: {{file: {table:?}, target: y}}}}, batch_size: 200, normalize: none}}
+optimizer: {{sgd: {{lr: 0.5}}}}
+train: {{epochs: 400, eval_every: 400, log_every: 400, checkpoint: {{every_epochs: 400}}}}
+"
+    );
+    let config = write_config(home.path(), &text);
+    for (penalty, solution) in ["{l2: 0.3}", "{l1: 0.3}"].into_iter().zip(solutions) {
+        let output = home.path().join(&penalty[1..3]);
+        let set = format!("penalty={penalty}");
+        let (code, _, stderr) = run(&["train", &config, "--set", &set, "--output", output.to_str().unwrap()]);
+        assert_eq!(code, 0, "{stderr}");
+        let file = output.join("checkpoints/last/model.safetensors");
+        let found = python(&format!(
+            "
+from safetensors.numpy import load_file
+w = load_file({file:?}); print([*w['linear.weight'].ravel().tolist(), *w['linear.bias'].tolist()])"
+        ));
+        let found: Vec<f64> = serde_json::from_str(&found).unwrap();
+        for (found, solution) in found.iter().zip(&solution) {
+            assert!((found - solution).abs() < 1e-6, "{penalty}: {found} against {solution}");
+            assert_eq!(*found == 0.0, *solution == 0.0, "{penalty}: the same exact zeros");
+        }
+        // The table's first row, by hand.
+        let text = fs::read_to_string(&table).unwrap();
+        let row: Vec<f64> =
+            text.lines().nth(1).unwrap().split(',').map(|cell| cell.parse().unwrap()).collect();
+        let by_hand = row[..4].iter().zip(&found).map(|(x, w)| x * w).sum::<f64>() + found[4];
+        let (code, stdout, stderr) =
+            run(&["predict", output.to_str().unwrap(), table.to_str().unwrap(), "--format", "json"]);
+        assert_eq!(code, 0, "{stderr}");
+        let first: Value = serde_json::from_str(stdout.lines().next().unwrap()).unwrap();
+        assert!((first["y0"].as_f64().unwrap() - by_hand).abs() < 1e-12, "{first} against {by_hand}");
+        assert_eq!(stdout.lines().count(), 200);
+    }
 }
 
 #[test]

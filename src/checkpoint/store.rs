@@ -45,6 +45,9 @@ pub struct State {
     /// The goal metric on the validation set at this point, where it was measured.
     pub score: Option<f64>,
     pub best: Option<Best>,
+    /// The last validation result that early stopping counts as a gain.
+    #[serde(default)]
+    pub gain: Option<Best>,
     /// State of the learning-rate schedule that looks at the metric.
     pub plateau: serde_json::Value,
     /// What the data was, so that a resume on other data is refused.
@@ -61,7 +64,7 @@ pub struct State {
     pub files: BTreeMap<String, String>,
 }
 
-/// The best validation result so far.
+/// A validation result, and when it was reached.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Best {
     pub metric: String,
@@ -97,7 +100,7 @@ impl Loaded {
 
 impl State {
     /// The state before the first step.
-    pub fn new(data_fingerprint: String, config: serde_json::Value) -> Self {
+    pub fn new(data_fingerprint: String) -> Self {
         Self {
             format: FORMAT,
             version: env!("CARGO_PKG_VERSION").into(),
@@ -109,11 +112,12 @@ impl State {
             seconds: 0.0,
             score: None,
             best: None,
+            gain: None,
             plateau: serde_json::Value::Null,
             data_fingerprint,
             classes: Vec::new(),
             features: Vec::new(),
-            config,
+            config: serde_json::Value::Null,
             files: BTreeMap::new(),
         }
     }
@@ -131,46 +135,80 @@ impl Checkpoints {
     }
 
     /// Whether there is anything to resume.
-    pub fn exist(&self) -> bool {
-        self.newest_first().is_ok_and(|found| !found.is_empty())
+    pub fn exist(&self) -> Result<bool> {
+        Ok(!self.newest_first()?.is_empty())
+    }
+
+    /// Tidies up after a process that was killed while it saved: drafts go, and `best` is what `state` says.
+    pub fn settle(&self, state: &State) -> Result<()> {
+        for entry in fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with('.') && entry.file_type()?.is_dir() {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        if let Some(best) = &state.best {
+            let name = format!("epoch-{:04}", best.epoch);
+            if self.resolve(&name).is_some() && self.resolve("best") != self.resolve(&name) {
+                self.link("best", &name)?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes `snapshot`, points `last` (and `best`, if asked) at it. What was there stays until this is safe.
-    pub fn save(&self, mut snapshot: Snapshot, is_best: bool) -> Result<PathBuf> {
-        let state = &mut snapshot.state;
+    pub fn save(&self, snapshot: Snapshot, is_best: bool) -> Result<PathBuf> {
+        let state = &snapshot.state;
         let name = match state.batch {
             0 => format!("epoch-{:04}", state.epoch),
             _ => format!("step-{:08}", state.step),
         };
         let target = self.folder.join(&name);
         let draft = self.folder.join(format!(".{name}.draft"));
+        let written = self.write(snapshot, &draft).and_then(|()| self.place(&draft, &target));
+        if written.is_err() {
+            // A full disk must not stay full of drafts; the error that is reported is the first one.
+            let _ = remove_if_there(&draft);
+        }
         let context = || format!("saving the checkpoint {}", target.display());
-        remove_if_there(&draft).with_context(context)?;
-        fs::create_dir_all(&draft).with_context(context)?;
+        written.or_exit(Exit::Storage, context)?;
+        // `best` first: a process that dies between the two resumes from `last`, which then still is the older one.
+        for link in [is_best.then_some("best"), Some("last")].into_iter().flatten() {
+            self.link(link, &name).or_exit(Exit::Storage, context)?;
+        }
+        Ok(target)
+    }
 
+    fn write(&self, mut snapshot: Snapshot, draft: &Path) -> Result<()> {
+        remove_if_there(draft)?;
+        fs::create_dir_all(draft)?;
+        let state = &mut snapshot.state;
         let mut parts = vec![("model", &snapshot.model), ("optimizer", &snapshot.optimizer)];
         parts.extend(snapshot.ema.as_ref().map(|ema| ("ema", ema)));
         for (part, tensors) in parts {
             let file = format!("{part}.safetensors");
             let path = draft.join(&file);
-            safetensors::write(&path, tensors, &[]).with_context(context)?;
-            state.files.insert(file, sha256(&fs::read(&path).with_context(context)?));
+            safetensors::write(&path, tensors, &[])?;
+            state.files.insert(file, sha256(&fs::read(&path)?));
         }
-        let mut file = File::create(draft.join("state.json")).with_context(context)?;
-        file.write_all(&serde_json::to_vec_pretty(&state)?).with_context(context)?;
-        file.sync_all().with_context(context)?;
-        drop(file);
-        sync_folder(&draft).with_context(context)?;
+        let mut file = File::create(draft.join("state.json"))?;
+        file.write_all(&serde_json::to_vec_pretty(&state)?)?;
+        file.sync_all()?;
+        Ok(sync_folder(draft)?)
+    }
 
-        remove_if_there(&target).with_context(context)?;
-        fs::rename(&draft, &target).with_context(context)?;
-        sync_folder(&self.folder).with_context(context)?;
-        verify(&target).with_context(|| format!("{} does not read back as written", target.display()))?;
-        self.link("last", &name).with_context(context)?;
-        if is_best {
-            self.link("best", &name).with_context(context)?;
+    /// Puts a whole draft in its place; what was there goes when the new one reads back as written.
+    fn place(&self, draft: &Path, target: &Path) -> Result<()> {
+        let old = target.with_file_name(format!(".{}.old", short_name(target)));
+        remove_if_there(&old)?;
+        if target.exists() {
+            fs::rename(target, &old)?;
         }
-        Ok(target)
+        fs::rename(draft, target)?;
+        sync_folder(&self.folder)?;
+        verify(target).with_context(|| format!("{} does not read back as written", target.display()))?;
+        Ok(remove_if_there(&old)?)
     }
 
     /// Removes checkpoints that are neither `last`, nor `best`, nor among the `keep` best by score (by age where
@@ -345,7 +383,7 @@ mod tests {
     use super::*;
 
     fn snapshot(step: u64, batch: usize, score: Option<f64>) -> Snapshot {
-        let mut state = State::new("data".into(), serde_json::json!({"seed": 1}));
+        let mut state = State::new("data".into());
         (state.step, state.epoch, state.batch, state.score) = (step, step / 10, batch, score);
         let weight = Tensor::from_slice(&[step as f32, 0.1]);
         Snapshot { state, model: vec![("w".into(), weight)], optimizer: vec![], ema: None }

@@ -12,6 +12,7 @@ use crate::checkpoint::Checkpoints;
 use crate::config::{Config, RunConfig};
 use crate::data::sources::folder::pictures;
 use crate::data::{Dataset, SourceSpec};
+use crate::device;
 use crate::exit::{Exit, fail};
 use crate::libtorch::catching;
 use crate::session::{Plan, loader};
@@ -35,8 +36,8 @@ pub struct Options {
     #[arg(long, value_enum, default_value = "table")]
     pub format: Format,
     /// Classes per sample, the most probable first
-    #[arg(long, value_name = "K", default_value_t = 1)]
-    pub top: usize,
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub top: u16,
     /// Override one key of the run's config (repeatable)
     #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
     pub set: Vec<String>,
@@ -56,6 +57,9 @@ pub fn run(options: &Options) -> Result<()> {
     let model = Plan::of(&config)?.model;
     let spec = &config.spec;
     let device = spec.device.resolve()?;
+    if let Some(threads) = spec.threads {
+        device::set_threads(threads);
+    }
     let loaded = Checkpoints::new(spec.output.join("checkpoints")).chosen(options.checkpoint.as_deref())?;
     let network = model.build(device, spec.dtype.kind())?;
     network.load_state(&loaded.weights())?;
@@ -115,7 +119,7 @@ impl<'a> Printer<'a> {
                 if !std::mem::replace(&mut self.has_header, true) {
                     row.write_record(["input"].into_iter().chain(header.iter().map(String::as_str)))?;
                 }
-                row.write_record([name.to_owned()].into_iter().chain(cells.iter().map(plain)))?;
+                row.write_record([name.to_owned()].into_iter().chain(cells.iter().map(exact)))?;
                 row.flush()?;
             }
             Format::Table => {
@@ -131,7 +135,9 @@ impl<'a> Printer<'a> {
         match prediction {
             Prediction::Classes(classes) => {
                 let mut cells = (Vec::new(), Vec::new());
-                for (rank, (class, probability)) in classes.into_iter().take(self.options.top).enumerate() {
+                for (rank, (class, probability)) in
+                    classes.into_iter().take(self.options.top.into()).enumerate()
+                {
                     let name = self.classes.get(class).cloned().unwrap_or_else(|| class.to_string());
                     let suffix = if rank == 0 { String::new() } else { format!("_{}", rank + 1) };
                     cells.0.extend([format!("class{suffix}"), format!("probability{suffix}")]);
@@ -148,6 +154,11 @@ impl<'a> Printer<'a> {
             )),
         }
     }
+}
+
+/// A cell for programs: every digit.
+fn exact(cell: &Value) -> String {
+    cell.as_str().map_or_else(|| cell.to_string(), str::to_owned)
 }
 
 /// A cell for people: probabilities and values with four decimals.

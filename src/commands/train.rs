@@ -12,7 +12,7 @@ use crate::exit::{Exit, fail};
 use crate::libtorch::machine::keep_memory;
 use crate::outcome;
 use crate::progress::Progress;
-use crate::run_folder::RunFolder;
+use crate::run_folder::LockedFolder;
 use crate::session::{Plan, Session};
 use crate::stop::Stop;
 use crate::train::{Outcome, train};
@@ -66,24 +66,30 @@ pub fn run(options: &Options) -> Result<()> {
     config.spec.device.resolve()?;
     keep_memory();
     let stop = Stop::on_signals()?;
-    let checkpoints = Checkpoints::new(config.spec.output.join("checkpoints"));
-    let resume = options.resume && checkpoints.exist();
-    // A folder that is taken is refused before the data is read.
-    let new_folder = if resume { None } else { Some(RunFolder::create(&config.spec.output)?) };
+    // A folder that is taken, or holds a run, is refused before the data is read.
+    let output = config.spec.output.clone();
+    let folder = LockedFolder::take(&output)?;
+    let checkpoints = Checkpoints::new(output.join("checkpoints"));
+    let holds_run = checkpoints.exist()?;
+    if holds_run && !options.resume {
+        let message = format!(
+            "{} holds a run already; --resume goes on with it, --output FOLDER puts the new one elsewhere",
+            output.display()
+        );
+        return Err(fail(Exit::Usage, message));
+    }
     let session = Session::open(config, plan)?;
     let mut notes = session.notes();
-    let (folder, loaded) = match new_folder {
-        Some(folder) => (folder, None),
-        None => {
+    let loaded = match holds_run {
+        true => {
             let (loaded, complaints) = checkpoints.last()?;
             notes.extend(complaints);
             notes.extend(session.differences(&loaded.state)?);
             notes.push(format!("resuming at step {} (epoch {})", loaded.state.step, loaded.state.epoch + 1));
-            (RunFolder::reopen(&session.config.spec.output, &loaded.state)?, Some(loaded))
+            Some(loaded)
         }
+        false => None,
     };
-    folder.write("config.yaml", &session.config.resolved()?)?;
-
     let mut run = Trainer::new(&session, folder, loaded)?;
     let epochs = session.config.spec.train.epochs;
     let mut progress = Progress::new(epochs, run.total_steps(), run.step(), options.quiet);
@@ -92,7 +98,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let ended = train(&mut run, &mut progress, &stop);
     progress.finish();
-    match ended? {
+    let outcome = ended.and_then(|ended| match ended {
         Outcome::Interrupted => {
             let message = format!(
                 "interrupted and saved at step {}; the same command with --resume goes on from there",
@@ -100,13 +106,20 @@ pub fn run(options: &Options) -> Result<()> {
             );
             Err(fail(Exit::Interrupted, message))
         }
-        ended => {
-            let result = outcome::judge(&session, &run, ended)?;
+        ended => outcome::judge(&session, &run, ended),
+    });
+    match outcome {
+        Ok(result) => {
             run.folder().write("result.json", &serde_json::to_string_pretty(&result)?)?;
             let text = result.to_string();
             run.folder().log(&text)?;
             println!("{text}");
             Ok(())
+        }
+        Err(error) => {
+            // The error itself matters more than a log that cannot be written any more.
+            let _ = run.folder().log(&format!("{error:#}"));
+            Err(error)
         }
     }
 }

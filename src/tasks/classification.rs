@@ -50,8 +50,8 @@ impl Task for Classification {
         if classes > outputs || largest >= outputs {
             let wanted = classes.max(largest + 1);
             let message = format!(
-                "the data has {wanted} classes and the network {outputs} outputs; give the model {wanted}, as \
-                 in `model: {{name: …, args: {{classes: {wanted}}}}}`"
+                "the data has {wanted} classes and the network {outputs} outputs; give its last layer {wanted}, with \
+                 most shipped models by `args: {{classes: {wanted}}}`"
             );
             return Err(fail(Exit::Usage, message));
         }
