@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Checkpoints, State};
+use crate::checkpoint::{Checkpoints, State, atomic};
 use crate::exit::{Exit, OrExit, fail};
 use crate::metrics::Scores;
 
@@ -180,7 +180,7 @@ impl RunFolder {
             let cell = |column| row.iter().find(|(name, _)| name == column).map(|(_, cell)| cell.as_str());
             table.write_record(columns.iter().map(|column| cell(column).unwrap_or_default()))?;
         }
-        Ok(replace(&self.path.join("metrics.csv"), &table.into_inner()?)?)
+        replace(&self.path.join("metrics.csv"), &table.into_inner()?)
     }
 }
 
@@ -223,11 +223,6 @@ fn lock(path: &Path) -> Result<File> {
 }
 
 /// Replaces a file in one piece: a reader sees the old text or the new.
-fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut draft = path.as_os_str().to_owned();
-    draft.push(".draft");
-    let mut file = File::create(&draft)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&draft, path)
+fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    atomic::write(path, |file| Ok(file.write_all(bytes)?))
 }

@@ -43,7 +43,6 @@ pub struct Trainer<'a> {
     logged: Instant,
     samples_since_log: u64,
     samples_since_begin: u64,
-    last_lr: f64,
     /// The scores (validation, test) of the weights as they are, where the end of an epoch has just told them.
     latest: Option<[Option<Scores>; 2]>,
 }
@@ -56,7 +55,7 @@ impl<'a> Trainer<'a> {
         let named = network.parameters().iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect();
         let mut optimizer = spec.optimizer.build(named, &session.groups)?;
         let loader = Rc::new(session.loader(&session.train, true)?);
-        let (mut state, mut saved_average, resumed) = match resume {
+        let (mut state, saved_average, resumed) = match resume {
             Some(loaded) => {
                 let from = || format!("resuming from {}", loaded.folder.display());
                 network.load_state(&loaded.model).with_context(from)?;
@@ -72,7 +71,7 @@ impl<'a> Trainer<'a> {
             Some(ema) => {
                 // An average that a resume adds starts from the weights as they are.
                 let mut ema = Ema::new(ema, &network.state())?;
-                if let Some(saved) = saved_average.take() {
+                if let Some(saved) = saved_average {
                     ema.load_state(&saved).or_exit(Exit::Checkpoint, || "resuming the averaged weights")?;
                 }
                 Some((ema, session.network()?))
@@ -97,7 +96,6 @@ impl<'a> Trainer<'a> {
             logged: Instant::now(),
             samples_since_log: 0,
             samples_since_begin: 0,
-            last_lr: 0.0,
             latest: None,
             session,
             network,
@@ -148,12 +146,10 @@ impl<'a> Trainer<'a> {
         Clock { step: self.state.step, steps_per_epoch, total_steps: self.total_steps() }
     }
 
-    fn lr(&self) -> f64 {
-        self.session.config.spec.schedule.lr(
-            self.session.config.spec.optimizer.lr(),
-            self.clock(),
-            &self.plateau,
-        )
+    /// The learning rate of the step that `step` others precede.
+    fn lr_at(&self, step: u64) -> f64 {
+        let spec = &self.session.config.spec;
+        spec.schedule.lr(spec.optimizer.lr(), Clock { step, ..self.clock() }, &self.plateau)
     }
 
     fn rates(&self) -> Vec<Rates> {
@@ -181,7 +177,7 @@ impl<'a> Trainer<'a> {
     pub fn learn(&mut self, group: Vec<Batch>) -> Result<Option<StepRecord>> {
         let log_every = self.session.config.spec.train.log_every;
         let is_logged = self.state.step % log_every == log_every - 1;
-        let (lr, rates) = (self.lr(), self.rates());
+        let (lr, rates) = (self.lr_at(self.state.step), self.rates());
         let before = if is_logged { Some((self.penalty(&rates)?, self.weights()?)) } else { None };
 
         // Dropout and noise are functions of the seed and the step, so that nothing of the generator needs saving.
@@ -214,7 +210,6 @@ impl<'a> Trainer<'a> {
         self.samples_since_begin += samples as u64;
         self.state.score = None;
         self.latest = None;
-        self.last_lr = lr;
         match before {
             Some((penalty, weights)) => {
                 self.log_step(&step_loss, penalty, weights, &step.grad_norm, lr).map(Some)
@@ -254,7 +249,7 @@ impl<'a> Trainer<'a> {
     /// Evaluates, tells the schedule, and moves on to the next epoch.
     pub fn end_epoch(&mut self) -> Result<EpochRecord> {
         self.check_health()?;
-        let lr = self.last_lr;
+        let lr = self.lr_at(self.state.step.saturating_sub(1));
         let seconds = self.epoch_began.elapsed().as_secs_f64();
         let samples = self.state.samples.max(1) as f64;
         let loss = self.loss_sum.double_value(&[]) / samples;

@@ -10,6 +10,7 @@ use tch::{Kind, Tensor};
 
 use crate::checkpoint::weights::{Weights, dtype, read_weights};
 use crate::exit::{Exit, OrExit};
+use crate::model::thousands;
 
 /// Show what a checkpoint holds: .pth, .pt, TorchScript or safetensors, told by content.
 ///
@@ -113,7 +114,7 @@ fn print(out: &mut impl Write, weights: &Weights, rows: &[Row]) -> Result<()> {
         writeln!(out, "           also {path}: {count} tensors (--key takes it instead)")?;
     }
     let values: usize = rows.iter().map(|row| row.values).sum();
-    writeln!(out, "holds      {} tensors, {} values", rows.len(), thousands(values))?;
+    writeln!(out, "holds      {} tensors, {} values", rows.len(), thousands(values as u64))?;
     let nan: i64 = rows.iter().map(|row| row.nan).sum();
     if nan > 0 {
         writeln!(out, "NaN        {nan} values are not a number")?;
@@ -147,16 +148,4 @@ fn print(out: &mut impl Write, weights: &Weights, rows: &[Row]) -> Result<()> {
 fn number(x: f64) -> String {
     let size = x.abs();
     if size != 0.0 && !(1e-3..1e6).contains(&size) { format!("{x:.3e}") } else { format!("{x:.5}") }
-}
-
-fn thousands(number: usize) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }

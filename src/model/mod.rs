@@ -22,6 +22,7 @@ use init::Init;
 pub use crate::shipped::model as shipped;
 pub use network::{Network, Parameter};
 pub use spec::ModelSpec;
+pub(crate) use summary::thousands;
 pub use summary::{ParameterRow, Row, Summary};
 #[allow(unused_imports)] // for the rooms that walk the tree
 pub(crate) use tree::{Node, Op, join};

@@ -118,8 +118,8 @@ impl Summary {
                 row.path.clone(),
                 row.layer.to_string(),
                 shown(&row.output),
-                number(row.params as u64),
-                number(row.multiply_adds),
+                thousands(row.params as u64),
+                thousands(row.multiply_adds),
             ]
         });
         let mut text = format!("{}: {} to {}\n\n", self.model, shown(&self.input), shown(&self.output));
@@ -130,7 +130,7 @@ impl Summary {
             if labelled {
                 cells.push(row.penalty.clone().unwrap_or_else(|| "none".into()));
             }
-            cells.push(number(row.count as u64));
+            cells.push(thousands(row.count as u64));
             cells
         });
         text.push('\n');
@@ -142,16 +142,16 @@ impl Summary {
         let _ = write!(
             text,
             "\n{} parameters, {} values in buffers, {} multiply-adds per sample\n",
-            number(self.trainable as u64),
-            number(self.buffers as u64),
-            number(self.multiply_adds)
+            thousands(self.trainable as u64),
+            thousands(self.buffers as u64),
+            thousands(self.multiply_adds)
         );
         text
     }
 }
 
 /// `1234567` as `1,234,567`.
-fn number(value: u64) -> String {
+pub(crate) fn thousands(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
