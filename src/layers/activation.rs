@@ -5,7 +5,8 @@ use tch::nn::{self, Module, ModuleT};
 use tch::{Kind, Tensor};
 
 use super::args::{argument, same, shown};
-use super::{Layer, Misfit, Shape};
+use super::text::Literal;
+use super::{Layer, Misfit, Shape, Twin};
 
 /// Keeps the shape of its input.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
@@ -60,6 +61,15 @@ pub enum Approximate {
     #[default]
     None,
     Tanh,
+}
+
+impl Approximate {
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Tanh => "tanh",
+        }
+    }
 }
 
 fn slope() -> f64 {
@@ -157,6 +167,51 @@ impl Layer for Activation {
             _ => {}
         }
         same(input)
+    }
+
+    fn script(&self, _input: &[i64]) -> String {
+        match *self {
+            Self::Identity {} => String::new(),
+            Self::LeakyRelu { negative_slope } => format!("x = torch.leaky_relu(x, {negative_slope:?})"),
+            Self::Elu { alpha } => format!("x = torch.elu(x, {alpha:?})"),
+            Self::Gelu { approximate } => {
+                format!("x = torch.gelu(x, approximate={})", approximate.name().literal())
+            }
+            Self::Softplus { beta } => format!("x = torch.softplus(x, {beta:?})"),
+            Self::Hardtanh { min_val, max_val } => format!("x = torch.clamp(x, {min_val:?}, {max_val:?})"),
+            Self::Softmax { dim } => format!("x = torch.softmax(x, {dim})"),
+            Self::LogSoftmax { dim } => format!("x = torch.log_softmax(x, {dim})"),
+            // The others are called alike here and there, and have no arguments.
+            _ => format!("x = torch.{}(x)", self.kind()),
+        }
+    }
+
+    fn twin(&self, _input: &[i64]) -> Twin {
+        match *self {
+            Self::Identity {} => Twin::new("nn.Identity"),
+            Self::Relu {} => Twin::new("nn.ReLU"),
+            Self::Relu6 {} => Twin::new("nn.ReLU6"),
+            Self::LeakyRelu { negative_slope } => {
+                Twin::new("nn.LeakyReLU").or("negative_slope", negative_slope, slope())
+            }
+            Self::Elu { alpha } => Twin::new("nn.ELU").or("alpha", alpha, unit()),
+            Self::Selu {} => Twin::new("nn.SELU"),
+            Self::Gelu { approximate } => {
+                Twin::new("nn.GELU").or("approximate", approximate.name(), Approximate::None.name())
+            }
+            Self::Silu {} => Twin::new("nn.SiLU"),
+            Self::Mish {} => Twin::new("nn.Mish"),
+            Self::Sigmoid {} => Twin::new("nn.Sigmoid"),
+            Self::Tanh {} => Twin::new("nn.Tanh"),
+            Self::Softplus { beta } => Twin::new("nn.Softplus").or("beta", beta, unit()),
+            Self::Hardswish {} => Twin::new("nn.Hardswish"),
+            Self::Hardsigmoid {} => Twin::new("nn.Hardsigmoid"),
+            Self::Hardtanh { min_val, max_val } => {
+                Twin::new("nn.Hardtanh").or("min_val", min_val, minus_unit()).or("max_val", max_val, unit())
+            }
+            Self::Softmax { dim } => Twin::new("nn.Softmax").with("dim", dim),
+            Self::LogSoftmax { dim } => Twin::new("nn.LogSoftmax").with("dim", dim),
+        }
     }
 
     fn build(&self, _path: &nn::Path, _input: &[i64]) -> Box<dyn ModuleT> {

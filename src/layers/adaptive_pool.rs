@@ -5,7 +5,7 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{Pair, image, pair_in_range};
-use super::{Layer, Misfit, Shape};
+use super::{Layer, Misfit, Shape, Twin};
 
 /// `[C, H, W]` to `[C, output_size]`; 1 is global average pooling.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -33,6 +33,14 @@ impl Layer for AdaptiveAvgPool2d {
         output(self.output_size, input)
     }
 
+    fn script(&self, _input: &[i64]) -> String {
+        format!("x = torch.adaptive_avg_pool2d(x, {:?})", self.output_size.0)
+    }
+
+    fn twin(&self, _input: &[i64]) -> Twin {
+        Twin::new("nn.AdaptiveAvgPool2d").with("output_size", self.output_size)
+    }
+
     fn build(&self, _path: &nn::Path, _input: &[i64]) -> Box<dyn ModuleT> {
         Box::new(Average(self.output_size.0))
     }
@@ -41,6 +49,14 @@ impl Layer for AdaptiveAvgPool2d {
 impl Layer for AdaptiveMaxPool2d {
     fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
         output(self.output_size, input)
+    }
+
+    fn script(&self, _input: &[i64]) -> String {
+        format!("x = torch.adaptive_max_pool2d(x, {:?})[0]", self.output_size.0)
+    }
+
+    fn twin(&self, _input: &[i64]) -> Twin {
+        Twin::new("nn.AdaptiveMaxPool2d").with("output_size", self.output_size)
     }
 
     fn build(&self, _path: &nn::Path, _input: &[i64]) -> Box<dyn ModuleT> {

@@ -6,7 +6,8 @@ use tch::nn::{self, Module, ModuleT};
 
 use super::args::{Pair, in_range, one_by_one, yes, zero_by_zero};
 use super::max_pool2d::Window;
-use super::{Layer, Misfit, Shape};
+use super::text::Literal;
+use super::{Layer, Misfit, Shape, Twin};
 
 /// `[C, H, W]` to `[C, H', W']`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -44,6 +45,24 @@ impl Layer for AvgPool2d {
             in_range("divisor_override", divisor, 1)?;
         }
         self.window().output(input)
+    }
+
+    fn script(&self, _input: &[i64]) -> String {
+        let w = self.window();
+        let (kernel, stride, padding) = (w.kernel_size.0, w.stride.0, w.padding.0);
+        let [ceil, count] = [w.ceil_mode, self.count_include_pad].map(|flag| flag.literal());
+        let divisor = self.divisor_override.literal();
+        format!("x = torch.avg_pool2d(x, {kernel:?}, {stride:?}, {padding:?}, {ceil}, {count}, {divisor})")
+    }
+
+    fn twin(&self, _input: &[i64]) -> Twin {
+        Twin::new("nn.AvgPool2d")
+            .with("kernel_size", self.kernel_size)
+            .or("stride", self.stride, None)
+            .or("padding", self.padding, zero_by_zero())
+            .or("ceil_mode", self.ceil_mode, false)
+            .or("count_include_pad", self.count_include_pad, true)
+            .or("divisor_override", self.divisor_override, None)
     }
 
     fn build(&self, _path: &nn::Path, _input: &[i64]) -> Box<dyn ModuleT> {

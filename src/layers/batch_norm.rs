@@ -5,7 +5,8 @@ use tch::nn::{self, ModuleT};
 use tch::{Kind, Tensor, no_grad};
 
 use super::args::{agrees, image, not_negative, same, share, yes};
-use super::{Layer, Misfit, Param, ParamKind, Shape};
+use super::text::tensor;
+use super::{Layer, Misfit, Param, ParamKind, Shape, Twin};
 
 /// Normalises each channel of `[C, H, W]` over the batch and the image.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -41,6 +42,14 @@ impl BatchNorm2d {
         not_negative("eps", self.eps)?;
         share("momentum", self.momentum)?;
         same(input)
+    }
+
+    fn twin_of(&self, class: &'static str, input: &[i64]) -> Twin {
+        Twin::new(class)
+            .with("num_features", input[0])
+            .or("eps", self.eps, eps())
+            .or("momentum", self.momentum, momentum())
+            .or("affine", self.affine, true)
     }
 
     fn config(&self) -> nn::BatchNormConfig {
@@ -79,6 +88,24 @@ impl Layer for BatchNorm2d {
         if input[1..].iter().all(|extent| *extent == 1) { 2 } else { 1 }
     }
 
+    fn script(&self, _input: &[i64]) -> String {
+        let [weight, bias] = ["weight", "bias"].map(|name| tensor(name, self.affine));
+        let (eps, momentum) = (self.eps, self.momentum);
+        format!(
+            "\
+if self.training:
+    self.num_batches_tracked.add_(1)
+if self.training and x.numel() == x.size(1):
+    x = torch.batch_norm(x, {weight}, {bias}, None, None, True, 0.0, {eps:?}, False)
+else:
+    x = torch.batch_norm(x, {weight}, {bias}, self.running_mean, self.running_var, self.training, {momentum:?}, {eps:?}, True)"
+        )
+    }
+
+    fn twin(&self, input: &[i64]) -> Twin {
+        self.twin_of("nn.BatchNorm2d", input)
+    }
+
     fn build(&self, path: &nn::Path, input: &[i64]) -> Box<dyn ModuleT> {
         Box::new(Counted::new(nn::batch_norm2d(path, input[0], self.config()), path, self))
     }
@@ -99,6 +126,14 @@ impl Layer for BatchNorm1d {
 
     fn min_batch(&self, input: &[i64]) -> i64 {
         self.0.min_batch(input)
+    }
+
+    fn script(&self, input: &[i64]) -> String {
+        self.0.script(input)
+    }
+
+    fn twin(&self, input: &[i64]) -> Twin {
+        self.0.twin_of("nn.BatchNorm1d", input)
     }
 
     fn build(&self, path: &nn::Path, input: &[i64]) -> Box<dyn ModuleT> {

@@ -10,7 +10,8 @@ use super::args::{
     Pair, agrees, argument, count, groups_divide, image, in_range, one_by_one, pair_in_range, size, sweep,
     too_large, yes,
 };
-use super::{Layer, Misfit, Param, ParamKind, Shape, init};
+use super::text::{Arg, Literal, tensor};
+use super::{Layer, Misfit, Param, ParamKind, Shape, Twin, init};
 
 /// `[C, H, W]` to `[out_channels, H', W']`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -87,6 +88,14 @@ pub enum PaddingMode {
 }
 
 impl PaddingMode {
+    /// The name that `torch.nn.Conv2d` knows.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Zeros => "zeros",
+            other => other.functional(),
+        }
+    }
+
     /// The name that `torch.nn.functional.pad` knows.
     fn functional(self) -> &'static str {
         match self {
@@ -108,6 +117,19 @@ impl Conv2d {
                 (total / 2, total - total / 2)
             }),
         }
+    }
+
+    /// The padding that libtorch's convolution does by itself: zeros, as many on both sides.
+    fn inner_padding(&self) -> Option<[i64; 2]> {
+        let [rows, columns] = self.sides();
+        let even = rows.0 == rows.1 && columns.0 == columns.1;
+        (even && self.padding_mode == PaddingMode::Zeros).then_some([rows.0, columns.0])
+    }
+
+    /// The padding as `pad` takes it: left, right, top, bottom.
+    fn outer_padding(&self) -> Vec<i64> {
+        let [rows, columns] = self.sides();
+        vec![columns.0, columns.1, rows.0, rows.1]
     }
 
     fn check(&self, [channels, height, width]: [i64; 3]) -> Result<(), Misfit> {
@@ -176,14 +198,43 @@ impl Layer for Conv2d {
         count(&[output[0], output[1], output[2], input[0] / self.groups, h, w])
     }
 
+    fn script(&self, _input: &[i64]) -> String {
+        let (stride, dilation, groups) = (self.stride.0, self.dilation.0, self.groups);
+        let bias = tensor("bias", self.bias);
+        let (pad, inner) = match self.inner_padding() {
+            Some(inner) => (String::new(), inner),
+            None => {
+                let (pad, mode) = (self.outer_padding(), self.padding_mode.functional());
+                (format!("x = torch.pad(x, {pad:?}, \"{mode}\")\n"), [0, 0])
+            }
+        };
+        format!(
+            "{pad}x = torch.conv2d(x, self.weight, {bias}, {stride:?}, {inner:?}, {dilation:?}, {groups})"
+        )
+    }
+
+    fn twin(&self, input: &[i64]) -> Twin {
+        let padding = match self.padding {
+            Padding::Same => "same".literal(),
+            Padding::Sides(pads) => pads.literal(),
+        };
+        let mut twin = Twin::new("nn.Conv2d")
+            .with("in_channels", input[0])
+            .with("out_channels", self.out_channels)
+            .with("kernel_size", self.kernel_size)
+            .or("stride", self.stride, one_by_one());
+        twin.args.push(Arg { name: "padding", value: padding, default: Some("0".into()) });
+        twin.or("dilation", self.dilation, one_by_one())
+            .or("groups", self.groups, 1)
+            .or("bias", self.bias, true)
+            .or("padding_mode", self.padding_mode.name(), PaddingMode::Zeros.name())
+    }
+
     fn build(&self, path: &nn::Path, input: &[i64]) -> Box<dyn ModuleT> {
-        let [rows, columns] = self.sides();
-        let even = rows.0 == rows.1 && columns.0 == columns.1;
-        // libtorch pads zeros by itself where both sides are equal.
-        let inner = even && self.padding_mode == PaddingMode::Zeros;
+        let inner = self.inner_padding();
         let config = nn::ConvConfigND {
             stride: self.stride.0,
-            padding: if inner { [rows.0, columns.0] } else { [0, 0] },
+            padding: inner.unwrap_or([0, 0]),
             dilation: self.dilation.0,
             groups: self.groups,
             bias: self.bias,
@@ -193,14 +244,13 @@ impl Layer for Conv2d {
         };
         let conv = nn::conv(path, input[0], self.out_channels, self.kernel_size.0, config);
         init::reset_parameters(&conv.ws, conv.bs.as_ref());
-        if inner && self.groups == 1 {
+        if inner.is_some() && self.groups == 1 {
             return Box::new(ChannelsLast(conv));
         }
-        if inner {
+        if inner.is_some() {
             return Box::new(conv);
         }
-        let pad = vec![columns.0, columns.1, rows.0, rows.1];
-        Box::new(Padded { pad, mode: self.padding_mode.functional(), conv })
+        Box::new(Padded { pad: self.outer_padding(), mode: self.padding_mode.functional(), conv })
     }
 }
 

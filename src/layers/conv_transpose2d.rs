@@ -5,10 +5,11 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{
-    Pair, agrees, argument, count, groups_divide, image, in_range, one_by_one, pair_in_range, size, yes,
-    zero_by_zero,
+    Pair, agrees, argument, count, groups_divide, image, in_range, one_by_one, pair_in_range, shown, size,
+    yes, zero_by_zero,
 };
-use super::{Layer, Misfit, Param, ParamKind, Shape, init};
+use super::text::tensor;
+use super::{Layer, Misfit, Param, ParamKind, Shape, Twin, init};
 
 /// `[C, H, W]` to `[out_channels, (H-1)·stride - 2·padding + dilation·(kernel_size-1) + output_padding + 1, …]`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -91,6 +92,28 @@ impl Layer for ConvTranspose2d {
     fn multiply_adds(&self, input: &[i64], _output: &[i64]) -> u64 {
         let [h, w] = self.kernel_size.0;
         count(&[input[0], input[1], input[2], self.out_channels / self.groups, h, w])
+    }
+
+    fn script(&self, _input: &[i64]) -> String {
+        let [stride, padding, output_padding, dilation] =
+            [self.stride, self.padding, self.output_padding, self.dilation].map(|pair| shown(&pair.0));
+        let (bias, groups) = (tensor("bias", self.bias), self.groups);
+        format!(
+            "x = torch.conv_transpose2d(x, self.weight, {bias}, {stride}, {padding}, {output_padding}, {groups}, {dilation})"
+        )
+    }
+
+    fn twin(&self, input: &[i64]) -> Twin {
+        Twin::new("nn.ConvTranspose2d")
+            .with("in_channels", input[0])
+            .with("out_channels", self.out_channels)
+            .with("kernel_size", self.kernel_size)
+            .or("stride", self.stride, one_by_one())
+            .or("padding", self.padding, zero_by_zero())
+            .or("output_padding", self.output_padding, zero_by_zero())
+            .or("groups", self.groups, 1)
+            .or("bias", self.bias, true)
+            .or("dilation", self.dilation, one_by_one())
     }
 
     fn build(&self, path: &nn::Path, input: &[i64]) -> Box<dyn ModuleT> {

@@ -5,7 +5,7 @@ use tch::Tensor;
 use tch::nn::{self, ModuleT};
 
 use super::args::{image, same, share};
-use super::{Layer, Misfit, Shape};
+use super::{Layer, Misfit, Shape, Twin};
 
 /// Zeroes values with probability `p` in training.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -33,6 +33,18 @@ impl Layer for Dropout {
         same(input)
     }
 
+    fn script(&self, _input: &[i64]) -> String {
+        format!("x = torch.dropout(x, {:?}, self.training)", self.p)
+    }
+
+    fn twin(&self, _input: &[i64]) -> Twin {
+        Twin::new("nn.Dropout").with("p", self.p)
+    }
+
+    fn is_random(&self) -> bool {
+        self.p > 0.0
+    }
+
     fn build(&self, _path: &nn::Path, _input: &[i64]) -> Box<dyn ModuleT> {
         Box::new(Drop { p: self.p, channels: false })
     }
@@ -43,6 +55,18 @@ impl Layer for Dropout2d {
         image(input)?;
         share("p", self.p)?;
         same(input)
+    }
+
+    fn script(&self, _input: &[i64]) -> String {
+        format!("x = torch.feature_dropout(x, {:?}, self.training)", self.p)
+    }
+
+    fn twin(&self, _input: &[i64]) -> Twin {
+        Twin::new("nn.Dropout2d").with("p", self.p)
+    }
+
+    fn is_random(&self) -> bool {
+        self.p > 0.0
     }
 
     fn build(&self, _path: &nn::Path, _input: &[i64]) -> Box<dyn ModuleT> {

@@ -5,7 +5,7 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{argument, shown, size};
-use super::{Layer, Misfit, Shape};
+use super::{Layer, Misfit, Shape, Twin};
 
 /// Joins the dimensions from `start_dim` to `end_dim`, counted with the batch as 0.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -51,6 +51,14 @@ impl Layer for Flatten {
         let joined =
             input[start..=end].iter().fold(1i128, |product, extent| product.saturating_mul((*extent).into()));
         Ok([&input[..start], &[size(joined)], &input[end + 1..]].concat())
+    }
+
+    fn script(&self, _input: &[i64]) -> String {
+        format!("x = torch.flatten(x, {}, {})", self.start_dim, self.end_dim)
+    }
+
+    fn twin(&self, _input: &[i64]) -> Twin {
+        Twin::new("nn.Flatten").or("start_dim", self.start_dim, first()).or("end_dim", self.end_dim, last())
     }
 
     fn build(&self, _path: &nn::Path, _input: &[i64]) -> Box<dyn ModuleT> {

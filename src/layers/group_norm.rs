@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use tch::nn::{self, ModuleT};
 
 use super::args::{agrees, argument, in_range, not_negative, same, yes};
-use super::{Layer, Misfit, Param, ParamKind, Shape};
+use super::text::tensor;
+use super::{Layer, Misfit, Param, ParamKind, Shape, Twin};
 
 /// Normalises groups of channels of `[C, ...]` within each sample.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -44,6 +45,19 @@ impl Layer for GroupNorm {
             Param::new("weight", [input[0]], ParamKind::Norm),
             Param::new("bias", [input[0]], ParamKind::Bias),
         ]
+    }
+
+    fn script(&self, _input: &[i64]) -> String {
+        let [weight, bias] = ["weight", "bias"].map(|name| tensor(name, self.affine));
+        format!("x = torch.group_norm(x, {}, {weight}, {bias}, {:?}, True)", self.num_groups, self.eps)
+    }
+
+    fn twin(&self, input: &[i64]) -> Twin {
+        Twin::new("nn.GroupNorm")
+            .with("num_groups", self.num_groups)
+            .with("num_channels", input[0])
+            .or("eps", self.eps, eps())
+            .or("affine", self.affine, true)
     }
 
     fn build(&self, path: &nn::Path, input: &[i64]) -> Box<dyn ModuleT> {

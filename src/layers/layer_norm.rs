@@ -5,7 +5,8 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{argument, not_negative, same, shown, yes};
-use super::{Layer, Misfit, Param, ParamKind, Shape};
+use super::text::tensor;
+use super::{Layer, Misfit, Param, ParamKind, Shape, Twin};
 
 /// Normalises the trailing dimensions of each sample.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -70,6 +71,20 @@ impl Layer for LayerNorm {
             }
         }
         params
+    }
+
+    fn script(&self, input: &[i64]) -> String {
+        let weight = tensor("weight", self.elementwise_affine);
+        let bias = tensor("bias", self.elementwise_affine && self.bias);
+        format!("x = torch.layer_norm(x, {:?}, {weight}, {bias}, {:?}, True)", self.shape(input), self.eps)
+    }
+
+    fn twin(&self, input: &[i64]) -> Twin {
+        Twin::new("nn.LayerNorm")
+            .with("normalized_shape", self.shape(input).as_slice())
+            .or("eps", self.eps, eps())
+            .or("elementwise_affine", self.elementwise_affine, true)
+            .or("bias", self.bias, true)
     }
 
     fn build(&self, path: &nn::Path, input: &[i64]) -> Box<dyn ModuleT> {

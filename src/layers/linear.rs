@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use tch::nn::{self, ModuleT};
 
 use super::args::{agrees, count, in_range, yes};
-use super::{Layer, Misfit, Param, ParamKind, Shape, init};
+use super::text::tensor;
+use super::{Layer, Misfit, Param, ParamKind, Shape, Twin, init};
 
 /// `[F]` to `[out_features]`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -38,6 +39,17 @@ impl Layer for Linear {
 
     fn multiply_adds(&self, input: &[i64], output: &[i64]) -> u64 {
         count(&[input[0], output[0]])
+    }
+
+    fn script(&self, _input: &[i64]) -> String {
+        format!("x = torch.linear(x, self.weight, {})", tensor("bias", self.bias))
+    }
+
+    fn twin(&self, input: &[i64]) -> Twin {
+        Twin::new("nn.Linear")
+            .with("in_features", input[0])
+            .with("out_features", self.out_features)
+            .or("bias", self.bias, true)
     }
 
     fn build(&self, path: &nn::Path, input: &[i64]) -> Box<dyn ModuleT> {

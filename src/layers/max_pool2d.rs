@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
-use super::args::{Pair, argument, image, one_by_one, pair_in_range, size, too_large, zero_by_zero};
-use super::{Layer, Misfit, Shape};
+use super::args::{Pair, argument, image, one_by_one, pair_in_range, shown, size, too_large, zero_by_zero};
+use super::text::Literal;
+use super::{Layer, Misfit, Shape, Twin};
 
 /// `[C, H, W]` to `[C, H', W']`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -86,6 +87,23 @@ impl MaxPool2d {
 impl Layer for MaxPool2d {
     fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
         self.window().output(input)
+    }
+
+    fn script(&self, _input: &[i64]) -> String {
+        let w = self.window();
+        let [kernel, stride, padding, dilation] =
+            [w.kernel_size, w.stride, w.padding, w.dilation].map(|pair| shown(&pair.0));
+        let ceil = w.ceil_mode.literal();
+        format!("x = torch.max_pool2d(x, {kernel}, {stride}, {padding}, {dilation}, {ceil})")
+    }
+
+    fn twin(&self, _input: &[i64]) -> Twin {
+        Twin::new("nn.MaxPool2d")
+            .with("kernel_size", self.kernel_size)
+            .or("stride", self.stride, None)
+            .or("padding", self.padding, zero_by_zero())
+            .or("dilation", self.dilation, one_by_one())
+            .or("ceil_mode", self.ceil_mode, false)
     }
 
     fn build(&self, _path: &nn::Path, _input: &[i64]) -> Box<dyn ModuleT> {

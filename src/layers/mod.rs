@@ -18,6 +18,7 @@ mod pixel_shuffle;
 mod prelu;
 mod reshape;
 mod subsample_pad;
+mod text;
 mod upsample;
 
 use serde::{Deserialize, Serialize, Serializer};
@@ -25,6 +26,7 @@ use tch::nn::{self, ModuleT};
 
 pub use activation::Activation;
 pub(crate) use args::shown;
+pub use text::{Arg, Twin};
 
 /// The shape of one sample, without the batch dimension: `[C, H, W]` or `[F]`.
 pub type Shape = Vec<i64>;
@@ -86,6 +88,19 @@ pub trait Layer {
     fn min_batch(&self, _input: &[i64]) -> i64 {
         1
     }
+
+    /// Whether it draws random numbers in training.
+    fn is_random(&self) -> bool {
+        false
+    }
+
+    /// Its computation as TorchScript: lines that turn the tensor `x` into the output, over `self.weight` and the other
+    /// tensors of [`Layer::params`] and `self.training`, with libtorch's own operators only (`torch.conv2d`). As free in
+    /// batch and image size as the module of [`Layer::build`].
+    fn script(&self, input: &[i64]) -> String;
+
+    /// The PyTorch module with the same arithmetic and the same tensor names.
+    fn twin(&self, input: &[i64]) -> Twin;
 
     /// Makes the module, its tensors under `path`, drawing from torch's generator in PyTorch's order.
     /// Panics as tch does where libtorch runs out of memory.

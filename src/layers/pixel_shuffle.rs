@@ -5,7 +5,7 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{argument, image, in_range, size};
-use super::{Layer, Misfit, Shape};
+use super::{Layer, Misfit, Shape, Twin};
 
 /// `[C·r², H, W]` to `[C, H·r, W·r]`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -34,6 +34,14 @@ impl Layer for PixelShuffle {
         Ok(vec![channels / (factor * factor), grown(height), grown(width)])
     }
 
+    fn script(&self, _input: &[i64]) -> String {
+        format!("x = torch.pixel_shuffle(x, {})", self.upscale_factor)
+    }
+
+    fn twin(&self, _input: &[i64]) -> Twin {
+        Twin::new("nn.PixelShuffle").with("upscale_factor", self.upscale_factor)
+    }
+
     fn build(&self, _path: &nn::Path, _input: &[i64]) -> Box<dyn ModuleT> {
         Box::new(Shuffle(self.upscale_factor))
     }
@@ -49,6 +57,14 @@ impl Layer for PixelUnshuffle {
             return Err(argument("downscale_factor", message));
         }
         Ok(vec![size(i128::from(channels) * i128::from(factor * factor)), height / factor, width / factor])
+    }
+
+    fn script(&self, _input: &[i64]) -> String {
+        format!("x = torch.pixel_unshuffle(x, {})", self.downscale_factor)
+    }
+
+    fn twin(&self, _input: &[i64]) -> Twin {
+        Twin::new("nn.PixelUnshuffle").with("downscale_factor", self.downscale_factor)
     }
 
     fn build(&self, _path: &nn::Path, _input: &[i64]) -> Box<dyn ModuleT> {

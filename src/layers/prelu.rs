@@ -5,7 +5,7 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{argument, same};
-use super::{Layer, Misfit, Param, ParamKind, Shape};
+use super::{Layer, Misfit, Param, ParamKind, Shape, Twin};
 
 /// One slope for all, or one per channel.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -41,6 +41,18 @@ impl Layer for Prelu {
 
     fn params(&self, _input: &[i64]) -> Vec<Param> {
         vec![Param::new("weight", [self.num_parameters], ParamKind::Norm)]
+    }
+
+    fn script(&self, _input: &[i64]) -> String {
+        "x = torch.prelu(x, self.weight)".into()
+    }
+
+    fn twin(&self, _input: &[i64]) -> Twin {
+        Twin::new("nn.PReLU").or("num_parameters", self.num_parameters, one()).or(
+            "init",
+            self.init,
+            quarter(),
+        )
     }
 
     fn build(&self, path: &nn::Path, _input: &[i64]) -> Box<dyn ModuleT> {

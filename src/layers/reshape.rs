@@ -6,7 +6,8 @@ use tch::nn::{self, Module, ModuleT};
 
 use super::args::{argument, in_range, shown, size};
 use super::flatten::axis;
-use super::{Layer, Misfit, Shape};
+use super::text::Arg;
+use super::{Layer, Misfit, Shape, Twin};
 
 /// The sample in another shape; one size may be -1, which is inferred.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -52,10 +53,31 @@ fn fit(name: &'static str, sizes: &[i64], total: i128) -> Result<Shape, Misfit> 
     Ok(sizes.iter().map(|extent| if *extent == -1 { size(total / known) } else { *extent }).collect())
 }
 
+const RESHAPE: &str = "\
+class Reshape(nn.Module):
+    \"\"\"Each sample in another shape.\"\"\"
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape = list(shape)
+
+    def forward(self, x):
+        return x.reshape([x.size(0)] + self.shape)
+";
+
 impl Layer for Reshape {
     fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
         let total = input.iter().fold(1i128, |product, extent| product.saturating_mul((*extent).into()));
         fit("shape", &self.shape, total)
+    }
+
+    fn script(&self, _input: &[i64]) -> String {
+        let sizes: Vec<_> = self.shape.iter().map(i64::to_string).collect();
+        format!("x = torch.reshape(x, [x.size(0), {}])", sizes.join(", "))
+    }
+
+    fn twin(&self, _input: &[i64]) -> Twin {
+        Twin::defined("Reshape", RESHAPE).with("shape", self.shape.as_slice())
     }
 
     fn build(&self, _path: &nn::Path, _input: &[i64]) -> Box<dyn ModuleT> {
@@ -68,6 +90,19 @@ impl Layer for Unflatten {
         let at = axis("dim", self.dim, input)?;
         let split = fit("unflattened_size", &self.unflattened_size, input[at].into())?;
         Ok([&input[..at], &split, &input[at + 1..]].concat())
+    }
+
+    fn script(&self, _input: &[i64]) -> String {
+        format!("x = torch.unflatten(x, {}, {:?})", self.dim, self.unflattened_size)
+    }
+
+    fn twin(&self, _input: &[i64]) -> Twin {
+        // torch.nn wants a tuple here.
+        let sizes: Vec<_> = self.unflattened_size.iter().map(|size| format!("{size},")).collect();
+        let mut twin = Twin::new("nn.Unflatten").with("dim", self.dim);
+        let value = format!("({})", sizes.join(" "));
+        twin.args.push(Arg { name: "unflattened_size", value, default: None });
+        twin
     }
 
     fn build(&self, _path: &nn::Path, _input: &[i64]) -> Box<dyn ModuleT> {

@@ -6,7 +6,7 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{argument, image, in_range, size};
-use super::{Layer, Misfit, Shape};
+use super::{Layer, Misfit, Shape, Twin};
 
 /// `[C, H, W]` to `[out_channels, ⌈H/stride⌉, ⌈W/stride⌉]`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -20,6 +20,18 @@ pub struct SubsamplePad {
 fn two() -> i64 {
     2
 }
+
+const DEFINITION: &str = "\
+class SubsamplePad(nn.Module):
+    \"\"\"Every `stride`-th pixel, and `channels` zero channels before and behind the others.\"\"\"
+
+    def __init__(self, channels, stride=2):
+        super().__init__()
+        self.channels, self.stride = channels, stride
+
+    def forward(self, x):
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.channels, self.channels))
+";
 
 impl Layer for SubsamplePad {
     fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
@@ -36,6 +48,19 @@ impl Layer for SubsamplePad {
         }
         let kept = |extent: i64| size((i128::from(extent) - 1) / i128::from(self.stride) + 1);
         Ok(vec![self.out_channels, kept(height), kept(width)])
+    }
+
+    fn script(&self, input: &[i64]) -> String {
+        let (stride, pad) = (self.stride, (self.out_channels - input[0]) / 2);
+        format!("x = torch.constant_pad_nd(x[:, :, ::{stride}, ::{stride}], [0, 0, 0, 0, {pad}, {pad}])")
+    }
+
+    fn twin(&self, input: &[i64]) -> Twin {
+        Twin::defined("SubsamplePad", DEFINITION).with("channels", (self.out_channels - input[0]) / 2).or(
+            "stride",
+            self.stride,
+            two(),
+        )
     }
 
     fn build(&self, _path: &nn::Path, input: &[i64]) -> Box<dyn ModuleT> {

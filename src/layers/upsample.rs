@@ -5,7 +5,8 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{Pair, argument, image, pair_in_range};
-use super::{Layer, Misfit, Shape};
+use super::text::Literal;
+use super::{Layer, Misfit, Shape, Twin};
 
 /// `[C, H, W]` to `[C, size]`, or to `[C, ⌊H·scale⌋, ⌊W·scale⌋]`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -60,6 +61,32 @@ impl Layer for Upsample {
             (None, None) => Err(argument("scale_factor", "is missing: give scale_factor or size")),
             (Some(_), Some(_)) => Err(argument("size", "cannot go with scale_factor: leave one of them out")),
         }
+    }
+
+    fn script(&self, _input: &[i64]) -> String {
+        let corners = self.align_corners.literal();
+        let scales = self.scale_factor.map_or([1.0, 1.0], |scale| scale.0);
+        match (self.mode, self.size) {
+            (Mode::Nearest, Some(size)) => {
+                format!("x = torch.upsample_nearest2d(x, {:?}, None, None)", size.0)
+            }
+            (Mode::Nearest, None) => format!("x = torch.upsample_nearest2d(x, None, {scales:?})"),
+            (Mode::Bilinear, Some(size)) => {
+                format!("x = torch.upsample_bilinear2d(x, {:?}, {corners}, None, None)", size.0)
+            }
+            (Mode::Bilinear, None) => {
+                format!("x = torch.upsample_bilinear2d(x, None, {corners}, {scales:?})")
+            }
+        }
+    }
+
+    fn twin(&self, _input: &[i64]) -> Twin {
+        let mode = if self.mode == Mode::Nearest { "nearest" } else { "bilinear" };
+        Twin::new("nn.Upsample")
+            .or("size", self.size, None)
+            .or("scale_factor", self.scale_factor, None)
+            .or("mode", mode, "nearest")
+            .or("align_corners", self.align_corners.then_some(true), None)
     }
 
     fn build(&self, _path: &nn::Path, _input: &[i64]) -> Box<dyn ModuleT> {
