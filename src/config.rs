@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::data::DataSpec;
+use crate::data::{DataSpec, Split};
 use crate::data::normalize::NormalizeSpec;
 use crate::device::DeviceSpec;
 use crate::exit::{Exit, OrExit, fail};
@@ -265,10 +265,10 @@ impl Config {
         Ok(Self { spec, document })
     }
 
-    /// Refuses data that is declared wrongly or not there. Apart from the rest, because prediction needs no data
-    /// but its own.
-    pub fn validate_data(&self) -> Result<()> {
-        self.spec.data.validate().map_err(|invalid| self.document.invalid_at("data", invalid))
+    /// Refuses data that is declared wrongly, or not there for `splits`. Apart from the rest, because prediction needs
+    /// no data but its own.
+    pub fn validate_data(&self, splits: &[Split]) -> Result<()> {
+        self.spec.data.validate(splits).map_err(|invalid| self.document.invalid_at("data", invalid))
     }
 
     /// The config as YAML with every default filled in. Loading it again gives the same config.

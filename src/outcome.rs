@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde::Serialize;
 
+use crate::data::Split;
 use crate::eval::evaluate;
 use crate::metrics::Scores;
-use crate::session::{Session, Split};
+use crate::session::Session;
 use crate::train::Outcome;
 use crate::trainer::Trainer;
 

@@ -4,26 +4,19 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use tch::{Device, Kind};
 
+use crate::checkpoint::initial::Initial;
 use crate::checkpoint::store::Loaded;
 use crate::checkpoint::{Checkpoints, State};
 use crate::config::{Config, RunConfig};
 use crate::data::loader::{Loader, LoaderOptions, Preparation};
 use crate::data::normalize::NormalizeSpec;
-use crate::data::{Dataset, Sets};
+use crate::data::{Dataset, Sets, Split};
 use crate::device;
 use crate::exit::{Exit, OrExit, fail};
 use crate::layers::ParamKind;
 use crate::model::{Model, Network};
 use crate::penalty::{Group, Target};
 use crate::tasks::Task;
-
-/// What a split is called in configs, logs and on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Split {
-    Train,
-    Validation,
-    Test,
-}
 
 /// What can be known of a config without its data: the checked network, and which tensor gets which λ.
 pub struct Plan {
@@ -35,7 +28,7 @@ impl Plan {
     /// Exit code 2, with file and line, for everything that cannot work.
     pub fn of(config: &Config) -> Result<Self> {
         let model = Model::from_spec(&config.spec.model)?;
-        let trainable = model.params().iter().filter(|param| param.kind != ParamKind::Buffer);
+        let trainable = model.params().iter().filter(|param| param.is_trainable());
         let targets: Vec<_> = trainable
             .map(|param| Target { name: &param.name, decays: param.kind == ParamKind::Weight })
             .collect();
@@ -43,6 +36,12 @@ impl Plan {
         let groups =
             penalty.assign(&targets).map_err(|invalid| config.document.invalid_at("penalty", invalid))?;
         Ok(Self { model, groups })
+    }
+
+    /// The weights that the config's `init_from` names, checked to fit; None where it names none.
+    pub fn initial(&self, config: &Config) -> Result<Option<Initial>> {
+        let init_from = config.spec.model.init_from.as_ref();
+        init_from.map(|init_from| Initial::read(&self.model, init_from)).transpose()
     }
 }
 
@@ -53,34 +52,78 @@ pub struct Session {
     pub model: Model,
     pub groups: Vec<Group>,
     pub task: Box<dyn Task>,
-    pub train: Dataset,
-    pub validation: Option<Dataset>,
-    pub test: Option<Dataset>,
+    train: Option<Dataset>,
+    validation: Option<Dataset>,
+    test: Option<Dataset>,
 }
 
 impl Session {
-    /// Opens the data and sees that data, network and task fit; nothing is trained or written.
-    pub fn open(mut config: Config, plan: Plan) -> Result<Self> {
+    /// Opens all data and sees that data, network and task fit; nothing is trained or written.
+    pub fn open(config: Config, plan: Plan) -> Result<Self> {
+        let mut session = Self::without_data(config, plan)?;
+        let Sets { train, validation, test } = session.config.spec.data.open(session.config.spec.seed)?;
+        session.settle_normalization(&train)?;
+        can_normalize(&session.model, &session.config.spec, train.len())?;
+        (session.train, session.validation, session.test) = (Some(train), validation, test);
+        session.check()?;
+        Ok(session)
+    }
+
+    /// Opens what it takes to evaluate on `split`, and no more. `classes` are the names that the network was trained
+    /// on, where they are known.
+    pub fn open_only(config: Config, plan: Plan, split: Split, classes: Option<&[String]>) -> Result<Self> {
+        let mut session = Self::without_data(config, plan)?;
+        let spec = &session.config.spec;
+        let open = |split| spec.data.open_only(split, spec.seed, classes);
+        if spec.data.normalize == NormalizeSpec::Auto && split != Split::Train {
+            session.train = open(Split::Train)?;
+        }
+        let set = open(split)?;
+        match split {
+            Split::Train => session.train = set,
+            Split::Validation => session.validation = set,
+            Split::Test => session.test = set,
+        }
+        if let Some(set) = session.train.take() {
+            session.settle_normalization(&set)?;
+            session.train = Some(set);
+        }
+        session.check()?;
+        Ok(session)
+    }
+
+    fn without_data(mut config: Config, plan: Plan) -> Result<Self> {
         let Plan { model, groups } = plan;
         let spec = &mut config.spec;
         let device = spec.device.resolve()?;
         if let Some(threads) = spec.threads {
             device::set_threads(threads);
         }
-        let task = spec.task.build();
-        let Sets { train, validation, test } = spec.data.open(spec.seed)?;
-        task.check(model.output(), &train)?;
-        let normalize = spec.data.normalize.resolve(&train)?;
-        for set in [Some(&train), validation.as_ref(), test.as_ref()].into_iter().flatten() {
-            fits(&model, &set.shape)?;
-        }
-        can_normalize(&model, spec, train.len())?;
         // The run folder must not depend on a model file that may change.
         spec.model = spec.model.inlined()?;
-        // From here on the config says the numbers that `auto` stood for: an evaluation must not compute others.
-        spec.data.normalize = normalize.map_or(NormalizeSpec::None, NormalizeSpec::Given);
-        let kind = spec.dtype.kind();
+        let (task, kind) = (spec.task.build(), spec.dtype.kind());
+        let (train, validation, test) = (None, None, None);
         Ok(Self { config, device, kind, model, groups, task, train, validation, test })
+    }
+
+    /// From here on the config says the numbers that `auto` stood for: an evaluation must not compute others.
+    fn settle_normalization(&mut self, train: &Dataset) -> Result<()> {
+        let normalize = &mut self.config.spec.data.normalize;
+        *normalize = normalize.resolve(train)?.map_or(NormalizeSpec::None, NormalizeSpec::Given);
+        Ok(())
+    }
+
+    fn check(&self) -> Result<()> {
+        for set in [&self.train, &self.validation, &self.test].into_iter().flatten() {
+            self.task.check(self.model.output(), set)?;
+            fits(&self.model, &set.shape)?;
+        }
+        Ok(())
+    }
+
+    /// The set to learn from; only a session that was opened for evaluation lacks it.
+    pub fn train(&self) -> Result<&Dataset> {
+        self.train.as_ref().context("the training set is not open")
     }
 
     /// The network with fresh weights: the seed decides them.
@@ -103,7 +146,7 @@ impl Session {
 
     pub fn split(&self, split: Split) -> Option<&Dataset> {
         match split {
-            Split::Train => Some(&self.train),
+            Split::Train => self.train.as_ref(),
             Split::Validation => self.validation.as_ref(),
             Split::Test => self.test.as_ref(),
         }
@@ -117,7 +160,7 @@ impl Session {
     /// What the user should know of the data before training starts.
     pub fn notes(&self) -> Vec<String> {
         let sets = [
-            ("train", Some(&self.train)),
+            ("train", self.train.as_ref()),
             ("validation", self.validation.as_ref()),
             ("test", self.test.as_ref()),
         ];
@@ -140,7 +183,7 @@ impl Session {
         compare("", &state.config, &now, &mut changed);
         let notes: Vec<_> =
             changed.iter().map(|(path, change)| format!("resuming with another {path}: {change}")).collect();
-        if state.data_fingerprint != self.train.fingerprint {
+        if state.data_fingerprint != self.train()?.fingerprint {
             let message = format!(
                 "the training data is not what this run was started with; start a new run for other data\n{}",
                 notes.join("\n")

@@ -6,10 +6,12 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use tch::{Kind, Tensor};
 
+use crate::checkpoint::initial::Initial;
 use crate::checkpoint::store::Loaded;
 use crate::checkpoint::{Best, Snapshot, State};
 use crate::config::CONFIG_FILE;
 use crate::data::draw::{Draw, Purpose};
+use crate::data::Split;
 use crate::data::loader::{Batch, Loader};
 use crate::device;
 use crate::eval::evaluate;
@@ -22,7 +24,15 @@ use crate::optim::{Ema, Optimizer};
 use crate::penalty::{self, Rates};
 use crate::run_folder::{EpochRecord, LockedFolder, Record, RunFolder, StepRecord};
 use crate::schedule::{Clock, Mode, Plateau};
-use crate::session::{Session, Split};
+use crate::session::Session;
+
+/// Where a run begins.
+pub enum Start {
+    /// With weights drawn by the seed, and those of a file where the config names one.
+    Fresh(Option<Initial>),
+    /// Where a checkpoint left it.
+    Resumed(Box<Loaded>),
+}
 
 pub struct Trainer<'a> {
     session: &'a Session,
@@ -48,24 +58,27 @@ pub struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    /// A run at its start, or where `resume` left it.
-    pub fn new(session: &'a Session, folder: LockedFolder, resume: Option<Loaded>) -> Result<Self> {
+    pub fn new(session: &'a Session, folder: LockedFolder, start: Start) -> Result<Self> {
         let spec = &session.config.spec;
         let network = session.network()?;
         let named = network.parameters().iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect();
         let mut optimizer = spec.optimizer.build(named, &session.groups)?;
-        let loader = Rc::new(session.loader(&session.train, true)?);
-        let (mut state, saved_average, resumed) = match resume {
-            Some(loaded) => {
+        let train = session.train()?;
+        let loader = Rc::new(session.loader(train, true)?);
+        let (mut state, saved_average, resumed) = match start {
+            Start::Resumed(loaded) => {
                 let from = || format!("resuming from {}", loaded.folder.display());
                 network.load_state(&loaded.model).with_context(from)?;
                 optimizer.load_state(&loaded.optimizer).or_exit(Exit::Checkpoint, from)?;
                 (loaded.state, loaded.ema, true)
             }
-            None => (State::new(session.train.fingerprint.clone()), None, false),
+            Start::Fresh(initial) => {
+                initial.iter().try_for_each(|initial| initial.load_into(&network))?;
+                (State::new(train.fingerprint.clone()), None, false)
+            }
         };
-        state.classes = session.train.classes.clone();
-        state.features = session.train.features.clone();
+        state.classes = train.classes.clone();
+        state.features = train.features.clone();
         state.config = serde_json::to_value(spec)?;
         let averaged = match &spec.train.ema {
             Some(ema) => {

@@ -30,6 +30,17 @@ impl Fit {
     pub fn is_complete(&self) -> bool {
         self.missing.is_empty() && self.unexpected.is_empty() && self.mismatched.is_empty()
     }
+
+    /// Forgets every tensor, wanted or found, whose name `leaves_out` accepts.
+    pub fn leave_out(&mut self, wanted: &[Named], leaves_out: impl Fn(&str) -> bool) {
+        self.mapping.retain(|&(at, _)| !leaves_out(wanted[at].0));
+        self.zeros.retain(|&at| !leaves_out(wanted[at].0));
+        self.missing.retain(|(name, _)| !leaves_out(name));
+        self.mismatched.retain(|(name, ..)| !leaves_out(name));
+        let stripped = self.stripped.clone().unwrap_or_default();
+        self.unexpected
+            .retain(|(name, _)| !leaves_out(name.strip_prefix(stripped.as_str()).unwrap_or(name)));
+    }
 }
 
 /// Matches `found` with `wanted` by name. Prefixes that most found names share (`module.`, `_orig_mod.`, `model.`, `module.dncnn.` …) and the

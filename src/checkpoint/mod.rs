@@ -2,6 +2,7 @@
 
 pub mod atomic;
 pub mod fit;
+pub mod initial;
 pub mod python;
 pub mod safetensors;
 pub mod state_dict;

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use regex::Regex;
 use tch::{Kind, Tensor};
 
 use crate::checkpoint::weights::{Weights, read_weights};
 use crate::checkpoint::{safetensors, state_dict};
 use crate::exit::{Exit, OrExit, fail};
+use crate::rename::Rule;
 
 /// Convert weights between .pth, .pt and .safetensors; the extension of OUT decides.
 ///
@@ -29,8 +29,8 @@ pub struct Options {
     #[arg(long, value_name = "PREFIX")]
     strip: Vec<String>,
     /// Replace in every name, after --strip (repeatable, applied in order): --rename '^net\.(\d+)=>layers.$1'
-    #[arg(long, value_name = "REGEX=>REPLACEMENT", value_parser = rule)]
-    rename: Vec<(Regex, String)>,
+    #[arg(long, value_name = "REGEX=>REPLACEMENT")]
+    rename: Vec<Rule>,
     /// Write floating-point tensors as float16
     #[arg(long, conflicts_with = "bf16")]
     half: bool,
@@ -92,18 +92,8 @@ fn is_same_file(a: &Path, b: &Path) -> bool {
     }
 }
 
-fn rule(text: &str) -> Result<(Regex, String), String> {
-    let (pattern, replacement) = text.split_once("=>").ok_or("expected REGEX=>REPLACEMENT")?;
-    let regex = Regex::new(pattern).map_err(|error| error.to_string())?;
-    Ok((regex, replacement.to_owned()))
-}
-
 fn rename(weights: &Weights, options: &Options) -> Result<Vec<(String, Tensor)>> {
     let mut names: Vec<String> = weights.tensors.iter().map(|(name, _)| name.clone()).collect();
-    let unused = |what: &str, rule: &str| {
-        let first = weights.tensors.first().map_or("", |(name, _)| name);
-        fail(Exit::Usage, format!("{what} {rule:?} fits no name; the first one in the file is {first:?}"))
-    };
     for prefix in &options.strip {
         let mut used = false;
         for name in &mut names {
@@ -113,17 +103,12 @@ fn rename(weights: &Weights, options: &Options) -> Result<Vec<(String, Tensor)>>
             }
         }
         if !used {
-            return Err(unused("--strip", prefix));
+            let first = weights.tensors.first().map_or("", |(name, _)| name);
+            let message = format!("--strip {prefix:?} fits no name; the first one in the file is {first:?}");
+            return Err(fail(Exit::Usage, message));
         }
     }
-    for (regex, replacement) in &options.rename {
-        if !names.iter().any(|name| regex.is_match(name)) {
-            return Err(unused("--rename", regex.as_str()));
-        }
-        for name in &mut names {
-            *name = regex.replace_all(name, replacement.as_str()).into_owned();
-        }
-    }
+    options.rename.iter().try_for_each(|rule| rule.apply(&mut names))?;
     let mut seen = HashSet::new();
     if let Some(name) = names.iter().find(|name| name.is_empty() || !seen.insert(name.as_str())) {
         return Err(fail(

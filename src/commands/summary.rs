@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::ConfigOptions;
-use crate::layers::{Param, ParamKind};
+use crate::layers::Param;
 use crate::model::Summary;
 use crate::penalty::{Group, L1Mode, Lambda};
 use crate::session::Plan;
@@ -40,7 +40,7 @@ pub fn run(options: &Options) -> Result<()> {
     let config = options.config.load([])?;
     let Plan { model, groups } = Plan::of(&config)?;
     let trainable: Vec<&Param> =
-        model.params().iter().filter(|param| param.kind != ParamKind::Buffer).collect();
+        model.params().iter().filter(|param| param.is_trainable()).collect();
     let rows: Vec<GroupRow> = groups.iter().map(|group| row(group, &trainable)).collect();
     let penalties: HashMap<&str, String> = groups
         .iter()

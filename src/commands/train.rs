@@ -8,6 +8,7 @@ use clap::Args;
 use super::{ConfigOptions, MachineOptions};
 use crate::checkpoint::Checkpoints;
 use crate::config::Override;
+use crate::data::Split;
 use crate::exit::{Exit, fail};
 use crate::libtorch::machine::keep_memory;
 use crate::outcome;
@@ -16,7 +17,7 @@ use crate::run_folder::LockedFolder;
 use crate::session::{Plan, Session};
 use crate::stop::Stop;
 use crate::train::{Outcome, train};
-use crate::trainer::Trainer;
+use crate::trainer::{Start, Trainer};
 
 /// Train the network of a config.
 ///
@@ -56,7 +57,7 @@ impl Options {
 
 pub fn run(options: &Options) -> Result<()> {
     let config = options.config.load(options.overrides())?;
-    config.validate_data()?;
+    config.validate_data(&[Split::Train, Split::Validation, Split::Test])?;
     let plan = Plan::of(&config)?;
     if options.dry_run {
         print!("{}", config.resolved()?);
@@ -78,19 +79,24 @@ pub fn run(options: &Options) -> Result<()> {
         );
         return Err(fail(Exit::Usage, message));
     }
+    // Weights that do not fit are refused before the data is read, too.
+    let initial = if holds_run { None } else { plan.initial(&config)? };
     let session = Session::open(config, plan)?;
     let mut notes = session.notes();
-    let loaded = match holds_run {
+    let start = match holds_run {
         true => {
             let (loaded, complaints) = checkpoints.last()?;
             notes.extend(complaints);
             notes.extend(session.differences(&loaded.state)?);
             notes.push(format!("resuming at step {} (epoch {})", loaded.state.step, loaded.state.epoch + 1));
-            Some(loaded)
+            Start::Resumed(Box::new(loaded))
         }
-        false => None,
+        false => {
+            notes.extend(initial.iter().flat_map(|initial| initial.notes.clone()));
+            Start::Fresh(initial)
+        }
     };
-    let mut run = Trainer::new(&session, folder, loaded)?;
+    let mut run = Trainer::new(&session, folder, start)?;
     let epochs = session.config.spec.train.epochs;
     let mut progress = Progress::new(epochs, run.total_steps(), run.step(), options.quiet);
     for note in notes {

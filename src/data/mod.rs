@@ -19,7 +19,7 @@ use tch::Tensor;
 
 use crate::exit::{Exit, fail};
 use smooth::SmoothSpec;
-use sources::Part;
+pub use sources::Split;
 
 pub use picture::{Fit, ImageFile, Mode, Picture, Resize};
 pub use sources::folder::pictures;
@@ -120,7 +120,7 @@ impl Dataset {
     }
 
     /// Brings the class indices to those of the training set, by name, and checks that both sets are of one kind.
-    fn align(&mut self, train: &Dataset, part: Part) -> Result<()> {
+    fn align(&mut self, train: &Dataset, part: Split) -> Result<()> {
         let refuse = |message: String| Err(fail(Exit::Data, message));
         if self.shape != train.shape {
             return refuse(format!(
@@ -135,26 +135,7 @@ impl Dataset {
             ));
         }
         match (&mut self.targets, &train.targets) {
-            (Targets::Classes(labels), Targets::Classes(_)) => {
-                if self.classes == train.classes {
-                    return Ok(());
-                }
-                let mut index = Vec::with_capacity(self.classes.len());
-                for (class, name) in self.classes.iter().enumerate() {
-                    let found = train.classes.iter().position(|known| known == name);
-                    if found.is_none() && labels.contains(&(class as i64)) {
-                        return refuse(format!(
-                            "class `{name}` of the {part} is not among those of the training set"
-                        ));
-                    }
-                    index.push(found.unwrap_or_default() as i64);
-                }
-                for label in labels {
-                    *label = index[*label as usize];
-                }
-                self.classes.clone_from(&train.classes);
-                Ok(())
-            }
+            (Targets::Classes(_), Targets::Classes(_)) => self.align_classes(&train.classes, part),
             (Targets::Values(mine), Targets::Values(theirs)) if mine.size()[1..] == theirs.size()[1..] => {
                 Ok(())
             }
@@ -166,6 +147,28 @@ impl Dataset {
                 "targets are classes in one and numbers in the other of the training set and the {part}"
             )),
         }
+    }
+
+    /// Brings the class indices to those of `classes`, by name; sets without classes are left as they are.
+    pub(crate) fn align_classes(&mut self, classes: &[String], part: Split) -> Result<()> {
+        let Targets::Classes(labels) = &mut self.targets else { return Ok(()) };
+        if self.classes == classes {
+            return Ok(());
+        }
+        let mut index = Vec::with_capacity(self.classes.len());
+        for (class, name) in self.classes.iter().enumerate() {
+            let found = classes.iter().position(|known| known == name);
+            if found.is_none() && labels.contains(&(class as i64)) {
+                let message = format!("class `{name}` of the {part} is not among those of the training set");
+                return Err(fail(Exit::Data, message));
+            }
+            index.push(found.unwrap_or_default() as i64);
+        }
+        for label in labels {
+            *label = index[*label as usize];
+        }
+        self.classes = classes.to_vec();
+        Ok(())
     }
 }
 

@@ -9,10 +9,10 @@ use super::augment::{self, Augment};
 use super::normalize::NormalizeSpec;
 use super::smooth::SmoothSpec;
 use super::sources::{
-    Cifar10Spec, Cifar100Spec, CsvSpec, FolderSpec, IdxSpec, LineSpec, LinearSpec, NpySpec, Opening, Part,
+    Cifar10Spec, Cifar100Spec, CsvSpec, FolderSpec, IdxSpec, LineSpec, LinearSpec, NpySpec, Opening, Split,
     ShapesSpec, Source,
 };
-use super::{Dataset, Fit, Mode, Resize, Sets, split};
+use super::{Dataset, Fit, Mode, Resize, Sets, Targets, split};
 use crate::exit::{Exit, fail};
 use crate::yaml::Invalid;
 
@@ -132,8 +132,8 @@ impl ValidationSpec {
 }
 
 impl DataSpec {
-    /// Checks the values, and that the declared files and folders exist.
-    pub fn validate(&self) -> Result<(), Invalid> {
+    /// Checks the values, and that the files and folders declared for `splits` exist.
+    pub fn validate(&self, splits: &[Split]) -> Result<(), Invalid> {
         if self.batch_size == 0 {
             return Err(Invalid::new("batch_size", "must be at least 1"));
         }
@@ -162,8 +162,8 @@ impl DataSpec {
                 format!("must lie between 0 and 1, not {fraction}"),
             ));
         }
-        for (part, key, source) in self.sources() {
-            source.validate().map_err(|error| error.under(key).under(part.key()))?;
+        for (split, key, source) in self.sources().into_iter().filter(|(split, ..)| splits.contains(split)) {
+            source.validate().map_err(|error| error.under(key).under(split.key()))?;
         }
         Ok(())
     }
@@ -178,14 +178,14 @@ impl DataSpec {
                 .iter()
                 .map(|&(part, _, source)| (part, scope.spawn(move || open(part, source))))
                 .collect();
-            let train = open(Part::Train, sources[0].2);
+            let train = open(Split::Train, sources[0].2);
             let (mut validation, mut test) = (None, None);
             for (part, thread) in others {
                 let set = thread
                     .join()
                     .unwrap_or_else(|_| Err(fail(Exit::Data, format!("reading the {part} failed"))));
                 match part {
-                    Part::Validation => validation = Some(set),
+                    Split::Validation => validation = Some(set),
                     _ => test = Some(set),
                 }
             }
@@ -196,12 +196,37 @@ impl DataSpec {
             let (rest, taken) = split::split(train, fraction, seed)?;
             (train, validation) = (rest, Some(taken));
         }
-        for (part, set) in [(Part::Validation, &mut validation), (Part::Test, &mut test)] {
+        for (part, set) in [(Split::Validation, &mut validation), (Split::Test, &mut test)] {
             if let Some(set) = set {
                 set.align(&train, part)?;
             }
         }
         Ok(Sets { train, validation, test })
+    }
+
+    /// Reads one set alone. `classes` are the names that the network was trained on, where it is known; otherwise the
+    /// training set is read too where its classes matter. None where the set is not declared.
+    pub fn open_only(&self, split: Split, seed: u64, classes: Option<&[String]>) -> Result<Option<Dataset>> {
+        let declared = self.sources().into_iter().find(|(declared, ..)| *declared == split);
+        let mut set = match (declared, split, &self.validation) {
+            (Some((Split::Train, _, source)), _, Some(ValidationSpec::Fraction(fraction))) => {
+                split::split(self.open_source(split, source)?, *fraction, seed)?.0
+            }
+            (Some((_, _, source)), ..) => self.open_source(split, source)?,
+            (None, Split::Validation, Some(ValidationSpec::Fraction(fraction))) => {
+                split::split(self.open_source(Split::Train, self.train.source().1)?, *fraction, seed)?.1
+            }
+            (None, ..) => return Ok(None),
+        };
+        match classes {
+            Some(classes) => set.align_classes(classes, split)?,
+            None if split != Split::Train && matches!(set.targets, Targets::Classes(_)) => {
+                let train = self.open_source(Split::Train, self.train.source().1)?;
+                set.align(&train, split)?;
+            }
+            None => {}
+        }
+        Ok(Some(set))
     }
 
     /// How a picture becomes a sample of `shape` `[C, H, W]`, as the training folder says it, for prediction.
@@ -227,21 +252,21 @@ impl DataSpec {
     }
 
     /// The declared sources, the training set first.
-    fn sources(&self) -> Vec<(Part, &'static str, &dyn Source)> {
+    fn sources(&self) -> Vec<(Split, &'static str, &dyn Source)> {
         let named = |part| move |(key, source)| (part, key, source);
-        let mut sources = vec![named(Part::Train)(self.train.source())];
+        let mut sources = vec![named(Split::Train)(self.train.source())];
         sources
-            .extend(self.validation.as_ref().and_then(ValidationSpec::source).map(named(Part::Validation)));
-        sources.extend(self.test.as_ref().map(SourceSpec::source).map(named(Part::Test)));
+            .extend(self.validation.as_ref().and_then(ValidationSpec::source).map(named(Split::Validation)));
+        sources.extend(self.test.as_ref().map(SourceSpec::source).map(named(Split::Test)));
         sources
     }
 
-    fn open_source(&self, part: Part, source: &dyn Source) -> Result<Dataset> {
+    fn open_source(&self, part: Split, source: &dyn Source) -> Result<Dataset> {
         let opening = Opening {
             part,
             memory: (self.memory_gib * f64::from(1 << 30)) as u64,
             max_skipped: self.max_skipped,
-            keep_files: part == Part::Train && self.augment.iter().any(Augment::needs_original),
+            keep_files: part == Split::Train && self.augment.iter().any(Augment::needs_original),
             smooth: self.smooth,
         };
         let mut set = source.open(&opening)?;

@@ -51,11 +51,18 @@ pub struct Param {
     pub name: String,
     pub shape: Vec<i64>,
     pub kind: ParamKind,
+    /// Training leaves it alone, as the model's `init_from` says.
+    pub frozen: bool,
 }
 
 impl Param {
     pub(crate) fn new(name: &str, shape: impl Into<Vec<i64>>, kind: ParamKind) -> Self {
-        Self { name: name.into(), shape: shape.into(), kind }
+        Self { name: name.into(), shape: shape.into(), kind, frozen: false }
+    }
+
+    /// Whether training changes it by gradients.
+    pub fn is_trainable(&self) -> bool {
+        self.kind != ParamKind::Buffer && !self.frozen
     }
 }
 

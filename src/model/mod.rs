@@ -3,6 +3,7 @@
 mod expand;
 mod expr;
 mod init;
+mod init_from;
 mod network;
 mod scope;
 mod spec;
@@ -15,13 +16,15 @@ use anyhow::Result;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::layers::{Param, ParamKind, Shape};
+use crate::layers::{Param, Shape};
 use crate::yaml::{self, Invalid};
 use init::Init;
 
 pub use crate::shipped::model as shipped;
+pub(crate) use init_from::Patterns;
+pub use init_from::InitFrom;
 pub use network::{Network, Parameter};
-pub use spec::ModelSpec;
+pub use spec::{ModelSource, ModelSpec};
 pub(crate) use summary::thousands;
 pub use summary::{ParameterRow, Row, Summary};
 #[allow(unused_imports)] // for the rooms that walk the tree
@@ -115,7 +118,7 @@ impl Model {
 
     /// The number of trainable values.
     pub fn parameter_count(&self) -> i64 {
-        self.params.iter().filter(|param| param.kind != ParamKind::Buffer).map(Param::count).sum()
+        self.params.iter().filter(|param| param.is_trainable()).map(Param::count).sum()
     }
 
     /// The smallest batch to train on: 2 where a batch norm sees a single value per channel and sample.

@@ -1,6 +1,6 @@
 //! The network itself: a tree of tch modules over one variable store, its tensors in definition order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use anyhow::{Context, Result};
 use tch::nn::{self, ModuleT};
@@ -41,7 +41,9 @@ impl Model {
     fn assemble(&self, device: Device, kind: Kind) -> Result<Network> {
         let mut vars = nn::VarStore::new(device);
         vars.set_kind(kind);
-        let root = module(&self.root, &vars.root());
+        let frozen: HashSet<&str> =
+            self.params.iter().filter(|param| param.frozen).map(|param| param.name.as_str()).collect();
+        let root = module(&self.root, &vars.root(), &frozen);
         // The store forgets the order of definition; the model knows it.
         let mut named = vars.variables();
         for leaf in self.root.leaves() {
@@ -54,7 +56,10 @@ impl Model {
         let (mut parameters, mut state) = (Vec::new(), Vec::new());
         for param in &self.params {
             let tensor = named.remove(&param.name).with_context(|| format!("{} was not made", param.name))?;
-            if param.kind != ParamKind::Buffer {
+            if param.frozen && param.kind != ParamKind::Buffer {
+                let _ = tensor.set_requires_grad(false);
+            }
+            if param.is_trainable() {
                 let (name, tensor) = (param.name.clone(), tensor.shallow_clone());
                 parameters.push(Parameter { name, kind: param.kind, tensor });
             }
@@ -71,7 +76,7 @@ impl Network {
         self.root.forward_t(xs, train)
     }
 
-    /// What training changes, in definition order.
+    /// What training changes, in definition order; frozen tensors are not among it.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
     }
@@ -106,7 +111,7 @@ impl Network {
                 Some(_) => {}
             }
         }
-        let known: std::collections::HashSet<&str> =
+        let known: HashSet<&str> =
             self.state.iter().map(|(name, _)| name.as_str()).collect();
         let unexpected = state.iter().filter(|(name, _)| !known.contains(name.as_str()));
         wrong.extend(unexpected.map(|(name, tensor)| format!("unexpected {name} {:?}", tensor.size())));
@@ -131,17 +136,30 @@ impl Network {
     }
 }
 
-fn module(node: &Node, root: &nn::Path) -> Box<dyn ModuleT> {
-    let children = || node.children.iter().map(|child| module(child, root)).collect::<Vec<_>>();
+fn module(node: &Node, root: &nn::Path, frozen: &HashSet<&str>) -> Box<dyn ModuleT> {
+    let children = || node.children.iter().map(|child| module(child, root, frozen)).collect::<Vec<_>>();
     match &node.op {
         Op::Layer(spec) => {
             let parts = node.path.split('.').filter(|part| !part.is_empty());
             let path = parts.fold(root.clone(), |path, part| path / part);
-            spec.layer().build(&path, &node.input)
+            let layer = spec.layer().build(&path, &node.input);
+            let params = node.params();
+            let is_frozen = !params.is_empty() && params.iter().all(|param| frozen.contains(param.name.as_str()));
+            if is_frozen { Box::new(Frozen(layer)) } else { layer }
         }
         Op::Sequential => Box::new(Sequential(children())),
         Op::Residual => Box::new(Residual(children())),
         Op::Concat => Box::new(Concat(children())),
+    }
+}
+
+/// A layer that never learns: its running statistics stay, and normalise in training too.
+#[derive(Debug)]
+struct Frozen(Box<dyn ModuleT>);
+
+impl ModuleT for Frozen {
+    fn forward_t(&self, xs: &Tensor, _train: bool) -> Tensor {
+        self.0.forward_t(xs, false)
     }
 }
 

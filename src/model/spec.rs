@@ -4,15 +4,23 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
-use super::{Model, scope};
+use super::{InitFrom, Model, scope};
 use crate::exit::{Exit, fail};
 use crate::shipped;
-use crate::yaml::{Document, Invalid, nearest};
+use crate::yaml::{self, Document, Invalid, nearest};
+
+/// The network, and the weights that it starts from if not fresh ones: every form of [`ModelSource`] that is a mapping
+/// takes `init_from` beside its own keys.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelSpec {
+    pub source: ModelSource,
+    pub init_from: Option<InitFrom>,
+}
 
 /// `small-cnn`, `my.yaml`, `{name: resnet18, args: {classes: 5}}`, `{file: my.yaml, args: {…}}`, or a whole model
 /// in place: `{input: […], layers: {…}}`.
 #[derive(Clone, Debug, PartialEq)]
-pub enum ModelSpec {
+pub enum ModelSource {
     Shipped { name: String, args: Map<String, Value> },
     File { file: String, args: Map<String, Value> },
     Inline(Map<String, Value>),
@@ -21,19 +29,35 @@ pub enum ModelSpec {
 impl<'de> Deserialize<'de> for ModelSpec {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut map = match Value::deserialize(deserializer)? {
-            Value::String(name) if name.ends_with(".yaml") || name.ends_with(".yml") => {
-                return Ok(Self::File { file: name, args: Map::new() });
-            }
-            Value::String(name) => return Ok(Self::Shipped { name, args: Map::new() }),
+            Value::String(text) => return Ok(Self { source: ModelSource::named(text), init_from: None }),
             Value::Object(map) => map,
             other => {
                 let message = format!("expected a model's name, a .yaml file or a mapping, got {other}");
                 return Err(D::Error::custom(message));
             }
         };
+        let init_from = match map.remove("init_from") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(file)) => Some(InitFrom::new(file)),
+            Some(value) => Some(yaml::decode(&value).map_err(|invalid| D::Error::custom(invalid.under("init_from")))?),
+        };
+        ModelSource::of_mapping(map).map(|source| Self { source, init_from })
+    }
+}
+
+impl ModelSource {
+    /// A name alone is a shipped model's, or a file's.
+    fn named(text: String) -> Self {
+        match text.ends_with(".yaml") || text.ends_with(".yml") {
+            true => Self::File { file: text, args: Map::new() },
+            false => Self::Shipped { name: text, args: Map::new() },
+        }
+    }
+
+    fn of_mapping<E: Error>(mut map: Map<String, Value>) -> Result<Self, E> {
         let word = |map: &mut Map<String, Value>, key: &'static str| match map.remove(key) {
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(D::Error::custom(format!("`{key}` must be text, got {other}"))),
+            Some(other) => Err(E::custom(format!("`{key}` must be text, got {other}"))),
             None => Ok(None),
         };
         let (name, file) = (word(&mut map, "name")?, word(&mut map, "file")?);
@@ -41,35 +65,47 @@ impl<'de> Deserialize<'de> for ModelSpec {
             if map.contains_key("layers") {
                 return Ok(Self::Inline(map));
             }
-            return Err(D::Error::custom(
+            return Err(E::custom(
                 "expected `name`, `file`, or a whole model with `input` and `layers`",
             ));
         }
         let args = match map.remove("args") {
             None | Some(Value::Null) => Map::new(),
             Some(Value::Object(args)) => args,
-            Some(other) => return Err(D::Error::custom(format!("`args` must be a mapping, got {other}"))),
+            Some(other) => return Err(E::custom(format!("`args` must be a mapping, got {other}"))),
         };
         if let Some(key) = map.keys().next() {
-            return Err(D::Error::unknown_field(key, &["name", "file", "args"]));
+            return Err(E::unknown_field(key, &["name", "file", "args", "init_from"]));
         }
         match (name, file) {
             (Some(name), None) => Ok(Self::Shipped { name, args }),
             (None, Some(file)) => Ok(Self::File { file, args }),
-            _ => Err(D::Error::custom("give `name` or `file`, not both")),
+            _ => Err(E::custom("give `name` or `file`, not both")),
         }
     }
 }
 
 impl Serialize for ModelSpec {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Shipped { name: text, args } | Self::File { file: text, args } if args.is_empty() => {
-                text.serialize(serializer)
+        let mut value = self.source.value();
+        if let Some(init_from) = &self.init_from {
+            if let Value::String(text) = value {
+                let key = if matches!(self.source, ModelSource::File { .. }) { "file" } else { "name" };
+                value = json!({key: text});
             }
-            Self::Shipped { name, args } => json!({"name": name, "args": args}).serialize(serializer),
-            Self::File { file, args } => json!({"file": file, "args": args}).serialize(serializer),
-            Self::Inline(map) => map.serialize(serializer),
+            value["init_from"] = json!(init_from);
+        }
+        value.serialize(serializer)
+    }
+}
+
+impl ModelSource {
+    fn value(&self) -> Value {
+        match self {
+            Self::Shipped { name: text, args } | Self::File { file: text, args } if args.is_empty() => json!(text),
+            Self::Shipped { name, args } => json!({"name": name, "args": args}),
+            Self::File { file, args } => json!({"file": file, "args": args}),
+            Self::Inline(map) => Value::Object(map.clone()),
         }
     }
 }
@@ -100,20 +136,30 @@ impl ModelSpec {
 
     /// The same model with its description and final arguments in place, independent of any file.
     pub fn inlined(&self) -> anyhow::Result<Self> {
-        let (_, tree, _) = self.resolve().map_err(|problem| problem.into_error("model"))?;
+        let (_, tree, _) = self.source.resolve().map_err(|problem| problem.into_error("model"))?;
         match tree {
-            Value::Object(map) => Ok(Self::Inline(map)),
+            Value::Object(map) => {
+                Ok(Self { source: ModelSource::Inline(map), init_from: self.init_from.clone() })
+            }
             _ => Err(fail(Exit::Usage, "a model is a mapping with `input` and `layers`")),
         }
     }
 
     pub(super) fn model(&self) -> Result<Model, Problem> {
-        let (name, tree, document) = self.resolve()?;
-        Model::from_tree(name, &tree).map_err(|invalid| match document {
+        let (name, tree, document) = self.source.resolve()?;
+        let mut model = Model::from_tree(name, &tree).map_err(|invalid| match document {
             Some(document) => Problem::File(document.invalid_at("", invalid)),
             None => Problem::Config(invalid),
-        })
+        })?;
+        if let Some(init_from) = &self.init_from {
+            let mark = init_from.mark(&mut model.params);
+            mark.map_err(|invalid| Problem::Config(invalid.under("init_from")))?;
+        }
+        Ok(model)
     }
+}
+
+impl ModelSource {
 
     /// The name, the tree with the arguments laid over their defaults, and the file that it came from.
     fn resolve(&self) -> Result<(String, Value, Option<Document>), Problem> {

@@ -43,6 +43,9 @@ pub struct ParameterRow {
     pub kind: ParamKind,
     pub shape: Vec<i64>,
     pub count: i64,
+    /// Training leaves it alone.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub frozen: bool,
     /// The penalty that it gets, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub penalty: Option<String>,
@@ -83,10 +86,8 @@ impl Summary {
     /// `penalty` gives the words for a parameter's penalty, such as `l2 1e-4`.
     pub fn new(model: &Model, penalty: impl Fn(&str) -> Option<String>) -> Self {
         let layers = model.summary();
-        let count = |buffer: bool| {
-            let of_kind = |param: &&crate::layers::Param| (param.kind == ParamKind::Buffer) == buffer;
-            model.params().iter().filter(of_kind).map(|param| param.count()).sum()
-        };
+        let buffers = model.params().iter().filter(|param| param.kind == ParamKind::Buffer);
+        let buffers = buffers.map(|param| param.count()).sum();
         let parameters = model
             .params()
             .iter()
@@ -96,6 +97,7 @@ impl Summary {
                 kind: param.kind,
                 shape: param.shape.clone(),
                 count: param.count(),
+                frozen: param.frozen,
                 penalty: penalty(&param.name),
             })
             .collect();
@@ -106,8 +108,8 @@ impl Summary {
             multiply_adds: layers.iter().fold(0, |sum, row| sum.saturating_add(row.multiply_adds)),
             layers,
             parameters,
-            trainable: count(false),
-            buffers: count(true),
+            trainable: model.parameter_count(),
+            buffers,
         }
     }
 
@@ -128,11 +130,13 @@ impl Summary {
         let parameters = self.parameters.iter().map(|row| {
             let mut cells = vec![row.name.clone(), shown(&row.shape)];
             if labelled {
-                cells.push(row.penalty.clone().unwrap_or_else(|| "none".into()));
+                let word = if row.frozen { "frozen" } else { "none" };
+                cells.push(row.penalty.clone().unwrap_or_else(|| word.into()));
             }
             cells.push(thousands(row.count as u64));
             cells
         });
+        let frozen: i64 = self.parameters.iter().filter(|row| row.frozen).map(|row| row.count).sum();
         text.push('\n');
         text += &if labelled {
             table(&["parameter", "shape", "penalty", "values"], 3, parameters.collect())
@@ -141,8 +145,9 @@ impl Summary {
         };
         let _ = write!(
             text,
-            "\n{} parameters, {} values in buffers, {} multiply-adds per sample\n",
+            "\n{} parameters{}, {} values in buffers, {} multiply-adds per sample\n",
             thousands(self.trainable as u64),
+            if frozen > 0 { format!(" and {} frozen ones", thousands(frozen as u64)) } else { String::new() },
             thousands(self.buffers as u64),
             thousands(self.multiply_adds)
         );

@@ -37,10 +37,10 @@ pub(super) trait Source: Sync {
     fn open(&self, opening: &Opening) -> Result<Dataset>;
 }
 
-/// Which of the sets a source is opened for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// One of the sets of a run, as configs, logs and the command line call it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 #[repr(u64)]
-pub(super) enum Part {
+pub enum Split {
     Train = 0,
     Validation = 1,
     Test = 2,
@@ -48,7 +48,7 @@ pub(super) enum Part {
 
 /// What the `data:` section says beside the source.
 pub(super) struct Opening {
-    pub part: Part,
+    pub part: Split,
     /// Bytes that decoded pictures may fill.
     pub memory: u64,
     /// The share of files that may be undecodable.
@@ -58,25 +58,25 @@ pub(super) struct Opening {
     pub smooth: Option<SmoothSpec>,
 }
 
-impl Part {
+impl Split {
     pub fn key(self) -> &'static str {
         match self {
-            Part::Train => "train",
-            Part::Validation => "validation",
-            Part::Test => "test",
+            Split::Train => "train",
+            Split::Validation => "validation",
+            Split::Test => "test",
         }
     }
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for Split {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
             "{} set",
             match self {
-                Part::Train => "training",
-                Part::Validation => "validation",
-                Part::Test => "test",
+                Split::Train => "training",
+                Split::Validation => "validation",
+                Split::Test => "test",
             }
         )
     }
