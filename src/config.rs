@@ -6,8 +6,8 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::data::{DataSpec, Split};
 use crate::data::normalize::NormalizeSpec;
+use crate::data::{DataSpec, Split};
 use crate::device::DeviceSpec;
 use crate::exit::{Exit, OrExit, fail};
 use crate::model::ModelSpec;

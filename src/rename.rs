@@ -57,8 +57,10 @@ impl Rule {
     pub fn apply(&self, names: &mut [String]) -> Result<()> {
         if !names.iter().any(|name| self.regex.is_match(name)) {
             let first = names.first().map_or("", String::as_str);
-            let message =
-                format!("rename {:?} fits no name; the first one in the file is {first:?}", self.regex.as_str());
+            let message = format!(
+                "rename {:?} fits no name; the first one in the file is {first:?}",
+                self.regex.as_str()
+            );
             return Err(fail(Exit::Usage, message));
         }
         for name in names {

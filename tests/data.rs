@@ -10,7 +10,7 @@ use std::process::Command;
 
 use serde_json::Value;
 use tch::{Kind, Tensor};
-use tikhonov::data::{DataSpec, Dataset, Samples, Sets, Targets};
+use tikhonov::data::{DataSpec, Dataset, Samples, Sets, Split, Targets};
 use tikhonov::exit;
 
 use crate::common::{outcome, python_path};
@@ -53,14 +53,14 @@ fn spec(data: Value) -> DataSpec {
 
 fn open(data: Value) -> Sets {
     let spec = spec(data);
-    spec.validate().expect("valid");
+    spec.validate(&Split::ALL).expect("valid");
     spec.open(0).unwrap_or_else(|error| panic!("{error:#}"))
 }
 
 /// The text of a data section that is valid and cannot be opened, which is exit 3.
 fn refusal(data: Value) -> String {
     let spec = spec(data);
-    spec.validate().expect("valid");
+    spec.validate(&Split::ALL).expect("valid");
     match spec.open(0) {
         Ok(_) => panic!("it opened"),
         Err(error) => {
@@ -72,7 +72,7 @@ fn refusal(data: Value) -> String {
 
 /// `path: message` of a data section that is not valid.
 fn mistake(data: Value) -> String {
-    spec(data).validate().expect_err("a mistake").to_string()
+    spec(data).validate(&Split::ALL).expect_err("a mistake").to_string()
 }
 
 fn xs(set: &Dataset) -> &Tensor {

@@ -5,6 +5,7 @@ mod common;
 mod augment;
 mod config;
 mod data;
+mod init_from;
 mod loader;
 mod model;
 mod optim;

@@ -38,8 +38,7 @@ impl Fit {
         self.missing.retain(|(name, _)| !leaves_out(name));
         self.mismatched.retain(|(name, ..)| !leaves_out(name));
         let stripped = self.stripped.clone().unwrap_or_default();
-        self.unexpected
-            .retain(|(name, _)| !leaves_out(name.strip_prefix(stripped.as_str()).unwrap_or(name)));
+        self.unexpected.retain(|(name, _)| !leaves_out(name.strip_prefix(stripped.as_str()).unwrap_or(name)));
     }
 }
 

@@ -54,7 +54,8 @@ impl Initial {
     pub fn read(model: &Model, spec: &InitFrom) -> Result<Self> {
         let path = Path::new(&spec.file);
         let context = || format!("model.init_from: {}", path.display());
-        let weights = read_place(path, spec.key.as_deref()).or_exit(Exit::Checkpoint, || "model.init_from")?;
+        let weights =
+            read_place(path, spec.key.as_deref()).or_exit(Exit::Checkpoint, || "model.init_from")?;
         let mut names: Vec<String> = weights.tensors.iter().map(|(name, _)| name.clone()).collect();
         for rule in &spec.rename {
             rule.apply(&mut names).or_exit(Exit::Usage, || "model.init_from")?;
@@ -65,7 +66,8 @@ impl Initial {
     fn fit(params: &[Param], weights: &Weights, names: &[String], spec: &InitFrom) -> Result<Self> {
         let wanted: Vec<Named> = params.iter().map(|param| (param.name.as_str(), &param.shape[..])).collect();
         let shapes: Vec<Vec<i64>> = weights.tensors.iter().map(|(_, tensor)| tensor.size()).collect();
-        let found: Vec<Named> = names.iter().map(String::as_str).zip(shapes.iter().map(Vec::as_slice)).collect();
+        let found: Vec<Named> =
+            names.iter().map(String::as_str).zip(shapes.iter().map(Vec::as_slice)).collect();
         let mut fit = fit_names(&wanted, &found);
         let reset = Patterns::new(&spec.reset);
         let kept_fresh = params.iter().filter(|param| reset.matches(&param.name)).count();
@@ -73,8 +75,10 @@ impl Initial {
         if fit.mapping.is_empty() || !(spec.partial || fit.is_complete()) {
             let remedy = match (fit.mapping.is_empty(), fit.mismatched.is_empty()) {
                 (true, _) => "nothing fits: check `key`, `rename` and the model",
-                (_, false) => "`reset` lists names that start afresh, such as a head of another width; `partial: true` \
-                               takes whatever fits; `rename` mends names",
+                (_, false) => {
+                    "`reset` lists names that start afresh, such as a head of another width; `partial: true` \
+                               takes whatever fits; `rename` mends names"
+                }
                 _ => "`rename` mends names; `partial: true` takes what fits",
             };
             let message = format!(
@@ -127,7 +131,10 @@ fn notes(params: &[Param], weights: &Weights, fit: &Fit, kept_fresh: usize, spec
     }
     let mut notes = vec![first];
     if !fit.zeros.is_empty() {
-        notes.push(format!("initial weights: {} num_batches_tracked that the file lacks are 0", fit.zeros.len()));
+        notes.push(format!(
+            "initial weights: {} num_batches_tracked that the file lacks are 0",
+            fit.zeros.len()
+        ));
     }
     if kept_fresh > 0 {
         notes.push(format!("initial weights: {kept_fresh} tensors start afresh (`reset`)"));

@@ -56,9 +56,7 @@ pub fn run(options: &Options) -> Result<()> {
 fn eval_one(run: &Path, options: &Options) -> Result<()> {
     let is_run = run.join(CONFIG_FILE).is_file();
     let mut config = match (is_run, run.is_dir()) {
-        (false, false) => {
-            Config::load(&run.to_string_lossy(), &options.set, options.machine.overrides())?
-        }
+        (false, false) => Config::load(&run.to_string_lossy(), &options.set, options.machine.overrides())?,
         _ => Config::of_run(run, &options.set, options.machine.overrides())?,
     };
     config.validate_data(&[options.split])?;

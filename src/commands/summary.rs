@@ -39,8 +39,7 @@ struct GroupRow<'a> {
 pub fn run(options: &Options) -> Result<()> {
     let config = options.config.load([])?;
     let Plan { model, groups } = Plan::of(&config)?;
-    let trainable: Vec<&Param> =
-        model.params().iter().filter(|param| param.is_trainable()).collect();
+    let trainable: Vec<&Param> = model.params().iter().filter(|param| param.is_trainable()).collect();
     let rows: Vec<GroupRow> = groups.iter().map(|group| row(group, &trainable)).collect();
     let penalties: HashMap<&str, String> = groups
         .iter()

@@ -57,7 +57,7 @@ impl Options {
 
 pub fn run(options: &Options) -> Result<()> {
     let config = options.config.load(options.overrides())?;
-    config.validate_data(&[Split::Train, Split::Validation, Split::Test])?;
+    config.validate_data(&Split::ALL)?;
     let plan = Plan::of(&config)?;
     if options.dry_run {
         print!("{}", config.resolved()?);

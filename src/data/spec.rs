@@ -9,8 +9,8 @@ use super::augment::{self, Augment};
 use super::normalize::NormalizeSpec;
 use super::smooth::SmoothSpec;
 use super::sources::{
-    Cifar10Spec, Cifar100Spec, CsvSpec, FolderSpec, IdxSpec, LineSpec, LinearSpec, NpySpec, Opening, Split,
-    ShapesSpec, Source,
+    Cifar10Spec, Cifar100Spec, CsvSpec, FolderSpec, IdxSpec, LineSpec, LinearSpec, NpySpec, Opening,
+    ShapesSpec, Source, Split,
 };
 use super::{Dataset, Fit, Mode, Resize, Sets, Targets, split};
 use crate::exit::{Exit, fail};

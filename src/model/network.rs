@@ -111,8 +111,7 @@ impl Network {
                 Some(_) => {}
             }
         }
-        let known: HashSet<&str> =
-            self.state.iter().map(|(name, _)| name.as_str()).collect();
+        let known: HashSet<&str> = self.state.iter().map(|(name, _)| name.as_str()).collect();
         let unexpected = state.iter().filter(|(name, _)| !known.contains(name.as_str()));
         wrong.extend(unexpected.map(|(name, tensor)| format!("unexpected {name} {:?}", tensor.size())));
         if !wrong.is_empty() {
@@ -144,7 +143,8 @@ fn module(node: &Node, root: &nn::Path, frozen: &HashSet<&str>) -> Box<dyn Modul
             let path = parts.fold(root.clone(), |path, part| path / part);
             let layer = spec.layer().build(&path, &node.input);
             let params = node.params();
-            let is_frozen = !params.is_empty() && params.iter().all(|param| frozen.contains(param.name.as_str()));
+            let is_frozen =
+                !params.is_empty() && params.iter().all(|param| frozen.contains(param.name.as_str()));
             if is_frozen { Box::new(Frozen(layer)) } else { layer }
         }
         Op::Sequential => Box::new(Sequential(children())),

@@ -39,7 +39,9 @@ impl<'de> Deserialize<'de> for ModelSpec {
         let init_from = match map.remove("init_from") {
             None | Some(Value::Null) => None,
             Some(Value::String(file)) => Some(InitFrom::new(file)),
-            Some(value) => Some(yaml::decode(&value).map_err(|invalid| D::Error::custom(invalid.under("init_from")))?),
+            Some(value) => {
+                Some(yaml::decode(&value).map_err(|invalid| D::Error::custom(invalid.under("init_from")))?)
+            }
         };
         ModelSource::of_mapping(map).map(|source| Self { source, init_from })
     }
@@ -65,9 +67,7 @@ impl ModelSource {
             if map.contains_key("layers") {
                 return Ok(Self::Inline(map));
             }
-            return Err(E::custom(
-                "expected `name`, `file`, or a whole model with `input` and `layers`",
-            ));
+            return Err(E::custom("expected `name`, `file`, or a whole model with `input` and `layers`"));
         }
         let args = match map.remove("args") {
             None | Some(Value::Null) => Map::new(),
@@ -102,7 +102,9 @@ impl Serialize for ModelSpec {
 impl ModelSource {
     fn value(&self) -> Value {
         match self {
-            Self::Shipped { name: text, args } | Self::File { file: text, args } if args.is_empty() => json!(text),
+            Self::Shipped { name: text, args } | Self::File { file: text, args } if args.is_empty() => {
+                json!(text)
+            }
             Self::Shipped { name, args } => json!({"name": name, "args": args}),
             Self::File { file, args } => json!({"file": file, "args": args}),
             Self::Inline(map) => Value::Object(map.clone()),
@@ -160,7 +162,6 @@ impl ModelSpec {
 }
 
 impl ModelSource {
-
     /// The name, the tree with the arguments laid over their defaults, and the file that it came from.
     fn resolve(&self) -> Result<(String, Value, Option<Document>), Problem> {
         let (name, document, args) = match self {

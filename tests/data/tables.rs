@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 use tch::Kind;
-use tikhonov::data::DataSpec;
+use tikhonov::data::{DataSpec, Split};
 use tikhonov::yaml::Document;
 
 use super::{at, labels, mistake, numbers, open, refusal, spec, values, xs};
@@ -122,5 +122,5 @@ fn mistakes_in_a_data_section_name_line_key_and_what_was_expected() {
 fn a_table_of_zero_length_is_refused() {
     let (_folder, data) = csv("", json!({"target": "y"}));
     // Which of the two tells it does not matter, as long as it is told.
-    assert!(spec(data.clone()).validate().is_err() || spec(data).open(0).is_err());
+    assert!(spec(data.clone()).validate(&Split::ALL).is_err() || spec(data).open(0).is_err());
 }

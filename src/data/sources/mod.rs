@@ -59,6 +59,8 @@ pub(super) struct Opening {
 }
 
 impl Split {
+    pub const ALL: [Split; 3] = [Split::Train, Split::Validation, Split::Test];
+
     pub fn key(self) -> &'static str {
         match self {
             Split::Train => "train",

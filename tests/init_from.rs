@@ -1,0 +1,205 @@
+//! Runs that start from weights of elsewhere, and evaluations of them.
+
+use std::fs;
+use std::path::Path;
+
+use tikhonov::checkpoint::weights::read_weights;
+
+use crate::common::{data_dir, python, run};
+
+/// Writes `net.pth` as a Python user would: float64, DataParallel's prefix, nested, a head of seven classes.
+const PRETRAINED: &str = "
+import torch
+torch.manual_seed(0)
+net = torch.nn.Sequential()
+net.add_module('conv', torch.nn.Conv2d(1, 4, 3, padding=1))
+net.add_module('bn', torch.nn.BatchNorm2d(4))
+net.add_module('fc', torch.nn.Linear(4, 7))
+net.bn.running_mean.uniform_(-1, 1)
+torch.save({'net': torch.nn.DataParallel(net).double().state_dict(), 'epoch': 12}, PATH)
+";
+
+const CONFIG: &str = "
+device: cpu
+threads: 1
+model:
+  init_from: INIT
+  input: [1, 28, 28]
+  layers:
+    conv: {conv2d: {out_channels: 4, kernel_size: 3, padding: 1}}
+    bn: batch_norm2d
+    _relu: relu
+    _pool: {adaptive_avg_pool2d: {output_size: 1}}
+    _flatten: flatten
+    fc: {linear: {out_features: 10}}
+task: classification
+data: {train: {shapes: {count: 200, size: 28}}, batch_size: 50}
+penalty: {l2: 0.1}
+optimizer: {sgd: {lr: 0.1}}
+train: {epochs: 1}
+";
+
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        python(&PRETRAINED.replace("PATH", &format!("{:?}", folder.path().join("net.pth"))));
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// Trains with `init_from: {file: net.pth, REST}`.
+    fn train(&self, rest: &str, options: &[&str]) -> (i32, String, String) {
+        let init = format!("{{file: {}, {rest}}}", self.path("net.pth"));
+        fs::write(self.path("config.yaml"), CONFIG.replace("INIT", &init)).unwrap();
+        let (config, output) = (self.path("config.yaml"), self.path("run"));
+        run(&[&["train", &config, "--output", &output], options].concat())
+    }
+
+    fn values(&self, file: &str, name: &str) -> (String, Vec<f64>) {
+        let weights = read_weights(Path::new(&self.path(file)), None).unwrap();
+        let (_, tensor) = weights.tensors.iter().find(|(found, _)| found.ends_with(name)).unwrap();
+        (
+            format!("{:?}", tensor.kind()),
+            Vec::try_from(tensor.to_kind(tch::Kind::Float).to_kind(tch::Kind::Double).reshape([-1])).unwrap(),
+        )
+    }
+}
+
+#[test]
+fn a_colleagues_file_is_fine_tuned_with_a_new_head_on_a_frozen_body() {
+    let place = Place::new();
+    let rest = "reset: ['fc.*'], freeze: ['conv.*', 'bn.*']";
+    let (code, _, stderr) = place.train(rest, &[]);
+    assert_eq!(code, 0, "{stderr}");
+    for note in [
+        "7 of 9 tensors",
+        "under `net`",
+        "`module.` taken off",
+        "2 tensors start afresh",
+        "7 tensors are frozen",
+    ] {
+        assert!(stderr.contains(note), "{note} is missing in {stderr}");
+    }
+    let trained = "run/checkpoints/last/model.safetensors";
+    for name in ["conv.weight", "conv.bias", "bn.weight", "bn.running_mean", "bn.running_var"] {
+        let (kind, values) = place.values(trained, name);
+        assert_eq!(kind, "Float", "the file's float64 must not become the model's");
+        assert_eq!(values, place.values("net.pth", name).1, "{name} is frozen");
+    }
+    let (_, head) = place.values(trained, "fc.weight");
+    assert_eq!(head.len(), 40);
+
+    // The run owes nothing to the file any more.
+    fs::remove_file(place.path("net.pth")).unwrap();
+    let (code, _, stderr) = place.train(rest, &["--resume", "--set", "train.epochs=2"]);
+    assert_eq!(code, 0, "{stderr}");
+    assert_ne!(place.values(trained, "fc.weight").1, head, "the head learns on");
+    let (code, stdout, stderr) = run(&["eval", &place.path("run"), "--split", "train"]);
+    assert!(code == 0 && stdout.contains("accuracy"), "{stderr}");
+    let (_, stdout, _) = run(&["summary", &place.path("run")]);
+    assert!(stdout.contains("frozen") && stdout.contains("50 parameters and 48 frozen ones"), "{stdout}");
+}
+
+#[test]
+fn frozen_weights_are_neither_penalised_nor_is_their_statistic_moved_but_others_are() {
+    let place = Place::new();
+    let (code, _, stderr) = place.train("reset: ['fc.*'], freeze: [conv.weight]", &[]);
+    assert_eq!(code, 0, "{stderr}");
+    let trained = "run/checkpoints/last/model.safetensors";
+    assert_eq!(place.values(trained, "conv.weight").1, place.values("net.pth", "conv.weight").1);
+    for name in ["conv.bias", "bn.weight", "bn.running_mean"] {
+        assert_ne!(place.values(trained, name).1, place.values("net.pth", name).1, "{name} is free");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_listed_at_once_with_the_nearest_names_and_nothing_is_written() {
+    let place = Place::new();
+    let (code, _, stderr) = place.train("rename: ['^module\\.conv\\.=>module.conv1.']", &[]);
+    assert_eq!(code, 4, "{stderr}");
+    for part in [
+        "missing",
+        "conv.weight (near: conv1.weight)",
+        "unexpected",
+        "conv1.bias",
+        "[7, 4] in the file, [10, 4] in the network",
+        "`reset`",
+    ] {
+        assert!(stderr.contains(part), "{part} is missing in {stderr}");
+    }
+    assert!(!Path::new(&place.path("run/config.yaml")).exists());
+}
+
+#[test]
+fn a_part_is_taken_only_when_asked_for_and_reported() {
+    let place = Place::new();
+    let (code, _, stderr) = place.train("partial: true, key: net", &["--set", "optimizer.sgd.lr=0"]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stderr.contains("7 of 9") && stderr.contains("[7, 4] in the file"), "{stderr}");
+    let trained = "run/checkpoints/last/model.safetensors";
+    assert_eq!(place.values(trained, "conv.weight").1, place.values("net.pth", "conv.weight").1);
+}
+
+#[test]
+fn patterns_that_match_nothing_and_wrong_keys_are_told_with_the_remedy() {
+    let place = Place::new();
+    for (rest, code, part) in [
+        ("freeze: [conv.weigth]", 2, "did you mean `conv.weight`?"),
+        ("reset: ['head.*']", 2, "matches no tensor"),
+        ("freeze: ['*']", 2, "leave something to train"),
+        ("key: nte", 4, "nte"),
+        ("rename: ['nothing']", 2, "REGEX=>REPLACEMENT"),
+        ("rename: ['x=>y']", 2, "fits no name"),
+        ("frezee: ['*']", 2, "did you mean `freeze`?"),
+    ] {
+        let (got, _, stderr) = place.train(rest, &[]);
+        assert!(got == code && stderr.contains(part), "{rest}: {got}: {stderr}");
+    }
+}
+
+#[test]
+fn a_run_starts_from_another_runs_best_checkpoint() {
+    let place = Place::new();
+    let (code, _, stderr) = place.train("reset: ['fc.*']", &[]);
+    assert_eq!(code, 0, "{stderr}");
+    let init = format!("model.init_from={}", place.path("run"));
+    let (next, config) = (place.path("next"), place.path("config.yaml"));
+    let (code, _, stderr) =
+        run(&["train", &config, "--output", &next, "--set", &init, "--set", "optimizer.sgd.lr=0"]);
+    assert_eq!(code, 0, "{stderr}");
+    let weights = |run: &str| place.values(&format!("{run}/checkpoints/last/model.safetensors"), "fc.weight");
+    assert_eq!(weights("run"), weights("next"));
+}
+
+#[test]
+fn the_published_resnet20_scores_its_published_accuracy() {
+    let Some(data) = data_dir("the_published_resnet20_scores_its_published_accuracy") else { return };
+    let weights = data.join("checkpoints/resnet20-cifar10.legacy.th");
+    let files =
+        format!("data.test.cifar10.files=[{}]", data.join("cifar-10/test_batch_first1000.bin").display());
+    let train = files.replace("test.", "train.");
+    let (code, stdout, stderr) = run(&[
+        "eval",
+        "cifar10",
+        "--set",
+        "model=resnet20",
+        "--set",
+        &files,
+        "--set",
+        &train,
+        "--weights",
+        weights.to_str().unwrap(),
+        "--set",
+        "data.normalize={mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}",
+        "--threads",
+        "1",
+    ]);
+    assert!(code == 0 && stdout.contains("accuracy         0.9150"), "{stdout}{stderr}");
+}
