@@ -22,14 +22,14 @@ pub fn evaluate(network: &Network, task: &dyn Task, output: &[i64], loader: &Loa
     for batch in loader.epoch(0, 0) {
         let batch = batch?;
         let loss = catching(|| {
-            no_grad(|| {
-                let (xs, ys) = task.prepare(batch.xs, batch.ys);
+            no_grad(|| -> Result<Tensor> {
+                let (xs, ys) = task.prepare(batch.xs, batch.ys, false)?;
                 let outputs = task.answer(&xs, network.forward(&xs, false));
                 meter.add(&xs, &outputs, &ys);
                 samples += xs.size()[0];
-                task.evaluation_loss(&outputs, &ys).to_kind(Kind::Double) * xs.size()[0]
+                Ok(task.evaluation_loss(&outputs, &ys).to_kind(Kind::Double) * xs.size()[0])
             })
-        })?;
+        })??;
         loss_sum = Some(match loss_sum.take() {
             Some(sum) => sum + loss,
             None => loss,

@@ -2,9 +2,11 @@
 //!
 //! The rooms, lowest floor first; a room imports only rooms below it.
 
-// Floor 0: libtorch, the device, exit codes, the embedded files, renaming rules, how a config writes an enum.
+// Floor 0: libtorch, the device, exit codes, the embedded files, renaming rules, arithmetic of images, how a config
+// writes an enum.
 pub mod device;
 pub mod exit;
+pub mod imaging;
 pub mod libtorch;
 pub mod rename;
 pub mod shipped;

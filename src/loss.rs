@@ -3,6 +3,9 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
 
+use crate::imaging::ssim;
+use crate::yaml::Invalid;
+
 /// Cross-entropy of logits `[N, K]` against classes (int64 `[N]`) or probabilities (`[N, K]`, after mixup or
 /// cutmix), as `torch.nn.CrossEntropyLoss(label_smoothing=…)`. 0-dim.
 pub fn cross_entropy(logits: &Tensor, ys: &Tensor, label_smoothing: f64) -> Tensor {
@@ -10,7 +13,7 @@ pub fn cross_entropy(logits: &Tensor, ys: &Tensor, label_smoothing: f64) -> Tens
     logits.cross_entropy_loss::<Tensor>(ys, None, Reduction::Mean, IGNORE_NOTHING, label_smoothing)
 }
 
-/// What regression minimises; `outputs` and `ys` have the same shape.
+/// What regression and reconstruction minimise; `outputs` and `ys` have the same shape.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum RegressionLoss {
@@ -19,15 +22,46 @@ pub enum RegressionLoss {
     Mse,
     /// Mean of ½(ŷ − y)², as scikit-learn scales its linear models.
     HalfMse,
-    /// Mean of |ŷ − y|, as `torch.nn.L1Loss`.
+    /// Mean of |ŷ − y|, as `torch.nn.L1Loss`; `l1` too.
+    #[serde(alias = "l1")]
     Mae,
     /// Quadratic below `delta`, linear above, as `torch.nn.HuberLoss` (Huber 1964).
     Huber { delta: f64 },
-    /// Mean of √((ŷ − y)² + ε²), ε = 10⁻³ (Charbonnier et al. 1994).
-    Charbonnier,
+    /// Mean of √((ŷ − y)² + ε²) (Charbonnier et al. 1994).
+    Charbonnier {
+        #[serde(default = "thousandth")]
+        eps: f64,
+    },
+    /// α·(1 − SSIM) + (1 − α)·mean |ŷ − y|, for images (Zhao et al. 2017, with one scale of SSIM).
+    Ssim {
+        #[serde(default = "mostly")]
+        alpha: f64,
+    },
+}
+
+fn thousandth() -> f64 {
+    1e-3
+}
+
+fn mostly() -> f64 {
+    0.84
 }
 
 impl RegressionLoss {
+    /// Refuses values out of range; paths are relative to `loss`.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        let check = |key: &str, value: f64, fine: bool, wanted: &str| match fine && value.is_finite() {
+            true => Ok(()),
+            false => Err(Invalid::new(key, format!("{value} is not {wanted}"))),
+        };
+        match *self {
+            Self::Huber { delta } => check("huber.delta", delta, delta > 0.0, "a positive number"),
+            Self::Charbonnier { eps } => check("charbonnier.eps", eps, eps > 0.0, "a positive number"),
+            Self::Ssim { alpha } => check("ssim.alpha", alpha, (0.0..=1.0).contains(&alpha), "in 0..=1"),
+            Self::Mse | Self::HalfMse | Self::Mae => Ok(()),
+        }
+    }
+
     /// The loss as a 0-dim tensor.
     pub fn of(&self, outputs: &Tensor, ys: &Tensor) -> Tensor {
         match *self {
@@ -35,7 +69,11 @@ impl RegressionLoss {
             Self::HalfMse => outputs.mse_loss(ys, Reduction::Mean) * 0.5,
             Self::Mae => outputs.l1_loss(ys, Reduction::Mean),
             Self::Huber { delta } => outputs.huber_loss(ys, Reduction::Mean, delta),
-            Self::Charbonnier => ((outputs - ys).square() + 1e-6).sqrt().mean(None::<Kind>),
+            Self::Charbonnier { eps } => ((outputs - ys).square() + eps * eps).sqrt().mean(None::<Kind>),
+            Self::Ssim { alpha } => {
+                let unlike = 1.0 - ssim(outputs, ys).mean(None::<Kind>);
+                unlike * alpha + outputs.l1_loss(ys, Reduction::Mean) * (1.0 - alpha)
+            }
         }
     }
 }

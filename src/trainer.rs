@@ -202,13 +202,13 @@ impl<'a> Trainer<'a> {
         let mut step_loss = Tensor::zeros([], (Kind::Double, self.session.device));
         for batch in group {
             let share = batch.xs.size()[0] as f64 / samples as f64;
-            step_loss += catching(|| {
-                let (xs, ys) = task.prepare(batch.xs, batch.ys);
+            step_loss += catching(|| -> Result<Tensor> {
+                let (xs, ys) = task.prepare(batch.xs, batch.ys, true)?;
                 let outputs = task.answer(&xs, network.forward(&xs, true));
                 let loss = task.loss(&outputs, &ys) * share;
                 loss.backward();
-                loss.detach().to_kind(Kind::Double)
-            })?;
+                Ok(loss.detach().to_kind(Kind::Double))
+            })??;
         }
         let step = self.optimizer.step(lr, &rates, self.session.config.spec.train.clip.as_ref())?;
         if let Some((ema, _)) = &mut self.averaged {

@@ -11,5 +11,6 @@ mod model;
 mod optim;
 mod penalty;
 mod python_files;
+mod restoration;
 mod schedule;
 mod train;

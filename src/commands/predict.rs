@@ -69,7 +69,12 @@ pub fn run(options: &Options) -> Result<()> {
     let mut printer = Printer::new(options, loaded.state.classes);
     for batch in loader(spec, device, &set, false)?.epoch(0, 0) {
         let batch = batch?;
-        let outputs = catching(|| no_grad(|| task.answer(&batch.xs, network.forward(&batch.xs, false))))?;
+        let outputs = catching(|| {
+            no_grad(|| {
+                let xs = task.present(batch.xs);
+                task.answer(&xs, network.forward(&xs, false))
+            })
+        })?;
         for (index, prediction) in batch.indices.iter().zip(task.predictions(&outputs)?) {
             let index = *index as usize;
             let name = set.names.get(index).cloned().unwrap_or_else(|| format!("row {}", index + 1));

@@ -1,7 +1,7 @@
 //! Metrics that accumulate on the device over batches and are read once.
 
 pub mod classification;
-pub mod psnr;
+pub mod image;
 pub mod regression;
 
 use serde::Serialize;
@@ -9,7 +9,7 @@ use serde::ser::{SerializeMap, Serializer};
 use tch::Tensor;
 
 pub use classification::{ClassReport, ClassificationMeter};
-pub use psnr::PsnrMeter;
+pub use image::{ImageMeter, ImageRules};
 pub use regression::RegressionMeter;
 
 /// Collects one split's metrics, batch after batch, without waiting for the device.

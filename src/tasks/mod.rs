@@ -1,6 +1,7 @@
 //! What the network is trained for: the loss, the metrics, and what a prediction looks like.
 
 pub mod classification;
+pub mod degrade;
 pub mod reconstruction;
 pub mod regression;
 
@@ -68,10 +69,20 @@ pub trait Task {
     /// Whether the network's output (without batch) fits the data; the message ends with the remedy.
     fn check(&self, output: &[i64], set: &Dataset) -> Result<()>;
 
+    /// The shape of what the network sees of a sample as loaded, both without batch.
+    fn input(&self, sample: &[i64]) -> Vec<i64> {
+        sample.to_vec()
+    }
+
     /// Makes what the network sees and should answer of a batch as loaded. May draw from libtorch's generator,
-    /// which the caller has seeded.
-    fn prepare(&self, xs: Tensor, ys: Tensor) -> (Tensor, Tensor) {
-        (xs, ys)
+    /// which the caller has seeded. Panics as tch does.
+    fn prepare(&self, xs: Tensor, ys: Tensor, _train: bool) -> Result<(Tensor, Tensor)> {
+        Ok((xs, ys))
+    }
+
+    /// Makes what the network sees of samples that nobody knows the answer to.
+    fn present(&self, xs: Tensor) -> Tensor {
+        xs
     }
 
     /// Makes the task's answer of the network's, as residual learning does.

@@ -1,4 +1,4 @@
-//! Reconstruction: the image back from a degraded copy that is made on the fly, on the device.
+//! Reconstruction: the image back from a degraded copy, made on the fly, on the device, or from a second folder.
 //!
 //! Residual learning as in DnCNN (Zhang et al. 2017): the network answers the noise, the image is the rest.
 
@@ -6,81 +6,128 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+use super::degrade::Chain;
 use super::{Goal, Prediction, Task};
 use crate::data::Dataset;
 use crate::exit::{Exit, fail};
+use crate::imaging::ssim::WINDOW;
+use crate::imaging::{bicubic, luma};
 use crate::loss::RegressionLoss;
-use crate::metrics::{Meter, PsnrMeter};
+use crate::metrics::{ImageMeter, ImageRules, Meter};
 use crate::yaml::Invalid;
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reconstruction {
+    /// `none` where the data are pairs of a degraded image and its target.
     #[serde(default)]
-    pub degrade: Degrade,
+    pub degrade: Chain,
     #[serde(default)]
     pub loss: RegressionLoss,
     /// Whether the network answers what is to be subtracted from its input.
     #[serde(default)]
     pub residual: bool,
+    /// Whether the network works on the Y of RGB images (BT.601, rounded to 8 bits, as the field's MATLAB scripts).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub luma: bool,
+    #[serde(default, skip_serializing_if = "MetricSpec::is_default")]
+    pub metric: MetricSpec,
 }
 
-/// What is done to the image before the network sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Degrade {
-    /// White Gaussian noise; `sigma` on the scale 0..255 as the field counts, unclipped.
-    Gaussian { sigma: f64 },
-    /// Nothing: the network is an autoencoder.
-    None,
+/// What PSNR and SSIM look at. For super-resolution, where nothing is said: the Y of RGB images, without a border
+/// as wide as the scale.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricSpec {
+    /// The Y of YCbCr (BT.601, as MATLAB's `rgb2ycbcr`) instead of the channels of RGB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub y: Option<bool>,
+    /// Pixels at each border that do not count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shave: Option<u16>,
 }
 
-impl Default for Degrade {
-    fn default() -> Self {
-        Self::Gaussian { sigma: 25.0 }
+impl MetricSpec {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
     }
 }
 
 impl Reconstruction {
     pub fn validate(&self) -> Result<(), Invalid> {
-        match self.degrade {
-            Degrade::Gaussian { sigma } if !(sigma >= 0.0 && sigma.is_finite()) => Err(Invalid {
-                path: "reconstruction.degrade.gaussian.sigma".into(),
-                message: format!("{sigma} is not a non-negative number"),
-            }),
-            _ => Ok(()),
-        }
+        let checked = match self.residual && self.degrade.shrinks() {
+            true => {
+                Err(Invalid::new("residual", "needs an input as large as the image; say `input: upscaled`"))
+            }
+            false => self.degrade.validate().map_err(|invalid| invalid.under("degrade")),
+        };
+        let loss = || self.loss.validate().map_err(|invalid| invalid.under("loss"));
+        checked.and_then(|()| loss()).map_err(|invalid| invalid.under("reconstruction"))
+    }
+
+    /// The image itself, as the network is to answer it.
+    fn target(&self, images: &Tensor) -> Tensor {
+        let images = bicubic::crop_to_multiple(images, self.degrade.scale());
+        if self.luma && images.size()[1] == 3 { (luma(&images) * 255.0).round() / 255.0 } else { images }
+    }
+
+    /// The shape of an image of the data as the network is to answer it.
+    fn target_shape(&self, [channels, height, width]: [i64; 3]) -> [i64; 3] {
+        let scale = self.degrade.scale();
+        let channels = if self.luma && channels == 3 { 1 } else { channels };
+        [channels, height - height % scale, width - width % scale]
     }
 }
 
 impl Task for Reconstruction {
-    fn check(&self, output: &[i64], set: &Dataset) -> Result<()> {
-        if set.shape.len() != 3 {
-            let message = format!("reconstruction wants images [C, H, W], and the data has {:?}", set.shape);
-            return Err(fail(Exit::Usage, message));
+    fn input(&self, sample: &[i64]) -> Vec<i64> {
+        match *sample {
+            [channels, height, width] => {
+                self.degrade.output(self.target_shape([channels, height, width])).into()
+            }
+            _ => sample.to_vec(),
         }
-        if set.shape[0] != output[0] || output.len() != 3 {
-            let message = format!(
-                "the images are {:?} and the network gives {output:?}; its output must have their shape",
-                set.shape
-            );
-            return Err(fail(Exit::Usage, message));
-        }
-        Ok(())
     }
 
-    fn prepare(&self, xs: Tensor, _ys: Tensor) -> (Tensor, Tensor) {
-        match self.degrade {
-            Degrade::Gaussian { sigma } => {
-                let noise = xs.randn_like();
-                (&xs + noise * (sigma / 255.0), xs)
-            }
-            Degrade::None => (xs.shallow_clone(), xs),
+    fn check(&self, output: &[i64], set: &Dataset) -> Result<()> {
+        let refuse = |message: String| Err(fail(Exit::Usage, message));
+        let [channels, height, width] = set.shape[..] else {
+            return refuse(format!(
+                "reconstruction wants images [C, H, W], and the data has {:?}",
+                set.shape
+            ));
+        };
+        let target = self.target_shape([channels, height, width]);
+        if output.len() != 3 || output[0] != target[0] {
+            return refuse(format!(
+                "the images are {target:?} and the network gives {output:?}; its output must have their shape"
+            ));
         }
+        if matches!(self.loss, RegressionLoss::Ssim { .. }) && target[1].min(target[2]) < WINDOW {
+            return refuse(format!(
+                "the loss `ssim` wants images of {WINDOW} pixels and more, and these are {target:?}"
+            ));
+        }
+        self.degrade.check(target)
+    }
+
+    fn prepare(&self, xs: Tensor, ys: Tensor, train: bool) -> Result<(Tensor, Tensor)> {
+        if ys.dim() == 4 {
+            let xs = if self.luma { self.target(&xs) } else { xs };
+            return Ok((xs, self.target(&ys)));
+        }
+        let target = self.target(&xs);
+        Ok((self.degrade.apply(&target, train)?, target))
+    }
+
+    fn present(&self, xs: Tensor) -> Tensor {
+        let xs = if self.luma { self.target(&xs) } else { xs };
+        self.degrade.present(xs)
     }
 
     fn answer(&self, xs: &Tensor, outputs: Tensor) -> Tensor {
-        if self.residual { xs - outputs } else { outputs }
+        // A noise map stands behind the image's own channels.
+        if self.residual { xs.narrow(1, 0, outputs.size()[1]) - outputs } else { outputs }
     }
 
     fn loss(&self, outputs: &Tensor, ys: &Tensor) -> Tensor {
@@ -88,7 +135,14 @@ impl Task for Reconstruction {
     }
 
     fn meter(&self, _output: &[i64]) -> Box<dyn Meter> {
-        Box::new(PsnrMeter::default())
+        let scale = self.degrade.scale();
+        let MetricSpec { y, shave } = self.metric;
+        let border = if scale > 1 { scale } else { 0 };
+        Box::new(ImageMeter::new(ImageRules {
+            y: y.unwrap_or(scale > 1),
+            shave: shave.map_or(border, i64::from),
+            clamp_degraded: scale > 1,
+        }))
     }
 
     fn goal(&self) -> Goal {

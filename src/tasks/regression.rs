@@ -19,13 +19,13 @@ pub struct Regression {
 
 impl Regression {
     pub fn validate(&self) -> Result<(), Invalid> {
-        match self.loss {
-            RegressionLoss::Huber { delta } if !(delta > 0.0 && delta.is_finite()) => Err(Invalid {
-                path: "regression.loss.huber.delta".into(),
-                message: format!("{delta} is not a positive number"),
-            }),
-            _ => Ok(()),
+        if let RegressionLoss::Ssim { .. } = self.loss {
+            return Err(Invalid::new(
+                "regression.loss",
+                "`ssim` compares images; use `task: reconstruction`",
+            ));
         }
+        self.loss.validate().map_err(|invalid| invalid.under("regression.loss"))
     }
 }
 

@@ -1,0 +1,77 @@
+//! Low resolution: the image shrunk by bicubic as MATLAB's `imresize` does it, to be enlarged again.
+//!
+//! Sides that the scale does not divide lose their last rows and columns first (`modcrop`). Nothing is rounded or
+//! clamped: bicubic's small overshoot stays.
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use super::Degradation;
+use crate::exit::{Exit, fail};
+use crate::imaging::bicubic;
+use crate::yaml::Invalid;
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct SuperResolution {
+    /// From 2 to 8.
+    pub scale: i64,
+    #[serde(default)]
+    pub input: Input,
+}
+
+/// What the network sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Input {
+    /// The small image enlarged to its old size by bicubic, for SRCNN (Dong et al. 2014) and VDSR (Kim et al. 2016).
+    #[default]
+    Upscaled,
+    /// The small image, which the network enlarges, as ESPCN does (Shi et al. 2016).
+    Small,
+}
+
+impl Degradation for SuperResolution {
+    fn validate(&self) -> Result<(), Invalid> {
+        match self.scale {
+            2..=8 => Ok(()),
+            scale => Err(Invalid::new("scale", format!("{scale} is not a whole number from 2 to 8"))),
+        }
+    }
+
+    fn check(&self, [_, height, width]: [i64; 3]) -> Result<()> {
+        if height.min(width) < self.scale {
+            let message =
+                format!("super_resolution by {} leaves nothing of {height}x{width} images", self.scale);
+            return Err(fail(Exit::Usage, message + "; use larger ones"));
+        }
+        Ok(())
+    }
+
+    fn apply(&self, images: &Tensor, _train: bool) -> Result<Tensor> {
+        let images = bicubic::crop_to_multiple(images, self.scale);
+        let size = images.size();
+        Ok(self.present(bicubic::resize(&images, size[2] / self.scale, size[3] / self.scale)))
+    }
+
+    fn present(&self, images: Tensor) -> Tensor {
+        match self.input {
+            Input::Upscaled => {
+                let size = images.size();
+                bicubic::resize(&images, size[2] * self.scale, size[3] * self.scale)
+            }
+            Input::Small => images,
+        }
+    }
+
+    fn scale(&self) -> i64 {
+        self.scale
+    }
+
+    fn output(&self, [channels, height, width]: [i64; 3]) -> [i64; 3] {
+        let small = [height / self.scale, width / self.scale];
+        let factor = if self.input == Input::Small { 1 } else { self.scale };
+        [channels, small[0] * factor, small[1] * factor]
+    }
+}
