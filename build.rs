@@ -4,7 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 fn main() {
-    for file in ["shim.cpp", "machine.cpp", "optim.cpp", "guarded.h"] {
+    for file in ["shim.cpp", "machine.cpp", "optim.cpp", "script.cpp", "guarded.h"] {
         println!("cargo:rerun-if-changed=src/libtorch/{file}");
     }
     println!("cargo:rerun-if-env-changed=CUDA_HOME");
@@ -36,7 +36,8 @@ fn main() {
         .include(torch.join("include/torch/csrc/api/include"))
         .file("src/libtorch/shim.cpp")
         .file("src/libtorch/machine.cpp")
-        .file("src/libtorch/optim.cpp");
+        .file("src/libtorch/optim.cpp")
+        .file("src/libtorch/script.cpp");
     let cuda = lib.join("libtorch_cuda.so").exists().then(|| cuda_headers(torch)).flatten();
     if let Some(include) = &cuda {
         shim.include(include).define("TIKHONOV_CUDA", None);

@@ -5,7 +5,7 @@ pub mod report;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::commands::{completions, convert, doctor, eval, init, inspect, predict, summary, train};
+use crate::commands::{completions, convert, doctor, eval, export, init, inspect, predict, summary, train};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -37,6 +37,7 @@ enum Command {
     Summary(summary::Options),
     Inspect(inspect::Options),
     Convert(convert::Options),
+    Export(export::Options),
     Init(init::Options),
     Doctor(doctor::Options),
     Completions(completions::Options),
@@ -51,6 +52,7 @@ impl Cli {
             Command::Summary(options) => summary::run(options),
             Command::Inspect(options) => inspect::run(options),
             Command::Convert(options) => convert::run(options),
+            Command::Export(options) => export::run(options),
             Command::Init(options) => init::run(options),
             Command::Doctor(options) => doctor::run(options),
             Command::Completions(options) => completions::run(options),

@@ -25,6 +25,7 @@ pub mod optim;
 pub mod tasks;
 // Floor 3: files that outlive the process.
 pub mod checkpoint;
+pub mod export;
 // Floor 4: the run as declared.
 pub mod config;
 // Floor 5: the work.

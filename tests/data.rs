@@ -2,7 +2,6 @@
 
 mod formats;
 mod generated;
-mod images;
 mod pictures;
 mod tables;
 

@@ -5,6 +5,7 @@ mod common;
 mod augment;
 mod config;
 mod data;
+mod export;
 mod init_from;
 mod loader;
 mod model;

@@ -14,23 +14,23 @@ use tikhonov::model::{Model, ModelSpec, Network, Summary};
 
 use crate::common::{alone, python};
 
-fn model(spec: Value) -> Model {
+pub fn model(spec: Value) -> Model {
     let spec: ModelSpec = serde_json::from_value(spec).expect("a model spec");
     Model::from_spec(&spec).unwrap_or_else(|error| panic!("{error:#}"))
 }
 
 /// A model of `layers`, written as YAML in the flow style.
-fn inline(input: &[i64], layers: &str) -> Model {
+pub fn inline(input: &[i64], layers: &str) -> Model {
     let layers: Value = serde_yaml::from_str(layers).expect("YAML");
     model(json!({"input": input, "layers": layers}))
 }
 
-fn arrays(folder: &Path, name: &str) -> BTreeMap<String, Tensor> {
+pub fn arrays(folder: &Path, name: &str) -> BTreeMap<String, Tensor> {
     Tensor::read_npz(folder.join(name)).expect("an npz file").into_iter().collect()
 }
 
 /// The largest difference, relative to the largest value.
-fn difference(ours: &Tensor, theirs: &Tensor) -> f64 {
+pub fn difference(ours: &Tensor, theirs: &Tensor) -> f64 {
     assert_eq!(ours.size(), theirs.size());
     let (ours, theirs) = (ours.to_kind(Kind::Double), theirs.to_kind(Kind::Double));
     (&ours - &theirs).abs().max().double_value(&[]) / theirs.abs().max().double_value(&[]).max(1e-30)
@@ -108,7 +108,7 @@ fn double_weights_are_the_single_ones_drawn_alike() {
 }
 
 /// YAML beside the `torch.nn` expression that it stands for.
-const LAYERS: &[(&[i64], &str, &str)] = &[
+pub const LAYERS: &[(&[i64], &str, &str)] = &[
     (
         &[4, 9, 8],
         "[conv2d: {out_channels: 6, kernel_size: [3, 2], stride: [2, 1], padding: [1, 2], groups: 2}]",

@@ -84,7 +84,7 @@ fn format(output: &Path) -> Result<Format> {
 }
 
 /// Also through links and other spellings of the path.
-fn is_same_file(a: &Path, b: &Path) -> bool {
+pub(super) fn is_same_file(a: &Path, b: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     match (std::fs::metadata(a), std::fs::metadata(b)) {
         (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
@@ -120,7 +120,7 @@ fn rename(weights: &Weights, options: &Options) -> Result<Vec<(String, Tensor)>>
 }
 
 /// Converts the floating-point tensors; tied ones stay tied.
-fn narrow(tensors: Vec<(String, Tensor)>, kind: Kind) -> Result<Vec<(String, Tensor)>> {
+pub(super) fn narrow(tensors: Vec<(String, Tensor)>, kind: Kind) -> Result<Vec<(String, Tensor)>> {
     let mut done: HashMap<_, Tensor> = HashMap::new();
     tensors
         .into_iter()

@@ -4,6 +4,7 @@ pub mod completions;
 pub mod convert;
 pub mod doctor;
 pub mod eval;
+pub mod export;
 pub mod init;
 pub mod inspect;
 pub mod predict;

@@ -1,4 +1,4 @@
-//! What tch does not bind, and the only room with `unsafe`: fused optimiser kernels, CUDA's reasons.
+//! What tch does not bind, and the only room with `unsafe`: fused optimiser kernels, CUDA's reasons, TorchScript.
 //!
 //! Every function here turns a C++ exception into an error; none lets it cross the boundary.
 
@@ -6,6 +6,7 @@ pub mod bytes;
 pub mod machine;
 pub mod memory;
 pub mod optim;
+pub mod script;
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char};

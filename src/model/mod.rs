@@ -27,7 +27,6 @@ pub use network::{Network, Parameter};
 pub use spec::{ModelSource, ModelSpec};
 pub(crate) use summary::thousands;
 pub use summary::{ParameterRow, Row, Summary};
-#[allow(unused_imports)] // for the rooms that walk the tree
 pub(crate) use tree::{Node, Op, join};
 
 /// A network that is parsed and whose shapes fit: nothing in it can fail any more but memory.
@@ -127,7 +126,6 @@ impl Model {
     }
 
     /// The checked tree, for the rooms that walk it.
-    #[allow(dead_code)]
     pub(crate) fn root(&self) -> &Node {
         &self.root
     }

@@ -11,7 +11,6 @@ const MAX_VALUES: i64 = 1 << 40;
 #[derive(Debug)]
 pub(crate) struct Node {
     /// The name as written: `conv1`, `0`, or `_relu`, which adds nothing to the parameter names.
-    #[allow(dead_code)]
     pub label: String,
     /// The prefix of its parameters: `layer1.0.conv1`; empty at the root.
     pub path: String,

@@ -1,0 +1,406 @@
+//! `tikhonov export`: a trained network for Python, as weights, TorchScript or source code.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+
+use super::convert::{is_same_file, narrow};
+use crate::checkpoint::initial::Initial;
+use crate::checkpoint::store::{self, Loaded};
+use crate::checkpoint::{Checkpoints, safetensors, state_dict};
+use crate::config::{CONFIG_FILE, RunConfig};
+use crate::data::normalize::NormalizeSpec;
+use crate::data::{Resize, SourceSpec};
+use crate::exit::{Exit, OrExit, fail};
+use crate::export::{python, torchscript};
+use crate::model::{InitFrom, Model, ModelSpec, Op};
+use crate::tasks::TaskSpec;
+use crate::yaml;
+
+/// Write a trained network for Python.
+///
+/// Formats: `safetensors` and `state-dict` are the weights under PyTorch's names; `torchscript` is the whole network for
+/// torch.jit.load, its weights in state_dict(), for any batch size and any image size that the network takes; `python` is
+/// nn.Module source that loads the weights with strict=True. TorchScript is loaded again and compared with the network
+/// before the file appears.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// A run folder, a checkpoint's folder, or with --model any file that `inspect` reads
+    #[arg(value_name = "SOURCE")]
+    source: PathBuf,
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    to: Format,
+    /// The file to write; NAME.safetensors, NAME.pt, NAME.torchscript.pt or NAME.py in this folder, after SOURCE, where absent
+    #[arg(short, long, value_name = "OUT")]
+    output: Option<PathBuf>,
+    /// Replace OUT where it exists
+    #[arg(long)]
+    force: bool,
+    /// last, best, or a folder under RUN/checkpoints; without it best, else last
+    #[arg(long, value_name = "NAME")]
+    checkpoint: Option<String>,
+    /// The weights as trained, where the run averaged them too
+    #[arg(long)]
+    raw: bool,
+    /// The network that the weights of a file are for: a shipped name, a .yaml file, or YAML such as '{name: lenet, args: {classes: 5}}'
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+    /// Dotted path of the weights in a file, instead of the part with the most tensors
+    #[arg(long, value_name = "PATH", requires = "model")]
+    key: Option<String>,
+    /// Write weights as float16
+    #[arg(long, conflicts_with = "bf16")]
+    half: bool,
+    /// Write weights as bfloat16
+    #[arg(long)]
+    bf16: bool,
+    /// TorchScript: weights as constants, evaluation only, batch norms folded into convolutions
+    #[arg(long)]
+    freeze: bool,
+    /// TorchScript: --freeze, and of torch.jit.optimize_for_inference what a file can hold (linear weights transposed). Its
+    /// oneDNN half cannot be saved: call it on the loaded file
+    #[arg(long)]
+    optimize: bool,
+    /// TorchScript: take pictures of any size, 0..1 as floats or 0..255 as uint8 [N, C, H, W]; resize (bilinear, antialiased) and normalise
+    /// them as the run did
+    #[arg(long)]
+    preprocess: bool,
+    /// TorchScript: answer probabilities
+    #[arg(long)]
+    softmax: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Safetensors,
+    StateDict,
+    Torchscript,
+    Python,
+}
+
+impl Format {
+    /// Added to the name of the source.
+    fn extension(self) -> &'static str {
+        match self {
+            Self::Safetensors => "safetensors",
+            Self::StateDict => "pt",
+            Self::Torchscript => "torchscript.pt",
+            Self::Python => "py",
+        }
+    }
+}
+
+/// What is to be exported.
+struct Source {
+    /// After the run or the file.
+    name: String,
+    model: Model,
+    /// By the model's names.
+    weights: BTreeMap<String, Tensor>,
+    kind: Kind,
+    config: Option<RunConfig>,
+    /// What is worth knowing beside the weights.
+    metadata: Vec<(String, String)>,
+    /// For people: where the weights come from.
+    notes: Vec<String>,
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    refuse_strangers(options)?;
+    let source = Source::open(options)?;
+    let output = output(options, &source.name)?;
+    let written = match options.to {
+        Format::Safetensors => {
+            let tensors = source.tensors(options)?;
+            safetensors::write(&output, &tensors, &source.metadata)?;
+            format!("{} tensors", tensors.len())
+        }
+        Format::StateDict => {
+            let tensors = source.tensors(options)?;
+            state_dict::write(&output, &tensors)?;
+            format!("{} tensors", tensors.len())
+        }
+        Format::Torchscript => write_script(&source, options, &output)?,
+        Format::Python => {
+            python::write(&output, &source.model, &source.name, &source.remarks())?;
+            "source of class Net".to_owned()
+        }
+    };
+    println!("{}: {written}, from {}", output.display(), source.notes.join("; "));
+    if options.to == Format::Torchscript && source.answers_residual() {
+        println!(
+            "note: this network answers what is to be subtracted from its input (task.reconstruction.residual)"
+        );
+    }
+    Ok(())
+}
+
+fn refuse_strangers(options: &Options) -> Result<()> {
+    let is_script = options.to == Format::Torchscript;
+    let script_only = [
+        (options.freeze, "--freeze"),
+        (options.optimize, "--optimize"),
+        (options.preprocess, "--preprocess"),
+        (options.softmax, "--softmax"),
+    ];
+    if let Some((_, option)) = script_only.iter().find(|(given, _)| *given && !is_script) {
+        return Err(fail(
+            Exit::Usage,
+            format!("{option} changes a program; say --to torchscript, or leave it out"),
+        ));
+    }
+    if options.to == Format::Python && (options.half || options.bf16) {
+        let message =
+            "source code has no dtype: leave --half and --bf16 out, and write Net().half() in Python";
+        return Err(fail(Exit::Usage, message));
+    }
+    let is_run = options.source.is_dir();
+    let misplaced = match (is_run, &options.model) {
+        (true, Some(_)) => Some("--model is for files; a run folder knows its network"),
+        (false, None) => {
+            Some("give the network that the file's weights are for: --model NAME or --model FILE.yaml")
+        }
+        (false, Some(_)) if options.checkpoint.is_some() => Some("--checkpoint is for run folders"),
+        (false, Some(_)) if options.raw => {
+            Some("--raw is for run folders; a file has the weights that it has")
+        }
+        _ => None,
+    };
+    misplaced.map_or(Ok(()), |message| Err(fail(Exit::Usage, message)))
+}
+
+impl Source {
+    fn open(options: &Options) -> Result<Self> {
+        let path = &options.source;
+        match &options.model {
+            Some(model) => Self::of_file(path, model, options.key.clone()),
+            None => Self::of_checkpoint(path, options),
+        }
+    }
+
+    fn of_checkpoint(path: &Path, options: &Options) -> Result<Self> {
+        let loaded = if path.join("state.json").is_file() {
+            if options.checkpoint.is_some() {
+                return Err(fail(Exit::Usage, "SOURCE is a checkpoint already: leave --checkpoint out"));
+            }
+            store::load(path)?
+        } else if path.join("checkpoints").is_dir() || path.join(CONFIG_FILE).is_file() {
+            Checkpoints::new(path.join("checkpoints")).chosen(options.checkpoint.as_deref())?
+        } else {
+            let message = format!("{} is no run folder and no checkpoint", path.display());
+            return Err(fail(Exit::Usage, message));
+        };
+        let mut config: RunConfig = yaml::decode(&loaded.state.config)
+            .map_err(|invalid| fail(Exit::Checkpoint, format!("{}: {invalid}", loaded.folder.display())))?;
+        // Which layers were frozen is of no use to anybody else.
+        config.model.init_from = None;
+        let model = Model::from_spec(&config.model)?;
+        let averaged = loaded.ema.is_some() && !options.raw;
+        let weights = match averaged {
+            true => loaded.weights(),
+            false => shallow(&loaded.model),
+        };
+        let notes = vec![format!(
+            "{}{}",
+            loaded.folder.display(),
+            match (averaged, loaded.ema.is_some()) {
+                (true, _) => " (averaged weights)",
+                (false, true) => " (raw weights)",
+                (false, false) => "",
+            }
+        )];
+        let metadata = metadata(&loaded, averaged);
+        Ok(Self {
+            name: stem(path),
+            model,
+            weights,
+            kind: config.dtype.kind(),
+            metadata,
+            notes,
+            config: Some(config),
+        })
+    }
+
+    fn of_file(path: &Path, model: &str, key: Option<String>) -> Result<Self> {
+        let tree: Value = serde_yaml::from_str(model).or_exit(Exit::Usage, || format!("--model {model}"))?;
+        let spec: ModelSpec =
+            yaml::decode(&tree).map_err(|invalid| fail(Exit::Usage, format!("--model: {invalid}")))?;
+        let spec = ModelSpec { init_from: None, ..spec };
+        let model = Model::from_spec(&spec)?;
+        let from = InitFrom { key, ..InitFrom::new(path.to_string_lossy()) };
+        let initial = Initial::read(&model, &from)?;
+        let metadata = vec![("model".to_owned(), model.name().to_owned())];
+        Ok(Self {
+            name: stem(path),
+            model,
+            weights: initial.tensors,
+            kind: Kind::Float,
+            config: None,
+            metadata,
+            notes: initial.notes,
+        })
+    }
+
+    /// In PyTorch's order, narrowed where that is asked for.
+    fn tensors(&self, options: &Options) -> Result<Vec<(String, Tensor)>> {
+        let named = self.model.params().iter().map(|param| {
+            let tensor = self.weights.get(&param.name);
+            let tensor = tensor.or_exit(Exit::Checkpoint, || format!("the weights lack `{}`", param.name))?;
+            Ok((param.name.clone(), tensor.shallow_clone()))
+        });
+        let tensors: Vec<_> = named.collect::<Result<_>>()?;
+        match self.narrowed(options) {
+            Some(kind) => narrow(tensors, kind),
+            None => Ok(tensors),
+        }
+    }
+
+    fn narrowed(&self, options: &Options) -> Option<Kind> {
+        match (options.half, options.bf16) {
+            (true, _) => Some(Kind::Half),
+            (_, true) => Some(Kind::BFloat16),
+            _ => None,
+        }
+    }
+
+    fn normalize(&self) -> Option<&crate::data::normalize::Normalize> {
+        match self.config.as_ref().map(|config| &config.data.normalize) {
+            Some(NormalizeSpec::Given(normalize)) => Some(normalize),
+            _ => None,
+        }
+    }
+
+    fn answers_residual(&self) -> bool {
+        matches!(self.config.as_ref().map(|c| &c.task), Some(TaskSpec::Reconstruction(task)) if task.residual)
+    }
+
+    /// Lines for the docstring of the source.
+    fn remarks(&self) -> Vec<String> {
+        let mut remarks = Vec::new();
+        if let Some(normalize) = self.normalize() {
+            remarks.push("Trained on (x - mean) / std per channel, x in 0..1 for pictures, with".to_owned());
+            remarks.push(format!("mean = {:?}", normalize.mean));
+            remarks.push(format!("std = {:?}", normalize.std));
+        }
+        if self.answers_residual() {
+            remarks.push("The network answers what is to be subtracted from its input.".into());
+        }
+        remarks
+    }
+
+    fn preprocess(&self) -> Result<torchscript::Preprocess> {
+        let config = self.config.as_ref().or_exit(
+            Exit::Usage,
+            || "--preprocess wants the normalisation of a run: give its folder instead of a file",
+        )?;
+        if config.data.smooth.is_some() {
+            let message = "--preprocess cannot smooth pictures as this run's `data.smooth` does; leave it out and smooth before";
+            return Err(fail(Exit::Usage, message));
+        }
+        let resize = match (&config.data.train, self.model.input(), self.model.output()) {
+            // What answers images takes them as large as they are.
+            (_, _, [_, _, _]) => None,
+            (SourceSpec::Folder(folder), [_, _, _], _) => Some(folder.resize),
+            (_, [_, _, _], _) => Some(Resize::default()),
+            _ => None,
+        };
+        Ok(torchscript::Preprocess { normalize: self.normalize().cloned(), resize })
+    }
+}
+
+fn write_script(source: &Source, options: &Options, output: &Path) -> Result<String> {
+    if options.softmax {
+        let is_classifier =
+            source.config.as_ref().is_none_or(|c| matches!(c.task, TaskSpec::Classification(_)));
+        let last = source.model.root().leaves().last().map(|leaf| &leaf.op);
+        let ends_in_one =
+            matches!(last, Some(Op::Layer(spec)) if ["softmax", "log_softmax"].contains(&spec.kind()));
+        if !is_classifier || ends_in_one {
+            let why =
+                if ends_in_one { "the network ends in one already" } else { "this run is no classification" };
+            return Err(fail(Exit::Usage, format!("--softmax: {why}; leave it out")));
+        }
+    }
+    let kind = source.narrowed(options).unwrap_or(source.kind);
+    let network = source.model.build(Device::Cpu, kind)?;
+    network.load_state(&source.weights)?;
+    let script = torchscript::Options {
+        preprocess: options.preprocess.then(|| source.preprocess()).transpose()?,
+        softmax: options.softmax,
+        freeze: options.freeze,
+        optimize: options.optimize,
+    };
+    let agreement = torchscript::write(output, &source.model, &network, &script)?;
+    let train = agreement.train.map(|apart| format!(", {apart:.0e} in training")).unwrap_or_default();
+    Ok(format!(
+        "TorchScript of {} tensors, {:.0e} apart from the network in evaluation{train}",
+        source.model.params().len(),
+        agreement.eval
+    ))
+}
+
+fn shallow(tensors: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+    tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+}
+
+fn metadata(loaded: &Loaded, averaged: bool) -> Vec<(String, String)> {
+    let state = &loaded.state;
+    let mut metadata = vec![
+        ("epoch".to_owned(), state.epoch.to_string()),
+        ("step".to_owned(), state.step.to_string()),
+        ("averaged".to_owned(), averaged.to_string()),
+        ("model".to_owned(), state.config["model"].to_string()),
+    ];
+    if let (Some(score), Some(best)) = (state.score, &state.best) {
+        metadata.push((format!("validation_{}", best.metric), score.to_string()));
+    }
+    if !state.classes.is_empty() {
+        metadata.push(("classes".to_owned(), Value::from(state.classes.clone()).to_string()));
+    }
+    metadata
+}
+
+/// The run's or the file's name without extension; a checkpoint is called after its run.
+fn stem(path: &Path) -> String {
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let folder = real.parent().filter(|parent| parent.ends_with("checkpoints")).and_then(Path::parent);
+    let named = folder.unwrap_or(&real);
+    let name = if named.is_dir() { named.file_name() } else { named.file_stem() };
+    name.map_or_else(|| "network".into(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Where to write; refuses what is there already and, whatever --force says, the source.
+fn output(options: &Options, name: &str) -> Result<PathBuf> {
+    let output = match (&options.output, options.to) {
+        (Some(output), _) => output.clone(),
+        // It is to be imported.
+        (None, Format::Python) => {
+            let word = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+            PathBuf::from(name.chars().map(word).collect::<String>()).with_extension("py")
+        }
+        (None, format) => PathBuf::from(format!("{name}.{}", format.extension())),
+    };
+    let is_inside = || -> Result<bool> {
+        let source = options.source.canonicalize().context("the source")?;
+        Ok(output.canonicalize().is_ok_and(|output| source.is_dir() && output.starts_with(source)))
+    };
+    if is_same_file(&options.source, &output) || (output.exists() && is_inside()?) {
+        let message = format!(
+            "{} belongs to the source, which is never overwritten: give another -o OUT",
+            output.display()
+        );
+        return Err(fail(Exit::Usage, message));
+    }
+    if output.is_dir() {
+        return Err(fail(Exit::Usage, format!("{} is a folder: give a file", output.display())));
+    }
+    if output.exists() && !options.force {
+        let message = format!("{} exists: give another -o OUT, or --force to replace it", output.display());
+        return Err(fail(Exit::Usage, message));
+    }
+    Ok(output)
+}

@@ -1,0 +1,315 @@
+//! TorchScript without Python: one module per segment of the parameter names, compiled from text, never traced, so that
+//! nothing is baked in but what was asked for.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use tch::{Device, Kind, Tensor, no_grad};
+
+use super::plan::{self, Module, Words, attribute, method_name};
+use crate::checkpoint::atomic;
+use crate::data::Resize;
+use crate::data::normalize::Normalize;
+use crate::exit::{Exit, OrExit, fail};
+use crate::layers::ParamKind;
+use crate::libtorch::{catching, script};
+use crate::model::{Model, Network, Node, Op, join};
+
+/// What is done to the network on its way into the file.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Takes pictures as they are: see [`Preprocess`].
+    pub preprocess: Option<Preprocess>,
+    /// Answers probabilities: softmax over the channels.
+    pub softmax: bool,
+    /// Weights as constants, evaluation only, batch norms folded into convolutions.
+    pub freeze: bool,
+    /// Of `torch.jit.optimize_for_inference` what a file can hold: freezing, and linear weights transposed. Its oneDNN weights
+    /// cannot be saved.
+    pub optimize: bool,
+}
+
+/// Input in 0..1 as floating-point numbers, or in 0..255 as uint8, images of any size: scaled to 0..1, resized to the
+/// network's input (bilinear with antialiasing), normalised, and brought to the kind of the weights.
+#[derive(Clone, Debug)]
+pub struct Preprocess {
+    pub normalize: Option<Normalize>,
+    /// None leaves the size alone, as networks that answer images want it.
+    pub resize: Option<Resize>,
+}
+
+/// How far the file's answers were from the network's, relative to the largest value.
+#[derive(Clone, Copy, Debug)]
+pub struct Agreement {
+    pub eval: f64,
+    /// None where training draws random numbers, or the module is frozen.
+    pub train: Option<f64>,
+}
+
+/// Writes `network` to `path` as TorchScript, loads the file again and compares the two on random input: exit 4 where they
+/// differ, and no file. The running statistics of `network` change by the comparison.
+pub fn write(path: &Path, model: &Model, network: &Network, options: &Options) -> Result<Agreement> {
+    let root = Module::of(model.root());
+    let built = build(model, &root, network, options)
+        .or_exit(Exit::Usage, || "this network cannot be written as TorchScript")?;
+    let built = match options.freeze || options.optimize {
+        true => built.frozen(options.optimize).or_exit(Exit::Checkpoint, || "freezing the TorchScript")?,
+        false => built,
+    };
+    // Kept apart: what differs is a matter of the model, not of the disk.
+    let mut verdict = None;
+    let written = atomic::write_by_path(path, |temporary| {
+        built.save(temporary)?;
+        let agreement = script::Module::load(temporary, network.device())
+            .or_exit(Exit::Checkpoint, || "the file does not load again; nothing was written")
+            .and_then(|written| compare(&written, model, network, options));
+        let agrees = agreement.is_ok();
+        verdict = Some(agreement);
+        ensure!(agrees, "the file is not what it should be");
+        Ok(())
+    });
+    match verdict {
+        Some(Err(error)) => Err(error),
+        Some(Ok(agreement)) => written.map(|()| agreement),
+        None => written.and_then(|()| bail!("the file was not compared")),
+    }
+}
+
+fn build(model: &Model, root: &Module, network: &Network, options: &Options) -> Result<script::Module> {
+    let state = network.state();
+    let mut peer = None;
+    let mut builder = Builder { state: &state, peer: &mut peer };
+    let (before, after) = wrapping(model, options)?;
+    builder.module(root, &before, &after)
+}
+
+struct Builder<'a> {
+    state: &'a [(String, Tensor)],
+    /// Any module that is made already: all share its compilation unit.
+    peer: &'a mut Option<script::Module>,
+}
+
+impl Builder<'_> {
+    /// Children first: a method is compiled against what it calls.
+    fn module(&mut self, module: &Module, before: &str, after: &str) -> Result<script::Module> {
+        let mut made = script::Module::new(&class(module), self.peer.as_ref())?;
+        if self.peer.is_none() {
+            *self.peer = Some(script::Module::new("__torch__.tikhonov.Peer", Some(&made))?);
+        }
+        let mut names = vec!["training".to_owned()];
+        names.extend((0..module.methods.len()).map(method_name));
+        let mut fresh = |name: &str| {
+            ensure!(
+                !names.iter().any(|known| known == name),
+                "two things called `{name}` in `{}`; rename the layer",
+                module.path
+            );
+            // libtorch writes the name into the file bare, and does not read it again.
+            let is_word = !plan::is_plain(name) && !name.starts_with(|first: char| first.is_ascii_digit());
+            ensure!(!is_word, "`{name}` in `{}` is a word of Python; rename the layer", module.path);
+            names.push(name.to_owned());
+            Ok(())
+        };
+        for param in module.tensors() {
+            fresh(&param.name)?;
+            let full = join(&module.path, &param.name);
+            let found = self.state.iter().find(|(name, _)| *name == full);
+            let (_, tensor) = found.with_context(|| format!("`{full}` is not in the network"))?;
+            made.add_tensor(&param.name, &tensor.to_device(Device::Cpu), param.kind != ParamKind::Buffer)?;
+        }
+        for child in &module.children {
+            fresh(&child.name)?;
+            made.add_child(&child.name, &self.module(child, "", "")?)?;
+        }
+        for (index, steps) in module.methods.iter().enumerate() {
+            let lines = plan::lines(module, steps, &mut Script);
+            let mut source = format!("def {}(self, x: Tensor) -> Tensor:\n", method_name(index));
+            for line in before.lines().chain(lines.iter().map(String::as_str)).chain(after.lines()) {
+                source += &format!("    {line}\n");
+            }
+            source += "    return x\n";
+            made.define(&source).with_context(|| format!("`{}`", module.path))?;
+        }
+        Ok(made)
+    }
+}
+
+/// The dotted class name; Python shows the last part, as it shows `Conv2d` for its own.
+fn class(module: &Module) -> String {
+    let shown = match module.own.map(|node| &node.op) {
+        Some(Op::Layer(spec)) => super::camel_case(spec.kind()),
+        _ if module.path.is_empty() => "Net".into(),
+        _ if module.slots().is_some() => "Sequential".into(),
+        _ => "Module".into(),
+    };
+    format!("__torch__.tikhonov.{shown}")
+}
+
+struct Script;
+
+impl Words for Script {
+    fn own(&mut self, node: &Node) -> String {
+        match &node.op {
+            Op::Layer(spec) => spec.layer().script(&node.input),
+            _ => String::new(),
+        }
+    }
+
+    fn plain(&mut self, node: &Node) -> String {
+        self.own(node)
+    }
+
+    fn call(&mut self, child: &Module, method: &str) -> String {
+        format!("x = {}.{method}(x)", attribute(&child.name))
+    }
+}
+
+// The numbers by which TorchScript's own files call the dtypes.
+const UINT8: i64 = 0;
+const FLOAT32: i64 = 6;
+
+/// The lines before and after the network's own.
+fn wrapping(model: &Model, options: &Options) -> Result<(String, String)> {
+    let mut before = String::new();
+    if let Some(Preprocess { normalize, resize }) = &options.preprocess {
+        before += &format!(
+            "if x.dtype == {UINT8}:\n    x = x.to({FLOAT32}) / 255.0\nelse:\n    x = x.to({FLOAT32})\n"
+        );
+        if let (Some(resize), [_, height, width]) = (resize, model.input()) {
+            before += &resizing(*resize, *height, *width);
+        }
+        if let Some(Normalize { mean, std }) = normalize {
+            let mut shape = vec![1; model.input().len() + 1];
+            shape[1] = mean.len();
+            for (name, values) in [("mean", mean), ("std", std)] {
+                before += &format!(
+                    "{name} = torch.tensor({values:?}, dtype={FLOAT32}, device=x.device).reshape({shape:?})\n"
+                );
+            }
+            before += "x = (x - mean) / std\n";
+        }
+        if let Some(param) = model.params().iter().find(|param| param.kind != ParamKind::Buffer) {
+            let mut place = "self".to_owned();
+            for segment in param.name.split('.') {
+                place = match plan::is_plain(segment) {
+                    true => format!("{place}.{segment}"),
+                    false => format!("getattr({place}, \"{segment}\")"),
+                };
+            }
+            before += &format!("x = x.to({place}.dtype)\n");
+        }
+    }
+    let after = if options.softmax { "x = torch.softmax(x, 1)" } else { "" };
+    Ok((before, after.to_owned()))
+}
+
+/// As [`crate::data::Fit`] brings pictures to the size of the samples.
+fn resizing(resize: Resize, height: i64, width: i64) -> String {
+    let to = |size: &str| format!("torch._upsample_bilinear2d_aa(x, {size}, False, None, None)");
+    let squash = format!(
+        "if x.size(2) != {height} or x.size(3) != {width}:\n    x = {}\n",
+        to(&format!("[{height}, {width}]"))
+    );
+    match resize {
+        Resize::Squash => squash,
+        Resize::Crop => format!(
+            "\
+h = x.size(2)
+w = x.size(3)
+if h * {width} <= w * {height}:
+    rows = {height}
+    columns = max(w * {height} // h, {width})
+else:
+    rows = max(h * {width} // w, {height})
+    columns = {width}
+if rows != h or columns != w:
+    x = {}
+top = int(round((rows - {height}) / 2.0))
+left = int(round((columns - {width}) / 2.0))
+x = x[:, :, top : top + {height}, left : left + {width}]
+",
+            to("[rows, columns]")
+        ),
+    }
+}
+
+/// The largest difference that rounding explains, relative to the largest value.
+fn tolerance(kind: Kind, options: &Options) -> f64 {
+    let folded = options.freeze || options.optimize;
+    match kind {
+        Kind::Double => 1e-10,
+        Kind::Half => 2e-2,
+        Kind::BFloat16 => 1e-1,
+        _ if folded => 1e-4,
+        _ => 1e-5,
+    }
+}
+
+fn compare(
+    written: &script::Module,
+    model: &Model,
+    network: &Network,
+    options: &Options,
+) -> Result<Agreement> {
+    let shape = [&[3i64], model.input()].concat();
+    let (kind, device) = (network.kind(), network.device());
+    let allowed = tolerance(kind, options);
+    let apart = |train: bool| -> Result<f64> {
+        let xs = Tensor::f_rand(shape.as_slice(), (Kind::Float, device))?;
+        let (raw, prepared) = match &options.preprocess {
+            Some(Preprocess { normalize, .. }) => {
+                let normalized = normalize.as_ref().map_or_else(|| xs.shallow_clone(), |n| n.apply(&xs));
+                (xs, normalized.to_kind(kind))
+            }
+            None => {
+                let xs = (xs * 4.0 - 2.0).to_kind(kind);
+                (xs.shallow_clone(), xs)
+            }
+        };
+        let ours = catching(|| {
+            let ys = no_grad(|| network.forward(&prepared, train));
+            if options.softmax { ys.softmax(1, None::<Kind>) } else { ys }
+        })?;
+        let theirs = no_grad(|| written.forward(&raw))?;
+        let apart = difference(&ours, &theirs)?;
+        if apart > allowed || apart.is_nan() {
+            let mode = if train { "training" } else { "evaluation" };
+            let message = format!(
+                "loaded again, the file answers otherwise than the network: {apart:.1e} apart in {mode}, {allowed:.0e} is \
+                 rounding; nothing was written"
+            );
+            return Err(fail(Exit::Checkpoint, message));
+        }
+        Ok(apart)
+    };
+    let is_frozen = options.freeze || options.optimize;
+    if !is_frozen {
+        written.set_training(false)?;
+    }
+    let eval = apart(false)?;
+    let is_random = model.root().leaves().iter().any(|leaf| match &leaf.op {
+        Op::Layer(spec) => spec.layer().is_random(),
+        _ => false,
+    });
+    let train = match is_frozen || is_random {
+        true => None,
+        false => {
+            written.set_training(true)?;
+            Some(apart(true)?)
+        }
+    };
+    Ok(Agreement { eval, train })
+}
+
+/// The largest difference, relative to the largest value.
+fn difference(ours: &Tensor, theirs: &Tensor) -> Result<f64> {
+    ensure!(
+        ours.size() == theirs.size(),
+        "its output is {:?}, the network's {:?}",
+        theirs.size(),
+        ours.size()
+    );
+    let (ours, theirs) = (ours.to_kind(Kind::Double), theirs.to_kind(Kind::Double));
+    let largest = ours.f_abs()?.f_max()?.double_value(&[]).max(1e-12);
+    Ok((ours - theirs).abs().max().double_value(&[]) / largest)
+}

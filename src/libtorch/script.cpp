@@ -1,0 +1,144 @@
+// TorchScript modules: built from source text, saved, loaded and run. Errors as in shim.cpp.
+
+#include <fstream>
+#include <torch/csrc/jit/api/module.h>
+#include <torch/csrc/jit/passes/frozen_linear_transpose.h>
+#include <torch/csrc/jit/runtime/graph_executor.h>
+#include <torch/csrc/jit/serialization/import.h>
+
+#include "guarded.h"
+
+using torch::jit::Module;
+
+namespace {
+
+// Parameters, buffers, then the children: the order of PyTorch's state_dict().
+template <typename F>
+void visit_tensors(const Module& module, const std::string& prefix, F&& visit) {
+  const auto type = module.type();
+  const auto object = module._ivalue();
+  const size_t count = type->numAttributes();
+  for (const bool parameters : {true, false}) {
+    for (size_t i = 0; i < count; i++) {
+      if (parameters ? !type->is_parameter(i) : !type->is_buffer(i)) continue;
+      const auto value = object->getSlot(i);
+      if (value.isTensor() && value.toTensor().defined()) visit(prefix + type->getAttributeName(i), value.toTensor(), parameters);
+    }
+  }
+  for (size_t i = 0; i < count; i++) {
+    if (!type->getAttribute(i)->is_module()) continue;
+    visit_tensors(Module(object->getSlot(i).toObject()), prefix + type->getAttributeName(i) + ".", visit);
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// A module of a class of its own, called `name` (the last part is what Python shows), in the compilation unit of `peer`.
+char* tikhonov_script_new(const char* name, const Module* peer, Module** module) {
+  return guarded([&] {
+    const c10::QualifiedName qualified(name);
+    auto unit = peer ? peer->_ivalue()->compilation_unit() : std::make_shared<torch::jit::CompilationUnit>();
+    *module = new Module(qualified, unit, /*shouldMangle=*/true);
+    (*module)->register_attribute("training", c10::BoolType::get(), true);
+  });
+}
+
+void tikhonov_script_free(Module* module) { delete module; }
+
+char* tikhonov_script_add_tensor(Module* module, const char* name, const at::Tensor* tensor, bool is_parameter) {
+  return guarded([&] {
+    if (is_parameter) {
+      module->register_parameter(name, tensor->detach().clone().requires_grad_(true), false);
+    } else {
+      module->register_buffer(name, tensor->detach().clone());
+    }
+  });
+}
+
+char* tikhonov_script_add_child(Module* module, const char* name, const Module* child) {
+  return guarded([&] { module->register_module(name, *child); });
+}
+
+char* tikhonov_script_define(Module* module, const char* source) {
+  return guarded([&] { module->define(source); });
+}
+
+// Through a stream, so that the name of the file leaves no trace in it.
+char* tikhonov_script_save(const Module* module, const char* path) {
+  return guarded([&] {
+    std::ofstream out(path, std::ios::binary | std::ios::trunc);
+    TORCH_CHECK(out.good(), "cannot create the file");
+    module->save(out);
+    out.flush();
+    TORCH_CHECK(out.good(), "cannot write the file; is the disk full?");
+  });
+}
+
+// `cuda` is the index of a GPU, or -1 for the CPU.
+char* tikhonov_script_load(const char* path, int64_t cuda, Module** module) {
+  return guarded([&] {
+    const auto device = cuda < 0 ? c10::Device(c10::kCPU) : c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(cuda));
+    *module = new Module(torch::jit::import_ir_module(std::make_shared<torch::jit::CompilationUnit>(), path, device));
+  });
+}
+
+// Every operator as written: the optimising executor changes plans, and with them the rounding, after the first runs.
+char* tikhonov_script_forward(const Module* module, const at::Tensor* xs, at::Tensor** ys) {
+  return guarded([&] {
+    const torch::jit::GraphOptimizerEnabledGuard plain(false);
+    const auto answer = module->get_method("forward")({*xs});
+    TORCH_CHECK(answer.isTensor(), "forward returns ", answer.tagKind(), " and not one tensor");
+    *ys = new at::Tensor(answer.toTensor());
+  });
+}
+
+char* tikhonov_script_train(Module* module, bool on) {
+  return guarded([&] { module->train(on); });
+}
+
+char* tikhonov_script_to(Module* module, const at::Tensor* like) {
+  return guarded([&] {
+    // As .to(dtype) does in Python: counters stay what they are.
+    const at::NoGradGuard untracked;
+    visit_tensors(*module, "", [&](const std::string&, at::Tensor tensor, bool) {
+      if (tensor.is_floating_point()) tensor.set_data(tensor.to(like->scalar_type()));
+    });
+  });
+}
+
+// The module with its weights as constants, in eval mode; `optimize` adds of optimize_for_inference what a file can hold: its
+// oneDNN weights and cuDNN operators belong to the machine that runs them.
+char* tikhonov_script_freeze(Module* module, bool optimize, Module** frozen) {
+  return guarded([&] {
+    module->eval();
+    auto result = torch::jit::freeze(*module);
+    if (optimize) {
+      auto graph = result.get_method("forward").graph();
+      torch::jit::FrozenLinearTranspose(graph);
+    }
+    *frozen = new Module(result);
+  });
+}
+
+// Calls `visit` with each tensor that state_dict() lists; the tensor is the receiver's to free.
+char* tikhonov_script_tensors(
+    const Module* module, void* context, void (*visit)(void*, const char* name, bool is_parameter, at::Tensor*)) {
+  return guarded([&] {
+    visit_tensors(*module, "", [&](const std::string& name, const at::Tensor& tensor, bool is_parameter) {
+      visit(context, name.c_str(), is_parameter, new at::Tensor(tensor));
+    });
+  });
+}
+
+// Calls `visit` with the path and the class of each module, parents first.
+char* tikhonov_script_modules(const Module* module, void* context, void (*visit)(void*, const char*, const char*)) {
+  return guarded([&] {
+    for (const auto& [name, child] : module->named_modules()) {
+      visit(context, name.c_str(), child.type()->name()->name().c_str());
+    }
+  });
+}
+
+}  // extern "C"

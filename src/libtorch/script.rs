@@ -1,0 +1,212 @@
+//! TorchScript modules: built from source text, saved, loaded, frozen and run.
+
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::path::Path;
+use std::ptr::{null, null_mut};
+
+use anyhow::{Context, Result, anyhow};
+use tch::{Device, Kind, Tensor};
+use torch_sys::C_tensor;
+
+/// A `torch::jit::Module` of the shim.
+#[repr(C)]
+struct Raw {
+    opaque: [u8; 0],
+}
+
+type VisitTensor = extern "C" fn(*mut c_void, *const c_char, bool, *mut C_tensor);
+type VisitModule = extern "C" fn(*mut c_void, *const c_char, *const c_char);
+
+unsafe extern "C" {
+    fn tikhonov_script_new(name: *const c_char, peer: *const Raw, module: *mut *mut Raw) -> *mut c_char;
+    fn tikhonov_script_free(module: *mut Raw);
+    fn tikhonov_script_add_tensor(
+        module: *mut Raw,
+        name: *const c_char,
+        tensor: *const C_tensor,
+        is_parameter: bool,
+    ) -> *mut c_char;
+    fn tikhonov_script_add_child(module: *mut Raw, name: *const c_char, child: *const Raw) -> *mut c_char;
+    fn tikhonov_script_define(module: *mut Raw, source: *const c_char) -> *mut c_char;
+    fn tikhonov_script_save(module: *const Raw, path: *const c_char) -> *mut c_char;
+    fn tikhonov_script_load(path: *const c_char, cuda: i64, module: *mut *mut Raw) -> *mut c_char;
+    fn tikhonov_script_forward(
+        module: *const Raw,
+        xs: *const C_tensor,
+        ys: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    fn tikhonov_script_train(module: *mut Raw, on: bool) -> *mut c_char;
+    fn tikhonov_script_to(module: *mut Raw, like: *const C_tensor) -> *mut c_char;
+    fn tikhonov_script_freeze(module: *mut Raw, optimize: bool, frozen: *mut *mut Raw) -> *mut c_char;
+    fn tikhonov_script_tensors(module: *const Raw, context: *mut c_void, visit: VisitTensor) -> *mut c_char;
+    fn tikhonov_script_modules(module: *const Raw, context: *mut c_void, visit: VisitModule) -> *mut c_char;
+}
+
+/// A TorchScript module. Clones and children share their tensors with it.
+#[derive(Debug)]
+pub struct Module {
+    raw: *mut Raw,
+}
+
+// SAFETY: the module is reached through this owner only, and libtorch's modules may move between threads.
+unsafe impl Send for Module {}
+
+/// A tensor that `state_dict()` lists.
+#[derive(Debug)]
+pub struct Entry {
+    pub name: String,
+    /// Shares its memory with the module.
+    pub tensor: Tensor,
+    /// Otherwise a buffer.
+    pub is_parameter: bool,
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        // SAFETY: the shim made it with `new`; nobody else frees it.
+        unsafe { tikhonov_script_free(self.raw) }
+    }
+}
+
+fn check(message: *mut c_char) -> Result<()> {
+    super::check(message).map_err(|message| anyhow!("libtorch: {message}"))
+}
+
+fn text(text: &str) -> Result<CString> {
+    CString::new(text).context("a NUL in a name")
+}
+
+fn path_text(path: &Path) -> Result<CString> {
+    use std::os::unix::ffi::OsStrExt;
+    CString::new(path.as_os_str().as_bytes()).context("a NUL in a path")
+}
+
+/// Takes what the shim made.
+fn made(make: impl FnOnce(*mut *mut Raw) -> *mut c_char) -> Result<Module> {
+    let mut raw = null_mut();
+    check(make(&mut raw))?;
+    if raw.is_null() {
+        return Err(anyhow!("libtorch made no module"));
+    }
+    Ok(Module { raw })
+}
+
+// Every call below hands the shim live modules, live tensors and NUL-terminated strings that outlive the call.
+impl Module {
+    /// An empty module in training mode, of a class of its own. `class` is a dotted name whose last part Python
+    /// shows. Modules that become parent and child must be `peer`s of each other.
+    pub fn new(class: &str, peer: Option<&Self>) -> Result<Self> {
+        let class = text(class)?;
+        // SAFETY: see above.
+        made(|raw| unsafe {
+            tikhonov_script_new(class.as_ptr(), peer.map_or(null(), |p| p.raw.cast_const()), raw)
+        })
+    }
+
+    /// Adds a copy of `tensor`. Names must differ from those of everything else in the module.
+    pub fn add_tensor(&mut self, name: &str, tensor: &Tensor, is_parameter: bool) -> Result<()> {
+        let name = text(name)?;
+        // SAFETY: see above.
+        check(unsafe { tikhonov_script_add_tensor(self.raw, name.as_ptr(), tensor.as_ptr(), is_parameter) })
+    }
+
+    pub fn add_child(&mut self, name: &str, child: &Self) -> Result<()> {
+        let name = text(name)?;
+        // SAFETY: see above.
+        check(unsafe { tikhonov_script_add_child(self.raw, name.as_ptr(), child.raw) })
+    }
+
+    /// Compiles methods: `def forward(self, x: Tensor) -> Tensor: …`. What they call must be there already.
+    pub fn define(&mut self, source: &str) -> Result<()> {
+        let source = text(source)?;
+        // SAFETY: see above.
+        check(unsafe { tikhonov_script_define(self.raw, source.as_ptr()) })
+    }
+
+    /// Writes the file that `torch.jit.load` reads.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let path = path_text(path)?;
+        // SAFETY: see above.
+        check(unsafe { tikhonov_script_save(self.raw, path.as_ptr()) })
+    }
+
+    /// Reads what [`Module::save`] or `torch.jit.save` wrote. The file is a program: it must be trusted. libtorch is no
+    /// reader for damaged files; see that it is whole first.
+    pub fn load(path: &Path, device: Device) -> Result<Self> {
+        let path = path_text(path)?;
+        let cuda = match device {
+            Device::Cuda(index) => index as i64,
+            _ => -1,
+        };
+        // SAFETY: see above.
+        made(|raw| unsafe { tikhonov_script_load(path.as_ptr(), cuda, raw) })
+    }
+
+    /// `forward` of one tensor to one tensor.
+    pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        let mut ys = null_mut();
+        // SAFETY: see above.
+        check(unsafe { tikhonov_script_forward(self.raw, xs.as_ptr(), &mut ys) })?;
+        if ys.is_null() {
+            return Err(anyhow!("forward made no tensor"));
+        }
+        // SAFETY: the shim made it with `new` for us to own.
+        Ok(unsafe { Tensor::from_ptr(ys) })
+    }
+
+    /// Training or evaluation mode, for all modules inside too.
+    pub fn set_training(&self, on: bool) -> Result<()> {
+        // SAFETY: see above; the shim only stores a flag.
+        check(unsafe { tikhonov_script_train(self.raw, on) })
+    }
+
+    /// Converts floating-point tensors, in place.
+    pub fn set_kind(&self, kind: Kind) -> Result<()> {
+        let like = Tensor::f_empty([0i64], (kind, Device::Cpu))?;
+        // SAFETY: see above.
+        check(unsafe { tikhonov_script_to(self.raw, like.as_ptr()) })
+    }
+
+    /// The module in evaluation mode with its weights as constants and batch norms folded into convolutions; `optimize`
+    /// adds of `torch.jit.optimize_for_inference` what a file can hold.
+    pub fn frozen(&self, optimize: bool) -> Result<Self> {
+        // SAFETY: see above.
+        made(|raw| unsafe { tikhonov_script_freeze(self.raw, optimize, raw) })
+    }
+
+    /// What `state_dict()` lists, in its order.
+    pub fn tensors(&self) -> Result<Vec<Entry>> {
+        extern "C" fn visit(
+            context: *mut c_void,
+            name: *const c_char,
+            is_parameter: bool,
+            tensor: *mut C_tensor,
+        ) {
+            // SAFETY: `context` is the Vec below, `name` a C string for the time of the call, `tensor` ours to own.
+            unsafe {
+                let entries = &mut *context.cast::<Vec<Entry>>();
+                let name = CStr::from_ptr(name).to_string_lossy().into_owned();
+                entries.push(Entry { name, tensor: Tensor::from_ptr(tensor), is_parameter });
+            }
+        }
+        let mut entries: Vec<Entry> = Vec::new();
+        // SAFETY: see above; `entries` outlives the call and nobody else looks at it meanwhile.
+        check(unsafe { tikhonov_script_tensors(self.raw, (&raw mut entries).cast(), visit) })?;
+        Ok(entries)
+    }
+
+    /// (path, class) of this module (path empty) and of all inside, parents first.
+    pub fn modules(&self) -> Result<Vec<(String, String)>> {
+        extern "C" fn visit(context: *mut c_void, path: *const c_char, class: *const c_char) {
+            // SAFETY: `context` is the Vec below, the texts are C strings for the time of the call.
+            unsafe {
+                let owned = |text| CStr::from_ptr(text).to_string_lossy().into_owned();
+                (*context.cast::<Vec<(String, String)>>()).push((owned(path), owned(class)));
+            }
+        }
+        let mut modules: Vec<(String, String)> = Vec::new();
+        // SAFETY: as in `tensors`.
+        check(unsafe { tikhonov_script_modules(self.raw, (&raw mut modules).cast(), visit) })?;
+        Ok(modules)
+    }
+}

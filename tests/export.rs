@@ -1,0 +1,218 @@
+//! What `export` writes answers in Python as the network does in Rust.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use serde_json::json;
+use tch::{Device, Kind, Tensor};
+use tikhonov::export::{python as source, torchscript};
+use tikhonov::model::Model;
+
+use crate::common::{python, run};
+use crate::model::{LAYERS, inline, model};
+
+/// A Python script of this folder with its arguments.
+fn script(text: &str, args: &[&str]) -> String {
+    python(&format!("import sys\nsys.argv = ['']  + {args:?}\n{text}"))
+}
+
+fn utf8(path: &Path) -> &str {
+    path.to_str().expect("text")
+}
+
+/// Writes `model` in every form under `name`, with fresh weights, an input and what it answers.
+fn write_all(folder: &Path, name: &str, model: &Model) {
+    let network = model.build(Device::Cpu, Kind::Float).expect("it builds");
+    for (_, tensor) in network.state() {
+        if tensor.dim() == 1 {
+            let _ = tch::no_grad(|| tensor.shallow_clone().uniform_(0.5, 1.5));
+        }
+    }
+    let options = torchscript::Options::default();
+    let before: Vec<_> = network.state().into_iter().map(|(name, t)| (name, t.detach().copy())).collect();
+    let file = |extension: &str| folder.join(format!("{name}.{extension}"));
+    torchscript::write(&file("pt"), model, &network, &options)
+        .unwrap_or_else(|error| panic!("{name}: {error:#}"));
+    source::write(&file("py"), model, name, &[]).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+    let names: Vec<_> = model.params().iter().map(|param| param.name.clone()).collect();
+    std::fs::write(file("txt"), names.join("\n")).expect("the names are written");
+    network.load_state(&before.into_iter().collect()).expect("its own state");
+    let xs = Tensor::randn([&[3], model.input()].concat(), (Kind::Float, Device::Cpu));
+    let mut arrays = vec![("x".to_owned(), xs.shallow_clone())];
+    arrays.push(("eval".into(), network.forward(&xs, false)));
+    tch::manual_seed(3);
+    arrays.push(("train".into(), network.forward(&xs, true)));
+    arrays.extend(network.state().into_iter().map(|(name, tensor)| (format!("after.{name}"), tensor)));
+    let arrays: Vec<_> = arrays.into_iter().map(|(name, t)| (name, t.detach().contiguous())).collect();
+    Tensor::write_npz(&arrays, file("npz")).expect("the arrays are written");
+}
+
+/// What single layers do not show: names that are shared, silent or numbered.
+const NETWORKS: &[(&[i64], &str)] = &[
+    (
+        &[3, 6, 6],
+        "
+stem: {conv2d: {out_channels: 8, kernel_size: 3, padding: 1}}
+_dense:
+  repeat:
+    times: 2
+    layers:
+      dense{i + 1}: {concat: {_same: identity, grow: {conv2d: {out_channels: 4, kernel_size: 1}}}}
+mix: {concat: [conv2d: {out_channels: 2, kernel_size: 1}, [relu, conv2d: {out_channels: 3, kernel_size: 1}], tanh]}
+tail:
+  - relu
+  - repeat: {times: 2, layers: [conv2d: {out_channels: 5, kernel_size: 1}, relu]}
+  - residual: {layers: [relu, conv2d: {out_channels: 5, kernel_size: 1}], shortcut: [sigmoid]}
+",
+    ),
+    (
+        &[4],
+        "
+inner: {linear: {out_features: 6}}
+_relu: relu
+body: [repeat: {times: 4, layers: [linear: {out_features: 6}, batch_norm1d, relu]}]
+_relu: leaky_relu
+head: [linear: {out_features: 3}, [relu, linear: {out_features: 3}]]
+_a: {twice: {one: {linear: {out_features: 3}}}}
+_b: {twice: {two: {linear: {out_features: 2}}}}
+",
+    ),
+    (&[2, 4, 4], "[residual: {layers: [residual: {layers: [tanh]}, conv2d: {out_channels: 2, kernel_size: 1}]}]"),
+    (&[12], "[reshape: {shape: [3, 2, 2]}, subsample_pad: {out_channels: 7}, flatten]"),
+    (&[2, 8, 8], "[dropout: {p: 0.3}, dropout2d: {p: 0.4}, dropout2d]"),
+    (&[2, 8, 8], "{a: {concat: {x: relu, y: {conv2d: {out_channels: 1, kernel_size: 1}}}}, _b: {a: {z: batch_norm2d}}}"),
+];
+
+#[test]
+fn every_layer_with_all_its_arguments_answers_in_torchscript_and_in_source_as_in_rust() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let kinds: std::collections::BTreeSet<_> = tikhonov::layers::LayerSpec::kinds().collect();
+    let cases = LAYERS.iter().map(|(shape, layers, _)| (*shape, *layers)).chain(NETWORKS.iter().copied());
+    let mut seen = String::new();
+    for (index, (shape, layers)) in cases.enumerate() {
+        write_all(folder.path(), &format!("case{index}"), &inline(shape, layers));
+        write!(seen, "{layers} ").expect("text");
+    }
+    for kind in kinds {
+        assert!(seen.contains(kind), "{kind} is not among the cases");
+    }
+    let printed = script(include_str!("export/layers.py"), &[utf8(folder.path())]);
+    assert_eq!(printed, format!("{}\n", LAYERS.len() + NETWORKS.len()));
+}
+
+#[test]
+fn every_shipped_model_goes_to_python_and_back_unchanged_in_all_forms() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let twins = include_str!("model/twins.py").replace("\nmain(sys.argv[1])", "");
+    let text = format!("{twins}\n{}", include_str!("export/roundtrip.py"));
+    let names = script(&text, &["write", utf8(folder.path())]);
+    let export = |name: &str| {
+        let stem = name.replace('-', "_");
+        let file = |extension: &str| folder.path().join(format!("{stem}.{extension}"));
+        for (format, extension) in [
+            ("state-dict", "pt"),
+            ("safetensors", "safetensors"),
+            ("torchscript", "torchscript.pt"),
+            ("python", "py"),
+        ] {
+            let (weights, output) = (file("pth"), file(extension));
+            let (code, _, stderr) =
+                run(&["export", utf8(&weights), "--model", name, "--to", format, "-o", utf8(&output)]);
+            assert_eq!(code, 0, "{name} to {format}: {stderr}");
+        }
+    };
+    std::thread::scope(|scope| {
+        for name in names.lines() {
+            scope.spawn(move || export(name));
+        }
+    });
+    assert_eq!(script(&text, &["read", utf8(folder.path())]), names);
+    assert_eq!(names.lines().count(), tikhonov::shipped::models().count(), "every model has a twin");
+}
+
+#[test]
+fn python_source_is_readable() {
+    let text = source::source(&model(json!("resnet20")), "net", "resnet20", &[]).expect("it is written");
+    assert!(text.contains("class Basic(nn.Module):\n    def __init__(self, channels):"), "{text}");
+    assert!(text.contains("        self.layer1 = nn.Sequential(*(Basic(16) for _ in range(3)))"), "{text}");
+    let text = source::source(&model(json!("dncnn")), "net", "dncnn", &[]).expect("it is written");
+    assert!(text.contains("for _ in range(15)"), "{text}");
+}
+
+const RUN: &str = "
+device: cpu
+threads: 1
+model: {name: small-cnn, args: {size: 20, classes: 10, width: 4}}
+task: {classification: {}}
+data:
+  train: {shapes: {count: 200, size: 20}}
+  validation: {fraction: 0.2}
+penalty: {l2: 1.0e-4}
+optimizer: {sgd: {lr: 0.05}}
+train: {epochs: 2, ema: {decay: 0.5}}
+";
+
+#[test]
+fn a_run_is_exported_averaged_or_raw_narrowed_frozen_and_with_its_preprocessing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| utf8(&folder.path().join(name)).to_owned();
+    std::fs::write(path("c.yaml"), RUN).expect("the config is written");
+    let (code, _, stderr) = run(&["train", &path("c.yaml"), "--output", &path("run")]);
+    assert_eq!(code, 0, "{stderr}");
+    let export = |output: &str, args: &[&str]| {
+        let (code, stdout, stderr) = run(&[&["export", &path("run"), "-o", &path(output)], args].concat());
+        assert_eq!(code, 0, "{args:?}: {stderr}");
+        stdout
+    };
+    assert!(export("plain.pt", &["--to", "torchscript"]).contains("averaged weights"));
+    assert!(export("raw.safetensors", &["--to", "safetensors", "--raw"]).contains("raw weights"));
+    export("named.safetensors", &["--to", "safetensors", "--checkpoint", "epoch-0002"]);
+    export("half.pt", &["--to", "torchscript", "--half"]);
+    export("bf16.safetensors", &["--to", "safetensors", "--bf16"]);
+    export("frozen.pt", &["--to", "torchscript", "--freeze"]);
+    export("optimized.pt", &["--to", "torchscript", "--optimize", "--softmax"]);
+    export("pictures.pt", &["--to", "torchscript", "--preprocess", "--softmax"]);
+    export("source.py", &["--to", "python"]);
+    let checks = include_str!("export/run.py");
+    assert_eq!(script(checks, &[utf8(folder.path())]), "good\n");
+
+    // The source is safe, what exists too, and options that mean nothing are not swallowed.
+    let inside = path("run/checkpoints/epoch-0002/model.safetensors");
+    let run_folder = path("run");
+    let weights = path("raw.safetensors");
+    for (args, message) in [
+        (vec!["export", &run_folder, "--to", "safetensors", "--force", "-o", &inside], "never overwritten"),
+        (
+            vec!["export", &weights, "--to", "safetensors", "--model", "lenet", "--force", "-o", &weights],
+            "does not fit",
+        ),
+        (vec!["export", &run_folder, "--to", "torchscript", "-o", &weights], "--force"),
+        (vec!["export", &run_folder, "--to", "safetensors", "--freeze"], "--to torchscript"),
+        (vec!["export", &run_folder, "--to", "python", "--half"], "no dtype"),
+        (vec!["export", &weights, "--to", "python"], "--model"),
+        (vec!["export", &run_folder, "--to", "python", "--model", "lenet"], "--model is for files"),
+    ] {
+        let (code, _, stderr) = run(&args);
+        assert!([2, 4].contains(&code) && stderr.contains(message), "{args:?}: {code} {stderr}");
+    }
+}
+
+#[test]
+fn names_that_python_cannot_say_are_refused_before_anything_is_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (layers, message) in [
+        ("{in: {linear: {out_features: 2}}}", "a word of Python"),
+        ("{forward: {linear: {out_features: 2}}}", "called `forward`"),
+    ] {
+        let model = inline(&[3], layers);
+        let network = model.build(Device::Cpu, Kind::Float).expect("it builds");
+        let path = folder.path().join("x.pt");
+        let error = torchscript::write(&path, &model, &network, &torchscript::Options::default())
+            .expect_err("it is refused");
+        assert_eq!(tikhonov::exit::code(&error), 2);
+        assert!(format!("{error:#}").contains(message), "{error:#}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 0);
+    let error = source::source(&inline(&[3], "{type: {linear: {out_features: 2}}}"), "net", "net", &[]);
+    assert_eq!(tikhonov::exit::code(&error.expect_err("it is refused")), 2);
+}
