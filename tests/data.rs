@@ -2,6 +2,7 @@
 
 mod formats;
 mod generated;
+mod images;
 mod pictures;
 mod tables;
 

@@ -203,3 +203,35 @@ fn the_published_resnet20_scores_its_published_accuracy() {
     ]);
     assert!(code == 0 && stdout.contains("accuracy         0.9150"), "{stdout}{stderr}");
 }
+
+/// dB that PyTorch 2.11 gets with `torch.randn` of one generator seeded 0, image after image in the order of their
+/// names: clean = noisy - net(noisy), clamped to [0, 1], the mean of the images' PSNR.
+fn dncnn(data: &Path, set: &str, sigma: u32, expected: f64) {
+    let weights = data.join(format!("checkpoints/dncnn-s-{sigma}.legacy.pth"));
+    let (images, noise) = (
+        format!("data.test.images.root={}", data.join("denoise").join(set).display()),
+        format!("task.reconstruction.degrade.gaussian.sigma={sigma}"),
+    );
+    let weights = weights.to_str().unwrap();
+    let options = ["--weights", weights, "--set", &images, "--set", &noise, "--threads", "1", "--json"];
+    let (code, stdout, stderr) = run(&[&["eval", "dncnn"], &options[..]].concat());
+    assert_eq!(code, 0, "{stderr}");
+    let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    let psnr = report["scores"]["psnr"].as_f64().unwrap();
+    assert!((psnr - expected).abs() < 0.01, "{set}, noise of {sigma}: {psnr} dB instead of {expected}");
+}
+
+#[test]
+fn the_published_dncnns_denoise_set12_as_published() {
+    let Some(data) = data_dir("the_published_dncnns_denoise_set12_as_published") else { return };
+    dncnn(&data, "Set12", 15, 32.822);
+    dncnn(&data, "Set12", 25, 30.383);
+}
+
+#[test]
+#[ignore = "minutes on one core"]
+fn the_published_dncnns_denoise_set68_as_published() {
+    let Some(data) = data_dir("the_published_dncnns_denoise_set68_as_published") else { return };
+    dncnn(&data, "Set68", 15, 31.713);
+    dncnn(&data, "Set68", 25, 29.203);
+}

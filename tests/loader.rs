@@ -7,7 +7,7 @@ use tikhonov::data::augment::Augment;
 use tikhonov::data::draw::{Draw, Purpose};
 use tikhonov::data::loader::{Batch, Loader, LoaderOptions, Preparation};
 use tikhonov::data::normalize::{Normalize, NormalizeSpec};
-use tikhonov::data::{DataSpec, Dataset, Files, Fit, ImageFile, Mode, Resize, Samples, Targets};
+use tikhonov::data::{DataSpec, Dataset, Files, Fit, Framing, ImageFile, Mode, Resize, Samples, Targets};
 use tikhonov::exit::{self, Exit};
 
 use crate::common::{data_dir, python};
@@ -279,7 +279,7 @@ fn files(n: usize, damaged: &[usize], forgiven: usize) -> (tempfile::TempDir, Da
     }
     let fit = Fit { height: 16, width: 12, resize: Resize::Squash, smooth: None };
     let set = Dataset {
-        samples: Samples::Files(Arc::new(Files { files, fit, forgiven })),
+        samples: Samples::Files(Arc::new(Files::new(files, Vec::new(), Framing::Fit(fit), forgiven, 0))),
         targets: Targets::Classes((0..n as i64).collect()),
         shape: vec![3, 16, 12],
         classes: (0..n).map(|index| index.to_string()).collect(),
@@ -317,8 +317,11 @@ fn streamed_batches_do_not_depend_on_the_number_of_workers() {
 fn streamed_pictures_equal_resident_ones() {
     let (_folder, set) = files(10, &[], 0);
     let Samples::Files(files) = &set.samples else { unreachable!() };
-    let bytes: Vec<u8> =
-        files.files.iter().flat_map(|file| files.fit.whole(&file.decode().unwrap()).planes()).collect();
+    let bytes: Vec<u8> = files
+        .files
+        .iter()
+        .flat_map(|file| files.fit().unwrap().whole(&file.decode().unwrap()).planes())
+        .collect();
     let resident =
         dataset(Tensor::from_slice(&bytes).view([10, 3, 16, 12]), Targets::Classes((0..10).collect()));
     let steps = "[{flip: {horizontal: true}}, {crop: {padding: 2}}, {rotation: {degrees: 5}}]";

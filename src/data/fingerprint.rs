@@ -21,11 +21,11 @@ impl Dataset {
         match &self.samples {
             Samples::Resident(xs) => tensor(&mut hash, xs)?,
             Samples::Files(files) => {
-                for file in &files.files {
+                for file in files.files.iter().chain(&files.partners) {
                     let size = file.path.metadata().map_or(0, |metadata| metadata.len());
                     hash.update(format!("{:?} {size}\n", file.path.file_name().unwrap_or_default()));
                 }
-                hash.update(format!("{:?}\n", files.fit));
+                hash.update(format!("{:?}\n", files.framing));
             }
         }
         match &self.targets {
@@ -35,7 +35,8 @@ impl Dataset {
                 }
             }
             Targets::Values(ys) => tensor(&mut hash, ys)?,
-            Targets::Unknown => {}
+            Targets::Masks { levels } => hash.update(levels),
+            Targets::Images { .. } | Targets::Unknown => {}
         }
         self.fingerprint = hex(hash);
         Ok(())

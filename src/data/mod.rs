@@ -2,6 +2,7 @@
 
 pub mod augment;
 pub mod draw;
+mod files;
 mod fingerprint;
 pub mod loader;
 pub mod normalize;
@@ -21,6 +22,7 @@ use crate::exit::{Exit, fail};
 use smooth::SmoothSpec;
 pub use sources::Split;
 
+pub use files::{Files, Framing};
 pub use picture::{Fit, ImageFile, Mode, Picture, Resize};
 pub use sources::folder::pictures;
 pub use spec::{DataSpec, SourceSpec, ValidationSpec};
@@ -34,20 +36,16 @@ pub enum Samples {
     Files(Arc<Files>),
 }
 
-/// Image files and how each becomes a sample.
-pub struct Files {
-    pub files: Vec<ImageFile>,
-    pub fit: Fit,
-    /// How many of them may still turn out to be undecodable before the run ends with exit code 3.
-    pub forgiven: usize,
-}
-
 /// What the network should say about each sample.
 pub enum Targets {
     /// A class index in 0..K per sample.
     Classes(Vec<i64>),
     /// float64 `[N, T]`.
     Values(Tensor),
+    /// An image of the sample's size with so many channels, in [0, 1]; it comes with the sample.
+    Images { channels: usize },
+    /// A class per pixel: the one whose level, 0 to 255, is nearest to the mask's. It comes with the sample.
+    Masks { levels: Vec<u8> },
     /// Nothing is known, as for pictures that are only to be predicted.
     Unknown,
 }
@@ -56,13 +54,13 @@ pub enum Targets {
 pub struct Dataset {
     pub samples: Samples,
     pub targets: Targets,
-    /// One sample as the network sees it: `[C, H, W]` or `[F]`.
+    /// One sample as the network sees it: `[C, H, W]` or `[F]`. `[C, 0, 0]` where each image has its own size.
     pub shape: Vec<i64>,
     /// The names of the classes in index order; empty for regression.
     pub classes: Vec<String>,
     /// The names of a table's columns; empty where they have none.
     pub features: Vec<String>,
-    /// A name per sample, such as its file; empty where samples have none.
+    /// A name per sample, or per file that several samples are cut from; empty where samples have none.
     pub names: Vec<String>,
     /// sha256 in hex of the content, or of (names, sizes) for files decoded on demand.
     pub fingerprint: String,
@@ -84,12 +82,25 @@ pub struct Sets {
     pub test: Option<Dataset>,
 }
 
+impl Targets {
+    /// What targets are, for people.
+    fn kind(&self) -> &'static str {
+        match self {
+            Targets::Classes(_) => "classes",
+            Targets::Values(_) => "numbers",
+            Targets::Images { .. } => "images",
+            Targets::Masks { .. } => "masks",
+            Targets::Unknown => "unknown",
+        }
+    }
+}
+
 impl Dataset {
     /// How many samples there are.
     pub fn len(&self) -> usize {
         match &self.samples {
             Samples::Resident(xs) => xs.size().first().map_or(0, |&n| n as usize),
-            Samples::Files(files) => files.files.len(),
+            Samples::Files(files) => files.samples(),
         }
     }
 
@@ -122,7 +133,8 @@ impl Dataset {
     /// Brings the class indices to those of the training set, by name, and checks that both sets are of one kind.
     fn align(&mut self, train: &Dataset, part: Split) -> Result<()> {
         let refuse = |message: String| Err(fail(Exit::Data, message));
-        if self.shape != train.shape {
+        let is_image = self.is_images() && train.is_images() && self.shape[0] == train.shape[0];
+        if self.shape != train.shape && !(is_image && (self.shape[1] == 0 || train.shape[1] == 0)) {
             return refuse(format!(
                 "samples are {:?} in the training set and {:?} in the {part}",
                 train.shape, self.shape
@@ -143,9 +155,19 @@ impl Dataset {
                 let (mine, theirs) = (&mine.size()[1..], &theirs.size()[1..]);
                 refuse(format!("targets are {theirs:?} in the training set and {mine:?} in the {part}"))
             }
-            _ => refuse(format!(
-                "targets are classes in one and numbers in the other of the training set and the {part}"
+            (Targets::Unknown, Targets::Unknown) => Ok(()),
+            (Targets::Images { channels: mine }, Targets::Images { channels: theirs }) if mine == theirs => {
+                Ok(())
+            }
+            (Targets::Masks { .. }, Targets::Masks { .. }) if self.classes == train.classes => Ok(()),
+            (mine, theirs) if mine.kind() != theirs.kind() => refuse(format!(
+                "targets are {} in the training set and {} in the {part}",
+                theirs.kind(),
+                mine.kind()
             )),
+            _ => {
+                refuse(format!("targets differ between the training set and the {part}: declare both alike"))
+            }
         }
     }
 

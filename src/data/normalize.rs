@@ -153,7 +153,14 @@ fn measure(set: &Dataset) -> Result<Normalize> {
             }
             Ok(Normalize::from_moments(mean.into_iter().zip(variance)))
         }
-        Samples::Files(files) => measure_files(files),
+        Samples::Files(files) => {
+            let mut measured = measure_files(files)?;
+            // Targets travel in further channels.
+            let channels = set.shape.first().map_or(0, |&channels| channels as usize);
+            measured.mean.truncate(channels);
+            measured.std.truncate(channels);
+            Ok(measured)
+        }
     }
 }
 
@@ -191,7 +198,7 @@ fn from_counts(counts: &[[u64; 256]]) -> Normalize {
 /// Decodes on every core; whole numbers add up the same in any order.
 fn measure_files(files: &Files) -> Result<Normalize> {
     let sample = files.files.len().min(FILES);
-    let chosen: Vec<_> = (0..sample).map(|place| &files.files[place * files.files.len() / sample]).collect();
+    let chosen: Vec<_> = (0..sample).map(|place| place * files.files.len() / sample).collect();
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(sample);
     let per_thread = sample.div_ceil(threads);
     let parts = std::thread::scope(|scope| {
@@ -200,10 +207,12 @@ fn measure_files(files: &Files) -> Result<Normalize> {
             .map(|chosen| {
                 scope.spawn(move || {
                     let mut counts: Vec<[u64; 256]> = Vec::new();
-                    for file in chosen {
+                    for &index in chosen {
                         // What cannot be decoded is counted and named when its turn comes in training.
-                        let Ok(picture) = file.decode() else { continue };
-                        let picture = files.fit.whole(&picture);
+                        let Ok(mut picture) = files.picture(index) else { continue };
+                        if let Some(fit) = files.fit() {
+                            picture = fit.whole(&picture).into();
+                        }
                         counts.resize(picture.channels, [0; 256]);
                         for pixel in picture.data.chunks_exact(picture.channels) {
                             for (counts, &value) in counts.iter_mut().zip(pixel) {

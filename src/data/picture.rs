@@ -211,6 +211,16 @@ impl Picture {
         Picture { channels: self.channels, height, width, data }
     }
 
+    /// Both pictures as one, the channels of `other` after one's own.
+    pub fn stack(&self, other: &Picture) -> Result<Picture> {
+        if (self.height, self.width) != (other.height, other.width) {
+            bail!("is {}x{}, and the picture {}x{}", other.width, other.height, self.width, self.height);
+        }
+        let pairs = self.data.chunks_exact(self.channels).zip(other.data.chunks_exact(other.channels));
+        let data = pairs.flat_map(|(own, other)| own.iter().chain(other).copied()).collect();
+        Ok(Picture { channels: self.channels + other.channels, height: self.height, width: self.width, data })
+    }
+
     /// Scaled with an antialiased bilinear filter, as Pillow's `BILINEAR`.
     pub fn resize(&self, height: usize, width: usize) -> Picture {
         if (height, width) == (self.height, self.width) {

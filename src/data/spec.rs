@@ -9,8 +9,8 @@ use super::augment::{self, Augment};
 use super::normalize::NormalizeSpec;
 use super::smooth::SmoothSpec;
 use super::sources::{
-    Cifar10Spec, Cifar100Spec, CsvSpec, FolderSpec, IdxSpec, LineSpec, LinearSpec, NpySpec, Opening,
-    ShapesSpec, Source, Split,
+    Cifar10Spec, Cifar100Spec, CsvSpec, FolderSpec, IdxSpec, ImagesSpec, LineSpec, LinearSpec, NpySpec,
+    Opening, ShapesSpec, Source, Split,
 };
 use super::{Dataset, Fit, Mode, Resize, Sets, Targets, split};
 use crate::exit::{Exit, fail};
@@ -64,71 +64,55 @@ fn default_max_skipped() -> f64 {
     0.01
 }
 
-/// Where the samples of one set come from.
-#[derive(Deserialize, Serialize, Clone, Debug)]
-#[serde(rename_all = "snake_case")]
-pub enum SourceSpec {
-    Idx(IdxSpec),
-    Cifar10(Cifar10Spec),
-    Cifar100(Cifar100Spec),
-    Folder(FolderSpec),
-    Csv(CsvSpec),
-    Npy(NpySpec),
-    Shapes(ShapesSpec),
-    Line(LineSpec),
-    Linear(LinearSpec),
-}
-
-/// Where the validation set comes from: a share of the training set, or a source of its own.
-#[derive(Deserialize, Serialize, Clone, Debug)]
-#[serde(rename_all = "snake_case")]
-pub enum ValidationSpec {
-    /// This share of the training samples, in (0, 1), drawn by the seed, class by class.
-    Fraction(f64),
-    Idx(IdxSpec),
-    Cifar10(Cifar10Spec),
-    Cifar100(Cifar100Spec),
-    Folder(FolderSpec),
-    Csv(CsvSpec),
-    Npy(NpySpec),
-    Shapes(ShapesSpec),
-    Line(LineSpec),
-    Linear(LinearSpec),
-}
-
-impl SourceSpec {
-    /// The key that the source stands under, and the source.
-    fn source(&self) -> (&'static str, &dyn Source) {
-        match self {
-            Self::Idx(spec) => ("idx", spec),
-            Self::Cifar10(spec) => ("cifar10", spec),
-            Self::Cifar100(spec) => ("cifar100", spec),
-            Self::Folder(spec) => ("folder", spec),
-            Self::Csv(spec) => ("csv", spec),
-            Self::Npy(spec) => ("npy", spec),
-            Self::Shapes(spec) => ("shapes", spec),
-            Self::Line(spec) => ("line", spec),
-            Self::Linear(spec) => ("linear", spec),
+macro_rules! sources {
+    ($($key:literal => $variant:ident($spec:ty),)*) => {
+        /// Where the samples of one set come from.
+        #[derive(Deserialize, Serialize, Clone, Debug)]
+        pub enum SourceSpec {
+            $(#[serde(rename = $key)] $variant($spec),)*
         }
-    }
+
+        /// Where the validation set comes from: a share of the training set, or a source of its own.
+        #[derive(Deserialize, Serialize, Clone, Debug)]
+        pub enum ValidationSpec {
+            /// This share of the training samples, in (0, 1), drawn by the seed, class by class.
+            #[serde(rename = "fraction")]
+            Fraction(f64),
+            $(#[serde(rename = $key)] $variant($spec),)*
+        }
+
+        impl SourceSpec {
+            /// The key that the source stands under, and the source.
+            fn source(&self) -> (&'static str, &dyn Source) {
+                match self {
+                    $(Self::$variant(spec) => ($key, spec),)*
+                }
+            }
+        }
+
+        impl ValidationSpec {
+            /// The source with its key, where it is one of its own.
+            fn source(&self) -> Option<(&'static str, &dyn Source)> {
+                match self {
+                    Self::Fraction(_) => None,
+                    $(Self::$variant(spec) => Some(($key, spec)),)*
+                }
+            }
+        }
+    };
 }
 
-impl ValidationSpec {
-    /// The source with its key, where it is one of its own.
-    fn source(&self) -> Option<(&'static str, &dyn Source)> {
-        Some(match self {
-            Self::Fraction(_) => return None,
-            Self::Idx(spec) => ("idx", spec),
-            Self::Cifar10(spec) => ("cifar10", spec),
-            Self::Cifar100(spec) => ("cifar100", spec),
-            Self::Folder(spec) => ("folder", spec),
-            Self::Csv(spec) => ("csv", spec),
-            Self::Npy(spec) => ("npy", spec),
-            Self::Shapes(spec) => ("shapes", spec),
-            Self::Line(spec) => ("line", spec),
-            Self::Linear(spec) => ("linear", spec),
-        })
-    }
+sources! {
+    "cifar10" => Cifar10(Cifar10Spec),
+    "cifar100" => Cifar100(Cifar100Spec),
+    "csv" => Csv(CsvSpec),
+    "folder" => Folder(FolderSpec),
+    "idx" => Idx(IdxSpec),
+    "images" => Images(ImagesSpec),
+    "line" => Line(LineSpec),
+    "linear" => Linear(LinearSpec),
+    "npy" => Npy(NpySpec),
+    "shapes" => Shapes(ShapesSpec),
 }
 
 impl DataSpec {

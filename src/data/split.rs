@@ -6,7 +6,7 @@ use anyhow::Result;
 use tch::Tensor;
 
 use super::draw::{Draw, Purpose};
-use super::{Dataset, Files, Samples, Targets, fingerprint};
+use super::{Dataset, Framing, Samples, Targets, fingerprint};
 use crate::exit::{Exit, fail};
 
 /// Splits a set into (rest, taken) with `fraction` of each class, rounded to nearest, in the second; without classes,
@@ -20,9 +20,9 @@ pub(super) fn split(set: Dataset, fraction: f64, seed: u64) -> Result<(Dataset, 
             }
             groups
         }
-        Targets::Values(_) | Targets::Unknown => vec![(0..set.len()).collect()],
+        _ => vec![(0..units(&set)).collect()],
     };
-    let mut is_taken = vec![false; set.len()];
+    let mut is_taken = vec![false; units(&set)];
     for (class, members) in groups.iter().enumerate() {
         let count = (members.len() as f64 * fraction).round() as usize;
         let order = Draw::new(seed, 0, class as u64, Purpose::Split).permutation(members.len());
@@ -31,7 +31,7 @@ pub(super) fn split(set: Dataset, fraction: f64, seed: u64) -> Result<(Dataset, 
         }
     }
     let (taken, rest): (Vec<i64>, Vec<i64>) =
-        (0..set.len() as i64).partition(|&index| is_taken[index as usize]);
+        (0..units(&set) as i64).partition(|&index| is_taken[index as usize]);
     if taken.is_empty() || rest.is_empty() {
         let message = format!(
             "a validation fraction of {fraction} leaves {} of {} samples for training; choose another fraction",
@@ -40,29 +40,44 @@ pub(super) fn split(set: Dataset, fraction: f64, seed: u64) -> Result<(Dataset, 
         );
         return Err(fail(Exit::Data, message));
     }
-    let taken = select(&set, &taken)?;
-    let mut rest = select(&set, &rest)?;
+    let taken = select(&set, &taken, true)?;
+    let mut rest = select(&set, &rest, false)?;
     // What was skipped is told once, with the training set.
     rest.skipped = set.skipped;
     Ok((rest, taken))
 }
 
-/// The samples at `indices`, in that order.
-fn select(set: &Dataset, indices: &[i64]) -> Result<Dataset> {
+/// What cannot be divided: files, where several samples are cut from one, else samples.
+fn units(set: &Dataset) -> usize {
+    match &set.samples {
+        Samples::Files(files) => files.files.len(),
+        Samples::Resident(_) => set.len(),
+    }
+}
+
+/// The samples at `indices`, in that order; of files, all their samples, or each as a whole to judge by.
+fn select(set: &Dataset, indices: &[i64], to_judge: bool) -> Result<Dataset> {
     let index = Tensor::f_from_slice(indices)?;
     let samples = match &set.samples {
         Samples::Resident(xs) => Samples::Resident(xs.f_index_select(0, &index)?),
-        Samples::Files(files) => Samples::Files(Arc::new(Files {
-            files: indices.iter().map(|&index| files.files[index as usize].clone()).collect(),
-            fit: files.fit.clone(),
-            forgiven: files.forgiven,
-        })),
+        Samples::Files(files) => {
+            let indices: Vec<_> = indices.iter().map(|&index| index as usize).collect();
+            Samples::Files(Arc::new(files.select(&indices, to_judge)))
+        }
     };
+    let mut shape = set.shape.clone();
+    if let (Samples::Files(files), [_, height, width]) = (&samples, shape.as_mut_slice())
+        && matches!(files.framing, Framing::Whole)
+    {
+        (*height, *width) = (0, 0);
+    }
     let targets = match &set.targets {
         Targets::Classes(labels) => {
             Targets::Classes(indices.iter().map(|&index| labels[index as usize]).collect())
         }
         Targets::Values(ys) => Targets::Values(ys.f_index_select(0, &index)?),
+        Targets::Images { channels } => Targets::Images { channels: *channels },
+        Targets::Masks { levels } => Targets::Masks { levels: levels.clone() },
         Targets::Unknown => Targets::Unknown,
     };
     let names = match set.names.as_slice() {
@@ -72,7 +87,7 @@ fn select(set: &Dataset, indices: &[i64]) -> Result<Dataset> {
     Ok(Dataset {
         samples,
         targets,
-        shape: set.shape.clone(),
+        shape,
         classes: set.classes.clone(),
         features: set.features.clone(),
         names,

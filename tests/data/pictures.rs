@@ -262,7 +262,7 @@ fn a_folder_beyond_the_memory_stays_files_with_the_same_samples() {
         .files
         .iter()
         .filter_map(|file| file.decode().ok())
-        .map(|picture| files.fit.whole(&picture).planes())
+        .map(|picture| files.fit().unwrap().whole(&picture).planes())
         .collect();
     assert_eq!(decoded.concat(), super::bytes(xs(&resident)));
     assert_ne!(streamed.fingerprint, resident.fingerprint);

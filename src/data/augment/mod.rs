@@ -6,6 +6,7 @@
 pub mod color;
 pub mod crop;
 pub mod cutout;
+pub mod dihedral;
 pub mod flip;
 pub mod mix;
 pub mod noise;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use color::ColorJitter;
 pub use crop::{Crop, PaddingMode};
 pub use cutout::Cutout;
+pub use dihedral::Dihedral;
 pub use flip::Flip;
 pub use mix::{Cutmix, Mixup};
 pub use noise::Noise;
@@ -34,6 +36,7 @@ use crate::yaml::Invalid;
 pub enum Augment {
     Flip(Flip),
     Crop(Crop),
+    Dihedral(Dihedral),
     RandomResizedCrop(RandomResizedCrop),
     Rotation(Rotation),
     ColorJitter(ColorJitter),
@@ -57,6 +60,7 @@ impl Augment {
         match self {
             Augment::Flip(step) => step.validate(),
             Augment::Crop(step) => step.validate(),
+            Augment::Dihedral(_) => Ok(()),
             Augment::RandomResizedCrop(step) => step.validate(),
             Augment::Rotation(step) => step.validate(),
             Augment::ColorJitter(step) => step.validate(),
@@ -73,6 +77,7 @@ impl Augment {
         match self {
             Augment::Flip(_) => "flip",
             Augment::Crop(_) => "crop",
+            Augment::Dihedral(_) => "dihedral",
             Augment::RandomResizedCrop(_) => "random_resized_crop",
             Augment::Rotation(_) => "rotation",
             Augment::ColorJitter(_) => "color_jitter",
@@ -87,6 +92,7 @@ impl Augment {
         match self {
             Augment::Flip(_)
             | Augment::Crop(_)
+            | Augment::Dihedral(_)
             | Augment::RandomResizedCrop(_)
             | Augment::Rotation(_)
             | Augment::ColorJitter(_) => Stage::Pixels,

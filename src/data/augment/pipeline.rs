@@ -77,6 +77,9 @@ impl Pipeline {
         let cut = match augment {
             Augment::Crop(step) => step.output(sides[0], sides[1])?,
             Augment::RandomResizedCrop(step) => step.size.map_or(sides, |size| size.sides()),
+            Augment::Dihedral(_) if sides[0] != sides[1] => {
+                return Err("quarter turns need squares; crop to one, or use `flip`".into());
+            }
             Augment::ColorJitter(step) if step.needs_colour() && self.output[0] != 3 => {
                 return Err("saturation and hue need 3 channels; leave them out".into());
             }
@@ -91,6 +94,7 @@ impl Pipeline {
         }
         let columns = match augment {
             Augment::Flip(_) | Augment::Crop(_) => 2,
+            Augment::Dihedral(_) => 3,
             Augment::Rotation(_) | Augment::Noise(_) => 1,
             Augment::RandomResizedCrop(_) | Augment::ColorJitter(_) | Augment::Cutout(_) => 4,
             Augment::Mixup(_) | Augment::Cutmix(_) => 0,
@@ -147,6 +151,7 @@ impl Pipeline {
             match augment {
                 Augment::Flip(step) => numbers.extend(step.draw(draw)),
                 Augment::Crop(step) => numbers.extend(step.draw(*sides, draw)),
+                Augment::Dihedral(step) => numbers.extend(step.draw(draw)),
                 Augment::RandomResizedCrop(step) => {
                     numbers.extend(step.draw(if *by_decoder { file } else { *sides }, draw));
                 }
@@ -165,6 +170,7 @@ impl Pipeline {
             let params = step.params(params);
             match &step.augment {
                 Augment::Flip(flip) => pixels.xs = flip.apply(&pixels.xs, &params),
+                Augment::Dihedral(step) => pixels.xs = step.apply(&pixels.xs, &params),
                 Augment::Crop(crop) => {
                     pixels.xs = crop.apply(&pixels.xs, &params, pixels.level(crop.fill));
                 }

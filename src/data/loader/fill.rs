@@ -39,7 +39,8 @@ impl Fill {
     pub fn new(shape: &[i64; 3], common: &Common) -> Result<Self> {
         let [channels, height, width] = shape.map(|n| n as usize);
         let pixels = || common.pipeline.stage(Stage::Pixels);
-        let simple = pixels().all(|step| matches!(step, Augment::Flip(_) | Augment::Crop(_)))
+        let simple = pixels()
+            .all(|step| matches!(step, Augment::Flip(_) | Augment::Crop(_) | Augment::Dihedral(_)))
             && common.pipeline.stage(Stage::Normalized).all(|step| matches!(step, Augment::Cutout(_)));
         let whole = Self {
             channels,
@@ -118,8 +119,12 @@ impl Fill {
         numbers: &[f64],
     ) {
         if self.moves {
-            let (rows, columns) = self.maps(common, numbers);
-            self.moved(out, planes, tables, &rows, &runs(&columns));
+            let Maps { down, across, transposed } = self.maps(common, numbers);
+            if transposed {
+                self.turned(out, planes, tables, &down, &across);
+            } else {
+                self.moved(out, planes, tables, &down, &runs(&across));
+            }
         } else {
             let (plane_in, plane_out) = (self.from[0] * self.from[1], self.to[0] * self.to[1]);
             let planes = planes.chunks_exact(plane_in).zip(out.chunks_exact_mut(plane_out));
@@ -136,13 +141,25 @@ impl Fill {
         }
     }
 
-    /// Where each row and each column of the sample comes from; negative entries show a [`fill`].
-    fn maps(&self, common: &Common, numbers: &[f64]) -> (Vec<i32>, Vec<i32>) {
+    fn maps(&self, common: &Common, numbers: &[f64]) -> Maps {
         let mut rows: Vec<i32> = (0..self.from[0] as i32).collect();
         let mut columns: Vec<i32> = (0..self.from[1] as i32).collect();
+        let mut transposed = false;
         for (place, (step, numbers)) in common.pipeline.of_sample(numbers).enumerate() {
             match (step, numbers) {
                 (Augment::Flip(_), &[horizontal, vertical]) => {
+                    if horizontal > 0.5 {
+                        columns.reverse();
+                    }
+                    if vertical > 0.5 {
+                        rows.reverse();
+                    }
+                }
+                (Augment::Dihedral(_), &[transpose, horizontal, vertical]) => {
+                    if transpose > 0.5 {
+                        std::mem::swap(&mut rows, &mut columns);
+                        transposed = !transposed;
+                    }
                     if horizontal > 0.5 {
                         columns.reverse();
                     }
@@ -163,7 +180,33 @@ impl Fill {
                 _ => {}
             }
         }
-        (rows, columns)
+        Maps { down: rows, across: columns, transposed }
+    }
+
+    /// As [`moved`](Self::moved), rows of the picture running down the sample's columns.
+    fn turned<T: Number>(
+        &self,
+        out: &mut [T],
+        planes: &[u8],
+        tables: &[[T; 256]],
+        down: &[i32],
+        across: &[i32],
+    ) {
+        let [height, width] = self.from;
+        let outputs = out.chunks_exact_mut(self.to[0] * self.to[1]);
+        for ((plane, out), table) in planes.chunks_exact(height * width).zip(outputs).zip(tables) {
+            for (&column, out) in down.iter().zip(out.chunks_exact_mut(self.to[1])) {
+                for (&row, out) in across.iter().zip(out) {
+                    let fill = row.min(column);
+                    let at = if fill < 0 {
+                        level(fill)
+                    } else {
+                        plane[row as usize * width + column as usize].into()
+                    };
+                    *out = table[at];
+                }
+            }
+        }
     }
 
     fn moved<T: Number>(
@@ -212,6 +255,14 @@ impl Buffer {
             Buffer::Double(slots) => slots.into_tensor(),
         }
     }
+}
+
+/// Where each row (`down`) and each column (`across`) of the sample comes from; negative entries show a [`fill`].
+struct Maps {
+    down: Vec<i32>,
+    across: Vec<i32>,
+    /// `down` tells columns of the picture, and `across` rows.
+    transposed: bool,
 }
 
 /// Columns that follow each other in the picture, or all show the same fill.

@@ -1,6 +1,7 @@
 //! Batches of a data set: ordered, augmented and normalised, each a pure function of (seed, epoch, step).
 
 mod fill;
+mod paired;
 mod resident;
 mod stream;
 
@@ -22,7 +23,7 @@ use stream::{Stream, Streaming};
 pub struct Batch {
     /// `[B, ...shape]` in the loader's kind, normalised.
     pub xs: Tensor,
-    /// int64 `[B]` classes, or `[B, K]` probabilities after mixup or CutMix, or `[B, T]` values, the latter two in
+    /// Image targets `[B, C, H, W]` in the loader's kind, masks int64 `[B, H, W]`; else int64 `[B]` classes, or `[B, K]` probabilities after mixup or CutMix, or `[B, T]` values, the latter two in
     /// the loader's kind. -100 for every sample of a set whose targets are unknown.
     pub ys: Tensor,
     /// Which samples of the set these are.
@@ -65,6 +66,8 @@ pub struct Loader {
 enum Source {
     Resident(Resident),
     Files(Arc<Stream>),
+    /// Images of their own sizes, a batch each.
+    Whole(Stream),
 }
 
 /// What every source needs to know.
@@ -82,6 +85,10 @@ struct Common {
 
 /// Targets where the batches are.
 enum OnDevice {
+    /// So many channels of a sample are its target.
+    Stacked(i64),
+    /// The last channel of a sample is its mask; the class of each level 0 to 255.
+    Mask(Tensor),
     /// The CPU's own, gathered without an operation of libtorch.
     Classes(Vec<i64>),
     Tensor(Tensor),
@@ -113,8 +120,19 @@ impl Loader {
             );
         }
         let augment = if train { prep.augment.as_slice() } else { &[] };
-        let pipeline =
-            Arc::new(Pipeline::new(augment, &set.shape, matches!(set.samples, Samples::Files(_)))?);
+        let stacked = stacked_channels(&set.targets);
+        let mut shape = set.shape.clone();
+        if stacked > 0 {
+            paired::check(augment)?;
+            shape[0] += stacked;
+        }
+        let is_whole = set.shape.get(1) == Some(&0);
+        ensure!(
+            !(is_whole && train),
+            fail(Exit::Usage, "images of any size make no batches: cut them, as in `images: {patch: 64}`")
+        );
+        let pipeline = Arc::new(Pipeline::new(augment, &shape, matches!(set.samples, Samples::Files(_)))?);
+        let batch_size = if is_whole { 1 } else { batch_size };
         let classes = class_count(set);
         ensure!(
             !pipeline.mixes() || !matches!(set.targets, Targets::Unknown),
@@ -122,7 +140,7 @@ impl Loader {
         );
         let common = Common {
             pipeline,
-            normalize: prep.normalize.clone(),
+            normalize: prep.normalize.clone().map(|normalize| paired::leave_targets(normalize, stacked)),
             train,
             seed,
             batch_size,
@@ -133,12 +151,19 @@ impl Loader {
         let (source, targets) = catching(|| -> Result<_> {
             let source = match &set.samples {
                 Samples::Resident(xs) => Source::Resident(Resident::new(xs, &common)?),
-                Samples::Files(files) => Source::Files(Arc::new(Stream::new(files.clone(), set, &common)?)),
+                Samples::Files(files) => {
+                    let stream = Stream::new(files.clone(), &shape, set.names.clone(), &common)?;
+                    if is_whole { Source::Whole(stream) } else { Source::Files(Arc::new(stream)) }
+                }
             };
             let targets = match &set.targets {
                 Targets::Classes(ys) if device == Device::Cpu => OnDevice::Classes(ys.clone()),
                 Targets::Classes(ys) => OnDevice::Tensor(Tensor::from_slice(ys).to_device(device)),
                 Targets::Values(ys) => OnDevice::Tensor(ys.to_kind(kind).to_device(device)),
+                Targets::Images { .. } => OnDevice::Stacked(stacked),
+                Targets::Masks { levels } => {
+                    OnDevice::Mask(paired::classes_of_levels(levels).to_device(device))
+                }
                 Targets::Unknown => OnDevice::Unknown,
             };
             Ok((source, targets))
@@ -164,7 +189,7 @@ impl Loader {
         }
     }
 
-    /// The shape of one sample of a batch, which crops may have changed.
+    /// The shape of one sample of a batch, which crops may have changed; targets that are images come on top.
     pub fn shape(&self) -> &[i64] {
         self.common.pipeline.output()
     }
@@ -174,6 +199,7 @@ impl Loader {
         match &self.source {
             Source::Resident(_) => Vec::new(),
             Source::Files(stream) => stream.skipped(),
+            Source::Whole(stream) => stream.skipped(),
         }
     }
 
@@ -187,7 +213,7 @@ impl Loader {
         let order = Arc::new(order);
         let steps = from_step..self.steps();
         let stream = match &self.source {
-            Source::Resident(_) => None,
+            Source::Resident(_) | Source::Whole(_) => None,
             Source::Files(stream) => {
                 let batch_size = self.common.batch_size;
                 Some(Streaming::start(stream, order.clone(), epoch, steps.clone(), batch_size, self.workers))
@@ -201,7 +227,16 @@ impl Loader {
 fn class_count(set: &Dataset) -> usize {
     match &set.targets {
         Targets::Classes(ys) => set.classes.len().max(ys.iter().max().map_or(0, |&most| most as usize + 1)),
-        Targets::Values(_) | Targets::Unknown => 0,
+        _ => 0,
+    }
+}
+
+/// Channels in which a sample carries its own target.
+fn stacked_channels(targets: &Targets) -> i64 {
+    match targets {
+        Targets::Images { channels } => *channels as i64,
+        Targets::Masks { .. } => 1,
+        _ => 0,
     }
 }
 
@@ -248,12 +283,16 @@ impl Batches<'_> {
         let Assembled { xs, indices } = match (source, &mut self.stream) {
             (Source::Resident(resident), _) => resident.assemble(common, self.epoch, indices)?,
             (Source::Files(_), Some(stream)) => stream.next(common)?,
+            (Source::Whole(stream), _) => match stream.whole(indices[0] as usize)? {
+                Some(assembled) => assembled,
+                None => return Ok(None),
+            },
             (Source::Files(_), None) => return Ok(None),
         };
         if indices.is_empty() {
             return Ok(None);
         }
-        let ys = self.loader.targets.gather(&indices, common)?;
+        let (xs, ys) = self.loader.targets.gather(xs, &indices, common)?;
         let (xs, ys) = if common.pipeline.mixes() {
             let mut draw = Draw::new(common.seed, self.epoch, step as u64, Purpose::Mix);
             common.pipeline.mix(xs, soft(&ys, common.classes, common.kind), &mut draw)
@@ -265,15 +304,22 @@ impl Batches<'_> {
 }
 
 impl OnDevice {
-    fn gather(&self, indices: &[i64], common: &Common) -> Result<Tensor> {
-        match self {
+    /// The samples `xs` without what they hold of their targets, and their targets.
+    fn gather(&self, xs: Tensor, indices: &[i64], common: &Common) -> Result<(Tensor, Tensor)> {
+        let ys = match self {
+            OnDevice::Stacked(channels) => return Ok(paired::part(&xs, *channels)),
+            OnDevice::Mask(classes) => {
+                let (xs, levels) = paired::part(&xs, 1);
+                return Ok((xs, paired::mask(&levels, classes)));
+            }
             OnDevice::Classes(ys) => {
                 let ys: Vec<i64> = indices.iter().map(|&index| ys[index as usize]).collect();
-                Ok(Tensor::from_slice(&ys))
+                Tensor::from_slice(&ys)
             }
-            OnDevice::Tensor(ys) => Ok(common.rows(ys, indices)),
-            OnDevice::Unknown => Ok(Tensor::full([indices.len() as i64], -100, (Kind::Int64, common.device))),
-        }
+            OnDevice::Tensor(ys) => common.rows(ys, indices),
+            OnDevice::Unknown => Tensor::full([indices.len() as i64], -100, (Kind::Int64, common.device)),
+        };
+        Ok((xs, ys))
     }
 }
 

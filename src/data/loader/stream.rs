@@ -12,12 +12,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, anyhow};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::fill::{Buffer, Fill};
 use super::{Assembled, Common};
 use crate::data::draw::{Draw, Purpose};
-use crate::data::{Dataset, Files, Fit, Picture, Skipped};
+use crate::data::{Files, Fit, Framing, Picture, Skipped};
 use crate::exit::{Exit, OrExit, fail};
 use crate::libtorch::catching;
 
@@ -27,7 +27,7 @@ const AHEAD: usize = 2;
 /// The files of a loader, and which of them were found to be undecodable.
 pub struct Stream {
     files: Arc<Files>,
-    fit: Fit,
+    framing: Framing,
     fill: Fill,
     common: Common,
     names: Vec<String>,
@@ -95,15 +95,20 @@ struct Job {
 }
 
 impl Stream {
-    pub fn new(files: Arc<Files>, set: &Dataset, common: &Common) -> Result<Self> {
-        let decoded = common.pipeline.decoded(&set.shape);
+    /// `shape` is that of a sample and its target, where that is an image, stacked.
+    pub fn new(files: Arc<Files>, shape: &[i64], names: Vec<String>, common: &Common) -> Result<Self> {
+        let decoded = common.pipeline.decoded(shape);
         let &[channels, height, width] = decoded.as_slice() else {
-            return Err(fail(Exit::Data, format!("pictures cannot have the shape {:?}", set.shape)));
+            return Err(fail(Exit::Data, format!("pictures cannot have the shape {shape:?}")));
         };
         let fill = Fill::new(&[channels, height, width], common)?;
-        let fit = Fit { height: height as usize, width: width as usize, ..files.fit.clone() };
-        let names = set.names.clone();
-        Ok(Self { files, fit, fill, common: common.clone(), names, damaged: Mutex::default() })
+        let framing = match &files.framing {
+            Framing::Fit(fit) => {
+                Framing::Fit(Fit { height: height as usize, width: width as usize, ..fit.clone() })
+            }
+            framing => framing.clone(),
+        };
+        Ok(Self { files, framing, fill, common: common.clone(), names, damaged: Mutex::default() })
     }
 
     pub fn skipped(&self) -> Vec<Skipped> {
@@ -117,13 +122,13 @@ impl Stream {
         Skipped { name, reason: reason.to_owned() }
     }
 
-    /// The picture of sample `index`. One that cannot be decoded is replaced by the next that can, in the order
+    /// The picture of file `index`. One that cannot be decoded is replaced by the next that can, in the order
     /// of the set, in training, and left out otherwise. Exit 3 where there are more of them than forgiven.
-    fn decode(&self, index: usize) -> Result<Option<(usize, Picture)>> {
+    pub fn decode(&self, index: usize) -> Result<Option<(usize, Arc<Picture>)>> {
         let count = self.files.files.len();
         for index in (index..count).chain(0..index) {
             if !lock(&self.damaged).contains_key(&index) {
-                match catching(|| self.files.files[index].decode()).and_then(|picture| picture) {
+                match catching(|| self.picture(index)).and_then(|picture| picture) {
                     Ok(picture) => return Ok(Some((index, picture))),
                     Err(error) => self.record(index, &error)?,
                 }
@@ -133,6 +138,26 @@ impl Stream {
             }
         }
         Err(fail(Exit::Data, format!("none of the {count} files could be decoded")))
+    }
+
+    fn picture(&self, index: usize) -> Result<Arc<Picture>> {
+        let picture = self.files.picture(index)?;
+        if let Framing::Patches { size, .. } = self.framing
+            && picture.height.min(picture.width) < size
+        {
+            let (width, height) = (picture.width, picture.height);
+            return Err(anyhow!("is {width}x{height}, smaller than the patches of {size}x{size}"));
+        }
+        Ok(picture)
+    }
+
+    /// File `index` as a batch of its own, at its own size.
+    pub fn whole(&self, index: usize) -> Result<Option<Assembled>> {
+        let Some((index, picture)) = self.decode(index)? else { return Ok(None) };
+        let size = [1, picture.channels as i64, picture.height as i64, picture.width as i64];
+        let levels = Tensor::f_from_data_size(&picture.planes(), &size, Kind::Uint8)?;
+        let xs = self.common.finish(levels.to_device(self.common.device), &[]);
+        Ok(Some(Assembled { xs, indices: vec![index as i64] }))
     }
 
     fn record(&self, index: usize, error: &anyhow::Error) -> Result<()> {
@@ -162,20 +187,34 @@ impl Stream {
 
     /// Decodes, crops or resizes, and fills the slot.
     fn make(&self, job: &Job, epoch: u64) -> Result<()> {
-        let Some((index, picture)) = self.decode(job.index)? else { return Ok(()) };
+        let per_image = self.files.per_image();
+        let Some((file, picture)) = self.decode(job.index / per_image)? else { return Ok(()) };
+        let index = file * per_image + job.index % per_image;
         let pipeline = &self.common.pipeline;
         let mut numbers = Vec::with_capacity(pipeline.width());
         let mut draw = Draw::new(self.common.seed, epoch, index as u64, Purpose::Augment);
-        pipeline.draw(&mut draw, [picture.height, picture.width], &mut numbers);
-        let picture = match (pipeline.decoder_crop(), numbers.as_slice()) {
-            (Some(_), &[top, left, height, width, ..]) => {
-                self.fit.region(&picture, top as usize, left as usize, height as usize, width as usize)
+        let picture = match &self.framing {
+            Framing::Patches { size, .. } => {
+                let mut place = |side: usize| draw.below((side - size) as u64 + 1) as usize;
+                let (top, left) = (place(picture.height), place(picture.width));
+                pipeline.draw(&mut draw, [*size, *size], &mut numbers);
+                &picture.crop(top, left, *size, *size)
             }
-            _ => self.fit.whole(&picture),
+            Framing::Fit(fit) => {
+                pipeline.draw(&mut draw, [picture.height, picture.width], &mut numbers);
+                match (pipeline.decoder_crop(), numbers.as_slice()) {
+                    (Some(_), &[top, left, height, width, ..]) => {
+                        let corner = (top as usize, left as usize);
+                        &fit.region(&picture, corner.0, corner.1, height as usize, width as usize)
+                    }
+                    _ => &fit.whole(&picture),
+                }
+            }
+            Framing::Whole => &picture,
         };
         self.fill
             .write(&job.batch.buffer, job.slot, &picture.planes(), &self.common, &numbers)
-            .or_exit(Exit::Data, || format!("{}: not a sample", self.files.files[index].path.display()))?;
+            .or_exit(Exit::Data, || format!("{}: not a sample", self.files.files[file].path.display()))?;
         *lock(&job.batch.samples[job.slot]) = Some(Sample { index: index as i64, numbers });
         Ok(())
     }

@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 
 use super::{FilePath, Opening, Source, positive, positive_limit};
 use crate::data::picture::{Fit, ImageFile, Mode, Resize};
-use crate::data::{Dataset, Files, Samples, Skipped, Targets, cores};
+use crate::data::{Dataset, Files, Framing, Samples, Skipped, Targets, cores};
 use crate::exit::{Exit, OrExit, fail};
 use crate::yaml::Invalid;
 
@@ -140,7 +140,7 @@ pub fn pictures(paths: &[PathBuf], mode: Mode, fit: &Fit) -> Result<Dataset> {
 }
 
 /// What became of each file.
-struct Read {
+pub(super) struct Read {
     /// One sample per file, where the files were decoded; zeros for those that failed.
     pixels: Option<Vec<u8>>,
     /// Why a file is left out.
@@ -148,18 +148,22 @@ struct Read {
 }
 
 impl Read {
-    fn failures(&self) -> impl Iterator<Item = (usize, &str)> {
+    pub fn is_fine(&self, index: usize) -> bool {
+        self.reasons[index].is_none()
+    }
+
+    pub fn failures(&self) -> impl Iterator<Item = (usize, &str)> {
         self.reasons.iter().enumerate().filter_map(|(index, reason)| Some((index, reason.as_deref()?)))
     }
 }
 
 /// How many of `count` files may fail.
-fn budget(count: usize, share: f64) -> usize {
+pub(super) fn budget(count: usize, share: f64) -> usize {
     let budget = (count as f64 * share).floor() as usize;
     if share > 0.0 { budget.max(1) } else { 0 }
 }
 
-fn over_budget(root: &Path, files: &[ImageFile], read: &Read, budget: usize) -> anyhow::Error {
+pub(super) fn over_budget(root: &Path, files: &[ImageFile], read: &Read, budget: usize) -> anyhow::Error {
     let message = format!(
         "{}: {} of {} files cannot be decoded, {budget} may be skipped{}\nmend or remove them, or raise data.max_skipped",
         root.display(),
@@ -210,7 +214,7 @@ fn assemble(
         }
         None => {
             let files = kept.iter().map(|&index| files[index].clone()).collect();
-            Samples::Files(Arc::new(Files { files, fit: fit.clone(), forgiven }))
+            Samples::Files(Arc::new(Files::new(files, Vec::new(), Framing::Fit(fit.clone()), forgiven, 0)))
         }
     };
     let names = kept.iter().map(|&index| name(&files[index].path)).collect();
@@ -238,7 +242,7 @@ fn decode_all(files: &[ImageFile], fit: &Fit) -> Read {
 }
 
 /// Reads the header of every file on all cores.
-fn probe_all(files: &[ImageFile]) -> Read {
+pub(super) fn probe_all(files: &[ImageFile]) -> Read {
     let reasons = on_all_cores(files.iter(), files.len(), |file| file.probe().map(|_| ()));
     Read { pixels: None, reasons }
 }
@@ -268,7 +272,7 @@ fn on_all_cores<T: Send>(
 
 /// All files below `folder`, sorted by folder, then by name. `above` holds the folders that lead here, so that a link
 /// back to one of them ends.
-fn walk(folder: &Path, above: &mut Vec<PathBuf>, files: &mut Vec<PathBuf>) -> Result<()> {
+pub(super) fn walk(folder: &Path, above: &mut Vec<PathBuf>, files: &mut Vec<PathBuf>) -> Result<()> {
     let place =
         fs::canonicalize(folder).or_exit(Exit::Data, || format!("{}: cannot be read", folder.display()))?;
     if above.contains(&place) {

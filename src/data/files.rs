@@ -1,0 +1,118 @@
+//! Sets of image files that are decoded when their turn comes, and how each file becomes samples.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use anyhow::{Context, Result};
+
+use super::{Fit, ImageFile, Picture};
+
+/// Image files and how each becomes samples.
+pub struct Files {
+    pub files: Vec<ImageFile>,
+    /// The target of each file, where targets are images: of the file's size.
+    pub partners: Vec<ImageFile>,
+    pub framing: Framing,
+    /// How many of them may still turn out to be undecodable before the run ends with exit code 3.
+    pub forgiven: usize,
+    cache: Cache,
+}
+
+/// How a picture becomes samples.
+#[derive(Clone, Debug)]
+pub enum Framing {
+    /// One sample: the whole picture, brought to one size.
+    Fit(Fit),
+    /// `per_image` squares of `size` pixels in every epoch, each cut at a random place.
+    Patches { size: usize, per_image: usize },
+    /// One sample, at its own size.
+    Whole,
+}
+
+impl Files {
+    /// `memory`: bytes that decoded pictures may fill. Pictures that are fitted are not kept: those that would fit into
+    /// memory are no files any more.
+    pub fn new(
+        files: Vec<ImageFile>,
+        partners: Vec<ImageFile>,
+        framing: Framing,
+        forgiven: usize,
+        memory: u64,
+    ) -> Self {
+        let cache = match framing {
+            Framing::Fit(_) => Cache::new(0, 0),
+            _ => Cache::new(files.len(), memory),
+        };
+        Self { files, partners, framing, forgiven, cache }
+    }
+
+    /// Samples of an epoch.
+    pub fn samples(&self) -> usize {
+        self.files.len() * self.per_image()
+    }
+
+    /// Samples of one file.
+    pub fn per_image(&self) -> usize {
+        match self.framing {
+            Framing::Patches { per_image, .. } => per_image,
+            _ => 1,
+        }
+    }
+
+    /// How each file is brought to one size, where it is.
+    pub fn fit(&self) -> Option<&Fit> {
+        match &self.framing {
+            Framing::Fit(fit) => Some(fit),
+            _ => None,
+        }
+    }
+
+    /// Some of the files; whole pictures where they are to be judged and the rest is learnt from in patches.
+    pub fn select(&self, indices: &[usize], whole: bool) -> Self {
+        let of = |list: &[ImageFile]| indices.iter().filter_map(|&index| list.get(index).cloned()).collect();
+        let framing = match &self.framing {
+            Framing::Patches { .. } if whole => Framing::Whole,
+            framing => framing.clone(),
+        };
+        Self::new(of(&self.files), of(&self.partners), framing, self.forgiven, self.cache.budget)
+    }
+
+    /// The picture of file `index`, decoded once as long as the memory lasts. That of its target lies in further
+    /// channels, so that whatever is cut and turned is cut and turned for both.
+    pub fn picture(&self, index: usize) -> Result<Arc<Picture>> {
+        let slot = self.cache.slots.get(index);
+        if let Some(kept) = slot.and_then(OnceLock::get) {
+            return Ok(kept.clone());
+        }
+        let mut picture = self.files[index].decode()?;
+        if let Some(partner) = self.partners.get(index) {
+            let target =
+                partner.decode().with_context(|| format!("its target {}", partner.path.display()))?;
+            picture =
+                picture.stack(&target).with_context(|| format!("its target {}", partner.path.display()))?;
+        }
+        let picture = Arc::new(picture);
+        let bytes = picture.data.len() as i64;
+        if let Some(slot) = slot
+            && self.cache.left.fetch_sub(bytes, Ordering::Relaxed) >= bytes
+        {
+            // Another worker may have been faster; its copy is the same.
+            let _ = slot.set(picture.clone());
+        }
+        Ok(picture)
+    }
+}
+
+/// Decoded pictures, by the index of their file.
+struct Cache {
+    slots: Vec<OnceLock<Arc<Picture>>>,
+    budget: u64,
+    left: AtomicI64,
+}
+
+impl Cache {
+    fn new(files: usize, budget: u64) -> Self {
+        let slots = std::iter::repeat_with(OnceLock::new).take(files).collect();
+        Self { slots, budget, left: AtomicI64::new(i64::try_from(budget).unwrap_or(i64::MAX)) }
+    }
+}
