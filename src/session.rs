@@ -43,6 +43,15 @@ impl Plan {
         let init_from = config.spec.model.init_from.as_ref();
         init_from.map(|init_from| Initial::read(&self.model, init_from)).transpose()
     }
+
+    /// The same to train from: with the optimiser's state, where the config wants it.
+    pub fn initial_with_optimizer(&self, config: &Config) -> Result<Option<Initial>> {
+        let mut initial = self.initial(config)?;
+        if let (Some(initial), Some(init_from)) = (&mut initial, &config.spec.model.init_from) {
+            initial.take_optimizer(&self.model, init_from, &config.spec.optimizer, &self.groups)?;
+        }
+        Ok(initial)
+    }
 }
 
 pub struct Session {

@@ -73,7 +73,10 @@ impl<'a> Trainer<'a> {
                 (loaded.state, loaded.ema, true)
             }
             Start::Fresh(initial) => {
-                initial.iter().try_for_each(|initial| initial.load_into(&network))?;
+                if let Some(initial) = &initial {
+                    initial.load_into(&network)?;
+                    optimizer.load_state(&initial.optimizer)?;
+                }
                 (State::new(train.fingerprint.clone()), None, false)
             }
         };

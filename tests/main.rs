@@ -10,6 +10,7 @@ mod init_from;
 mod loader;
 mod model;
 mod optim;
+mod optimizer_state;
 mod penalty;
 mod python_files;
 mod restoration;

@@ -1,6 +1,6 @@
 //! The weights that a network starts from, or is judged with, when they come from a file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use anyhow::Result;
@@ -9,11 +9,15 @@ use tch::Tensor;
 
 use super::fit::{Fit, Named, fit_names};
 use super::python::Container;
+use super::python_optimizer::{Known, PythonOptimizer};
 use super::weights::{Weights, read_weights};
 use super::{Checkpoints, store};
 use crate::exit::{Exit, OrExit, fail};
-use crate::layers::Param;
+use crate::layers::{Param, ParamKind};
 use crate::model::{InitFrom, Model, Network, Patterns};
+use crate::optim::OptimizerSpec;
+use crate::penalty::Group;
+use crate::schedule::Clock;
 
 /// Values for a network's tensors, checked to fit it.
 pub struct Initial {
@@ -21,6 +25,18 @@ pub struct Initial {
     pub tensors: BTreeMap<String, Tensor>,
     /// What was found, stripped, left out: for the user to see.
     pub notes: Vec<String>,
+    /// The optimiser's state by the network's names; empty where none is wanted.
+    pub optimizer: BTreeMap<String, Tensor>,
+    /// The parameters of the file in Python's order of definition, by the network's names where it has them.
+    listed: Vec<Listed>,
+}
+
+/// A parameter of the file.
+struct Listed {
+    name: String,
+    shape: Vec<i64>,
+    /// Whether its value was taken.
+    is_taken: bool,
 }
 
 /// The weights of a file, of a run folder (its best checkpoint, else its last) or of a checkpoint's folder. Exit 4
@@ -102,7 +118,64 @@ impl Initial {
             let zero = Tensor::f_zeros([0i64; 0], (tch::Kind::Int64, tch::Device::Cpu))?;
             tensors.insert(params[at].name.clone(), zero);
         }
-        Ok(Self { tensors, notes: notes(params, weights, &fit, kept_fresh, spec) })
+        let listed = listed(params, weights, names, &fit);
+        let notes = notes(params, weights, &fit, kept_fresh, spec);
+        Ok(Self { tensors, notes, optimizer: BTreeMap::new(), listed })
+    }
+
+    /// Takes the state of the optimiser beside the weights too, if `from` wants it: for a run with this optimiser and these
+    /// penalty groups of the model's trainable parameters. Exit 4 where it does not fit.
+    pub fn take_optimizer(
+        &mut self,
+        model: &Model,
+        from: &InitFrom,
+        optimizer: &OptimizerSpec,
+        groups: &[Group],
+    ) -> Result<()> {
+        if from.optimizer.is_nowhere() {
+            return Ok(());
+        }
+        let context = || "model.init_from.optimizer";
+        let path = Path::new(&from.file);
+        if path.is_dir() {
+            let message =
+                "a run folder's optimizer goes on with `train --resume`; here it comes from a Python file";
+            return Err(fail(Exit::Usage, message)).or_exit(Exit::Usage, context);
+        }
+        let mut state =
+            PythonOptimizer::open(path, from.optimizer.key()).or_exit(Exit::Checkpoint, context)?;
+        state.rename(&from.rename);
+        let trainable: Vec<&str> = model
+            .params()
+            .iter()
+            .filter(|param| param.is_trainable())
+            .map(|param| param.name.as_str())
+            .collect();
+        let start = Clock { step: 0, steps_per_epoch: 1, total_steps: 1 };
+        let mut rates = BTreeMap::new();
+        for group in groups {
+            let names = group.members.iter().filter_map(|&i| trainable.get(i).copied());
+            rates.extend(names.map(|name| (name, group.rates(start))));
+        }
+        let known: Vec<Known> = (self.listed.iter())
+            .map(|listed| Known {
+                name: &listed.name,
+                shape: &listed.shape,
+                rates: rates.get(listed.name.as_str()).copied().filter(|_| listed.is_taken),
+            })
+            .collect();
+        let fitted = state.fit(&known, optimizer).or_exit(Exit::Checkpoint, context)?;
+        let has_state =
+            |name: &str| fitted.state.keys().any(|key| key.rsplit_once('.').is_some_and(|key| key.0 == name));
+        let taken = trainable.iter().filter(|name| has_state(name)).count();
+        let key = if state.key.is_empty() { "the file's root" } else { &state.key };
+        self.notes.push(format!(
+            "optimizer: state of {taken} of {} parameters from `{key}`; schedule and epochs start anew",
+            trainable.len()
+        ));
+        self.notes.extend(fitted.notes);
+        self.optimizer = fitted.state;
+        Ok(())
     }
 
     /// Copies the values in; what has none keeps its own.
@@ -111,6 +184,32 @@ impl Initial {
         state.extend(self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())));
         network.load_state(&state)
     }
+}
+
+/// The file's tensors that are parameters: all but buffers, a tied one under its first name, as Python's `parameters()` goes.
+fn listed(params: &[Param], weights: &Weights, names: &[String], fit: &Fit) -> Vec<Listed> {
+    let taken: BTreeMap<usize, usize> = fit.mapping.iter().map(|&(at, from)| (from, at)).collect();
+    let stripped = fit.stripped.as_deref().unwrap_or_default();
+    let mut places = HashSet::new();
+    let mut listed = Vec::new();
+    for (index, (name, (_, tensor))) in names.iter().zip(&weights.tensors).enumerate() {
+        let plain = name.strip_prefix(stripped).unwrap_or(name);
+        let own = match taken.get(&index) {
+            Some(&at) => params.get(at),
+            None => params.iter().find(|param| param.name == plain),
+        };
+        const BUFFERS: [&str; 3] = ["running_mean", "running_var", "num_batches_tracked"];
+        let is_buffer = match own {
+            Some(param) => param.kind == ParamKind::Buffer,
+            None => plain.rsplit('.').next().is_some_and(|last| BUFFERS.contains(&last)),
+        };
+        let is_tied = tensor.numel() > 0 && !places.insert((tensor.data_ptr() as usize, tensor.size()));
+        if !is_buffer && !is_tied {
+            let name = own.map_or_else(|| plain.to_owned(), |param| param.name.clone());
+            listed.push(Listed { name, shape: tensor.size(), is_taken: taken.contains_key(&index) });
+        }
+    }
+    listed
 }
 
 fn notes(params: &[Param], weights: &Weights, fit: &Fit, kept_fresh: usize, spec: &InitFrom) -> Vec<String> {

@@ -4,6 +4,7 @@ pub mod atomic;
 pub mod fit;
 pub mod initial;
 pub mod python;
+pub mod python_optimizer;
 pub mod safetensors;
 pub mod state_dict;
 pub mod store;

@@ -80,7 +80,7 @@ pub fn run(options: &Options) -> Result<()> {
         return Err(fail(Exit::Usage, message));
     }
     // Weights that do not fit are refused before the data is read, too.
-    let initial = if holds_run { None } else { plan.initial(&config)? };
+    let initial = if holds_run { None } else { plan.initial_with_optimizer(&config)? };
     let session = Session::open(config, plan)?;
     let mut notes = session.notes();
     let start = match holds_run {

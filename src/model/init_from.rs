@@ -28,6 +28,42 @@ pub struct InitFrom {
     /// Patterns of names that training leaves alone. A layer all of whose tensors match keeps its running statistics.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub freeze: Vec<String>,
+    /// Also take the state of the Python optimiser beside the weights: `true`, or its dotted path in the file.
+    #[serde(default, skip_serializing_if = "OptimizerFrom::is_nowhere")]
+    pub optimizer: OptimizerFrom,
+}
+
+/// Where in the file an optimiser's state is.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(
+    untagged,
+    expecting = "expected true, false, or the dotted path of the optimizer's state in the file"
+)]
+pub enum OptimizerFrom {
+    /// Found by looking, or not wanted.
+    Anywhere(bool),
+    Key(String),
+}
+
+impl Default for OptimizerFrom {
+    fn default() -> Self {
+        Self::Anywhere(false)
+    }
+}
+
+impl OptimizerFrom {
+    /// Whether it is not wanted.
+    pub fn is_nowhere(&self) -> bool {
+        *self == Self::Anywhere(false)
+    }
+
+    /// The path, where it is given.
+    pub fn key(&self) -> Option<&str> {
+        match self {
+            Self::Anywhere(_) => None,
+            Self::Key(key) => Some(key),
+        }
+    }
 }
 
 impl InitFrom {
@@ -40,6 +76,7 @@ impl InitFrom {
             partial: false,
             reset: Vec::new(),
             freeze: Vec::new(),
+            optimizer: OptimizerFrom::default(),
         }
     }
 

@@ -21,8 +21,8 @@ use crate::yaml::{self, Invalid};
 use init::Init;
 
 pub use crate::shipped::model as shipped;
-pub use init_from::InitFrom;
 pub(crate) use init_from::Patterns;
+pub use init_from::{InitFrom, OptimizerFrom};
 pub use network::{Network, Parameter};
 pub use spec::{ModelSource, ModelSpec};
 pub(crate) use summary::thousands;

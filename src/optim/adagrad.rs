@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::{Batch, Rule, Slot, WeightDecay};
+use super::{Argument, Batch, Rule, Slot, WeightDecay};
 use crate::libtorch::optim::FusedAdagrad;
 use crate::penalty::Rates;
 use crate::schedule::check;
@@ -46,6 +46,14 @@ impl AdagradSpec {
 }
 
 impl Rule for AdagradSpec {
+    fn arguments(&self) -> Vec<(&'static str, Argument)> {
+        vec![
+            ("lr_decay", Argument::Number(self.lr_decay)),
+            ("eps", Argument::Number(self.eps)),
+            ("initial_accumulator_value", Argument::Number(self.initial_accumulator_value)),
+        ]
+    }
+
     fn slots(&self) -> Vec<Slot> {
         vec![Slot::step(), Slot { initial: self.initial_accumulator_value, ..Slot::zeros("sum") }]
     }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::{Batch, Rule, Slot, WeightDecay};
+use super::{Argument, Batch, Rule, Slot, WeightDecay};
 use crate::libtorch::optim::{AdamState, FusedAdam};
 use crate::penalty::Rates;
 use crate::schedule::check;
@@ -38,6 +38,14 @@ impl AdamSpec {
 }
 
 impl Rule for AdamSpec {
+    fn arguments(&self) -> Vec<(&'static str, Argument)> {
+        vec![
+            ("betas", Argument::Pair(self.betas.0, self.betas.1)),
+            ("eps", Argument::Number(self.eps)),
+            ("amsgrad", Argument::Flag(self.amsgrad)),
+        ]
+    }
+
     fn slots(&self) -> Vec<Slot> {
         let mut slots = vec![Slot::step(), Slot::zeros("exp_avg"), Slot::zeros("exp_avg_sq")];
         if self.amsgrad {

@@ -79,16 +79,46 @@ impl OptimizerSpec {
         }
     }
 
+    fn rule(&self) -> Box<dyn Rule> {
+        match self {
+            Self::Sgd(spec) => Box::new(spec.clone()),
+            Self::Adam(spec) | Self::AdamW(spec) => Box::new(spec.clone()),
+            Self::Adagrad(spec) => Box::new(spec.clone()),
+            Self::RmsProp(spec) => Box::new(spec.clone()),
+        }
+    }
+
+    /// The class in `torch.optim`.
+    pub fn python_class(&self) -> &'static str {
+        match self {
+            Self::Sgd(_) => "SGD",
+            Self::Adam(_) => "Adam",
+            Self::AdamW(_) => "AdamW",
+            Self::Adagrad(_) => "Adagrad",
+            Self::RmsProp(_) => "RMSprop",
+        }
+    }
+
+    /// The values beside `lr` and `weight_decay`, by the names that PyTorch has for them.
+    pub fn arguments(&self) -> Vec<(&'static str, Argument)> {
+        self.rule().arguments()
+    }
+
+    /// What the state of a parameter consists of: PyTorch's names, in PyTorch's order.
+    pub fn state_names(&self) -> Vec<&'static str> {
+        self.rule().slots().iter().map(|slot| slot.name).collect()
+    }
+
+    /// The state named `slot` of `param` before its first step; None where the optimiser has no such state.
+    pub fn initial_state(&self, slot: &str, param: &Tensor) -> Result<Option<Tensor>> {
+        let slots = self.rule().slots();
+        slots.iter().find(|own| own.name == slot).map(|own| own.start(param)).transpose()
+    }
+
     /// An optimiser of `params` (float32 or float64, without gaps in memory), named as in the state dict, whose
     /// indices `groups` partitions as [`PenaltySpec::assign`] does.
     pub fn build(&self, params: Vec<(String, Tensor)>, groups: &[Group]) -> Result<Optimizer> {
-        let (rule, refuses_l2): (Box<dyn Rule>, _) = match self {
-            Self::Sgd(spec) => (Box::new(spec.clone()), false),
-            Self::Adam(spec) => (Box::new(spec.clone()), false),
-            Self::AdamW(spec) => (Box::new(spec.clone()), true),
-            Self::Adagrad(spec) => (Box::new(spec.clone()), false),
-            Self::RmsProp(spec) => (Box::new(spec.clone()), false),
-        };
+        let (rule, refuses_l2) = (self.rule(), matches!(self, Self::AdamW(_)));
         let mut seen = vec![0; params.len()];
         for &i in groups.iter().flat_map(|group| &group.members) {
             *seen
@@ -113,8 +143,19 @@ impl OptimizerSpec {
 const ADAMW_REFUSES_L2: &str =
     "adamw decays apart from the gradient: write `decoupled`, or take `optimizer: adam` for L2";
 
+/// A value of an optimiser as PyTorch's `param_groups` hold it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Argument {
+    Number(f64),
+    Flag(bool),
+    Pair(f64, f64),
+}
+
 /// How one optimiser moves the weights; the spec itself is the rule.
 trait Rule: Send {
+    /// The values beside `lr` and `weight_decay`, by PyTorch's names.
+    fn arguments(&self) -> Vec<(&'static str, Argument)>;
+
     /// The state of a parameter: PyTorch's names, in PyTorch's order.
     fn slots(&self) -> Vec<Slot>;
 

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::{Batch, Rule, Slot, WeightDecay};
+use super::{Argument, Batch, Rule, Slot, WeightDecay};
 use crate::libtorch::optim::{ForeachRmsProp, RmsPropState};
 use crate::penalty::Rates;
 use crate::schedule::check;
@@ -41,6 +41,15 @@ impl RmsPropSpec {
 }
 
 impl Rule for RmsPropSpec {
+    fn arguments(&self) -> Vec<(&'static str, Argument)> {
+        vec![
+            ("momentum", Argument::Number(self.momentum)),
+            ("alpha", Argument::Number(self.alpha)),
+            ("eps", Argument::Number(self.eps)),
+            ("centered", Argument::Flag(self.centered)),
+        ]
+    }
+
     fn slots(&self) -> Vec<Slot> {
         let mut slots = vec![Slot::step(), Slot::zeros("square_avg")];
         if self.momentum > 0.0 {

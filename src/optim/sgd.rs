@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::{Batch, Rule, Slot, WeightDecay};
+use super::{Argument, Batch, Rule, Slot, WeightDecay};
 use crate::libtorch::optim::FusedSgd;
 use crate::penalty::Rates;
 use crate::schedule::check;
@@ -42,6 +42,14 @@ impl SgdSpec {
 }
 
 impl Rule for SgdSpec {
+    fn arguments(&self) -> Vec<(&'static str, Argument)> {
+        vec![
+            ("momentum", Argument::Number(self.momentum)),
+            ("dampening", Argument::Number(self.dampening)),
+            ("nesterov", Argument::Flag(self.nesterov)),
+        ]
+    }
+
     fn slots(&self) -> Vec<Slot> {
         if self.momentum == 0.0 { Vec::new() } else { vec![Slot::zeros("momentum_buffer")] }
     }

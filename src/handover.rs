@@ -1,0 +1,82 @@
+//! A run's checkpoint as the dict that a Python training script saves and goes on from: weights, optimiser, epoch.
+
+use anyhow::{Context, Result};
+use tch::Tensor;
+
+use crate::checkpoint::State;
+use crate::checkpoint::python_optimizer::{self, Resumable};
+use crate::checkpoint::state_dict::Value;
+use crate::checkpoint::store::Loaded;
+use crate::config::Config;
+use crate::exit::{Exit, OrExit};
+use crate::schedule::{Clock, Plateau, ScheduleSpec};
+use crate::session::Plan;
+
+/// `{model, optimizer, epoch, step}`, and `ema` where the run averages its weights; beside it what Python should know, such as
+/// a penalty that `torch.optim` does not have. `model` holds the weights that the optimiser moves, never the averaged ones. Exit 4
+/// where the checkpoint is not of this network.
+pub fn python_checkpoint(config: &Config, plan: &Plan, loaded: &Loaded) -> Result<(Value, Vec<String>)> {
+    let spec = &config.spec;
+    let context = || format!("checkpoint {}", loaded.folder.display());
+    let named = |tensors: &std::collections::BTreeMap<String, Tensor>| -> Result<Vec<(String, Tensor)>> {
+        let params = plan.model.params().iter();
+        params
+            .map(|param| {
+                let tensor =
+                    tensors.get(&param.name).with_context(|| format!("{} is missing", param.name))?;
+                Ok((param.name.clone(), tensor.shallow_clone()))
+            })
+            .collect::<Result<_>>()
+            .or_exit(Exit::Checkpoint, context)
+    };
+    let model = named(&loaded.model)?;
+    let mut notes = Vec::new();
+    let state = &loaded.state;
+    let clock = clock(state, spec.train.accumulate as u64, spec.train.epochs);
+    let moves = spec.schedule != ScheduleSpec::default();
+    if clock.is_none() && moves {
+        notes.push(format!(
+            "step {} of the first epoch does not tell where the schedule stands: `lr` is the optimizer's own, {}",
+            state.step,
+            spec.optimizer.lr()
+        ));
+    }
+    let plateau = match &state.plateau {
+        serde_json::Value::Null => Plateau::default(),
+        saved => serde_json::from_value(saved.clone())
+            .context("the schedule's state")
+            .or_exit(Exit::Checkpoint, context)?,
+    };
+    let lr =
+        clock.map_or(spec.optimizer.lr(), |clock| spec.schedule.lr(spec.optimizer.lr(), clock, &plateau));
+    let start = Clock { step: state.step, steps_per_epoch: 1, total_steps: spec.train.epochs };
+    let rates: Vec<_> = plan.groups.iter().map(|group| group.rates(clock.unwrap_or(start))).collect();
+    let params: Vec<_> = (plan.model.params().iter().zip(&model))
+        .filter(|(param, _)| param.is_trainable())
+        .map(|(_, (name, tensor))| (name.clone(), tensor.shallow_clone()))
+        .collect();
+    let resumable = Resumable {
+        spec: &spec.optimizer,
+        lr,
+        params: &params,
+        groups: &plan.groups,
+        rates: &rates,
+        state: &loaded.optimizer,
+    };
+    let (optimizer, more) = python_optimizer::state_dict(&resumable).or_exit(Exit::Checkpoint, context)?;
+    notes.extend(more);
+    let mut items = vec![("model", Value::state_dict(&model)), ("optimizer", optimizer)];
+    if let Some(ema) = &loaded.ema {
+        items.push(("ema", Value::state_dict(&named(ema)?)));
+    }
+    items.push(("epoch", Value::Int(i64::try_from(state.epoch)?)));
+    items.push(("step", Value::Int(i64::try_from(state.step)?)));
+    Ok((Value::dict(items), notes))
+}
+
+/// Where the schedule stands. How many steps an epoch has only the data says, or the epochs that are over.
+fn clock(state: &State, accumulate: u64, epochs: u64) -> Option<Clock> {
+    let in_epoch = (state.batch as u64).div_ceil(accumulate.max(1));
+    let steps_per_epoch = state.step.checked_sub(in_epoch)?.checked_div(state.epoch)?;
+    Some(Clock { step: state.step, steps_per_epoch, total_steps: steps_per_epoch * epochs })
+}
