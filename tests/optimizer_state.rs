@@ -127,9 +127,9 @@ const CASES: [Case; 10] = [
     },
     Case {
         label: "rmsprop-centered",
-        optimizer: "{rmsprop: {lr: 0.002, alpha: 0.9, eps: 1e-3, momentum: 0.5, centered: true}}",
+        optimizer: "{rmsprop: {lr: 0.002, alpha: 0.9, eps: 1e-2, momentum: 0.5, centered: true}}",
         penalty: ALL,
-        python: "RMSprop(net.parameters(), lr=0.002, alpha=0.9, eps=1e-3, momentum=0.5, centered=True, weight_decay=0.01)",
+        python: "RMSprop(net.parameters(), lr=0.002, alpha=0.9, eps=1e-2, momentum=0.5, centered=True, weight_decay=0.01)",
     },
 ];
 const DTYPES: [(&str, f64); 2] = [("float32", 1e-6), ("float64", 1e-12)];
