@@ -11,7 +11,7 @@ use super::python::dtype::Dtype;
 use super::python::heap::TensorInfo;
 use super::python::source::Source;
 use super::python::{Container, PythonFile, detect, read_source, safetensors};
-use crate::exit::{Exit, OrExit};
+use crate::exit::{Exit, OrExit, fail};
 use crate::libtorch::bytes;
 
 /// What a file holds.
@@ -29,9 +29,29 @@ pub struct Weights {
     pub metadata: Map<String, Json>,
 }
 
+/// A tensor that a file lists and nobody here can load.
+#[derive(Debug)]
+pub struct Unreadable {
+    pub name: String,
+    /// Empty where the file does not say it.
+    pub shape: Vec<i64>,
+    pub dtype: String,
+    pub reason: String,
+}
+
 /// Reads the weights of a zip, legacy, TorchScript or safetensors file, told by content. `key` forces a dotted path.
 /// Errors exit with 4 and name the file and the entry.
 pub fn read_weights(path: &Path, key: Option<&str>) -> Result<Weights> {
+    let (weights, unreadable) = survey(path, key)?;
+    match unreadable.first() {
+        None => Ok(weights),
+        Some(first) => Err(fail(Exit::Checkpoint, format!("`{}` {}", first.name, first.reason)))
+            .or_exit(Exit::Checkpoint, || path.display()),
+    }
+}
+
+/// The same, for a look into the file: tensors of kinds that cannot be loaded are listed apart instead of being an error.
+pub fn survey(path: &Path, key: Option<&str>) -> Result<(Weights, Vec<Unreadable>)> {
     read_any(path, key).or_exit(Exit::Checkpoint, || path.display())
 }
 
@@ -40,7 +60,7 @@ pub fn open_python(path: &Path) -> Result<PythonFile> {
     super::python::read(path).or_exit(Exit::Checkpoint, || path.display())
 }
 
-fn read_any(path: &Path, key: Option<&str>) -> Result<Weights> {
+fn read_any(path: &Path, key: Option<&str>) -> Result<(Weights, Vec<Unreadable>)> {
     let source = Source::open(path)?;
     if detect(&source)? == Container::Safetensors {
         if let Some(key) = key {
@@ -49,15 +69,33 @@ fn read_any(path: &Path, key: Option<&str>) -> Result<Weights> {
         return read_safetensors(&source);
     }
     let file = read_source(source)?;
-    let found = file.find(key)?;
-    Ok(Weights {
+    let mut found = file.find(key)?;
+    let mut unreadable = Vec::new();
+    for stranger in &found.strangers {
+        unreadable.push(Unreadable {
+            name: stranger.name.clone(),
+            shape: stranger.shape.clone(),
+            dtype: stranger.dtype.map_or("", Dtype::name).to_owned(),
+            reason: format!("is a {}: make it a plain one in Python first", stranger.what),
+        });
+    }
+    found.tensors.retain(|(name, info)| match kind(info.dtype) {
+        Ok(_) => true,
+        Err(error) => {
+            let (name, shape, dtype) = (name.clone(), info.shape.clone(), info.dtype.name().to_owned());
+            unreadable.push(Unreadable { name, shape, dtype, reason: error.to_string() });
+            false
+        }
+    });
+    let weights = Weights {
         container: file.container,
         structure: found.describe(),
         tensors: tensors(&file, &found.tensors)?,
         metadata: file.metadata(found.value),
         key: found.path,
         others: found.others,
-    })
+    };
+    Ok((weights, unreadable))
 }
 
 /// Loads tensors of a `torch.save` file. Each storage is read once and shared by its views.
@@ -110,33 +148,49 @@ fn view(info: &TensorInfo, storage: Option<&Tensor>) -> Result<Tensor> {
     Ok(tensor)
 }
 
-fn read_safetensors(source: &Source) -> Result<Weights> {
-    let header = safetensors::header(source)?;
-    for item in &header.items {
-        kind(item.dtype).with_context(|| format!("`{}`", item.name))?;
-    }
+fn read_safetensors(source: &Source) -> Result<(Weights, Vec<Unreadable>)> {
+    let mut header = safetensors::header(source)?;
+    let (mut kinds, mut unreadable) = (Vec::new(), Vec::new());
+    header.items.retain(|item| {
+        match item.dtype.context("is of a dtype that libtorch does not have").and_then(kind) {
+            Ok(kind) => {
+                kinds.push(kind);
+                true
+            }
+            Err(error) => {
+                unreadable.push(Unreadable {
+                    name: item.name.clone(),
+                    shape: item.shape.clone(),
+                    dtype: item.dtype_name.clone(),
+                    reason: error.to_string(),
+                });
+                false
+            }
+        }
+    });
     let lens: Vec<u64> = header.items.iter().map(|item| item.bytes).collect();
     let raw = bytes::filled(&lens, |at, buffer| {
         let item = &header.items[at];
         source.read_at(buffer, item.start).with_context(|| format!("`{}`", item.name))?;
-        if item.dtype == Dtype::Bool {
+        if item.dtype == Some(Dtype::Bool) {
             plain_bools(buffer);
         }
         Ok(())
     })?;
     let mut tensors = Vec::with_capacity(raw.len());
-    for (item, raw) in header.items.into_iter().zip(raw) {
-        let tensor = raw.f_view_dtype(kind(item.dtype)?)?.f_reshape(&item.shape);
+    for ((item, kind), raw) in header.items.into_iter().zip(kinds).zip(raw) {
+        let tensor = raw.f_view_dtype(kind)?.f_reshape(&item.shape);
         tensors.push((item.name, tensor?));
     }
-    Ok(Weights {
+    let weights = Weights {
         container: Container::Safetensors,
         structure: "named tensors".into(),
         key: String::new(),
         others: Vec::new(),
         tensors,
         metadata: header.metadata.into_iter().map(|(key, value)| (key, value.into())).collect(),
-    })
+    };
+    Ok((weights, unreadable))
 }
 
 /// The tch kind of a file's dtype, or an error that names it.
@@ -160,10 +214,10 @@ pub fn kind(dtype: Dtype) -> Result<Kind> {
         Dtype::F8E4M3Fnuz => Kind::Float8e4m3fnuz,
         Dtype::F8E5M2Fnuz => Kind::Float8e5m2fnuz,
         Dtype::QI8 | Dtype::QU8 | Dtype::QI32 | Dtype::QU4x2 | Dtype::QU2x4 => {
-            bail!("quantized tensors ({}) cannot be read: dequantize them in Python first", dtype.name())
+            bail!("is quantized ({}): dequantize it in Python first", dtype.name())
         }
         Dtype::U16 | Dtype::U32 | Dtype::U64 | Dtype::F8E8M0 => {
-            bail!("dtype {} cannot be read: convert it in Python first", dtype.name())
+            bail!("is of dtype {}, which cannot be read: convert it in Python first", dtype.name())
         }
     })
 }

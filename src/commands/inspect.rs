@@ -1,14 +1,14 @@
 //! `tikhonov inspect`: what a checkpoint file holds, without running any of it.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
 use serde_json::{Value as Json, json};
 use tch::{Kind, Tensor};
 
-use crate::checkpoint::weights::{Weights, dtype, read_weights};
+use crate::checkpoint::weights::{Unreadable, Weights, dtype, survey};
 use crate::exit::{Exit, OrExit};
 use crate::model::thousands;
 
@@ -18,7 +18,7 @@ use crate::model::thousands;
 /// Objects of unknown classes are shown by their class name; nothing in the file is ever run.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// The file
+    /// The file; of a checkpoint's or a run's folder its weights
     file: PathBuf,
     /// Dotted path of the weights in the file, instead of the part with the most tensors
     #[arg(long)]
@@ -29,20 +29,37 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    let weights = read_weights(&options.file, options.key.as_deref())?;
+    let file = file(&options.file)?;
+    let (weights, unreadable) = survey(&file, options.key.as_deref())?;
     let rows = (weights.tensors.iter())
         .map(|(name, tensor)| Row::new(name, tensor))
         .collect::<Result<Vec<_>>>()
         .or_exit(Exit::Checkpoint, || options.file.display())?;
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     if options.json {
-        serde_json::to_writer_pretty(&mut out, &as_json(&weights, &rows))?;
+        serde_json::to_writer_pretty(&mut out, &as_json(&weights, &rows, &unreadable))?;
         writeln!(out)?;
     } else {
-        print(&mut out, &weights, &rows)?;
+        if file != options.file {
+            writeln!(out, "file       {}", file.display())?;
+        }
+        print(&mut out, &weights, &rows, &unreadable)?;
     }
     out.flush()?;
     Ok(())
+}
+
+/// The file itself; of a checkpoint's folder its weights, of a run's folder those of the best checkpoint, else the last.
+fn file(path: &Path) -> Result<PathBuf> {
+    const WEIGHTS: &str = "model.safetensors";
+    if !path.is_dir() {
+        return Ok(path.to_owned());
+    }
+    let candidates = [WEIGHTS, "checkpoints/best/model.safetensors", "checkpoints/last/model.safetensors"];
+    let found = candidates.iter().map(|candidate| path.join(candidate)).find(|file| file.is_file());
+    found.or_exit(Exit::Checkpoint, || {
+        format!("{} is a folder, but of no run and no checkpoint; give a file", path.display())
+    })
 }
 
 /// One tensor. The statistics leave NaN out; of complex numbers they take both parts.
@@ -85,16 +102,19 @@ fn statistics(tensor: &Tensor) -> Result<(Option<[f64; 3]>, i64)> {
     Ok(((count > 0).then(|| [low, sum / count as f64, high]), len - count))
 }
 
-fn as_json(weights: &Weights, rows: &[Row]) -> Json {
+fn as_json(weights: &Weights, rows: &[Row], unreadable: &[Unreadable]) -> Json {
     // JSON has no infinity; as text it survives.
     let number = |x: f64| if x.is_finite() { json!(x) } else { json!(x.to_string()) };
-    let tensors: Vec<Json> = rows
+    let mut tensors: Vec<Json> = rows
         .iter()
         .map(|row| {
             let [min, mean, max] = row.range.map_or([Json::Null, Json::Null, Json::Null], |range| range.map(number));
             json!({"name": row.name, "shape": row.shape, "dtype": row.dtype, "min": min, "mean": mean, "max": max, "nan": row.nan})
         })
         .collect();
+    tensors.extend(unreadable.iter().map(|tensor| {
+        json!({"name": tensor.name, "shape": tensor.shape, "dtype": tensor.dtype, "error": tensor.reason})
+    }));
     json!({
         "container": weights.container.name(),
         "structure": weights.structure,
@@ -106,7 +126,7 @@ fn as_json(weights: &Weights, rows: &[Row]) -> Json {
     })
 }
 
-fn print(out: &mut impl Write, weights: &Weights, rows: &[Row]) -> Result<()> {
+fn print(out: &mut impl Write, weights: &Weights, rows: &[Row], unreadable: &[Unreadable]) -> Result<()> {
     writeln!(out, "container  {}", weights.container.name())?;
     writeln!(out, "structure  {}", weights.structure)?;
     for (path, count) in weights.others.iter().take(8) {
@@ -115,6 +135,9 @@ fn print(out: &mut impl Write, weights: &Weights, rows: &[Row]) -> Result<()> {
     }
     let values: usize = rows.iter().map(|row| row.values).sum();
     writeln!(out, "holds      {} tensors, {} values", rows.len(), thousands(values as u64))?;
+    if !unreadable.is_empty() {
+        writeln!(out, "           {} more that cannot be loaded, below", unreadable.len())?;
+    }
     let nan: i64 = rows.iter().map(|row| row.nan).sum();
     if nan > 0 {
         writeln!(out, "NaN        {nan} values are not a number")?;
@@ -141,6 +164,12 @@ fn print(out: &mut impl Write, weights: &Weights, rows: &[Row]) -> Result<()> {
             "{:name_width$}  {shape:shape_width$}  {:10}  {min:>11}  {mean:>11}  {max:>11}  {:>5}",
             row.name, row.dtype, row.nan
         )?;
+    }
+    if !unreadable.is_empty() {
+        writeln!(out, "\ncannot be loaded:")?;
+    }
+    for tensor in unreadable {
+        writeln!(out, "{}  {:?}  {}  {}", tensor.name, tensor.shape, tensor.dtype, tensor.reason)?;
     }
     Ok(())
 }

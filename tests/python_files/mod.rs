@@ -141,16 +141,45 @@ torch.save(state, 'a.pt'); show(state)"
 }
 
 #[test]
-fn a_dtype_without_a_tch_kind_and_quantized_or_sparse_tensors_are_refused_by_name() {
+fn a_dtype_without_a_tch_kind_and_quantized_or_sparse_tensors_are_refused_by_name_and_inspect_lists_them() {
     let (folder, _) = script(
         "torch.save({'a': torch.zeros(2), 'b': torch.zeros(2, dtype=torch.uint16)}, 'u16.pt')
 torch.save({'a': torch.zeros(2), 'q': torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, 'q.pt')
-torch.save({'a': torch.zeros(2), 's': torch.eye(3).to_sparse()}, 's.pt')",
+torch.save({'a': torch.zeros(2), 's': torch.eye(3).to_sparse()}, 's.pt')
+torch.save({'csr': torch.eye(3).double().to_sparse_csr(), 'meta': torch.empty(4, 5, device='meta')}, 'only.pt')
+import struct; header = b'{\"a\":{\"dtype\":\"F8_E8M0\",\"shape\":[2],\"data_offsets\":[0,2]},\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[2,3]}}'
+open('e8.safetensors', 'wb').write(struct.pack('<Q', len(header)) + header + b'abc')",
     );
     let error = |file| read_error(folder.path().join(file));
     assert!(error("u16.pt").contains("`b`") && error("u16.pt").contains("uint16"), "{}", error("u16.pt"));
     assert!(error("q.pt").contains("`q` is a quantized tensor"), "{}", error("q.pt"));
     assert!(error("s.pt").contains("`s` is a sparse tensor"), "{}", error("s.pt"));
+    assert!(error("e8.safetensors").contains("`a` is of a dtype"), "{}", error("e8.safetensors"));
+    for (file, tensors, line) in [
+        ("u16.pt", 1, "b  [2]  uint16  is of dtype uint16"),
+        ("q.pt", 1, "q  [2]  qint8  is a quantized tensor"),
+        ("s.pt", 1, "s  [3, 3]  float32  is a sparse tensor"),
+        ("only.pt", 0, "csr  [3, 3]  float64  is a sparse tensor"),
+        ("only.pt", 0, "meta  [4, 5]  float32  is a tensor without data"),
+        ("e8.safetensors", 1, "a  [2]  F8_E8M0  is of a dtype"),
+    ] {
+        let (code, stdout, stderr) = run(&["inspect", folder.path().join(file).to_str().unwrap()]);
+        assert!(code == 0 && stdout.contains(line), "{file}: {code} {stdout}{stderr}");
+        assert!(stdout.contains(&format!("holds      {tensors} tensors")), "{stdout}");
+    }
+    let path = folder.path().join("q.pt");
+    let (_, stdout, _) = run(&["inspect", path.to_str().unwrap(), "--json"]);
+    let shown: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((&shown["tensors"][1]["name"], &shown["tensors"][1]["shape"][0]), (&"q".into(), &2.into()));
+    // A folder with weights stands for them.
+    std::fs::create_dir_all(folder.path().join("run/checkpoints/last")).unwrap();
+    std::fs::write(folder.path().join("run/checkpoints/last/model.safetensors"), b"\x02\0\0\0\0\0\0\0{}")
+        .unwrap();
+    for place in ["run", "run/checkpoints/last"] {
+        let (code, stdout, stderr) = run(&["inspect", folder.path().join(place).to_str().unwrap()]);
+        assert!(code == 0 && stdout.contains("last/model.safetensors"), "{place}: {stdout}{stderr}");
+    }
+    assert_eq!(run(&["inspect", folder.path().join("run/checkpoints").to_str().unwrap()]).0, 4);
 }
 
 #[test]

@@ -15,7 +15,9 @@ const MAX_HEADER: u64 = 6 << 20;
 #[derive(Debug)]
 pub struct Item {
     pub name: String,
-    pub dtype: Dtype,
+    /// None for what libtorch does not have; then `dtype_name` is the format's.
+    pub dtype: Option<Dtype>,
+    pub dtype_name: String,
     pub shape: Vec<i64>,
     /// In the file.
     pub start: u64,
@@ -45,16 +47,22 @@ pub fn header(source: &Source) -> Result<Header> {
     let mut items = Vec::new();
     for name in metadata.offset_keys() {
         let info = metadata.info(&name).context("a name without a tensor")?;
-        let dtype = dtype(info.dtype).with_context(|| {
-            format!("`{name}` is of dtype {:?}, which libtorch does not have", info.dtype)
-        })?;
+        let dtype = dtype(info.dtype);
+        let dtype_name = dtype.map_or_else(|| format!("{:?}", info.dtype), |dtype| dtype.name().to_owned());
         let shape = info.shape.iter().map(|&d| i64::try_from(d)).collect::<Result<Vec<_>, _>>()?;
         let numel = shape.iter().try_fold(1i64, |n, &d| n.checked_mul(d.max(1)));
         if shape.len() > 64 || numel.is_none() {
             bail!("`{name}`: its sizes {shape:?} overflow");
         }
         let (from, to) = info.data_offsets;
-        items.push(Item { dtype, shape, start: start + from as u64, bytes: (to - from) as u64, name });
+        items.push(Item {
+            dtype,
+            dtype_name,
+            shape,
+            start: start + from as u64,
+            bytes: (to - from) as u64,
+            name,
+        });
     }
     let metadata = metadata.metadata().clone().unwrap_or_default();
     let mut metadata: Vec<_> = metadata.into_iter().collect();

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use anyhow::{Context, Result, bail};
 
 use super::PythonFile;
+use super::dtype::Dtype;
 use super::heap::{Object, TensorInfo, Value};
 
 /// Between mappings of equally many tensors, the first of these names wins; after them the first one in the file.
@@ -46,9 +47,31 @@ pub struct Found {
     pub value: Value,
     /// In the order of PyTorch's `state_dict()`; each tensor once per name.
     pub tensors: Vec<(String, TensorInfo)>,
+    /// Tensors of kinds that cannot be read: quantized, sparse and the like.
+    pub strangers: Vec<Stranger>,
     /// The other candidates: path and number of tensors.
     pub others: Vec<(String, usize)>,
 }
+
+/// A tensor that is no view of one storage.
+#[derive(Clone, Debug)]
+pub struct Stranger {
+    pub name: String,
+    /// Empty where the file does not say it.
+    pub shape: Vec<i64>,
+    pub dtype: Option<Dtype>,
+    /// Such as `sparse tensor`.
+    pub what: &'static str,
+}
+
+/// What a state_dict's key may stand for.
+enum Item<'a> {
+    Tensor(&'a TensorInfo),
+    /// The record of another kind of tensor.
+    Stranger(Value, &'static str),
+}
+
+type Take<'t> = &'t mut dyn FnMut(String, Item) -> Result<()>;
 
 impl Found {
     /// For people: `state_dict under "net"`.
@@ -89,11 +112,18 @@ impl PythonFile {
     }
 
     fn found(&self, kind: Kind, path: String, value: Value, others: Vec<(String, usize)>) -> Result<Found> {
-        let mut tensors = Vec::new();
-        self.collect(kind, value, &mut |name, tensor| {
+        let (mut tensors, mut strangers) = (Vec::new(), Vec::new());
+        self.collect(kind, value, &mut |name, item| {
             // The name, the tensor's record, and growth.
             self.budget.charge(3 * (24 + size_of::<TensorInfo>() as u64) + name.len() as u64)?;
-            tensors.push((name, tensor.clone()));
+            match item {
+                Item::Tensor(tensor) => tensors.push((name, tensor.clone())),
+                Item::Stranger(value, what) => {
+                    let (shape, dtype) = self.sketch(value);
+                    self.budget.charge(8 * shape.len() as u64)?;
+                    strangers.push(Stranger { name, shape, dtype, what });
+                }
+            }
             Ok(())
         })?;
         let mut names = HashSet::new();
@@ -113,7 +143,7 @@ impl PythonFile {
                 bail!("`{name}` unfolds to {bytes} bytes, out of proportion to the file");
             }
         }
-        Ok(Found { kind, path, value, tensors, others })
+        Ok(Found { kind, path, value, tensors, strangers, others })
     }
 
     /// What `value` is when it is taken for weights.
@@ -125,12 +155,52 @@ impl PythonFile {
         if self.is_module(value) {
             return Some(Kind::Module);
         }
-        if heap.items(value).is_some_and(|items| items.iter().any(|item| heap.tensor(item.1).is_some())) {
+        if heap.items(value).is_some_and(|items| items.iter().any(|item| self.is_tensor(item.1))) {
             return Some(Kind::StateDict);
         }
         let loose = heap.tensor(value).is_some()
             || heap.sequence(value).is_some_and(|values| values.iter().any(|&v| heap.tensor(v).is_some()));
         loose.then_some(Kind::Loose)
+    }
+
+    /// Whether `value` is a tensor, be it one that cannot be read.
+    fn is_tensor(&self, value: Value) -> bool {
+        self.heap.tensor(value).is_some() || self.stranger(value).is_some()
+    }
+
+    /// What kind of tensor a record stands for, where no other code knows it.
+    fn stranger(&self, value: Value) -> Option<&'static str> {
+        let global = self.heap.global(self.heap.record(value)?.class)?;
+        let kind = global.name.strip_prefix("_rebuild_")?;
+        (&*global.module == "torch._utils").then(|| unreadable(kind))
+    }
+
+    /// Shape and dtype of a tensor that cannot be read, as far as its arguments tell them.
+    fn sketch(&self, value: Value) -> (Vec<i64>, Option<Dtype>) {
+        let heap = &self.heap;
+        let args = heap.record(value).and_then(|record| heap.sequence(record.args)).unwrap_or_default();
+        // Sparse tensors have (layout, their parts), the others their parts.
+        let parts = args.get(1).and_then(|&parts| heap.sequence(parts));
+        let is_numbers = |value: &Value| {
+            let numbers = heap.sequence(*value).filter(|numbers| numbers.len() <= 64)?;
+            let number = |value: &Value| if let Value::Int(number) = value { Some(*number) } else { None };
+            numbers.iter().map(number).collect::<Option<Vec<i64>>>()
+        };
+        let of_tensor = |value: &Value| heap.tensor(*value).map(|tensor| tensor.dtype);
+        match parts.filter(|parts| parts.iter().any(|part| of_tensor(part).is_some())) {
+            Some(parts) => {
+                let shape = parts.iter().find_map(is_numbers).unwrap_or_default();
+                (shape, parts.iter().rev().find_map(of_tensor))
+            }
+            None => {
+                let dtype = args.iter().find_map(|&value| match heap.object(value)? {
+                    Object::Storage(storage) => storage.dtype,
+                    Object::Global(global) => Dtype::from_name(&global.name),
+                    _ => None,
+                });
+                (args.iter().find_map(is_numbers).unwrap_or_default(), dtype)
+            }
+        }
     }
 
     fn is_module(&self, value: Value) -> bool {
@@ -202,37 +272,29 @@ impl PythonFile {
     }
 
     /// Gives every tensor of `value` with its dotted name to `take`.
-    fn collect(
-        &self,
-        kind: Kind,
-        value: Value,
-        take: &mut dyn FnMut(String, &TensorInfo) -> Result<()>,
-    ) -> Result<()> {
+    fn collect(&self, kind: Kind, value: Value, take: Take) -> Result<()> {
         match kind {
             Kind::StateDict => {
                 let items = self.heap.items(value).unwrap_or_default();
                 self.tensors_of(items, "", take)
             }
             Kind::Loose => match self.heap.tensor(value) {
-                Some(tensor) => take("tensor".into(), tensor),
+                Some(tensor) => take("tensor".into(), Item::Tensor(tensor)),
                 None => {
                     let values = self.heap.sequence(value).unwrap_or_default();
                     let tensors =
                         values.iter().enumerate().filter_map(|(i, &v)| Some((i, self.heap.tensor(v)?)));
-                    tensors.into_iter().try_for_each(|(index, tensor)| take(index.to_string(), tensor))
+                    tensors
+                        .into_iter()
+                        .try_for_each(|(index, tensor)| take(index.to_string(), Item::Tensor(tensor)))
                 }
             },
             Kind::Module | Kind::Script => self.walk(kind, value, take),
         }
     }
 
-    /// The tensors among a dict's items, under `prefix`. A tensor of a kind that cannot be read is an error.
-    fn tensors_of(
-        &self,
-        items: &[(Value, Value)],
-        prefix: &str,
-        take: &mut dyn FnMut(String, &TensorInfo) -> Result<()>,
-    ) -> Result<()> {
+    /// The tensors among a dict's items, under `prefix`.
+    fn tensors_of(&self, items: &[(Value, Value)], prefix: &str, take: Take) -> Result<()> {
         // A key that a hostile file sets twice has its last value, as in Python.
         self.budget.charge(48 * items.len() as u64)?;
         let mut last = HashMap::new();
@@ -245,23 +307,17 @@ impl PythonFile {
             let Some(key) = self.heap.str(key).filter(|key| last.get(key) == Some(&index)) else { continue };
             if let Some(tensor) = self.heap.tensor(value) {
                 self.budget.charge((prefix.len() + key.len()) as u64)?;
-                take(join(prefix, key), tensor)?;
-            } else if let Some(class) = self.heap.class_name(value)
-                && let Some(kind) = class.strip_prefix("torch._utils._rebuild_")
-            {
-                bail!("`{}` is a {} (`{class}`), which cannot be read", join(prefix, key), unreadable(kind));
+                take(join(prefix, key), Item::Tensor(tensor))?;
+            } else if let Some(what) = self.stranger(value) {
+                self.budget.charge((prefix.len() + key.len()) as u64)?;
+                take(join(prefix, key), Item::Stranger(value, what))?;
             }
         }
         Ok(())
     }
 
     /// The module tree: parameters, buffers, then the submodules, as `state_dict()` goes.
-    fn walk(
-        &self,
-        kind: Kind,
-        root: Value,
-        take: &mut dyn FnMut(String, &TensorInfo) -> Result<()>,
-    ) -> Result<()> {
+    fn walk(&self, kind: Kind, root: Value, take: Take) -> Result<()> {
         // A stack of (prefix, module, depth), children pushed in reverse. A module that contains itself ends at
         // the depth; one that is shared appears under each of its names, and every visit is charged.
         let mut stack = vec![(String::new(), root, 0)];
@@ -281,12 +337,7 @@ impl PythonFile {
         Ok(())
     }
 
-    fn module_members(
-        &self,
-        module: Value,
-        prefix: &str,
-        take: &mut dyn FnMut(String, &TensorInfo) -> Result<()>,
-    ) -> Result<Vec<(&str, Value)>> {
+    fn module_members(&self, module: Value, prefix: &str, take: Take) -> Result<Vec<(&str, Value)>> {
         let part =
             |key| self.heap.attribute(module, key).and_then(|dict| self.heap.items(dict)).unwrap_or_default();
         self.tensors_of(part("_parameters"), prefix, take)?;
@@ -308,12 +359,7 @@ impl PythonFile {
         Ok(named.filter(|(_, child)| self.is_module(*child)).collect())
     }
 
-    fn script_members(
-        &self,
-        module: Value,
-        prefix: &str,
-        take: &mut dyn FnMut(String, &TensorInfo) -> Result<()>,
-    ) -> Result<Vec<(&str, Value)>> {
+    fn script_members(&self, module: Value, prefix: &str, take: Take) -> Result<Vec<(&str, Value)>> {
         let items = self.heap.attributes(module).and_then(|state| self.heap.items(state)).unwrap_or_default();
         let class = self.heap.class_name(module).and_then(|class| self.classes.get(&class));
         self.budget.charge(64 * items.len() as u64)?;
@@ -394,7 +440,7 @@ impl PythonFile {
     }
 }
 
-fn unreadable(kind: &str) -> &str {
+fn unreadable(kind: &str) -> &'static str {
     match kind {
         "qtensor" => "quantized tensor",
         "sparse_tensor" | "sparse_csr_tensor" => "sparse tensor",
