@@ -7,19 +7,24 @@ use crate::checkpoint::State;
 use crate::checkpoint::python_optimizer::{self, Resumable};
 use crate::checkpoint::state_dict::Value;
 use crate::checkpoint::store::Loaded;
-use crate::config::Config;
+use crate::config::RunConfig;
 use crate::exit::{Exit, OrExit};
+use crate::model::Model;
+use crate::penalty::Group;
 use crate::schedule::{Clock, Plateau, ScheduleSpec};
-use crate::session::Plan;
 
 /// `{model, optimizer, epoch, step}`, and `ema` where the run averages its weights; beside it what Python should know, such as
 /// a penalty that `torch.optim` does not have. `model` holds the weights that the optimiser moves, never the averaged ones. Exit 4
-/// where the checkpoint is not of this network.
-pub fn python_checkpoint(config: &Config, plan: &Plan, loaded: &Loaded) -> Result<(Value, Vec<String>)> {
-    let spec = &config.spec;
+/// where the checkpoint is not of this network. `groups` are the penalty's, of the model's trainable parameters.
+pub fn python_checkpoint(
+    spec: &RunConfig,
+    model: &Model,
+    groups: &[Group],
+    loaded: &Loaded,
+) -> Result<(Value, Vec<String>)> {
     let context = || format!("checkpoint {}", loaded.folder.display());
     let named = |tensors: &std::collections::BTreeMap<String, Tensor>| -> Result<Vec<(String, Tensor)>> {
-        let params = plan.model.params().iter();
+        let params = model.params().iter();
         params
             .map(|param| {
                 let tensor =
@@ -29,7 +34,7 @@ pub fn python_checkpoint(config: &Config, plan: &Plan, loaded: &Loaded) -> Resul
             .collect::<Result<_>>()
             .or_exit(Exit::Checkpoint, context)
     };
-    let model = named(&loaded.model)?;
+    let weights = named(&loaded.model)?;
     let mut notes = Vec::new();
     let state = &loaded.state;
     let clock = clock(state, spec.train.accumulate as u64, spec.train.epochs);
@@ -50,8 +55,8 @@ pub fn python_checkpoint(config: &Config, plan: &Plan, loaded: &Loaded) -> Resul
     let lr =
         clock.map_or(spec.optimizer.lr(), |clock| spec.schedule.lr(spec.optimizer.lr(), clock, &plateau));
     let start = Clock { step: state.step, steps_per_epoch: 1, total_steps: spec.train.epochs };
-    let rates: Vec<_> = plan.groups.iter().map(|group| group.rates(clock.unwrap_or(start))).collect();
-    let params: Vec<_> = (plan.model.params().iter().zip(&model))
+    let rates: Vec<_> = groups.iter().map(|group| group.rates(clock.unwrap_or(start))).collect();
+    let params: Vec<_> = (model.params().iter().zip(&weights))
         .filter(|(param, _)| param.is_trainable())
         .map(|(_, (name, tensor))| (name.clone(), tensor.shallow_clone()))
         .collect();
@@ -59,13 +64,13 @@ pub fn python_checkpoint(config: &Config, plan: &Plan, loaded: &Loaded) -> Resul
         spec: &spec.optimizer,
         lr,
         params: &params,
-        groups: &plan.groups,
+        groups,
         rates: &rates,
         state: &loaded.optimizer,
     };
     let (optimizer, more) = python_optimizer::state_dict(&resumable).or_exit(Exit::Checkpoint, context)?;
     notes.extend(more);
-    let mut items = vec![("model", Value::state_dict(&model)), ("optimizer", optimizer)];
+    let mut items = vec![("model", Value::state_dict(&weights)), ("optimizer", optimizer)];
     if let Some(ema) = &loaded.ema {
         items.push(("ema", Value::state_dict(&named(ema)?)));
     }

@@ -15,8 +15,9 @@ use crate::device;
 use crate::exit::{Exit, OrExit, fail};
 use crate::layers::ParamKind;
 use crate::model::{Model, Network};
-use crate::penalty::{Group, Target};
+use crate::penalty::{Group, PenaltySpec, Target};
 use crate::tasks::Task;
+use crate::yaml::Invalid;
 
 /// What can be known of a config without its data: the checked network, and which tensor gets which λ.
 pub struct Plan {
@@ -28,13 +29,16 @@ impl Plan {
     /// Exit code 2, with file and line, for everything that cannot work.
     pub fn of(config: &Config) -> Result<Self> {
         let model = Model::from_spec(&config.spec.model)?;
-        let trainable = model.params().iter().filter(|param| param.is_trainable());
-        let targets: Vec<_> = trainable
-            .map(|param| Target { name: &param.name, decays: param.kind == ParamKind::Weight })
-            .collect();
-        let penalty = &config.spec.penalty;
+        let groups = penalty_groups(&config.spec.penalty, &model)
+            .map_err(|invalid| config.document.invalid_at("penalty", invalid))?;
+        Ok(Self { model, groups })
+    }
+
+    /// The same of a run that was trained before.
+    pub fn of_run(spec: &RunConfig) -> Result<Self> {
+        let model = Model::from_spec(&spec.model)?;
         let groups =
-            penalty.assign(&targets).map_err(|invalid| config.document.invalid_at("penalty", invalid))?;
+            penalty_groups(&spec.penalty, &model).map_err(|invalid| fail(Exit::Checkpoint, invalid))?;
         Ok(Self { model, groups })
     }
 
@@ -52,6 +56,15 @@ impl Plan {
         }
         Ok(initial)
     }
+}
+
+/// Which of the model's trainable parameters gets which λ.
+fn penalty_groups(penalty: &PenaltySpec, model: &Model) -> Result<Vec<Group>, Invalid> {
+    let trainable = model.params().iter().filter(|param| param.is_trainable());
+    let targets: Vec<_> = trainable
+        .map(|param| Target { name: &param.name, decays: param.kind == ParamKind::Weight })
+        .collect();
+    penalty.assign(&targets)
 }
 
 pub struct Session {

@@ -7,11 +7,7 @@ use serde_json::json;
 use tch::Tensor;
 use tikhonov::checkpoint::python_optimizer::{Known, PythonOptimizer};
 use tikhonov::checkpoint::weights::read_weights;
-use tikhonov::checkpoint::{Checkpoints, state_dict};
-use tikhonov::config::Config;
-use tikhonov::handover::python_checkpoint;
 use tikhonov::penalty::Rates;
-use tikhonov::session::Plan;
 
 use crate::common::{python, run};
 
@@ -255,11 +251,15 @@ fn a_run_of_ours_goes_on_in_python_with_the_same_50_steps() {
             let config = place.config(&label, case, dtype, "", 20);
             let (code, text) = place.train(&config, &label, &[]);
             assert_eq!(code, 0, "{text}");
-            let parsed = Config::load(&config, &[], []).unwrap();
-            let plan = Plan::of(&parsed).unwrap();
-            let checkpoints = Checkpoints::new(place.folder.path().join(&label).join("checkpoints"));
-            let (value, _) = python_checkpoint(&parsed, &plan, &checkpoints.last().unwrap().0).unwrap();
-            state_dict::save(Path::new(&place.path(&format!("{label}.pt"))), &value).unwrap();
+            let (source, file) = (place.path(&label), place.path(&format!("{label}.pt")));
+            let export = ["export", &source, "--to", "state-dict", "--with-optimizer", "--output", &file];
+            let (code, text, stderr) = run(&export);
+            assert!(code == 0 && text.contains("at step 20"), "{text}{stderr}");
+            assert_eq!(
+                text.contains("2 param groups"),
+                case.penalty.starts_with("{l2") || case.penalty.starts_with("{dec"),
+                "{text}"
+            );
             let (code, text) = place.train(&config, &label, &["--resume", "--set", "train.epochs=70"]);
             assert_eq!(code, 0, "{text}");
             // Once into an optimiser that Python makes itself, in the order in which we write the groups; once from the file's own groups.

@@ -17,7 +17,9 @@ use crate::data::normalize::NormalizeSpec;
 use crate::data::{Resize, SourceSpec};
 use crate::exit::{Exit, OrExit, fail};
 use crate::export::{python, torchscript};
+use crate::handover::python_checkpoint;
 use crate::model::{InitFrom, Model, ModelSpec, Op};
+use crate::session::Plan;
 use crate::tasks::TaskSpec;
 use crate::yaml;
 
@@ -46,6 +48,10 @@ pub struct Options {
     /// The weights as trained, where the run averaged them too
     #[arg(long)]
     raw: bool,
+    /// State-dict: {model, optimizer, epoch, step} for a Python script that goes on training: optimizer.load_state_dict takes its part.
+    /// Without --checkpoint the last; the weights are those that the optimizer moves, the averaged ones stand under `ema`
+    #[arg(long, conflicts_with_all = ["raw", "half", "bf16", "model"])]
+    with_optimizer: bool,
     /// The network that the weights of a file are for: a shipped name, a .yaml file, or YAML such as '{name: lenet, args: {classes: 5}}'
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
@@ -111,6 +117,9 @@ struct Source {
 
 pub fn run(options: &Options) -> Result<()> {
     refuse_strangers(options)?;
+    if options.with_optimizer {
+        return write_resumable(options);
+    }
     let source = Source::open(options)?;
     let output = output(options, &source.name)?;
     let written = match options.to {
@@ -158,6 +167,10 @@ fn refuse_strangers(options: &Options) -> Result<()> {
             "source code has no dtype: leave --half and --bf16 out, and write Net().half() in Python";
         return Err(fail(Exit::Usage, message));
     }
+    if options.with_optimizer && options.to != Format::StateDict {
+        let message = "--with-optimizer is for Python's training: say --to state-dict, or leave it out";
+        return Err(fail(Exit::Usage, message));
+    }
     let is_run = options.source.is_dir();
     let misplaced = match (is_run, &options.model) {
         (true, Some(_)) => Some("--model is for files; a run folder knows its network"),
@@ -183,19 +196,7 @@ impl Source {
     }
 
     fn of_checkpoint(path: &Path, options: &Options) -> Result<Self> {
-        let loaded = if path.join("state.json").is_file() {
-            if options.checkpoint.is_some() {
-                return Err(fail(Exit::Usage, "SOURCE is a checkpoint already: leave --checkpoint out"));
-            }
-            store::load(path)?
-        } else if path.join("checkpoints").is_dir() || path.join(CONFIG_FILE).is_file() {
-            Checkpoints::new(path.join("checkpoints")).chosen(options.checkpoint.as_deref())?
-        } else {
-            let message = format!("{} is no run folder and no checkpoint", path.display());
-            return Err(fail(Exit::Usage, message));
-        };
-        let mut config: RunConfig = yaml::decode(&loaded.state.config)
-            .map_err(|invalid| fail(Exit::Checkpoint, format!("{}: {invalid}", loaded.folder.display())))?;
+        let (loaded, mut config) = checkpoint(path, options)?;
         // Which layers were frozen is of no use to anybody else.
         config.model.init_from = None;
         let model = Model::from_spec(&config.model)?;
@@ -310,6 +311,43 @@ impl Source {
         };
         Ok(torchscript::Preprocess { normalize: self.normalize().cloned(), resize })
     }
+}
+
+/// The checkpoint at `path`, or of the run there, and its config.
+fn checkpoint(path: &Path, options: &Options) -> Result<(Loaded, RunConfig)> {
+    let loaded = if path.join("state.json").is_file() {
+        if options.checkpoint.is_some() {
+            return Err(fail(Exit::Usage, "SOURCE is a checkpoint already: leave --checkpoint out"));
+        }
+        store::load(path)?
+    } else if path.join("checkpoints").is_dir() || path.join(CONFIG_FILE).is_file() {
+        let wanted = options.checkpoint.as_deref().or(options.with_optimizer.then_some("last"));
+        Checkpoints::new(path.join("checkpoints")).chosen(wanted)?
+    } else {
+        let message = format!("{} is no run folder and no checkpoint", path.display());
+        return Err(fail(Exit::Usage, message));
+    };
+    let config: RunConfig = yaml::decode(&loaded.state.config)
+        .map_err(|invalid| fail(Exit::Checkpoint, format!("{}: {invalid}", loaded.folder.display())))?;
+    Ok((loaded, config))
+}
+
+fn write_resumable(options: &Options) -> Result<()> {
+    let (loaded, config) = checkpoint(&options.source, options)?;
+    let Plan { model, groups } = Plan::of_run(&config)?;
+    let output = output(options, &stem(&options.source))?;
+    let (value, notes) = python_checkpoint(&config, &model, &groups, &loaded)?;
+    state_dict::save(&output, &value)?;
+    println!(
+        "{}: {} tensors and the state of torch.optim.{} at step {}, from {}",
+        output.display(),
+        model.params().len(),
+        config.optimizer.python_class(),
+        loaded.state.step,
+        loaded.folder.display()
+    );
+    notes.iter().for_each(|note| println!("note: {note}"));
+    Ok(())
 }
 
 fn write_script(source: &Source, options: &Options, output: &Path) -> Result<String> {
