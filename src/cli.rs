@@ -5,7 +5,9 @@ pub mod report;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::commands::{completions, convert, doctor, eval, export, init, inspect, predict, summary, train};
+use crate::commands::{
+    completions, convert, doctor, eval, export, init, inspect, predict, restore, summary, train,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,6 +36,7 @@ enum Command {
     Train(train::Options),
     Eval(eval::Options),
     Predict(predict::Options),
+    Restore(restore::Options),
     Summary(summary::Options),
     Inspect(inspect::Options),
     Convert(convert::Options),
@@ -49,6 +52,7 @@ impl Cli {
             Command::Train(options) => train::run(options),
             Command::Eval(options) => eval::run(options),
             Command::Predict(options) => predict::run(options),
+            Command::Restore(options) => restore::run(options),
             Command::Summary(options) => summary::run(options),
             Command::Inspect(options) => inspect::run(options),
             Command::Convert(options) => convert::run(options),

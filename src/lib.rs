@@ -33,10 +33,12 @@ pub mod eval;
 pub mod handover;
 pub mod outcome;
 pub mod progress;
+pub mod restore;
 pub mod run_folder;
 pub mod session;
 pub mod stop;
 pub mod train;
+pub mod trained;
 pub mod trainer;
 // Floor 6: the command line.
 pub mod cli;

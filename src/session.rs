@@ -138,7 +138,7 @@ impl Session {
     fn check(&self) -> Result<()> {
         for set in [&self.train, &self.validation, &self.test].into_iter().flatten() {
             self.task.check(self.model.output(), set)?;
-            fits(&self.model, &set.shape)?;
+            fits(&self.model, &self.task.input(&set.shape))?;
         }
         Ok(())
     }

@@ -14,5 +14,6 @@ mod optimizer_state;
 mod penalty;
 mod python_files;
 mod restoration;
+mod restore;
 mod schedule;
 mod train;

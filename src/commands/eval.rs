@@ -2,21 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{MachineOptions, assignment};
-use crate::checkpoint::Checkpoints;
-use crate::checkpoint::initial::Initial;
-use crate::checkpoint::store::Loaded;
-use crate::config::{CONFIG_FILE, Config};
+use super::{MachineOptions, WeightOptions, assignment};
 use crate::data::Split;
 use crate::eval::evaluate;
 use crate::exit::{Exit, OrExit};
 use crate::metrics::{ClassReport, Scores};
-use crate::model::{InitFrom, Network};
-use crate::session::{Plan, Session};
+use crate::session::Session;
+use crate::trained::Trained;
 
 /// Evaluate trained runs, or a config with weights from elsewhere.
 ///
@@ -27,15 +23,8 @@ pub struct Options {
     /// Run folders, or configs: YAML files or names of shipped ones
     #[arg(required = true, value_name = "RUN|CONFIG")]
     pub runs: Vec<PathBuf>,
-    /// last, best, or a folder under RUN/checkpoints
-    #[arg(long, value_name = "NAME", conflicts_with = "weights")]
-    pub checkpoint: Option<String>,
-    /// Weights from a file that Python or tikhonov wrote, from a run folder or a checkpoint
-    #[arg(long, value_name = "FILE")]
-    pub weights: Option<PathBuf>,
-    /// Dotted path of the weights in FILE, instead of the part with the most tensors
-    #[arg(long, value_name = "PATH", requires = "weights")]
-    pub key: Option<String>,
+    #[command(flatten)]
+    pub weights: WeightOptions,
     /// Which part of the data
     #[arg(long, value_enum, default_value = "test")]
     pub split: Split,
@@ -54,30 +43,13 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 fn eval_one(run: &Path, options: &Options) -> Result<()> {
-    let is_run = run.join(CONFIG_FILE).is_file();
-    let mut config = match (is_run, run.is_dir()) {
-        (false, false) => Config::load(&run.to_string_lossy(), &options.set, options.machine.overrides())?,
-        _ => Config::of_run(run, &options.set, options.machine.overrides())?,
-    };
+    let overrides = options.machine.overrides();
+    let Trained { config, plan, weights } =
+        Trained::open(run, &options.set, overrides, &options.weights.choice())?;
     config.validate_data(&[options.split])?;
-    if let Some(weights) = &options.weights {
-        let given = InitFrom::new(weights.to_string_lossy());
-        config.spec.model.init_from = Some(InitFrom { key: options.key.clone(), ..given });
-    }
-    let plan = Plan::of(&config)?;
-    let source = match is_run && options.weights.is_none() {
-        true => {
-            let checkpoints = Checkpoints::new(config.spec.output.join("checkpoints"));
-            Source::Checkpoint(Box::new(checkpoints.chosen(options.checkpoint.as_deref())?))
-        }
-        false => Source::File(plan.initial(&config)?.or_exit(Exit::Usage, || {
-            format!("{} has no trained weights: give --weights FILE, or a run folder", run.display())
-        })?),
-    };
-    let classes = source.classes();
-    let session = Session::open_only(config, plan, options.split, classes)?;
+    let session = Session::open_only(config, plan, options.split, weights.classes())?;
     let network = session.network()?;
-    let described = source.load_into(&network)?;
+    weights.load_into(&network)?;
     let name = format!("{:?}", options.split).to_lowercase();
     let set = session.split(options.split);
     let set =
@@ -88,54 +60,13 @@ fn eval_one(run: &Path, options: &Options) -> Result<()> {
         let mut line = json!({
             "run": run, "split": name, "samples": set.len(), "scores": scores, "report": scores.report,
         });
-        source.describe(&mut line);
+        weights.describe(&mut line);
         println!("{line}");
     } else {
-        println!("{described} on {name} ({} samples)", set.len());
+        println!("{} on {name} ({} samples)", weights.name(), set.len());
         print!("{}", table(&scores, &set.classes));
     }
     Ok(())
-}
-
-/// Where the weights come from.
-enum Source {
-    Checkpoint(Box<Loaded>),
-    File(Initial),
-}
-
-impl Source {
-    /// The class names that the network was trained on, where they are known.
-    fn classes(&self) -> Option<&[String]> {
-        match self {
-            Self::Checkpoint(loaded) => Some(&loaded.state.classes),
-            Self::File(_) => None,
-        }
-    }
-
-    /// Puts the weights in place; returns their name for people.
-    fn load_into(&self, network: &Network) -> Result<String> {
-        match self {
-            Self::Checkpoint(loaded) => {
-                let context = || format!("the weights of {}", loaded.folder.display());
-                network.load_state(&loaded.weights()).with_context(context)?;
-                Ok(loaded.folder.display().to_string())
-            }
-            Self::File(initial) => {
-                initial.load_into(network)?;
-                Ok(initial.notes.join("\n"))
-            }
-        }
-    }
-
-    fn describe(&self, line: &mut Value) {
-        match self {
-            Self::Checkpoint(loaded) => {
-                line["checkpoint"] = json!(loaded.folder);
-                line["epoch"] = json!(loaded.state.epoch);
-            }
-            Self::File(initial) => line["weights"] = json!(initial.notes),
-        }
-    }
 }
 
 fn table(scores: &Scores, classes: &[String]) -> String {

@@ -8,16 +8,18 @@ pub mod export;
 pub mod init;
 pub mod inspect;
 pub mod predict;
+pub mod restore;
 pub mod summary;
 pub mod train;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
 
 use crate::config::{Config, Override};
 use crate::device::DeviceSpec;
+use crate::trained::Choice;
 
 /// Which config, and what the command line changes in it.
 #[derive(Args, Clone, Debug)]
@@ -38,6 +40,27 @@ pub struct MachineOptions {
     /// CPU threads for one operation of libtorch
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
+}
+
+/// Which weights to use.
+#[derive(Args, Clone, Debug)]
+pub struct WeightOptions {
+    /// last, best, or a folder under RUN/checkpoints; without it best, else last
+    #[arg(long, value_name = "NAME", conflicts_with = "weights")]
+    pub checkpoint: Option<String>,
+    /// Weights from a file that Python or tikhonov wrote, from a run folder or a checkpoint
+    #[arg(long, value_name = "FILE")]
+    pub weights: Option<PathBuf>,
+    /// Dotted path of the weights in FILE, instead of the part with the most tensors
+    #[arg(long, value_name = "PATH", requires = "weights")]
+    pub key: Option<String>,
+}
+
+impl WeightOptions {
+    pub fn choice(&self) -> Choice<'_> {
+        let Self { checkpoint, weights, key } = self;
+        Choice { checkpoint: checkpoint.as_deref(), weights: weights.as_deref(), key: key.as_deref() }
+    }
 }
 
 impl ConfigOptions {

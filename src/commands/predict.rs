@@ -7,16 +7,16 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use tch::no_grad;
 
-use super::{MachineOptions, assignment};
-use crate::checkpoint::Checkpoints;
-use crate::config::{Config, RunConfig};
+use super::{MachineOptions, WeightOptions, assignment};
+use crate::config::RunConfig;
 use crate::data::sources::folder::pictures;
 use crate::data::{Dataset, SourceSpec};
 use crate::device;
 use crate::exit::{Exit, fail};
 use crate::libtorch::catching;
-use crate::session::{Plan, loader};
+use crate::session::loader;
 use crate::tasks::Prediction;
+use crate::trained::Trained;
 
 /// Predict with a trained run.
 ///
@@ -24,14 +24,14 @@ use crate::tasks::Prediction;
 /// was trained on.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// A run folder
+    /// A run folder, or a config with --weights
+    #[arg(value_name = "RUN|CONFIG")]
     pub run: PathBuf,
     /// Pictures and folders of pictures, or a table
     #[arg(required = true, value_name = "IN")]
     pub inputs: Vec<PathBuf>,
-    /// last, best, or a folder under RUN/checkpoints; without it best, else last
-    #[arg(long, value_name = "NAME")]
-    pub checkpoint: Option<String>,
+    #[command(flatten)]
+    pub weights: WeightOptions,
     /// How to print
     #[arg(long, value_enum, default_value = "table")]
     pub format: Format,
@@ -53,21 +53,18 @@ pub enum Format {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    let config = Config::of_run(&options.run, &options.set, options.machine.overrides())?;
-    let model = Plan::of(&config)?.model;
-    let spec = &config.spec;
-    let device = spec.device.resolve()?;
+    let overrides = options.machine.overrides();
+    let trained = Trained::open(&options.run, &options.set, overrides, &options.weights.choice())?;
+    let (spec, model) = (&trained.config.spec, &trained.plan.model);
     if let Some(threads) = spec.threads {
         device::set_threads(threads);
     }
-    let loaded = Checkpoints::new(spec.output.join("checkpoints")).chosen(options.checkpoint.as_deref())?;
-    let network = model.build(device, spec.dtype.kind())?;
-    network.load_state(&loaded.weights())?;
+    let network = trained.network()?;
     let task = spec.task.build();
 
-    let set = inputs(spec, &loaded.state.features, model.input(), &options.inputs)?;
-    let mut printer = Printer::new(options, loaded.state.classes);
-    for batch in loader(spec, device, &set, false)?.epoch(0, 0) {
+    let set = inputs(spec, trained.weights.features(), model.input(), &options.inputs)?;
+    let mut printer = Printer::new(options, trained.weights.classes().unwrap_or_default().to_vec());
+    for batch in loader(spec, network.device(), &set, false)?.epoch(0, 0) {
         let batch = batch?;
         let outputs = catching(|| {
             no_grad(|| {
@@ -153,10 +150,9 @@ impl<'a> Printer<'a> {
             Prediction::Values(values) => {
                 Ok(values.into_iter().enumerate().map(|(i, value)| (format!("y{i}"), json!(value))).unzip())
             }
-            Prediction::Image(_) => Err(fail(
-                Exit::Usage,
-                "a reconstruction run answers with pictures, which `predict` cannot print",
-            )),
+            Prediction::Image(_) => {
+                Err(fail(Exit::Usage, "a reconstruction run answers with pictures: `restore` writes them"))
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ mod files;
 mod fingerprint;
 pub mod loader;
 pub mod normalize;
+pub mod photo;
 pub mod picture;
 pub mod smooth;
 pub mod sources;

@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::io::{Cursor, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use fast_image_resize as fir;
@@ -143,7 +143,19 @@ fn open<'a>(bytes: &'a [u8], file: &ImageFile) -> Result<impl ImageDecoder + 'a>
     Ok(decoder)
 }
 
+/// The picture of a file, upright, in the colours and the depth that it has.
+pub(super) fn decode_as_is(path: &Path) -> Result<DynamicImage> {
+    let file = ImageFile { path: path.to_owned(), mode: Mode::Rgb };
+    let bytes = file.read(MAX_FILE)?;
+    catch_unwind(AssertUnwindSafe(|| decode_upright(&bytes, &file)))
+        .unwrap_or_else(|_| Err(anyhow!("the decoder gave up on it")))
+}
+
 fn decode(bytes: &[u8], file: &ImageFile) -> Result<Picture> {
+    Ok(Picture::from_image(decode_upright(bytes, file)?, file.mode))
+}
+
+fn decode_upright(bytes: &[u8], file: &ImageFile) -> Result<DynamicImage> {
     // The JPEG decoder fills what is missing with grey and says nothing.
     if bytes.starts_with(&[0xff, 0xd8]) && !jpeg_ends(bytes) {
         bail!("is truncated: the JPEG stream has no end");
@@ -152,7 +164,7 @@ fn decode(bytes: &[u8], file: &ImageFile) -> Result<Picture> {
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let mut image = DynamicImage::from_decoder(decoder).context("cannot be decoded")?;
     image.apply_orientation(orientation);
-    Ok(Picture::from_image(image, file.mode))
+    Ok(image)
 }
 
 /// Whether the stream reaches its end marker, markers of embedded thumbnails not counted.

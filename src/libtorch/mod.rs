@@ -55,6 +55,18 @@ pub fn version() -> String {
     unsafe { CStr::from_ptr(tikhonov_version()) }.to_string_lossy().into_owned()
 }
 
+/// Lets this thread record gradients or not; returns whether it did.
+fn record(gradients: bool) -> bool {
+    // SAFETY: sets a flag of the calling thread and returns the old one.
+    unsafe { torch_sys::at_grad_set_enabled(gradients.into()) != 0 }
+}
+
+fn is_recording() -> bool {
+    let recording = record(true);
+    record(recording);
+    recording
+}
+
 thread_local! {
     static CATCHING: Cell<u32> = const { Cell::new(0) };
 }
@@ -65,11 +77,14 @@ pub fn is_catching() -> bool {
 }
 
 /// Runs `f`, in which a tch operation may panic (tch's operators have no error path), and returns the panic's
-/// text as an error.
+/// text as an error. Whether gradients are recorded is afterwards as it was before: a panic inside `tch::no_grad`
+/// leaves them off, and `backward` without a graph is a crash.
 pub fn catching<T>(f: impl FnOnce() -> T) -> Result<T> {
     CATCHING.set(CATCHING.get() + 1);
+    let recording = is_recording();
     let outcome = catch_unwind(AssertUnwindSafe(f));
     CATCHING.set(CATCHING.get() - 1);
+    record(recording);
     outcome.map_err(|panic| {
         let text = panic
             .downcast_ref::<String>()

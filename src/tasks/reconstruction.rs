@@ -16,6 +16,9 @@ use crate::loss::RegressionLoss;
 use crate::metrics::{ImageMeter, ImageRules, Meter};
 use crate::yaml::Invalid;
 
+/// Stands for the sides of images that have their own; every scale divides it.
+pub(crate) const ANY_SIZE: i64 = 840;
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reconstruction {
@@ -97,6 +100,8 @@ impl Task for Reconstruction {
                 set.shape
             ));
         };
+        // Of images of any size, whatever is too small for the degradation is told when its turn comes.
+        let [height, width] = [height, width].map(|side| if side == 0 { ANY_SIZE } else { side });
         let target = self.target_shape([channels, height, width]);
         if output.len() != 3 || output[0] != target[0] {
             return refuse(format!(

@@ -119,15 +119,8 @@ const RESIDENT_PICTURES: u64 = 1 << 30;
 pub fn pictures(paths: &[PathBuf], mode: Mode, fit: &Fit) -> Result<Dataset> {
     let mut files = Vec::new();
     for path in paths {
-        let metadata =
-            path.metadata().or_exit(Exit::Data, || format!("{}: cannot be read", path.display()))?;
-        if metadata.is_dir() {
-            walk(path, &mut Vec::new(), &mut files)?;
-        } else {
-            files.push(path.clone());
-        }
+        files.extend(files_at(path)?.into_iter().map(|path| ImageFile { path, mode }));
     }
-    let files: Vec<_> = files.into_iter().map(|path| ImageFile { path, mode }).collect();
     let bytes = files.len() as u64 * (mode.channels() * fit.height * fit.width) as u64;
     let read = if bytes <= RESIDENT_PICTURES { decode_all(&files, fit) } else { probe_all(&files) };
     if read.failures().count() == files.len() {
@@ -137,6 +130,17 @@ pub fn pictures(paths: &[PathBuf], mode: Mode, fit: &Fit) -> Result<Dataset> {
     let mut set = assemble(&files, read, fit, mode, files.len(), |path| path.to_string_lossy().into_owned())?;
     set.seal()?;
     Ok(set)
+}
+
+/// The file `path`, or all files below the folder, sorted by folder and name.
+pub fn files_at(path: &Path) -> Result<Vec<PathBuf>> {
+    let metadata = path.metadata().or_exit(Exit::Data, || format!("{}: cannot be read", path.display()))?;
+    if !metadata.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut files = Vec::new();
+    walk(path, &mut Vec::new(), &mut files)?;
+    Ok(files)
 }
 
 /// What became of each file.
