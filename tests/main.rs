@@ -16,4 +16,5 @@ mod python_files;
 mod restoration;
 mod restore;
 mod schedule;
+mod scripted;
 mod train;

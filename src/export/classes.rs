@@ -208,15 +208,13 @@ impl Class {
             self.instances.iter().map(|values| values[index].value.as_str()).collect()
         };
         let mut params: Vec<(String, usize)> = Vec::new();
-        let mut slots = vec![None; count];
+        let mut slots = Vec::with_capacity(count);
         for index in 0..count {
             let values = column(index);
-            if values.iter().all(|value| *value == values[0]) {
-                continue;
-            }
-            slots[index] = params.iter().position(|(_, first)| column(*first) == values);
-            if slots[index].is_none() {
-                slots[index] = Some(params.len());
+            let is_constant = values.iter().all(|value| *value == values[0]);
+            let known = params.iter().position(|(_, first)| column(*first) == values);
+            slots.push((!is_constant).then(|| known.unwrap_or(params.len())));
+            if !is_constant && known.is_none() {
                 params.push((String::new(), index));
             }
         }

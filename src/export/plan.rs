@@ -77,6 +77,8 @@ impl<'a> Module<'a> {
 
     fn inside(&mut self, node: &'a Node) -> Vec<Step<'a>> {
         match &node.op {
+            // Written as it is, without a plan.
+            Op::Script(_) => Vec::new(),
             Op::Layer(_) if node.params().is_empty() => vec![Step::Plain(node)],
             Op::Layer(_) => {
                 self.own = Some(node);

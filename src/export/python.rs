@@ -26,6 +26,13 @@ pub fn write(path: &Path, model: &Model, title: &str, notes: &[String]) -> Resul
 
 /// The source; it says of itself that it can be imported as `module`.
 pub fn source(model: &Model, module: &str, title: &str, notes: &[String]) -> Result<String> {
+    if let Op::Script(script) = &model.root().op {
+        let message = format!(
+            "this network is the program {}, which has a source already: its author's. Export the weights, or --to torchscript",
+            script.file
+        );
+        return Err(fail(Exit::Usage, message));
+    }
     let root = Module::of(model.root());
     let classes = Classes::of(&root).map_err(|path| {
         let message = format!(

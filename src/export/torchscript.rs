@@ -13,7 +13,7 @@ use crate::data::normalize::Normalize;
 use crate::exit::{Exit, OrExit, fail};
 use crate::layers::ParamKind;
 use crate::libtorch::{catching, script};
-use crate::model::{Model, Network, Node, Op, join};
+use crate::model::{Model, Network, Node, Op, join, scripted};
 
 /// What is done to the network on its way into the file.
 #[derive(Clone, Debug, Default)]
@@ -49,9 +49,11 @@ pub struct Agreement {
 /// Writes `network` to `path` as TorchScript, loads the file again and compares the two on random input: exit 4 where they
 /// differ, and no file. The running statistics of `network` change by the comparison.
 pub fn write(path: &Path, model: &Model, network: &Network, options: &Options) -> Result<Agreement> {
-    let root = Module::of(model.root());
-    let built = build(model, &root, network, options)
-        .or_exit(Exit::Usage, || "this network cannot be written as TorchScript")?;
+    let built = match &model.root().op {
+        Op::Script(script) => filled(&script.file, network, options)?,
+        _ => build(model, &Module::of(model.root()), network, options)
+            .or_exit(Exit::Usage, || "this network cannot be written as TorchScript")?,
+    };
     let built = match options.freeze || options.optimize {
         true => built.frozen(options.optimize).or_exit(Exit::Checkpoint, || "freezing the TorchScript")?,
         false => built,
@@ -73,6 +75,23 @@ pub fn write(path: &Path, model: &Model, network: &Network, options: &Options) -
         Some(Ok(agreement)) => written.map(|()| agreement),
         None => written.and_then(|()| bail!("the file was not compared")),
     }
+}
+
+/// The program that the network came from, with the network's weights.
+fn filled(file: &str, network: &Network, options: &Options) -> Result<script::Module> {
+    if options.preprocess.is_some() || options.softmax {
+        let message =
+            "--preprocess and --softmax would change the program of a TorchScript model; leave them out";
+        return Err(fail(Exit::Usage, message));
+    }
+    let module = scripted::load(file, Device::Cpu, network.kind())?;
+    let state = network.state();
+    for entry in module.tensors()? {
+        let found = state.iter().find(|(name, _)| *name == entry.name);
+        let (_, tensor) = found.with_context(|| format!("`{}` is not in the network", entry.name))?;
+        no_grad(|| entry.tensor.shallow_clone().f_copy_(tensor))?;
+    }
+    Ok(module)
 }
 
 fn build(model: &Model, root: &Module, network: &Network, options: &Options) -> Result<script::Module> {
@@ -289,6 +308,8 @@ fn compare(
     let eval = apart(false)?;
     let is_random = model.root().leaves().iter().any(|leaf| match &leaf.op {
         Op::Layer(spec) => spec.layer().is_random(),
+        // Nobody knows.
+        Op::Script(_) => true,
         _ => false,
     });
     let train = match is_frozen || is_random {

@@ -6,6 +6,7 @@ mod init;
 mod init_from;
 mod network;
 mod scope;
+pub(crate) mod scripted;
 mod spec;
 mod summary;
 mod tree;
@@ -19,6 +20,7 @@ use serde_json::{Map, Value};
 use crate::layers::{Param, Shape};
 use crate::yaml::{self, Invalid};
 use init::Init;
+use scripted::Script;
 
 pub use crate::shipped::model as shipped;
 pub(crate) use init_from::Patterns;
@@ -59,6 +61,23 @@ impl Model {
     /// in and what was wanted.
     pub fn from_spec(spec: &ModelSpec) -> Result<Self> {
         spec.model().map_err(|problem| problem.into_error("model"))
+    }
+
+    /// A scripted network, to be fed samples of shape `input`.
+    fn from_script(file: &str, input: &[i64]) -> Result<Self> {
+        let script = Script::open(file, input)?;
+        let (params, output) = (script.params.clone(), script.output.clone());
+        let root = Node {
+            label: String::new(),
+            path: String::new(),
+            place: String::new(),
+            source: "torchscript".into(),
+            op: Op::Script(script),
+            input: input.to_vec(),
+            output,
+            children: Vec::new(),
+        };
+        Ok(Self { name: file.to_owned(), input: input.to_vec(), root, params, init: Vec::new() })
     }
 
     /// Checks a description with the arguments already in place.

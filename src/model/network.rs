@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use tch::nn::{self, ModuleT};
 use tch::{Device, Kind, Tensor, no_grad};
 
+use super::scripted::{self, Scripted};
 use super::tree::{Node, Op};
 use super::{Model, join};
 use crate::exit::{Exit, fail};
@@ -43,9 +44,14 @@ impl Model {
         vars.set_kind(kind);
         let frozen: HashSet<&str> =
             self.params.iter().filter(|param| param.frozen).map(|param| param.name.as_str()).collect();
-        let root = module(&self.root, &vars.root(), &frozen);
-        // The store forgets the order of definition; the model knows it.
-        let mut named = vars.variables();
+        let (root, mut named) = match &self.root.op {
+            Op::Script(script) => {
+                let (scripted, named) = Scripted::new(scripted::load(&script.file, device, kind)?)?;
+                (Box::new(scripted) as Box<dyn ModuleT>, named.into_iter().collect())
+            }
+            // The store forgets the order of definition; the model knows it.
+            _ => (module(&self.root, &vars.root(), &frozen), vars.variables()),
+        };
         for leaf in self.root.leaves() {
             let Op::Layer(spec) = &leaf.op else { continue };
             let init = self.init.iter().find(|(kind, _)| kind == spec.kind());
@@ -147,6 +153,8 @@ fn module(node: &Node, root: &nn::Path, frozen: &HashSet<&str>) -> Box<dyn Modul
                 !params.is_empty() && params.iter().all(|param| frozen.contains(param.name.as_str()));
             if is_frozen { Box::new(Frozen(layer)) } else { layer }
         }
+        // Only the root can be one, and it is made in `assemble`.
+        Op::Script(_) => Box::new(Sequential(Vec::new())),
         Op::Sequential => Box::new(Sequential(children())),
         Op::Residual => Box::new(Residual(children())),
         Op::Concat => Box::new(Concat(children())),

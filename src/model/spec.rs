@@ -4,7 +4,7 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
-use super::{InitFrom, Model, scope};
+use super::{InitFrom, Model, scope, scripted};
 use crate::exit::{Exit, fail};
 use crate::shipped;
 use crate::yaml::{self, Document, Invalid, nearest};
@@ -21,9 +21,22 @@ pub struct ModelSpec {
 /// in place: `{input: […], layers: {…}}`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ModelSource {
-    Shipped { name: String, args: Map<String, Value> },
-    File { file: String, args: Map<String, Value> },
+    Shipped {
+        name: String,
+        args: Map<String, Value>,
+    },
+    File {
+        file: String,
+        args: Map<String, Value>,
+    },
     Inline(Map<String, Value>),
+    /// `{torchscript: net.pt, input: [3, 32, 32]}`: a program of a Python user, and the samples that it takes. `sha256` is
+    /// what a run folder knows it by.
+    Torchscript {
+        file: String,
+        input: Vec<i64>,
+        sha256: Option<String>,
+    },
 }
 
 impl<'de> Deserialize<'de> for ModelSpec {
@@ -62,6 +75,16 @@ impl ModelSource {
             Some(other) => Err(E::custom(format!("`{key}` must be text, got {other}"))),
             None => Ok(None),
         };
+        if let Some(file) = word(&mut map, "torchscript")? {
+            let sha256 = word(&mut map, "sha256")?;
+            let input = map.remove("input").unwrap_or_default();
+            if let Some(key) = map.keys().next() {
+                return Err(E::unknown_field(key, &["torchscript", "input", "init_from"]));
+            }
+            let input: Vec<i64> = yaml::decode(&input)
+                .map_err(|_| E::custom("`input` must be the shape of one sample, such as [3, 32, 32]"))?;
+            return Ok(Self::Torchscript { file, input, sha256 });
+        }
         let (name, file) = (word(&mut map, "name")?, word(&mut map, "file")?);
         if name.is_none() && file.is_none() {
             if map.contains_key("layers") {
@@ -108,6 +131,10 @@ impl ModelSource {
             Self::Shipped { name, args } => json!({"name": name, "args": args}),
             Self::File { file, args } => json!({"file": file, "args": args}),
             Self::Inline(map) => Value::Object(map.clone()),
+            Self::Torchscript { file, input, sha256: None } => json!({"torchscript": file, "input": input}),
+            Self::Torchscript { file, input, sha256 } => {
+                json!({"torchscript": file, "input": input, "sha256": sha256})
+            }
         }
     }
 }
@@ -130,6 +157,13 @@ impl Problem {
 impl ModelSpec {
     /// Checks the whole model. A mistake in a file of its own keeps that file's name and line in its message.
     pub fn validate(&self) -> Result<(), Invalid> {
+        if let ModelSource::Torchscript { input, .. } = &self.source {
+            // The file itself is a matter of exit 4, when it is opened.
+            let is_shape =
+                matches!(input.len(), 1..=3) && input.iter().all(|extent| (1..=1 << 24).contains(extent));
+            let message = "expected the shape of one sample, [F] or [C, H, W], each at least 1";
+            return is_shape.then_some(()).ok_or_else(|| Invalid::new("input", message));
+        }
         self.model().map(drop).map_err(|problem| match problem {
             Problem::Config(invalid) => invalid,
             Problem::File(error) => Invalid::new("", format!("{error:#}")),
@@ -138,6 +172,18 @@ impl ModelSpec {
 
     /// The same model with its description and final arguments in place, independent of any file.
     pub fn inlined(&self) -> anyhow::Result<Self> {
+        if let ModelSource::Torchscript { file, input, sha256: known } = &self.source {
+            let file = match std::path::absolute(file) {
+                Ok(path) => path.to_string_lossy().into_owned(),
+                Err(_) => file.clone(),
+            };
+            let sha256 = match known {
+                Some(known) => known.clone(),
+                None => scripted::fingerprint(&file)?,
+            };
+            let source = ModelSource::Torchscript { file, input: input.clone(), sha256: Some(sha256) };
+            return Ok(Self { source, init_from: self.init_from.clone() });
+        }
         let (_, tree, _) = self.source.resolve().map_err(|problem| problem.into_error("model"))?;
         match tree {
             Value::Object(map) => {
@@ -148,11 +194,7 @@ impl ModelSpec {
     }
 
     pub(super) fn model(&self) -> Result<Model, Problem> {
-        let (name, tree, document) = self.source.resolve()?;
-        let mut model = Model::from_tree(name, &tree).map_err(|invalid| match document {
-            Some(document) => Problem::File(document.invalid_at("", invalid)),
-            None => Problem::Config(invalid),
-        })?;
+        let mut model = self.source.model()?;
         if let Some(init_from) = &self.init_from {
             let mark = init_from.mark(&mut model.params);
             mark.map_err(|invalid| Problem::Config(invalid.under("init_from")))?;
@@ -162,10 +204,32 @@ impl ModelSpec {
 }
 
 impl ModelSource {
+    fn model(&self) -> Result<Model, Problem> {
+        if let Self::Torchscript { file, input, sha256 } = self {
+            if let Some(known) = sha256
+                && scripted::fingerprint(file).map_err(Problem::File)? != *known
+            {
+                let message = format!(
+                    "{file} is not the program that this run was started with; put that one back, or say where it is: \
+                     --set model.torchscript=FILE"
+                );
+                return Err(Problem::File(fail(Exit::Checkpoint, message)));
+            }
+            return Model::from_script(file, input).map_err(Problem::File);
+        }
+        let (name, tree, document) = self.resolve()?;
+        Model::from_tree(name, &tree).map_err(|invalid| match document {
+            Some(document) => Problem::File(document.invalid_at("", invalid)),
+            None => Problem::Config(invalid),
+        })
+    }
+
     /// The name, the tree with the arguments laid over their defaults, and the file that it came from.
     fn resolve(&self) -> Result<(String, Value, Option<Document>), Problem> {
         let (name, document, args) = match self {
             Self::Inline(map) => return Ok(("inline".into(), Value::Object(map.clone()), None)),
+            // It has no tree: see `model`.
+            Self::Torchscript { file, .. } => return Ok((file.clone(), Value::Null, None)),
             Self::File { file, args } => (file, Document::read(file).map_err(Problem::File)?, args),
             Self::Shipped { name, args } => {
                 let text = shipped::model(name).ok_or_else(|| Problem::Config(unknown(name, args)))?;

@@ -5,8 +5,9 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::Model;
+use super::scripted::Script;
 use super::tree::{Node, Op};
-use crate::layers::{ParamKind, Shape, shown};
+use crate::layers::{Param, ParamKind, Shape, shown};
 
 /// A network in numbers. Shapes are without the batch dimension.
 #[derive(Clone, Debug, Serialize)]
@@ -29,7 +30,7 @@ pub struct Summary {
 pub struct Row {
     /// Its place; a name that starts with `_` is no part of the parameter names.
     pub path: String,
-    pub layer: &'static str,
+    pub layer: String,
     pub output: Shape,
     /// Trainable values.
     pub params: i64,
@@ -66,6 +67,7 @@ fn walk(node: &Node, rows: &mut Vec<Row>) {
     }
     let layer = match &node.op {
         Op::Layer(spec) => spec.kind(),
+        Op::Script(script) => return rows.extend(scripted(script)),
         Op::Sequential => return,
         Op::Residual => "residual",
         Op::Concat => "concat",
@@ -75,11 +77,26 @@ fn walk(node: &Node, rows: &mut Vec<Row>) {
     };
     rows.push(Row {
         path: node.place.clone(),
-        layer,
+        layer: layer.to_owned(),
         output: node.output.clone(),
         params: trainable(node),
         multiply_adds: node.multiply_adds(),
     });
+}
+
+/// One row for each module that has tensors; what its layers answer and compute is not known.
+fn scripted(script: &Script) -> impl Iterator<Item = Row> {
+    script.modules.iter().map(|(path, class)| {
+        let own = |param: &&Param| param.name.rsplit_once('.').map_or("", |(owner, _)| owner) == path;
+        let trainable = script.params.iter().filter(own).filter(|param| param.kind != ParamKind::Buffer);
+        Row {
+            path: path.clone(),
+            layer: class.clone(),
+            output: Shape::new(),
+            params: trainable.map(Param::count).sum(),
+            multiply_adds: 0,
+        }
+    })
 }
 
 impl Summary {
@@ -118,8 +135,8 @@ impl Summary {
         let layers = self.layers.iter().map(|row| {
             vec![
                 row.path.clone(),
-                row.layer.to_string(),
-                shown(&row.output),
+                row.layer.clone(),
+                if row.output.is_empty() { String::new() } else { shown(&row.output) },
                 thousands(row.params as u64),
                 thousands(row.multiply_adds),
             ]

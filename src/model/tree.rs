@@ -1,6 +1,7 @@
 //! The checked tree: every layer with its place, its names and its shapes.
 
 use super::expand::{Body, Item};
+use super::scripted::Script;
 use crate::layers::{LayerSpec, Misfit, Param, Shape, shown};
 use crate::yaml::Invalid;
 
@@ -31,6 +32,8 @@ pub(crate) enum Op {
     Layer(LayerSpec),
     /// One child after the other.
     Sequential,
+    /// Another's program: the whole network.
+    Script(Script),
     /// The first child plus the second, or plus the input.
     Residual,
     /// All children on the same input, joined along the channels.
@@ -40,7 +43,7 @@ pub(crate) enum Op {
 impl Node {
     /// The layers, in definition order.
     pub fn leaves(&self) -> Vec<&Node> {
-        if let Op::Layer(_) = self.op {
+        if let Op::Layer(_) | Op::Script(_) = self.op {
             return vec![self];
         }
         self.children.iter().flat_map(Node::leaves).collect()
@@ -48,7 +51,11 @@ impl Node {
 
     /// A layer's tensors under their full names.
     pub fn params(&self) -> Vec<Param> {
-        let Op::Layer(spec) = &self.op else { return Vec::new() };
+        let spec = match &self.op {
+            Op::Layer(spec) => spec,
+            Op::Script(script) => return script.params.clone(),
+            _ => return Vec::new(),
+        };
         let mut params = spec.layer().params(&self.input);
         for param in &mut params {
             param.name = join(&self.path, &param.name);

@@ -1,0 +1,163 @@
+//! Networks that a Python user scripted (`torch.jit.script(net).save(FILE)`): their code is run as it is, their tensors
+//! train as ours do. TorchScript is a program; it comes in through `model: {torchscript: FILE}` and nowhere else.
+
+use std::cell::Cell;
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
+use tch::nn::ModuleT;
+use tch::{Device, Kind, Tensor, no_grad};
+
+use crate::exit::{Exit, OrExit};
+use crate::layers::{Param, ParamKind, Shape};
+use crate::libtorch::script::{Entry, Module};
+
+/// A TorchScript file that was looked into.
+#[derive(Clone, Debug)]
+pub(crate) struct Script {
+    pub file: String,
+    pub params: Vec<Param>,
+    /// (path, class) of the modules that have tensors of their own.
+    pub modules: Vec<(String, String)>,
+    /// The shape of one output for one sample of the declared input.
+    pub output: Shape,
+}
+
+/// SHA-256 of a file, in hex. Exit 4 where it cannot be read.
+pub(crate) fn fingerprint(file: &str) -> Result<String> {
+    let hash = || -> Result<String> {
+        let mut hasher = Sha256::new();
+        io::copy(&mut File::open(file)?, &mut hasher)?;
+        Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    };
+    hash().or_exit(Exit::Checkpoint, || format!("the TorchScript {file} cannot be read"))
+}
+
+/// Loads `file` on `device` with its floating-point tensors in `kind`. libtorch's reader trusts what it reads, so that the file is
+/// seen to be whole first. Exit 4.
+pub(crate) fn load(file: &str, device: Device, kind: Kind) -> Result<Module> {
+    let load = || -> Result<Module> {
+        whole(Path::new(file))?;
+        let module = Module::load(Path::new(file), device)?;
+        module.set_kind(kind)?;
+        Ok(module)
+    };
+    load().or_exit(Exit::Checkpoint, || {
+        format!("{file} is no TorchScript that can be used; write one with torch.jit.script(net).save(FILE)")
+    })
+}
+
+/// Reads every entry to its end: a checksum that is wrong is an error.
+fn whole(path: &Path) -> Result<()> {
+    let mut archive = zip::ZipArchive::new(io::BufReader::new(File::open(path)?))?;
+    let mut has_code = false;
+    for index in 0..archive.len() {
+        let mut entry = archive.by_index(index)?;
+        let name = entry.name()?.into_owned();
+        has_code |= name.contains("/code/");
+        io::copy(&mut entry, &mut io::sink()).with_context(|| format!("the entry {name}"))?;
+    }
+    ensure!(has_code, "it holds no code: weights alone go into `init_from`, beside a network of ours");
+    Ok(())
+}
+
+impl Script {
+    /// Looks into `file`: its tensors, and what it answers to one sample of shape `input`.
+    pub fn open(file: &str, input: &[i64]) -> Result<Self> {
+        let module = load(file, Device::Cpu, Kind::Float)?;
+        let describe = || -> Result<Self> {
+            let params = params(&module.tensors()?);
+            ensure!(
+                params.iter().any(Param::is_trainable),
+                "it has no parameters to train; a frozen module keeps them as constants: export it without freezing"
+            );
+            module.set_training(false)?;
+            let xs = Tensor::f_zeros([&[1], input].concat(), (Kind::Float, Device::Cpu))?;
+            let ys = no_grad(|| module.forward(&xs)).with_context(|| {
+                format!("it does not take a sample of shape {input:?}, which `input` says")
+            })?;
+            let output = match ys.size().as_slice() {
+                [1, output @ ..] if !output.is_empty() => output.to_vec(),
+                other => bail!("it answers {other:?} to a batch of one sample; wanted [1, …]"),
+            };
+            let owners: HashSet<&str> =
+                params.iter().map(|param| param.name.rsplit_once('.').map_or("", |(path, _)| path)).collect();
+            let mut modules = module.modules()?;
+            modules.retain(|(path, _)| owners.contains(path.as_str()));
+            Ok(Self { file: file.to_owned(), params, modules, output })
+        };
+        describe().or_exit(Exit::Checkpoint, || file.to_owned())
+    }
+}
+
+/// The tensors as the penalty sees them. What `requires_grad` excludes is frozen; a second name of one tensor counts as a
+/// buffer, so that it is learnt once.
+fn params(entries: &[Entry]) -> Vec<Param> {
+    let mut seen = HashSet::new();
+    let param = |entry: &Entry| {
+        let shape = entry.tensor.size();
+        let is_first = entry.tensor.numel() == 0 || seen.insert(entry.tensor.data_ptr() as usize);
+        let own = entry.name.rsplit('.').next().unwrap_or_default();
+        let kind = match own {
+            _ if !entry.is_parameter || !is_first || !entry.tensor.is_floating_point() => ParamKind::Buffer,
+            "weight" if shape.len() >= 2 => ParamKind::Weight,
+            "bias" => ParamKind::Bias,
+            _ => ParamKind::Norm,
+        };
+        let frozen = kind != ParamKind::Buffer && !entry.tensor.requires_grad();
+        Param { frozen, ..Param::new(&entry.name, shape, kind) }
+    };
+    entries.iter().map(param).collect()
+}
+
+/// A scripted network that computes.
+#[derive(Debug)]
+pub(super) struct Scripted {
+    module: Module,
+    /// Buffers as the network's state knows them.
+    buffers: Vec<Entry>,
+    mode: Cell<Option<bool>>,
+}
+
+impl Scripted {
+    /// The module, and its tensors by name.
+    pub fn new(module: Module) -> Result<(Self, Vec<(String, Tensor)>)> {
+        let entries = module.tensors()?;
+        let named = entries.iter().map(|entry| (entry.name.clone(), entry.tensor.shallow_clone())).collect();
+        let buffers = entries.into_iter().filter(|entry| !entry.is_parameter).collect();
+        Ok((Self { module, buffers, mode: Cell::new(None) }, named))
+    }
+
+    fn answer(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        if self.mode.replace(Some(train)) != Some(train) {
+            self.module.set_training(train)?;
+        }
+        let ys = self.module.forward(xs)?;
+        if train {
+            self.follow_buffers()?;
+        }
+        Ok(ys)
+    }
+
+    /// Programs may replace a buffer (`self.n = self.n + 1`) instead of changing it.
+    fn follow_buffers(&self) -> Result<()> {
+        let now = self.module.tensors()?;
+        for (known, now) in self.buffers.iter().zip(now.iter().filter(|entry| !entry.is_parameter)) {
+            if known.tensor.data_ptr() != now.tensor.data_ptr() {
+                no_grad(|| known.tensor.shallow_clone().f_copy_(&now.tensor))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ModuleT for Scripted {
+    /// Panics with libtorch's message, as tch's own modules do.
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
+        self.answer(xs, train).unwrap_or_else(|error| panic!("{error:#}"))
+    }
+}

@@ -1,0 +1,176 @@
+//! Networks that Python scripted: trained, resumed, exported; and files that are none.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tikhonov::checkpoint::weights::read_weights;
+use tikhonov::model::{Model, ModelSpec};
+
+use crate::common::{alone, python, run};
+use crate::model::difference;
+
+const CONFIG: &str = "
+seed: 1
+device: cpu
+threads: 1
+task: {classification: {}}
+data:
+  train: {shapes: {count: 160, size: 20}}
+  validation: {fraction: 0.2}
+  batch_size: 32
+penalty: {l2: 1.0e-2}
+optimizer: {sgd: {lr: 0.05, momentum: 0.9}}
+train: {epochs: 2}
+";
+
+/// The twin of `small-cnn` with four channels, scripted as net.pt; its state as net.pth.
+fn scripted(folder: &Path) {
+    let twins = include_str!("model/twins.py").replace("\nmain(sys.argv[1])", "");
+    let file = folder.join("twins.py");
+    // TorchScript wants the source in a file.
+    fs::write(&file, twins).expect("the twins are written");
+    python(&format!(
+        "import sys\nsys.dont_write_bytecode = True\nsys.path.insert(0, {folder:?})\nfrom twins import *\ntorch.manual_seed(0)\n\
+         net = SmallCNN(4)\ntorch.save(net.state_dict(), {folder:?} + '/net.pth')\ntorch.jit.script(net).save({folder:?} + '/net.pt')\n\
+         torch.jit.freeze(torch.jit.script(net.eval())).save({folder:?} + '/frozen.pt')"
+    ));
+    fs::remove_file(file).expect("the twins go");
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().expect("text").to_owned()
+}
+
+fn config(folder: &Path, name: &str, model: &Value) -> String {
+    let path = folder.join(name);
+    fs::write(&path, format!("model: {model}\n{CONFIG}")).expect("the config is written");
+    text(&path)
+}
+
+fn good(args: &[&str]) -> String {
+    let (code, stdout, stderr) = run(args);
+    assert_eq!(code, 0, "{args:?}: {stderr}");
+    stdout
+}
+
+#[test]
+fn a_scripted_network_trains_resumes_and_goes_back_as_one_of_ours_would() {
+    let home = tempfile::tempdir().expect("a folder");
+    let folder = home.path();
+    scripted(folder);
+    let at = |name: &str| text(&folder.join(name));
+    let script = json!({"torchscript": at("net.pt"), "input": [1, 20, 20]});
+    let ours = json!({"name": "small-cnn", "args": {"size": 20, "width": 4}, "init_from": at("net.pth")});
+    let (script, ours) = (config(folder, "script.yaml", &script), config(folder, "ours.yaml", &ours));
+
+    let summary = |config: &str| -> Value {
+        serde_json::from_str(&good(&["summary", config, "--json"])).expect("JSON")
+    };
+    let (theirs, known) = (summary(&script), summary(&ours));
+    for key in ["parameters", "groups", "trainable", "buffers", "output"] {
+        assert_eq!(theirs[key], known[key], "{key}");
+    }
+    let table = good(&["summary", &script]);
+    assert!(table.contains("block1.0.conv") && table.contains("Conv2d"), "{table}");
+
+    good(&["train", &script, "--output", &at("a")]);
+    good(&["train", &ours, "--output", &at("b")]);
+    let weights = |run: &str| {
+        let file = folder.join(run).join("checkpoints/last/model.safetensors");
+        (fs::read(&file).expect("the weights"), read_weights(&file, None).expect("they are read").tensors)
+    };
+    let started = read_weights(&folder.join("net.pth"), None).expect("the start").tensors;
+    for ((name, ours), (other, theirs)) in weights("b").1.iter().zip(&weights("a").1) {
+        assert_eq!(name, other);
+        let apart = difference(ours, theirs);
+        assert!(apart < 1e-4, "{name}: {apart}");
+        let first = &started.iter().find(|(known, _)| known == name).expect("the name").1;
+        assert!(!first.equal(theirs), "{name} did not move");
+    }
+
+    // Interrupted after an epoch.
+    good(&["train", &script, "--output", &at("c"), "--set", "train.epochs=1"]);
+    good(&["train", &script, "--output", &at("c"), "--resume"]);
+    assert!(weights("a").0 == weights("c").0, "resumed weights differ");
+    let scores =
+        |run: &str| good(&["eval", &at(run), "--split", "validation"]).lines().skip(1).collect::<String>();
+    assert_eq!(scores("a"), scores("c"));
+
+    // Back to Python.
+    good(&["export", &at("a"), "--to", "torchscript", "--checkpoint", "last", "-o", &at("back.pt")]);
+    good(&["export", &at("a"), "--to", "state-dict", "--checkpoint", "last", "-o", &at("back.pth")]);
+    let printed = python(&format!(
+        "import torch\nscript = torch.jit.load({:?}); state = torch.load({:?}, weights_only=True); first = torch.jit.load({:?})\n\
+         assert list(script.state_dict()) == list(state) == list(first.state_dict())\n\
+         assert all(torch.equal(v, state[k]) for k, v in script.state_dict().items())\n\
+         first.load_state_dict(state); x = torch.rand(2, 1, 24, 20)\n\
+         print(torch.equal(first.eval()(x), script.eval()(x)), script.code == first.code)",
+        at("back.pt"),
+        at("back.pth"),
+        at("net.pt")
+    ));
+    assert_eq!(printed, "True True\n");
+    let (code, _, stderr) = run(&["export", &at("a"), "--to", "python", "-o", &at("x.py")]);
+    assert!(code == 2 && stderr.contains("its author's"), "{stderr}");
+
+    // Another program in its place is not run.
+    fs::copy(at("back.pt"), at("net.pt")).expect("it is replaced");
+    let (code, _, stderr) = run(&["eval", &at("a"), "--split", "validation"]);
+    assert!(code == 4 && stderr.contains("not the program"), "{code} {stderr}");
+    let (code, _, stderr) = run(&[
+        "train",
+        &config(folder, "f.yaml", &json!({"torchscript": at("frozen.pt"), "input": [1, 20, 20]})),
+    ]);
+    assert!(code == 4 && stderr.contains("no parameters to train"), "{code} {stderr}");
+}
+
+fn open(file: &Path) -> anyhow::Result<Model> {
+    let spec: ModelSpec =
+        serde_json::from_value(json!({"torchscript": file, "input": [1, 20, 20]})).expect("a spec");
+    Model::from_spec(&spec)
+}
+
+#[test]
+fn damaged_files_and_files_that_are_no_torchscript_exit_with_4_and_never_with_a_signal() {
+    if !alone("scripted::damaged_files_and_files_that_are_no_torchscript_exit_with_4_and_never_with_a_signal")
+    {
+        return;
+    }
+    let home = tempfile::tempdir().expect("a folder");
+    scripted(home.path());
+    let whole = fs::read(home.path().join("net.pt")).expect("the file");
+    let params = open(&home.path().join("net.pt")).expect("it is whole").params().to_vec();
+    let path = home.path().join("damaged.pt");
+    let mut refused = 0;
+    for at in 0..30 {
+        fs::write(&path, &whole[..whole.len() * at / 30]).expect("it is written");
+        let error = open(&path).expect_err("it is truncated");
+        assert_eq!(tikhonov::exit::code(&error), 4, "{error:#}");
+    }
+    for at in 0..120 {
+        let mut bytes = whole.clone();
+        let place = (at * 7919 + at * at * 31) % bytes.len();
+        bytes[place] ^= 1 << (at % 8);
+        fs::write(&path, &bytes).expect("it is written");
+        match open(&path) {
+            // Padding and dates may change.
+            Ok(model) => assert_eq!(model.params(), params),
+            Err(error) => {
+                assert_eq!(tikhonov::exit::code(&error), 4, "{error:#}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 60, "{refused} of 120");
+    for other in ["net.pth", "no-such-file.pt"] {
+        let error = open(&home.path().join(other)).expect_err("it is no TorchScript");
+        assert_eq!(tikhonov::exit::code(&error), 4, "{error:#}");
+    }
+    fs::write(&path, "a text").expect("it is written");
+    let config = config(home.path(), "c.yaml", &json!({"torchscript": path, "input": [1, 20, 20]}));
+    let (code, _, stderr) = run(&["summary", &config]);
+    assert!(code == 4 && stderr.contains("torch.jit.script"), "{code} {stderr}");
+    let (code, _, stderr) = run(&["summary", &config, "--set", "model.input=[0]"]);
+    assert!(code == 2 && stderr.contains("model.input"), "{code} {stderr}");
+}
