@@ -188,10 +188,16 @@ impl RunConfig {
                 return Err(Invalid::new("schedule.plateau", remedy));
             }
         }
-        if matches!(self.task, TaskSpec::Reconstruction(_))
+        let measured_in_place = match self.task {
+            TaskSpec::Reconstruction(_) => Some("reconstruction"),
+            TaskSpec::Generation(_) => Some("generation"),
+            TaskSpec::Compression(_) => Some("compression"),
+            _ => None,
+        };
+        if let Some(task) = measured_in_place
             && !matches!(self.data.normalize, NormalizeSpec::None)
         {
-            let message = "reconstruction is measured on images in 0..1: say `normalize: none`";
+            let message = format!("{task} is measured on images in 0..1: say `normalize: none`");
             return Err(Invalid::new("data.normalize", message));
         }
         Ok(())

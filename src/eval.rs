@@ -24,10 +24,10 @@ pub fn evaluate(network: &Network, task: &dyn Task, output: &[i64], loader: &Loa
         let loss = catching(|| {
             no_grad(|| -> Result<Tensor> {
                 let (xs, ys) = task.prepare(batch.xs, batch.ys, false)?;
-                let outputs = task.answer(&xs, network.forward(&xs, false));
-                meter.add(&xs, &outputs, &ys);
+                let answer = task.answer(network, &xs, false)?;
+                meter.add(&xs, &answer, &ys);
                 samples += xs.size()[0];
-                Ok(task.evaluation_loss(&outputs, &ys).to_kind(Kind::Double) * xs.size()[0])
+                Ok(task.loss(&answer, &ys, None).to_kind(Kind::Double) * xs.size()[0])
             })
         })??;
         loss_sum = Some(match loss_sum.take() {

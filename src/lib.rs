@@ -19,7 +19,7 @@ pub mod metrics;
 pub mod penalty;
 pub mod schedule;
 pub mod yaml;
-// Floor 2: the network, the optimiser, the task.
+// Floor 2: the network, the optimiser; the task, which runs the network.
 pub mod model;
 pub mod optim;
 pub mod tasks;

@@ -13,6 +13,59 @@ pub fn cross_entropy(logits: &Tensor, ys: &Tensor, label_smoothing: f64) -> Tens
     logits.cross_entropy_loss::<Tensor>(ys, None, Reduction::Mean, IGNORE_NOTHING, label_smoothing)
 }
 
+/// Cross-entropy of logits `[N, K, H, W]` against classes int64 `[N, H, W]`, of which negative ones do not count;
+/// `weights` `[K]` as those of `torch.nn.CrossEntropyLoss`. 0-dim.
+pub fn pixel_cross_entropy(logits: &Tensor, ys: &Tensor, weights: Option<&Tensor>) -> Tensor {
+    const UNCOUNTED: i64 = -100;
+    let ys = ys.where_self(&ys.ge(0), &Tensor::full([], UNCOUNTED, (Kind::Int64, ys.device())));
+    logits.cross_entropy_loss(&ys, weights, Reduction::Mean, UNCOUNTED, 0.0)
+}
+
+/// 1 − the mean over classes of soft Dice, 2·Σpt / Σ(p + t) over all pixels of the batch (Milletari et al. 2016).
+/// Logits `[N, K, H, W]`, classes int64 `[N, H, W]`, of which negative ones do not count. 0-dim.
+pub fn dice(logits: &Tensor, ys: &Tensor) -> Tensor {
+    const EPSILON: f64 = 1e-6;
+    let classes = logits.size()[1];
+    let counted = ys.ge(0).unsqueeze(1).to_kind(logits.kind());
+    let truth = ys.clamp_min(0).one_hot(classes).permute([0, 3, 1, 2]).to_kind(logits.kind()) * &counted;
+    let shares = logits.softmax(1, logits.kind()) * counted;
+    let over = |values: Tensor| values.sum_dim_intlist(&[0i64, 2, 3][..], false, logits.kind());
+    let common = over(&shares * &truth) * 2.0;
+    1.0 - ((common + EPSILON) / (over(shares + truth) + EPSILON)).mean(None::<Kind>)
+}
+
+/// KL divergence of N(mean, exp(log_var)) from N(0, 1) in nats, per sample; `[N]`.
+pub fn kl_from_standard_normal(mean: &Tensor, log_var: &Tensor) -> Tensor {
+    let nats = (mean.square() + log_var.exp() - 1.0 - log_var) * 0.5;
+    nats.flatten(1, -1).sum_dim_intlist(&[1i64][..], false, mean.kind())
+}
+
+/// What the decoder of a VAE says of a pixel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Likelihood {
+    /// The probability of white; the network ends with a sigmoid.
+    #[default]
+    Bernoulli,
+    /// The mean of a normal distribution of this standard deviation, images being in 0..1.
+    Gaussian { sigma: f64 },
+}
+
+impl Likelihood {
+    /// −log p(`ys` | `outputs`) in nats, per sample; `[N]`.
+    pub fn nats(&self, outputs: &Tensor, ys: &Tensor) -> Tensor {
+        let (outputs, ys) = (outputs.flatten(1, -1), ys.flatten(1, -1));
+        let nats = match *self {
+            Self::Bernoulli => outputs.binary_cross_entropy::<Tensor>(&ys, None, Reduction::None),
+            Self::Gaussian { sigma } => {
+                let constant = sigma.ln() + 0.5 * std::f64::consts::TAU.ln();
+                ((&outputs - ys) / sigma).square() * 0.5 + constant
+            }
+        };
+        nats.sum_dim_intlist(&[1i64][..], false, outputs.kind())
+    }
+}
+
 /// What regression and reconstruction minimise; `outputs` and `ys` have the same shape.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]

@@ -175,7 +175,7 @@ impl<'a> Restorer<'a> {
             (rows, columns) => seen.replication_pad2d([0, columns, 0, rows]),
         };
         let xs = padded.to_device(self.network.device()).to_kind(self.network.kind());
-        let answer = self.through(&xs).to_device(tch::Device::Cpu).to_kind(Kind::Float);
+        let answer = self.through(&xs)?.to_device(tch::Device::Cpu).to_kind(Kind::Float);
         let scale = self.geometry.scale as i64;
         let expected = [padded.size()[2] * scale, padded.size()[3] * scale];
         if answer.size()[2..] != expected {
@@ -184,9 +184,9 @@ impl<'a> Restorer<'a> {
         Ok(answer.narrow(2, 0, height * scale).narrow(3, 0, width * scale))
     }
 
-    fn through(&self, xs: &Tensor) -> Tensor {
+    fn through(&self, xs: &Tensor) -> Result<Tensor> {
         let xs = self.task.present(xs.shallow_clone());
-        self.task.answer(&xs, self.network.forward(&xs, false))
+        Ok(self.task.answer(self.network, &xs, false)?.outputs)
     }
 
     /// Tries sizes, then looks how far the gradient of an answer reaches.
@@ -197,9 +197,12 @@ impl<'a> Restorer<'a> {
         };
         let fits = |multiple: &i64| {
             let side = multiple * ((48 / multiple) | 1);
-            let answer = catching(|| no_grad(|| self.through(&probe(side)))).ok()?;
+            // What the network would pad by itself would make tiles differ from the whole.
+            let pads = !self.network.divides(&self.task.present(probe(side)));
+            let answer = catching(|| no_grad(|| self.through(&probe(side)))).ok()?.ok()?;
             let scale = answer.size().get(2)? / side;
-            (scale >= 1 && answer.size()[2..] == [side * scale, side * scale]).then_some((*multiple, scale))
+            (scale >= 1 && !pads && answer.size()[2..] == [side * scale, side * scale])
+                .then_some((*multiple, scale))
         };
         let Some((multiple, scale)) = [1, 2, 4, 8, 16, 32, 64].iter().find_map(fits) else {
             let message =
@@ -209,15 +212,15 @@ impl<'a> Restorer<'a> {
         let geometry = |reach| Geometry { multiple: multiple as usize, scale: scale as usize, reach };
         for side in [96, 192, 384] {
             let side = (side / multiple | 1) * multiple;
-            let reach = catching(|| {
+            let reach = catching(|| -> Result<_> {
                 let xs = probe(side).set_requires_grad(true);
                 let block = multiple * scale;
                 let start = side / multiple / 2 * block;
-                let answer = self.through(&xs).narrow(2, start, block).narrow(3, start, block);
+                let answer = self.through(&xs)?.narrow(2, start, block).narrow(3, start, block);
                 let sum = (&answer * answer.rand_like()).sum(Kind::Float);
                 let gradient = Tensor::run_backward(&[sum], &[&xs], false, false);
-                extent(&gradient[0], start / scale, multiple)
-            })?;
+                Ok(extent(&gradient[0], start / scale, multiple))
+            })??;
             match reach {
                 // At the probe's border it may see further.
                 Some(reach) if reach + 1 < side / 2 - multiple => return Ok(geometry(Some(reach as usize))),

@@ -200,15 +200,15 @@ impl<'a> Trainer<'a> {
         let seed = Draw::new(self.session.config.spec.seed, self.state.step, 0, Purpose::Step).bits();
         device::seed(seed);
         let samples: i64 = group.iter().map(|batch| batch.xs.size()[0]).sum();
-        let (task, network) = (&self.session.task, &self.network);
+        let (task, network, clock) = (&self.session.task, &self.network, self.clock());
         self.state.batch += group.len();
         let mut step_loss = Tensor::zeros([], (Kind::Double, self.session.device));
         for batch in group {
             let share = batch.xs.size()[0] as f64 / samples as f64;
             step_loss += catching(|| -> Result<Tensor> {
                 let (xs, ys) = task.prepare(batch.xs, batch.ys, true)?;
-                let outputs = task.answer(&xs, network.forward(&xs, true));
-                let loss = task.loss(&outputs, &ys) * share;
+                let answer = task.answer(network, &xs, true)?;
+                let loss = task.loss(&answer, &ys, Some(clock)) * share;
                 loss.backward();
                 Ok(loss.detach().to_kind(Kind::Double))
             })??;

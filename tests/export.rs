@@ -79,6 +79,7 @@ _b: {twice: {two: {linear: {out_features: 2}}}}
     ),
     (&[2, 4, 4], "[residual: {layers: [residual: {layers: [tanh]}, conv2d: {out_channels: 2, kernel_size: 1}]}]"),
     (&[12], "[reshape: {shape: [3, 2, 2]}, subsample_pad: {out_channels: 7}, flatten]"),
+    (&[5, 4, 4], "[slice_channels: {start: 1, end: 5}, reparametrize, quantize]"),
     (&[2, 8, 8], "[dropout: {p: 0.3}, dropout2d: {p: 0.4}, dropout2d]"),
     (&[2, 8, 8], "{a: {concat: {x: relu, y: {conv2d: {out_channels: 1, kernel_size: 1}}}}, _b: {a: {z: batch_norm2d}}}"),
 ];

@@ -17,4 +17,5 @@ mod restoration;
 mod restore;
 mod schedule;
 mod scripted;
+mod tasks;
 mod train;

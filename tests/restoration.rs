@@ -11,7 +11,7 @@ use tikhonov::tasks::{Reconstruction, Task, TaskSpec};
 
 use crate::common::{alone, data_dir, python, run};
 
-fn decode<T: serde::de::DeserializeOwned>(yaml: &str) -> T {
+pub fn decode<T: serde::de::DeserializeOwned>(yaml: &str) -> T {
     let tree: serde_json::Value = serde_yaml::from_str(yaml).unwrap();
     tikhonov::yaml::decode(&tree).unwrap()
 }
@@ -348,7 +348,7 @@ fn psnr_and_ssim_are_those_of_scikit_image() {
                 images.narrow(0, start, end - start).narrow(1, 0, channels).to_kind(Kind::Float)
             };
             // The restored image is the noisy one, clamped.
-            meter.add(&part(&xs), &part(&xs), &part(&truth));
+            meter.add(&part(&xs), &part(&xs).into(), &part(&truth));
         }
         let scores = meter.scores();
         let y = if y { "True" } else { "False" };
@@ -420,7 +420,7 @@ fn bicubic(folder: &Path, task: &str) -> (f64, f64) {
         let unknown = Tensor::from_slice(&[-100i64]);
         let (xs, ys) = task.prepare(image, unknown, false).unwrap();
         assert_eq!(xs.size()[1..], task.input(&size[1..]));
-        meter.add(&xs, &ys, &ys);
+        meter.add(&xs, &ys.shallow_clone().into(), &ys);
     }
     let scores = meter.scores();
     (scores.get("psnr_degraded").unwrap(), scores.get("ssim_degraded").unwrap())

@@ -66,13 +66,13 @@ pub fn run(options: &Options) -> Result<()> {
     let mut printer = Printer::new(options, trained.weights.classes().unwrap_or_default().to_vec());
     for batch in loader(spec, network.device(), &set, false)?.epoch(0, 0) {
         let batch = batch?;
-        let outputs = catching(|| {
+        let answer = catching(|| {
             no_grad(|| {
                 let xs = task.present(batch.xs);
-                task.answer(&xs, network.forward(&xs, false))
+                task.answer(&network, &xs, false)
             })
-        })?;
-        for (index, prediction) in batch.indices.iter().zip(task.predictions(&outputs)?) {
+        })??;
+        for (index, prediction) in batch.indices.iter().zip(task.predictions(&answer.outputs)?) {
             let index = *index as usize;
             let name = set.names.get(index).cloned().unwrap_or_else(|| format!("row {}", index + 1));
             printer.print(&name, prediction)?;
@@ -150,9 +150,10 @@ impl<'a> Printer<'a> {
             Prediction::Values(values) => {
                 Ok(values.into_iter().enumerate().map(|(i, value)| (format!("y{i}"), json!(value))).unzip())
             }
-            Prediction::Image(_) => {
-                Err(fail(Exit::Usage, "a reconstruction run answers with pictures: `restore` writes them"))
-            }
+            Prediction::Image(_) | Prediction::Mask(_) => Err(fail(
+                Exit::Usage,
+                "this run answers with pictures: `restore` writes those of a reconstruction",
+            )),
         }
     }
 }

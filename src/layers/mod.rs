@@ -16,7 +16,10 @@ mod linear;
 mod max_pool2d;
 mod pixel_shuffle;
 mod prelu;
+pub(crate) mod quantize;
+pub(crate) mod reparametrize;
 mod reshape;
+mod slice_channels;
 mod subsample_pad;
 mod text;
 mod upsample;
@@ -173,7 +176,10 @@ layers! {
     "pixel_shuffle" => PixelShuffle(pixel_shuffle::PixelShuffle),
     "pixel_unshuffle" => PixelUnshuffle(pixel_shuffle::PixelUnshuffle),
     "prelu" => Prelu(prelu::Prelu),
+    "quantize" => Quantize(quantize::Quantize),
+    "reparametrize" => Reparametrize(reparametrize::Reparametrize),
     "reshape" => Reshape(reshape::Reshape),
+    "slice_channels" => SliceChannels(slice_channels::SliceChannels),
     "subsample_pad" => SubsamplePad(subsample_pad::SubsamplePad),
     "unflatten" => Unflatten(reshape::Unflatten),
     "upsample" => Upsample(upsample::Upsample),

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
-use super::{Meter, Scores};
+use super::{Answer, Meter, Scores};
 
 /// Counts hits on the device: `confusion` is int64 `[K · K]`, row = truth, column = prediction.
 #[derive(Debug)]
@@ -36,18 +36,13 @@ impl ClassificationMeter {
     }
 
     fn confusion(&self) -> Vec<Vec<i64>> {
-        let k = self.classes as usize;
-        let mut counts = vec![0i64; k * k];
-        if let Some(confusion) = &self.confusion {
-            let host = confusion.to_device(tch::Device::Cpu);
-            host.copy_data(&mut counts, k * k);
-        }
-        counts.chunks(k.max(1)).map(<[i64]>::to_vec).collect()
+        rows(self.confusion.as_ref(), self.classes as usize)
     }
 }
 
 impl Meter for ClassificationMeter {
-    fn add(&mut self, _xs: &Tensor, logits: &Tensor, ys: &Tensor) {
+    fn add(&mut self, _xs: &Tensor, answer: &Answer, ys: &Tensor) {
+        let logits = &answer.outputs;
         // After mixup or cutmix the truth is the class with the largest share.
         let ys = if ys.dim() == 2 { ys.argmax(1, false) } else { ys.shallow_clone() };
         let predicted = logits.argmax(1, false);
@@ -70,14 +65,32 @@ impl Meter for ClassificationMeter {
         let confusion = self.confusion();
         let total: i64 = confusion.iter().flatten().sum();
         let hits: i64 = (0..confusion.len()).map(|class| confusion[class][class]).sum();
-        let per_class: Vec<_> = (0..confusion.len()).map(|class| class_scores(&confusion, class)).collect();
+        let report = ClassReport::of(confusion);
         let mut values = vec![("accuracy".to_owned(), share(hits, total))];
         if let Some(top5) = &self.top5_hits {
             values.push(("top5_accuracy".into(), share(top5.int64_value(&[]), total)));
         }
-        let macro_f1 = per_class.iter().map(|scores| scores.f1).sum::<f64>() / per_class.len().max(1) as f64;
+        let f1 = report.per_class.iter().map(|scores| scores.f1);
+        let macro_f1 = f1.sum::<f64>() / report.per_class.len().max(1) as f64;
         values.push(("macro_f1".into(), macro_f1));
-        Scores { values, report: Some(ClassReport { confusion, per_class }) }
+        Scores { values, report: Some(report) }
+    }
+}
+
+/// Counts `[K · K]` on the device as rows; zeros where nothing was counted. Waits for the device.
+pub(super) fn rows(counts: Option<&Tensor>, k: usize) -> Vec<Vec<i64>> {
+    let mut host = vec![0i64; k * k];
+    if let Some(counts) = counts {
+        counts.to_device(tch::Device::Cpu).copy_data(&mut host, k * k);
+    }
+    host.chunks(k.max(1)).map(<[i64]>::to_vec).collect()
+}
+
+impl ClassReport {
+    /// `confusion` is square: row = truth, column = prediction.
+    pub fn of(confusion: Vec<Vec<i64>>) -> Self {
+        let per_class = (0..confusion.len()).map(|class| class_scores(&confusion, class)).collect();
+        Self { confusion, per_class }
     }
 }
 
@@ -93,7 +106,7 @@ fn class_scores(confusion: &[Vec<i64>], class: usize) -> ClassScores {
     }
 }
 
-fn share(part: i64, whole: i64) -> f64 {
+pub(super) fn share(part: i64, whole: i64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
@@ -111,7 +124,7 @@ mod tests {
         let logits = predicted.one_hot(3).to_kind(Kind::Float);
         for part in [0..2, 2..6] {
             let slice = |t: &Tensor| t.slice(0, part.start, part.end, 1);
-            meter.add(&Tensor::new(), &slice(&logits), &slice(&ys));
+            meter.add(&Tensor::new(), &slice(&logits).into(), &slice(&ys));
         }
         let scores = meter.scores();
         assert_eq!(scores.get("accuracy"), Some(0.5));

@@ -5,7 +5,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Meter, Scores};
+use super::{Answer, Meter, Scores};
 use crate::imaging::ssim::WINDOW;
 use crate::imaging::{bicubic, luma, ssim};
 
@@ -92,9 +92,9 @@ impl Sum {
 }
 
 impl Meter for ImageMeter {
-    fn add(&mut self, xs: &Tensor, outputs: &Tensor, ys: &Tensor) {
+    fn add(&mut self, xs: &Tensor, answer: &Answer, ys: &Tensor) {
         let reference = self.rules.view(ys);
-        self.restored.add(&self.rules.view(&outputs.clamp(0.0, 1.0)), &reference);
+        self.restored.add(&self.rules.view(&answer.outputs.clamp(0.0, 1.0)), &reference);
         // An autoencoder's input is its target: nothing was degraded.
         if std::ptr::eq(xs.data_ptr(), ys.data_ptr()) || xs.size()[1] < ys.size()[1] {
             return;
@@ -134,7 +134,7 @@ mod tests {
         let ys = Tensor::full([2, 1, 4, 4], 0.5, tch::kind::DOUBLE_CPU);
         let outputs = &ys + Tensor::from_slice(&[0.1, 0.01]).view([2, 1, 1, 1]);
         let mut meter = ImageMeter::default();
-        meter.add(&ys, &outputs, &ys);
+        meter.add(&ys, &outputs.into(), &ys);
         assert!((meter.scores().get("psnr").unwrap() - 30.0).abs() < 1e-9);
     }
 }

@@ -1,21 +1,42 @@
 //! Metrics that accumulate on the device over batches and are read once.
 
 pub mod classification;
+pub mod compression;
+pub mod generation;
 pub mod image;
 pub mod regression;
+pub mod segmentation;
 
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 use tch::Tensor;
 
 pub use classification::{ClassReport, ClassificationMeter};
+pub use compression::CompressionMeter;
+pub use generation::GenerationMeter;
 pub use image::{ImageMeter, ImageRules};
 pub use regression::RegressionMeter;
+pub use segmentation::SegmentationMeter;
+
+/// What a task made of the network's output for one batch.
+#[derive(Debug)]
+pub struct Answer {
+    /// What is compared with the targets, `[N, …]`.
+    pub outputs: Tensor,
+    /// The code that they were made from: quantised `[N, C, …]`, or its means and log-variances `[N, 2·Z, …]`.
+    pub latent: Option<Tensor>,
+}
+
+impl From<Tensor> for Answer {
+    fn from(outputs: Tensor) -> Self {
+        Self { outputs, latent: None }
+    }
+}
 
 /// Collects one split's metrics, batch after batch, without waiting for the device.
 pub trait Meter {
-    /// `xs` is what the network saw, `outputs` what the task made of its answer, `ys` the targets.
-    fn add(&mut self, xs: &Tensor, outputs: &Tensor, ys: &Tensor);
+    /// `xs` is what the network saw, `ys` the targets.
+    fn add(&mut self, xs: &Tensor, answer: &Answer, ys: &Tensor);
     /// The metrics over all that was added; waits for the device.
     fn scores(&self) -> Scores;
 }

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Meter, Scores};
+use super::{Answer, Meter, Scores};
 
 /// Sums in float64 on the device, per target column; `[T]` each.
 #[derive(Debug, Default)]
@@ -22,10 +22,10 @@ struct Sums {
 }
 
 impl Meter for RegressionMeter {
-    fn add(&mut self, _xs: &Tensor, outputs: &Tensor, ys: &Tensor) {
+    fn add(&mut self, _xs: &Tensor, answer: &Answer, ys: &Tensor) {
         let columns = |values: &Tensor| values.to_kind(Kind::Double).view([values.size()[0], -1]);
         let sum = |values: &Tensor| values.sum_dim_intlist(&[0i64][..], false, Kind::Double);
-        let (outputs, ys) = (columns(outputs), columns(ys));
+        let (outputs, ys) = (columns(&answer.outputs), columns(ys));
         let error = outputs - &ys;
         let sums = self.sums.get_or_insert_with(|| {
             let zero = || ys.get(0).zeros_like();
@@ -74,7 +74,7 @@ mod tests {
         let outputs = Tensor::from_slice(&[1e6 + 1.5, 1e6 + 2.0, 1e6 + 3.0, 1e6 + 3.5]).unsqueeze(1);
         let mut meter = RegressionMeter::default();
         for (start, end) in [(0, 1), (1, 4)] {
-            meter.add(&Tensor::new(), &outputs.slice(0, start, end, 1), &ys.slice(0, start, end, 1));
+            meter.add(&Tensor::new(), &outputs.slice(0, start, end, 1).into(), &ys.slice(0, start, end, 1));
         }
         let scores = meter.scores();
         assert!((scores.get("r2").unwrap() - 0.7).abs() < 1e-12);

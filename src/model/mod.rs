@@ -5,6 +5,7 @@ mod expr;
 mod init;
 mod init_from;
 mod network;
+mod padding;
 mod scope;
 pub(crate) mod scripted;
 mod spec;
@@ -127,6 +128,15 @@ impl Model {
     /// The shape of one output, without the batch dimension.
     pub fn output(&self) -> &[i64] {
         &self.root.output
+    }
+
+    /// The shapes of one sample before and after the top-level layer `name`, written so or as `_name`.
+    pub fn child(&self, name: &str) -> Option<(&[i64], &[i64])> {
+        self.root
+            .children
+            .iter()
+            .find(|child| child.name() == name)
+            .map(|child| (child.input.as_slice(), child.output.as_slice()))
     }
 
     /// Parameters and buffers in definition order, which is the order of PyTorch's `state_dict()`.

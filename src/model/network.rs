@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use tch::nn::{self, ModuleT};
 use tch::{Device, Kind, Tensor, no_grad};
 
+use super::padding::Padding;
 use super::scripted::{self, Scripted};
 use super::tree::{Node, Op};
 use super::{Model, join};
@@ -17,7 +18,10 @@ use crate::libtorch::catching;
 #[derive(Debug)]
 pub struct Network {
     vars: nn::VarStore,
-    root: Box<dyn ModuleT>,
+    /// The top-level layers, by label without `_`.
+    layers: Vec<(String, Box<dyn ModuleT>)>,
+    /// How images of any size are made to fit, where the network takes them.
+    fit: Option<Padding>,
     parameters: Vec<Parameter>,
     state: Vec<(String, Tensor)>,
 }
@@ -44,13 +48,18 @@ impl Model {
         vars.set_kind(kind);
         let frozen: HashSet<&str> =
             self.params.iter().filter(|param| param.frozen).map(|param| param.name.as_str()).collect();
-        let (root, mut named) = match &self.root.op {
+        // The store forgets the order of definition; the model knows it.
+        let (layers, mut named) = match &self.root.op {
             Op::Script(script) => {
                 let (scripted, named) = Scripted::new(scripted::load(&script.file, device, kind)?)?;
-                (Box::new(scripted) as Box<dyn ModuleT>, named.into_iter().collect())
+                (vec![(String::new(), Box::new(scripted) as Box<dyn ModuleT>)], named.into_iter().collect())
             }
-            // The store forgets the order of definition; the model knows it.
-            _ => (module(&self.root, &vars.root(), &frozen), vars.variables()),
+            _ => {
+                let layers = self.root.children.iter();
+                let layers =
+                    layers.map(|child| (child.name().to_owned(), module(child, &vars.root(), &frozen)));
+                (layers.collect(), vars.variables())
+            }
         };
         for leaf in self.root.leaves() {
             let Op::Layer(spec) = &leaf.op else { continue };
@@ -71,15 +80,29 @@ impl Model {
             }
             state.push((param.name.clone(), tensor));
         }
-        Ok(Network { vars, root, parameters, state })
+        Ok(Network { vars, layers, fit: Padding::of(&self.root), parameters, state })
     }
 }
 
 impl Network {
-    /// `[N, ...input]` to `[N, ...output]`. Fully convolutional networks take any image size. Panics as tch does
-    /// where libtorch refuses (memory, a sample of another shape): see [`crate::libtorch::catching`].
+    /// `[N, ...input]` to `[N, ...output]`. Fully convolutional networks take any image size: one that halves images
+    /// sees them padded by repetition at the bottom and at the right, and what it makes of the padding is cut off. Panics
+    /// as tch does where libtorch refuses (memory, a sample of another shape): see [`crate::libtorch::catching`].
     pub fn forward(&self, xs: &Tensor, train: bool) -> Tensor {
-        self.root.forward_t(xs, train)
+        let through = |xs: &Tensor| {
+            self.layers.iter().fold(xs.shallow_clone(), |xs, (_, layer)| layer.forward_t(&xs, train))
+        };
+        self.fit.as_ref().map_or_else(|| through(xs), |fit| fit.around(xs, through))
+    }
+
+    /// Whether it takes `xs` `[N, ...input]` without padding.
+    pub fn divides(&self, xs: &Tensor) -> bool {
+        self.fit.as_ref().is_none_or(|fit| fit.missing(xs) == Some([0, 0]))
+    }
+
+    /// The top-level layer `name`, written so or as `_name`, for tasks that run the network in parts.
+    pub fn child(&self, name: &str) -> Option<&dyn ModuleT> {
+        self.layers.iter().find(|(known, _)| known == name).map(|(_, layer)| layer.as_ref())
     }
 
     /// What training changes, in definition order; frozen tensors are not among it.

@@ -63,6 +63,38 @@ impl Node {
         params
     }
 
+    /// The name as written, without the `_` of a silent one.
+    pub fn name(&self) -> &str {
+        self.label.strip_prefix('_').unwrap_or(&self.label)
+    }
+
+    /// The shape that comes out where `input` comes in; None where it does not fit.
+    pub fn output_of(&self, input: &[i64]) -> Option<Shape> {
+        let (first, rest) = match &self.op {
+            Op::Layer(spec) => {
+                return spec.layer().output(input).ok().filter(|output| volume(output).is_some());
+            }
+            Op::Sequential => {
+                return self.children.iter().try_fold(input.to_vec(), |shape, child| child.output_of(&shape));
+            }
+            Op::Residual | Op::Concat => self.children.split_first()?,
+            Op::Script(_) => return None,
+        };
+        let mut output = first.output_of(input)?;
+        if let (Op::Residual, []) = (&self.op, rest) {
+            return (output == input).then_some(output);
+        }
+        for branch in rest {
+            let other = branch.output_of(input)?;
+            match self.op {
+                Op::Concat if other[1..] == output[1..] => output[0] += other[0],
+                Op::Residual if other == output => {}
+                _ => return None,
+            }
+        }
+        Some(output)
+    }
+
     pub fn multiply_adds(&self) -> u64 {
         match &self.op {
             Op::Layer(spec) => spec.layer().multiply_adds(&self.input, &self.output),

@@ -4,11 +4,12 @@ use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{Goal, Prediction, Task};
+use super::{Answer, Goal, Prediction, Task};
 use crate::data::{Dataset, Targets};
 use crate::exit::{Exit, fail};
 use crate::loss;
 use crate::metrics::{ClassificationMeter, Meter};
+use crate::schedule::Clock;
 use crate::yaml::Invalid;
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -58,12 +59,9 @@ impl Task for Classification {
         Ok(())
     }
 
-    fn loss(&self, outputs: &Tensor, ys: &Tensor) -> Tensor {
-        loss::cross_entropy(outputs, ys, self.label_smoothing)
-    }
-
-    fn evaluation_loss(&self, outputs: &Tensor, ys: &Tensor) -> Tensor {
-        loss::cross_entropy(outputs, ys, 0.0)
+    fn loss(&self, answer: &Answer, ys: &Tensor, clock: Option<Clock>) -> Tensor {
+        let smoothing = clock.map_or(0.0, |_| self.label_smoothing);
+        loss::cross_entropy(&answer.outputs, ys, smoothing)
     }
 
     fn meter(&self, output: &[i64]) -> Box<dyn Meter> {

@@ -1,21 +1,33 @@
 //! What the network is trained for: the loss, the metrics, and what a prediction looks like.
 
 pub mod classification;
+pub mod compression;
 pub mod degrade;
+pub mod generation;
 pub mod reconstruction;
 pub mod regression;
+pub mod segmentation;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::nn::ModuleT;
+use tch::{Device, Kind, Tensor};
 
 use crate::data::Dataset;
+use crate::exit::{Exit, fail};
 use crate::metrics::Meter;
+use crate::model::Network;
+use crate::schedule::Clock;
 use crate::yaml::Invalid;
 
 pub use classification::Classification;
+pub use compression::Compression;
+pub use generation::Generation;
 pub use reconstruction::Reconstruction;
 pub use regression::Regression;
+pub use segmentation::Segmentation;
+
+pub use crate::metrics::Answer;
 
 /// The task as declared: `task: classification`, or `task: {classification: {label_smoothing: 0.1}}`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -24,6 +36,9 @@ pub enum TaskSpec {
     Classification(Classification),
     Regression(Regression),
     Reconstruction(Reconstruction),
+    Segmentation(Segmentation),
+    Generation(Generation),
+    Compression(Compression),
 }
 
 impl TaskSpec {
@@ -32,6 +47,9 @@ impl TaskSpec {
             Self::Classification(spec) => spec.validate(),
             Self::Regression(spec) => spec.validate(),
             Self::Reconstruction(spec) => spec.validate(),
+            Self::Segmentation(spec) => spec.validate(),
+            Self::Generation(spec) => spec.validate(),
+            Self::Compression(spec) => spec.validate(),
         }
     }
 
@@ -41,6 +59,9 @@ impl TaskSpec {
             Self::Classification(spec) => Box::new(spec),
             Self::Regression(spec) => Box::new(spec),
             Self::Reconstruction(spec) => Box::new(spec),
+            Self::Segmentation(spec) => Box::new(spec),
+            Self::Generation(spec) => Box::new(spec),
+            Self::Compression(spec) => Box::new(spec),
         }
     }
 }
@@ -61,6 +82,25 @@ pub enum Prediction {
     Values(Vec<f64>),
     /// An image `[C, H, W]` in [0, 1].
     Image(Tensor),
+    /// The class of each pixel, int64 `[H, W]`.
+    Mask(Tensor),
+}
+
+/// One picture per sample of `[N, C, H, W]`, clamped to [0, 1]; waits for the device.
+fn images(outputs: &Tensor) -> Vec<Prediction> {
+    let images = outputs.to_device(Device::Cpu).to_kind(Kind::Float).clamp(0.0, 1.0);
+    (0..images.size()[0]).map(|index| Prediction::Image(images.get(index))).collect()
+}
+
+/// The top-level child `name` (or `_name`) of the network, which the task runs apart; exit 2 where it has none.
+fn part<'a>(network: &'a Network, name: &str, task: &str) -> Result<&'a dyn ModuleT> {
+    network.child(name).ok_or_else(|| {
+        let message = format!(
+            "{task} runs the network's parts `encoder` and `decoder`, and its model has no `{name}`; name two of \
+             its top-level layers so (`_{name}` keeps it out of the parameter names)"
+        );
+        fail(Exit::Usage, message)
+    })
 }
 
 /// A loss, its metrics, its predictions. Nothing here waits for the device, `Meter::scores` and `predictions`
@@ -85,18 +125,15 @@ pub trait Task {
         xs
     }
 
-    /// Makes the task's answer of the network's, as residual learning does.
-    fn answer(&self, _xs: &Tensor, outputs: Tensor) -> Tensor {
-        outputs
+    /// Runs the network on what [`Task::prepare`] made, and makes the answer of its output. May draw as that does.
+    /// Exit 2 where the network lacks a part that the task runs apart.
+    fn answer(&self, network: &Network, xs: &Tensor, train: bool) -> Result<Answer> {
+        Ok(network.forward(xs, train).into())
     }
 
-    /// Mean data loss over the batch, 0-dim.
-    fn loss(&self, outputs: &Tensor, ys: &Tensor) -> Tensor;
-
-    /// The loss that evaluation reports: without label smoothing and the like.
-    fn evaluation_loss(&self, outputs: &Tensor, ys: &Tensor) -> Tensor {
-        self.loss(outputs, ys)
-    }
+    /// Mean data loss over the batch, 0-dim. `clock` is None in evaluation, which reports the loss without label
+    /// smoothing and the like.
+    fn loss(&self, answer: &Answer, ys: &Tensor, clock: Option<Clock>) -> Tensor;
 
     /// `output` is the network's output shape without batch.
     fn meter(&self, output: &[i64]) -> Box<dyn Meter>;

@@ -4,16 +4,18 @@
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 use super::degrade::Chain;
-use super::{Goal, Prediction, Task};
-use crate::data::Dataset;
+use super::{Answer, Goal, Prediction, Task, images};
+use crate::data::{Dataset, Targets};
 use crate::exit::{Exit, fail};
 use crate::imaging::ssim::WINDOW;
 use crate::imaging::{bicubic, luma};
 use crate::loss::RegressionLoss;
 use crate::metrics::{ImageMeter, ImageRules, Meter};
+use crate::model::Network;
+use crate::schedule::Clock;
 use crate::yaml::Invalid;
 
 /// Stands for the sides of images that have their own; every scale divides it.
@@ -102,10 +104,18 @@ impl Task for Reconstruction {
         };
         // Of images of any size, whatever is too small for the degradation is told when its turn comes.
         let [height, width] = [height, width].map(|side| if side == 0 { ANY_SIZE } else { side });
+        let channels = match set.targets {
+            Targets::Images { .. } if !self.degrade.is_none() => {
+                return refuse("the data are pairs of images, degraded already; say `degrade: none`".into());
+            }
+            Targets::Images { channels } => channels as i64,
+            _ => channels,
+        };
         let target = self.target_shape([channels, height, width]);
         if output.len() != 3 || output[0] != target[0] {
             return refuse(format!(
-                "the images are {target:?} and the network gives {output:?}; its output must have their shape"
+                "the images have {} channels and the network gives {output:?}; its output must be such images",
+                target[0]
             ));
         }
         if matches!(self.loss, RegressionLoss::Ssim { .. }) && target[1].min(target[2]) < WINDOW {
@@ -130,13 +140,15 @@ impl Task for Reconstruction {
         self.degrade.present(xs)
     }
 
-    fn answer(&self, xs: &Tensor, outputs: Tensor) -> Tensor {
+    fn answer(&self, network: &Network, xs: &Tensor, train: bool) -> Result<Answer> {
+        let outputs = network.forward(xs, train);
         // A noise map stands behind the image's own channels.
-        if self.residual { xs.narrow(1, 0, outputs.size()[1]) - outputs } else { outputs }
+        let image = if self.residual { xs.narrow(1, 0, outputs.size()[1]) - outputs } else { outputs };
+        Ok(image.into())
     }
 
-    fn loss(&self, outputs: &Tensor, ys: &Tensor) -> Tensor {
-        self.loss.of(outputs, ys)
+    fn loss(&self, answer: &Answer, ys: &Tensor, _clock: Option<Clock>) -> Tensor {
+        self.loss.of(&answer.outputs, ys)
     }
 
     fn meter(&self, _output: &[i64]) -> Box<dyn Meter> {
@@ -155,7 +167,6 @@ impl Task for Reconstruction {
     }
 
     fn predictions(&self, outputs: &Tensor) -> Result<Vec<Prediction>> {
-        let images = outputs.to_device(Device::Cpu).to_kind(Kind::Float).clamp(0.0, 1.0);
-        Ok((0..images.size()[0]).map(|index| Prediction::Image(images.get(index))).collect())
+        Ok(images(outputs))
     }
 }

@@ -4,11 +4,12 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{Goal, Prediction, Task};
+use super::{Answer, Goal, Prediction, Task};
 use crate::data::{Dataset, Targets};
 use crate::exit::{Exit, fail};
 use crate::loss::RegressionLoss;
 use crate::metrics::{Meter, RegressionMeter};
+use crate::schedule::Clock;
 use crate::yaml::Invalid;
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -48,8 +49,8 @@ impl Task for Regression {
         Ok(())
     }
 
-    fn loss(&self, outputs: &Tensor, ys: &Tensor) -> Tensor {
-        self.loss.of(outputs, ys)
+    fn loss(&self, answer: &Answer, ys: &Tensor, _clock: Option<Clock>) -> Tensor {
+        self.loss.of(&answer.outputs, ys)
     }
 
     fn meter(&self, _output: &[i64]) -> Box<dyn Meter> {

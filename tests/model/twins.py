@@ -177,6 +177,178 @@ class DnCNN(nn.Module):
         return self.dncnn(x)
 
 
+class SRCNN(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 64, 9, padding=4)
+        self.conv2 = nn.Conv2d(64, 32, 5, padding=2)
+        self.conv3 = nn.Conv2d(32, 1, 5, padding=2)
+
+    def forward(self, x):
+        return self.conv3(F.relu(self.conv2(F.relu(self.conv1(x)))))
+
+
+class ESPCN(nn.Module):
+    def __init__(self):
+        super().__init__()
+        first = [nn.Conv2d(1, 64, 5, padding=2), nn.Tanh(), nn.Conv2d(64, 32, 3, padding=1), nn.Tanh()]
+        self.first_part = nn.Sequential(*first)
+        self.last_part = nn.Sequential(nn.Conv2d(32, 9, 3, padding=1), nn.PixelShuffle(3))
+
+    def forward(self, x):
+        return self.last_part(self.first_part(x))
+
+
+class ConvReLU(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        return F.relu(self.conv(x))
+
+
+class VDSR(nn.Module):
+    def __init__(self, width=64):
+        super().__init__()
+        self.input = nn.Conv2d(1, width, 3, padding=1, bias=False)
+        self.residual_layer = nn.Sequential(*(ConvReLU(width) for _ in range(18)))
+        self.output = nn.Conv2d(width, 1, 3, padding=1, bias=False)
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x):
+        return self.output(self.residual_layer(F.relu(self.input(x)))) + x
+
+
+class FFDNet(nn.Module):
+    def __init__(self, blind):
+        super().__init__()
+        self.blind, depth = blind, 10 if blind else 15
+        layers = [nn.Conv2d(4 if blind else 5, 64, 3, padding=1), nn.ReLU()]
+        for _ in range(depth - 2):
+            norm = [nn.BatchNorm2d(64)] if blind else []
+            layers += [nn.Conv2d(64, 64, 3, padding=1, bias=not blind), *norm, nn.ReLU()]
+        self.model = nn.Sequential(*layers, nn.Conv2d(64, 4, 3, padding=1))
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight)
+
+    def forward(self, x):
+        half = F.pixel_unshuffle(x[:, :1], 2)
+        if not self.blind:
+            half = torch.cat([half, F.avg_pool2d(x[:, 1:], 2)], 1)
+        return F.pixel_shuffle(self.model(half), 2)
+
+
+def double(i, o, k=3, bias=True):
+    conv = lambda i: [nn.Conv2d(i, o, k, padding=k // 2, bias=bias), nn.BatchNorm2d(o), nn.ReLU()]
+    return [*conv(i), *conv(o)]
+
+
+class UNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        down = lambda i, o, k=3: nn.Sequential(*double(i, o, k), nn.MaxPool2d(3, 2, 1))
+        up = lambda i, o: nn.Sequential(*double(i, o), nn.ConvTranspose2d(o, o, 3, 2, 1, 1))
+        self.conv1, self.conv2, self.conv3 = down(1, 32, 7), down(32, 64), down(64, 128)
+        self.upconv3, self.upconv2, self.upconv1 = up(128, 64), up(128, 32), up(64, 2)
+
+    def forward(self, x):
+        a = self.conv1(x)
+        b = self.conv2(a)
+        c = self.upconv3(self.conv3(b))
+        return self.upconv1(torch.cat([self.upconv2(torch.cat([c, b], 1)), a], 1))
+
+
+class DoubleConv(nn.Module):
+    def __init__(self, i, o):
+        super().__init__()
+        self.double_conv = nn.Sequential(*double(i, o, bias=False))
+
+    def forward(self, x):
+        return self.double_conv(x)
+
+
+class Down(nn.Module):
+    def __init__(self, i, o):
+        super().__init__()
+        self.maxpool_conv = nn.Sequential(nn.MaxPool2d(2), DoubleConv(i, o))
+
+    def forward(self, x):
+        return self.maxpool_conv(x)
+
+
+class Up(nn.Module):
+    def __init__(self, i, o):
+        super().__init__()
+        self.up = nn.ConvTranspose2d(i, i // 2, 2, 2)
+        self.conv = DoubleConv(i, o)
+
+    def forward(self, below, skip):
+        return self.conv(torch.cat([skip, self.up(below)], 1))
+
+
+class OutConv(nn.Module):
+    def __init__(self, i, o):
+        super().__init__()
+        self.conv = nn.Conv2d(i, o, 1)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class MilesialUNet(nn.Module):
+    def __init__(self, w=32):
+        super().__init__()
+        self.inc = DoubleConv(1, w)
+        self.down1, self.down2, self.down3, self.down4 = (Down(w * k, w * k * 2) for k in (1, 2, 4, 8))
+        self.up1, self.up2, self.up3, self.up4 = (Up(w * k, w * k // 2) for k in (16, 8, 4, 2))
+        self.outc = OutConv(w, 2)
+
+    def forward(self, x):
+        a = self.inc(x)
+        b = self.down1(a)
+        c = self.down2(b)
+        d = self.down3(c)
+        return self.outc(self.up4(self.up3(self.up2(self.up1(self.down4(d), d), c), b), a))
+
+
+class Autoencoder(nn.Module):
+    def __init__(self, w=64, code=16):
+        super().__init__()
+        down = lambda i, o: nn.Conv2d(i, o, 5, 2, 2)
+        up = lambda i, o: nn.ConvTranspose2d(i, o, 5, 2, 2, 1)
+        self.encoder = nn.Sequential(down(3, w), nn.ReLU(), down(w, w), nn.ReLU(), down(w, code))
+        self.decoder = nn.Sequential(up(code, w), nn.ReLU(), up(w, w), nn.ReLU(), up(w, 3))
+        for m in self.modules():
+            if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)):
+                nn.init.kaiming_normal_(m.weight)
+
+    def forward(self, x):
+        code = self.encoder(x)
+        code = code + (torch.rand_like(code) - 0.5) if self.training else code.round().clamp(-128, 127)
+        return self.decoder(code)
+
+
+class VAE(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1 = nn.Linear(784, 400)
+        self.fc21 = nn.Linear(400, 20)
+        self.fc22 = nn.Linear(400, 20)
+        self.fc3 = nn.Linear(20, 400)
+        self.fc4 = nn.Linear(400, 784)
+
+    def forward(self, x):
+        h = F.relu(self.fc1(x.flatten(1)))
+        z, log_var = self.fc21(h), self.fc22(h)
+        if self.training:
+            z = z + torch.exp(0.5 * log_var) * torch.randn_like(z)
+        return torch.sigmoid(self.fc4(F.relu(self.fc3(z)))).view(x.shape)
+
+
 TWINS = {
     "linear": (Linear, [1]),
     "mlp": (MLP, [1, 28, 28]),
@@ -186,6 +358,15 @@ TWINS = {
     "resnet20": (resnet20, [3, 32, 32]),
     "resnet18-imagenet": (ImageNetResNet, [3, 64, 64]),
     "dncnn": (DnCNN, [1, 24, 31]),
+    "srcnn": (SRCNN, [1, 24, 31]),
+    "espcn": (ESPCN, [1, 17, 14]),
+    "vdsr": (VDSR, [1, 24, 31]),
+    "ffdnet": (lambda: FFDNet(False), [2, 24, 30]),
+    "ffdnet-blind": (lambda: FFDNet(True), [1, 24, 30]),
+    "unet": (UNet, [1, 32, 40]),
+    "unet-milesial": (MilesialUNet, [1, 32, 48]),
+    "autoencoder": (Autoencoder, [3, 32, 40]),
+    "vae": (VAE, [1, 28, 28]),
 }
 
 
@@ -219,6 +400,8 @@ def main(folder):
         for conv in net.modules():
             if isinstance(conv, nn.Conv2d):
                 conv.register_forward_pre_hook(channels_last)
+        # For those that draw in training.
+        torch.manual_seed(9)
         trained = net(x)
         trained.square().mean().backward()
         first = next(net.parameters()).grad

@@ -1,0 +1,48 @@
+//! Rate and distortion of a compressed image.
+
+use tch::{Kind, Tensor};
+
+use super::{Answer, ImageMeter, Meter, Scores};
+
+/// What a whole number in the code may be.
+const LEVELS: i64 = 256;
+
+/// PSNR and SSIM, and the entropy of the code over all that was added: what an ideal coder needs that knows how often
+/// each channel holds each value. Counts int64 on the device.
+#[derive(Debug, Default)]
+pub struct CompressionMeter {
+    image: ImageMeter,
+    /// `[C · LEVELS]`.
+    counts: Option<Tensor>,
+    pixels: i64,
+}
+
+impl Meter for CompressionMeter {
+    fn add(&mut self, xs: &Tensor, answer: &Answer, ys: &Tensor) {
+        self.image.add(xs, answer, ys);
+        let Some(code) = &answer.latent else { return };
+        let channels = code.size()[1];
+        let channel = Tensor::arange(channels, (Kind::Int64, code.device())) * LEVELS;
+        let channel = channel.view([&[1, -1], vec![1; code.dim() - 2].as_slice()].concat().as_slice());
+        let level = (code.round() + (LEVELS / 2) as f64).clamp(0.0, (LEVELS - 1) as f64).to_kind(Kind::Int64);
+        let cells = (level + channel).view(-1).bincount::<Tensor>(None, channels * LEVELS);
+        self.counts = Some(match self.counts.take() {
+            Some(sum) => sum + cells,
+            None => cells,
+        });
+        let size = ys.size();
+        self.pixels += size[0] * size[2..].iter().product::<i64>();
+    }
+
+    fn scores(&self) -> Scores {
+        let mut scores = self.image.scores();
+        if let Some(counts) = &self.counts {
+            let counts = counts.view([-1, LEVELS]).to_kind(Kind::Double);
+            let totals = counts.sum_dim_intlist(&[1i64][..], true, Kind::Double);
+            // 0 · log 0 is 0.
+            let bits = (&counts * (totals / counts.clamp_min(1.0)).log2()).sum(Kind::Double);
+            scores.values.push(("bits_per_pixel".into(), bits.double_value(&[]) / self.pixels as f64));
+        }
+        scores
+    }
+}

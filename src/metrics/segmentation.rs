@@ -1,0 +1,63 @@
+//! Scores of pixel classes, all from one count over the whole set: IoU, Dice, pixel accuracy, confusion.
+
+use tch::{Kind, Tensor};
+
+use super::classification::{ClassReport, rows, share};
+use super::{Answer, Meter, Scores};
+
+/// Counts pixels on the device: `confusion` is int64 `[K · K]`, row = truth, column = prediction.
+#[derive(Debug)]
+pub struct SegmentationMeter {
+    classes: i64,
+    confusion: Option<Tensor>,
+}
+
+impl SegmentationMeter {
+    pub fn new(classes: usize) -> Self {
+        Self { classes: classes as i64, confusion: None }
+    }
+}
+
+impl Meter for SegmentationMeter {
+    /// `answer.outputs` are logits `[N, K, H, W]`, `ys` classes int64 `[N, H, W]`, of which negative ones do not count.
+    fn add(&mut self, _xs: &Tensor, answer: &Answer, ys: &Tensor) {
+        let predicted = answer.outputs.argmax(1, false);
+        // What does not count goes into one more cell, so that nothing waits for the device.
+        let spare = self.classes * self.classes;
+        let cells = (ys * self.classes + predicted)
+            .where_self(&ys.ge(0), &Tensor::full([], spare, (Kind::Int64, ys.device())));
+        let counts = cells.view(-1).bincount::<Tensor>(None, spare + 1).narrow(0, 0, spare);
+        self.confusion = Some(match self.confusion.take() {
+            Some(sum) => sum + counts,
+            None => counts,
+        });
+    }
+
+    fn scores(&self) -> Scores {
+        let report = ClassReport::of(rows(self.confusion.as_ref(), self.classes as usize));
+        let counts = &report.confusion;
+        let pixels: i64 = counts.iter().flatten().sum();
+        let hits: i64 = (0..counts.len()).map(|class| counts[class][class]).sum();
+        // A class that neither the truth nor a prediction shows has no score.
+        let per_class: Vec<_> = (0..counts.len())
+            .filter_map(|class| {
+                let hits = counts[class][class];
+                let either =
+                    counts[class].iter().sum::<i64>() + counts.iter().map(|row| row[class]).sum::<i64>();
+                (either > 0).then(|| (class, share(hits, either - hits), share(2 * hits, either)))
+            })
+            .collect();
+        let mean = |score: fn(&(usize, f64, f64)) -> f64| {
+            per_class.iter().map(score).sum::<f64>() / per_class.len().max(1) as f64
+        };
+        let mut values = vec![
+            ("mean_dice".to_owned(), mean(|row| row.2)),
+            ("mean_iou".to_owned(), mean(|row| row.1)),
+            ("pixel_accuracy".to_owned(), share(hits, pixels)),
+        ];
+        for (class, iou, dice) in &per_class {
+            values.extend([(format!("dice_{class}"), *dice), (format!("iou_{class}"), *iou)]);
+        }
+        Scores { values, report: Some(report) }
+    }
+}

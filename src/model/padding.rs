@@ -1,0 +1,60 @@
+//! Images of any size through networks that halve them: padded to what the network divides, cut back afterwards.
+
+use tch::Tensor;
+
+use super::tree::Node;
+
+/// Sides that a fully convolutional network takes, and how its output's sides follow from them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Padding {
+    /// Sides must be multiples of this.
+    multiple: i64,
+    /// Output sides are input sides times the first, by the second.
+    ratio: [i64; 2],
+}
+
+impl Padding {
+    /// None for a network that does not make images of images, or of one size only.
+    pub fn of(root: &Node) -> Option<Self> {
+        const MULTIPLES: [i64; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
+        let (&[channels, height, width], &[outputs, out_height, out_width]) =
+            (root.input.as_slice(), root.output.as_slice())
+        else {
+            return None;
+        };
+        if out_height * width != out_width * height {
+            return None;
+        }
+        let expected = |side: i64| (side * out_height % height == 0).then_some(side * out_height / height);
+        let takes = |multiple: i64| {
+            // Several sizes, because one may fit by chance.
+            let least = (height.min(width) / multiple).max(1);
+            (least..least + 4).all(|times| {
+                let sides = [times * multiple, (times + 3) * multiple];
+                let wanted = sides.map(expected);
+                let given = root.output_of(&[channels, sides[0], sides[1]]);
+                given.is_some_and(|given| wanted == [Some(given[1]), Some(given[2])] && given[0] == outputs)
+            })
+        };
+        let multiple = MULTIPLES.into_iter().find(|&multiple| takes(multiple))?;
+        Some(Self { multiple, ratio: [out_height, height] })
+    }
+
+    /// Rows and columns that images `[N, C, H, W]` lack.
+    pub fn missing(&self, xs: &Tensor) -> Option<[i64; 2]> {
+        let &[_, _, height, width] = xs.size().as_slice() else { return None };
+        Some([height, width].map(|side| (-side).rem_euclid(self.multiple)))
+    }
+
+    /// What `network` makes of `xs` `[N, C, H, W]`.
+    pub fn around(&self, xs: &Tensor, network: impl Fn(&Tensor) -> Tensor) -> Tensor {
+        let (size, [times, by]) = (xs.size(), self.ratio);
+        match self.missing(xs) {
+            None | Some([0, 0]) => network(xs),
+            Some([below, right]) => {
+                let ys = network(&xs.replication_pad2d([0, right, 0, below]));
+                ys.narrow(2, 0, size[2] * times / by).narrow(3, 0, size[3] * times / by)
+            }
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Compression: an autoencoder whose code is whole numbers, after Ballé et al. 2017.
+//!
+//! The model has two top-level layers called `encoder` and `decoder` (or `_encoder`, `_decoder`), and `quantize` between
+//! them. The task runs the two parts itself: noise of ±½ stands for rounding in training, evaluation rounds and counts
+//! the bits that the code needs.
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use tch::Kind;
+use tch::Tensor;
+
+use super::{Answer, Goal, Prediction, Task, images, part};
+use crate::data::Dataset;
+use crate::exit::{Exit, fail};
+use crate::layers::quantize::quantize;
+use crate::loss::RegressionLoss;
+use crate::metrics::{CompressionMeter, Meter};
+use crate::model::Network;
+use crate::schedule::Clock;
+use crate::yaml::Invalid;
+
+/// The loss is `loss` + `rate` · bits per pixel.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Compression {
+    pub loss: RegressionLoss,
+    /// What a bit per pixel costs; 0 leaves the rate to the bottleneck's width. In training the bits are those of a
+    /// normal distribution per channel with the batch's variance, which no code of that variance exceeds.
+    pub rate: f64,
+}
+
+impl Compression {
+    pub fn validate(&self) -> Result<(), Invalid> {
+        if !(self.rate >= 0.0 && self.rate.is_finite()) {
+            return Err(Invalid::new(
+                "compression.rate",
+                format!("{} is not a number, 0 or more", self.rate),
+            ));
+        }
+        self.loss.validate().map_err(|invalid| invalid.under("compression.loss"))
+    }
+}
+
+/// An upper bound of the code's entropy, `[N, C, …]`, in bits; 0-dim, differentiable.
+fn bits(code: &Tensor) -> Tensor {
+    let per_channel = code.transpose(0, 1).flatten(1, -1);
+    let variance = per_channel.var_dim(&[1i64][..], false, false);
+    // The variance of rounding is 1/12; a normal distribution has the most entropy of all with its variance.
+    let normal = ((variance + 1.0 / 12.0) * (std::f64::consts::TAU * std::f64::consts::E)).log2() * 0.5;
+    normal.clamp_min(0.0).sum(None::<Kind>) * per_channel.size()[1] as f64
+}
+
+impl Task for Compression {
+    fn check(&self, output: &[i64], set: &Dataset) -> Result<()> {
+        if set.shape.len() != 3 || output.len() != 3 || output[0] != set.shape[0] {
+            let message = format!(
+                "compression wants images [C, H, W] and a network that gives the same, and they are {:?} and {output:?}",
+                set.shape
+            );
+            return Err(fail(Exit::Usage, message));
+        }
+        Ok(())
+    }
+
+    fn prepare(&self, xs: Tensor, _ys: Tensor, _train: bool) -> Result<(Tensor, Tensor)> {
+        Ok((xs.shallow_clone(), xs))
+    }
+
+    fn answer(&self, network: &Network, xs: &Tensor, train: bool) -> Result<Answer> {
+        let [encoder, decoder] = ["encoder", "decoder"].map(|name| part(network, name, "compression"));
+        let code = quantize(&encoder?.forward_t(xs, train), train);
+        // Sides that the encoder's steps do not divide come back rounded up.
+        let (outputs, size) = (decoder?.forward_t(&code, train), xs.size());
+        let outputs = outputs.narrow(2, 0, size[2]).narrow(3, 0, size[3]);
+        Ok(Answer { outputs, latent: Some(code) })
+    }
+
+    fn loss(&self, answer: &Answer, ys: &Tensor, _clock: Option<Clock>) -> Tensor {
+        let distortion = self.loss.of(&answer.outputs, ys);
+        match &answer.latent {
+            Some(code) if self.rate > 0.0 => {
+                let size = ys.size();
+                let pixels = size[0] * size[2..].iter().product::<i64>();
+                distortion + bits(code) * (self.rate / pixels as f64)
+            }
+            _ => distortion,
+        }
+    }
+
+    fn meter(&self, _output: &[i64]) -> Box<dyn Meter> {
+        Box::new(CompressionMeter::default())
+    }
+
+    fn goal(&self) -> Goal {
+        Goal { metric: "psnr", higher_is_better: true }
+    }
+
+    fn predictions(&self, outputs: &Tensor) -> Result<Vec<Prediction>> {
+        Ok(images(outputs))
+    }
+}

@@ -1,0 +1,118 @@
+//! Generation by a variational autoencoder (Kingma & Welling 2014), with β (Higgins et al. 2017) and a warm-up of the KL
+//! term (Bowman et al. 2016).
+//!
+//! The model has two top-level layers called `encoder` and `decoder` (or `_encoder`, `_decoder`, which keeps the words out
+//! of the parameter names). The encoder ends with means and log-variances, one behind the other; the decoder takes a code
+//! and ends with an image. Between them stands `reparametrize`, which makes the whole a network like any other; the task
+//! runs the two parts itself, draws the code in training and evaluation, and generates with the decoder alone.
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use tch::Kind;
+use tch::Tensor;
+
+use super::{Answer, Goal, Prediction, Task, images, part};
+use crate::data::Dataset;
+use crate::exit::{Exit, fail};
+use crate::layers::reparametrize;
+use crate::loss::{Likelihood, kl_from_standard_normal};
+use crate::metrics::{GenerationMeter, Meter};
+use crate::model::Network;
+use crate::schedule::Clock;
+use crate::yaml::Invalid;
+
+/// The loss is −log p(image | code) + β·KL, in nats per image.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Generation {
+    pub likelihood: Likelihood,
+    pub beta: f64,
+    /// Optimiser steps over which the weight of KL rises linearly from 0 to β.
+    pub kl_warmup_steps: u64,
+}
+
+impl Default for Generation {
+    fn default() -> Self {
+        Self { likelihood: Likelihood::default(), beta: 1.0, kl_warmup_steps: 0 }
+    }
+}
+
+impl Generation {
+    pub fn validate(&self) -> Result<(), Invalid> {
+        if !(self.beta >= 0.0 && self.beta.is_finite()) {
+            return Err(Invalid::new("generation.beta", format!("{} is not a number, 0 or more", self.beta)));
+        }
+        match self.likelihood {
+            Likelihood::Gaussian { sigma } if !(sigma > 0.0 && sigma.is_finite()) => Err(Invalid::new(
+                "generation.likelihood.gaussian.sigma",
+                format!("{sigma} is not a positive number"),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The weight of KL in the step at `clock`; β in evaluation.
+    fn weight(&self, clock: Option<Clock>) -> f64 {
+        match clock {
+            Some(clock) if clock.step < self.kl_warmup_steps => {
+                self.beta * clock.step as f64 / self.kl_warmup_steps as f64
+            }
+            _ => self.beta,
+        }
+    }
+}
+
+/// −log p(ys | outputs) and KL, in nats per image, `[N]` each.
+fn nats(likelihood: Likelihood, answer: &Answer, ys: &Tensor) -> (Tensor, Tensor) {
+    let reconstruction = likelihood.nats(&answer.outputs, ys);
+    let kl = match &answer.latent {
+        Some(latent) => {
+            let (mean, log_var) = reparametrize::moments(latent);
+            kl_from_standard_normal(&mean, &log_var)
+        }
+        None => reconstruction.zeros_like(),
+    };
+    (reconstruction, kl)
+}
+
+impl Task for Generation {
+    fn check(&self, output: &[i64], set: &Dataset) -> Result<()> {
+        if set.shape.len() != 3 || output != set.shape {
+            let message = format!(
+                "generation wants images [C, H, W] and a network that gives the same, and they are {:?} and {output:?}",
+                set.shape
+            );
+            return Err(fail(Exit::Usage, message));
+        }
+        Ok(())
+    }
+
+    fn prepare(&self, xs: Tensor, _ys: Tensor, _train: bool) -> Result<(Tensor, Tensor)> {
+        Ok((xs.shallow_clone(), xs))
+    }
+
+    fn answer(&self, network: &Network, xs: &Tensor, train: bool) -> Result<Answer> {
+        let [encoder, decoder] = ["encoder", "decoder"].map(|name| part(network, name, "generation"));
+        let moments = encoder?.forward_t(xs, train);
+        let outputs = decoder?.forward_t(&reparametrize::draw(&moments), train);
+        Ok(Answer { outputs, latent: Some(moments) })
+    }
+
+    fn loss(&self, answer: &Answer, ys: &Tensor, clock: Option<Clock>) -> Tensor {
+        let (reconstruction, kl) = nats(self.likelihood, answer, ys);
+        (reconstruction + kl * self.weight(clock)).mean(None::<Kind>)
+    }
+
+    fn meter(&self, _output: &[i64]) -> Box<dyn Meter> {
+        let likelihood = self.likelihood;
+        Box::new(GenerationMeter::new(Box::new(move |answer, ys| nats(likelihood, answer, ys))))
+    }
+
+    fn goal(&self) -> Goal {
+        Goal { metric: "elbo", higher_is_better: true }
+    }
+
+    fn predictions(&self, outputs: &Tensor) -> Result<Vec<Prediction>> {
+        Ok(images(outputs))
+    }
+}
