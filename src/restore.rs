@@ -211,7 +211,7 @@ impl<'a> Restorer<'a> {
         };
         let geometry = |reach| Geometry { multiple: multiple as usize, scale: scale as usize, reach };
         for side in [96, 192, 384] {
-            let side = (side / multiple | 1) * multiple;
+            let side = ((side / multiple) | 1) * multiple;
             let reach = catching(|| -> Result<_> {
                 let xs = probe(side).set_requires_grad(true);
                 let block = multiple * scale;
