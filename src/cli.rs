@@ -6,7 +6,8 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    completions, convert, doctor, eval, export, init, inspect, predict, restore, summary, train,
+    completions, convert, doctor, eval, export, init, inspect, interpolate, predict, restore, sample,
+    summary, train,
 };
 
 const EXAMPLES: &str = "\
@@ -37,6 +38,8 @@ enum Command {
     Eval(eval::Options),
     Predict(predict::Options),
     Restore(restore::Options),
+    Sample(sample::Options),
+    Interpolate(interpolate::Options),
     Summary(summary::Options),
     Inspect(inspect::Options),
     Convert(convert::Options),
@@ -53,6 +56,8 @@ impl Cli {
             Command::Eval(options) => eval::run(options),
             Command::Predict(options) => predict::run(options),
             Command::Restore(options) => restore::run(options),
+            Command::Sample(options) => sample::run(options),
+            Command::Interpolate(options) => interpolate::run(options),
             Command::Summary(options) => summary::run(options),
             Command::Inspect(options) => inspect::run(options),
             Command::Convert(options) => convert::run(options),

@@ -30,6 +30,7 @@ pub mod export;
 pub mod config;
 // Floor 5: the work.
 pub mod eval;
+pub mod generator;
 pub mod handover;
 pub mod outcome;
 pub mod progress;

@@ -137,7 +137,7 @@ impl Session {
 
     fn check(&self) -> Result<()> {
         for set in [&self.train, &self.validation, &self.test].into_iter().flatten() {
-            self.task.check(self.model.output(), set)?;
+            self.task.check(&self.model, set)?;
             fits(&self.model, &self.task.input(&set.shape))?;
         }
         Ok(())

@@ -9,6 +9,7 @@ use crate::checkpoint::Checkpoints;
 use crate::checkpoint::initial::Initial;
 use crate::checkpoint::store::Loaded;
 use crate::config::{CONFIG_FILE, Config, Override};
+use crate::device;
 use crate::exit::{Exit, OrExit};
 use crate::model::{InitFrom, Network};
 use crate::session::Plan;
@@ -66,6 +67,13 @@ impl Trained {
             })?),
         };
         Ok(Self { config, plan, weights })
+    }
+
+    /// Sets the number of threads, where the config names one.
+    pub fn use_threads(&self) {
+        if let Some(threads) = self.config.spec.threads {
+            device::set_threads(threads);
+        }
     }
 
     /// The network alone.

@@ -6,6 +6,7 @@ mod augment;
 mod config;
 mod data;
 mod export;
+mod generation;
 mod init_from;
 mod loader;
 mod model;

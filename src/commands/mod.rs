@@ -7,8 +7,11 @@ pub mod eval;
 pub mod export;
 pub mod init;
 pub mod inspect;
+pub mod interpolate;
+mod outputs;
 pub mod predict;
 pub mod restore;
+pub mod sample;
 pub mod summary;
 pub mod train;
 

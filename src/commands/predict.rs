@@ -11,7 +11,6 @@ use super::{MachineOptions, WeightOptions, assignment};
 use crate::config::RunConfig;
 use crate::data::sources::folder::pictures;
 use crate::data::{Dataset, SourceSpec};
-use crate::device;
 use crate::exit::{Exit, fail};
 use crate::libtorch::catching;
 use crate::session::loader;
@@ -56,9 +55,7 @@ pub fn run(options: &Options) -> Result<()> {
     let overrides = options.machine.overrides();
     let trained = Trained::open(&options.run, &options.set, overrides, &options.weights.choice())?;
     let (spec, model) = (&trained.config.spec, &trained.plan.model);
-    if let Some(threads) = spec.threads {
-        device::set_threads(threads);
-    }
+    trained.use_threads();
     let network = trained.network()?;
     let task = spec.task.build();
 

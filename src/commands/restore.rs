@@ -1,6 +1,5 @@
 //! `tikhonov restore`: a trained restoration network on image files.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -10,12 +9,10 @@ use image::ImageFormat;
 use indicatif::{ProgressBar, ProgressStyle};
 use tch::Tensor;
 
+use super::outputs::{Job, jobs, write_photo};
 use super::{MachineOptions, WeightOptions, assignment};
-use crate::checkpoint::atomic;
 use crate::config::Override;
 use crate::data::photo::Photo;
-use crate::data::sources::folder::files_at;
-use crate::device;
 use crate::exit::{Exit, OrExit, fail};
 use crate::metrics::image::psnr;
 use crate::restore::Restorer;
@@ -64,12 +61,6 @@ pub struct Options {
     pub machine: MachineOptions,
 }
 
-/// An input and its output.
-struct Job {
-    input: PathBuf,
-    output: PathBuf,
-}
-
 pub fn run(options: &Options) -> Result<()> {
     if let Some(sigma) = options.add_noise.filter(|sigma| !(*sigma >= 0.0 && sigma.is_finite())) {
         return Err(fail(
@@ -83,10 +74,10 @@ pub fn run(options: &Options) -> Result<()> {
         let message = format!("{} is no reconstruction; `predict` answers for it", options.run.display());
         return Err(fail(Exit::Usage, message));
     };
-    if let Some(threads) = trained.config.spec.threads {
-        device::set_threads(threads);
-    }
-    let jobs = jobs(options)?;
+    trained.use_threads();
+    let out = &options.output;
+    let is_file = !out.is_dir() && ImageFormat::from_path(out).is_ok();
+    let jobs = jobs(&options.inputs, out, is_file, options.force, lossless)?;
     let network = trained.network()?;
     let mut restorer = Restorer::new(&trained.plan.model, &network, task)?;
     restorer.ensemble = options.ensemble;
@@ -158,52 +149,8 @@ fn one(
         text += &format!(": {before:.3} dB before, {after:.3} dB after");
         score = Some((before, after));
     }
-    let format = ImageFormat::from_path(&job.output).or_exit(Exit::Usage, || job.output.display())?;
-    let bytes = restored.encode(format).or_exit(Exit::Usage, || job.output.display())?;
-    if let Some(folder) = job.output.parent() {
-        fs::create_dir_all(folder).or_exit(Exit::Storage, || folder.display())?;
-    }
-    atomic::write(&job.output, |file| Ok(std::io::Write::write_all(file, &bytes)?))?;
+    write_photo(&restored, &job.output)?;
     Ok((text, score))
-}
-
-/// What goes where. Nothing is written if an output is an input, is there already, or is meant for two.
-fn jobs(options: &Options) -> Result<Vec<Job>> {
-    let mut jobs: Vec<Job> = Vec::new();
-    let out = &options.output;
-    let is_file = !out.is_dir() && ImageFormat::from_path(out).is_ok();
-    for input in &options.inputs {
-        let root = if input.is_dir() { input.as_path() } else { input.parent().unwrap_or(Path::new("")) };
-        for file in files_at(input)? {
-            let relative = file.strip_prefix(root).unwrap_or(&file);
-            let output = if is_file { out.clone() } else { out.join(lossless(relative)) };
-            jobs.push(Job { input: file, output });
-        }
-    }
-    if jobs.is_empty() {
-        return Err(fail(Exit::Data, "there is no file to restore"));
-    }
-    let refuse = |message: String| Err(fail(Exit::Usage, message));
-    let mut outputs = std::collections::HashMap::new();
-    for job in &jobs {
-        let output = job.output.display();
-        if let Some(other) = outputs.insert(&job.output, &job.input) {
-            let (one, two) = (other.display(), job.input.display());
-            return refuse(format!(
-                "{one} and {two} would both become {output}; give a folder, or one at a time"
-            ));
-        }
-        let Ok(there) = job.output.canonicalize() else { continue };
-        if jobs.iter().any(|job| job.input.canonicalize().is_ok_and(|input| input == there)) {
-            return refuse(format!(
-                "{output} is an input, and inputs are never overwritten; choose another OUT"
-            ));
-        }
-        if !options.force {
-            return refuse(format!("{output} is there already; --force replaces it"));
-        }
-    }
-    Ok(jobs)
 }
 
 /// The same name, in a format that keeps every level.

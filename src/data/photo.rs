@@ -68,6 +68,12 @@ impl Photo {
         Ok(Self { width, height, channels: if color.has_color() { 3 } else { 1 }, levels, alpha })
     }
 
+    /// A black one of 8 bits, without alpha; `channels` is 1 or 3.
+    pub fn black(width: usize, height: usize, channels: usize) -> Self {
+        let levels = Levels::Eight(vec![0; width * height * channels]);
+        Self { width, height, channels, levels, alpha: None }
+    }
+
     /// A black one `scale` times as large, of the same depth; the alpha enlarged by repetition.
     pub fn enlarged(&self, scale: usize) -> Self {
         let (width, height) = (self.width * scale, self.height * scale);

@@ -9,6 +9,7 @@ use crate::data::{Dataset, Targets};
 use crate::exit::{Exit, fail};
 use crate::loss;
 use crate::metrics::{ClassificationMeter, Meter};
+use crate::model::Model;
 use crate::schedule::Clock;
 use crate::yaml::Invalid;
 
@@ -32,14 +33,15 @@ impl Classification {
 }
 
 impl Task for Classification {
-    fn check(&self, output: &[i64], set: &Dataset) -> Result<()> {
+    fn check(&self, model: &Model, set: &Dataset) -> Result<()> {
+        let output = model.output();
         let Targets::Classes(labels) = &set.targets else {
             return Err(fail(
                 Exit::Usage,
                 "the data has numbers as targets, and classification wants classes; use `task: regression`",
             ));
         };
-        let [outputs] = *output else {
+        let &[outputs] = output else {
             let message = format!(
                 "classification wants one logit per class, and the network gives {output:?} per sample; \
                  end it with `flatten` and `linear`"

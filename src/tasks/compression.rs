@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 use tch::Kind;
 use tch::Tensor;
 
-use super::{Answer, Goal, Prediction, Task, images, part};
+use super::{Answer, Goal, Prediction, Task, code, images, part};
 use crate::data::Dataset;
 use crate::exit::{Exit, fail};
 use crate::layers::quantize::quantize;
 use crate::loss::RegressionLoss;
 use crate::metrics::{CompressionMeter, Meter};
-use crate::model::Network;
+use crate::model::{Model, Network};
 use crate::schedule::Clock;
 use crate::yaml::Invalid;
 
@@ -39,6 +39,26 @@ impl Compression {
         }
         self.loss.validate().map_err(|invalid| invalid.under("compression.loss"))
     }
+
+    /// The shape of the code of an image as large as the model's input. Exit 2 where the model is no such autoencoder.
+    pub fn code(model: &Model) -> Result<&[i64]> {
+        code(model, 1, "compression")
+    }
+
+    /// The code `[N, K, …]` of images `[N, C, H, W]`: whole numbers from −128 to 127.
+    pub fn encode(network: &Network, xs: &Tensor) -> Result<Tensor> {
+        Ok(quantize(&part(network, "encoder", "compression")?.forward_t(xs, false), false))
+    }
+
+    /// The images of codes: those that evaluation judges. `size` is that of `[N, C, H, W]`.
+    pub fn decode(network: &Network, code: &Tensor, size: &[i64]) -> Result<Tensor> {
+        Ok(cut(&part(network, "decoder", "compression")?.forward_t(code, false), size))
+    }
+}
+
+/// Sides that the encoder's steps do not divide come back rounded up.
+fn cut(outputs: &Tensor, size: &[i64]) -> Tensor {
+    outputs.narrow(2, 0, size[2]).narrow(3, 0, size[3])
 }
 
 /// An upper bound of the code's entropy, `[N, C, …]`, in bits; 0-dim, differentiable.
@@ -51,7 +71,9 @@ fn bits(code: &Tensor) -> Tensor {
 }
 
 impl Task for Compression {
-    fn check(&self, output: &[i64], set: &Dataset) -> Result<()> {
+    fn check(&self, model: &Model, set: &Dataset) -> Result<()> {
+        Self::code(model)?;
+        let output = model.output();
         if set.shape.len() != 3 || output.len() != 3 || output[0] != set.shape[0] {
             let message = format!(
                 "compression wants images [C, H, W] and a network that gives the same, and they are {:?} and {output:?}",
@@ -67,11 +89,9 @@ impl Task for Compression {
     }
 
     fn answer(&self, network: &Network, xs: &Tensor, train: bool) -> Result<Answer> {
-        let [encoder, decoder] = ["encoder", "decoder"].map(|name| part(network, name, "compression"));
-        let code = quantize(&encoder?.forward_t(xs, train), train);
-        // Sides that the encoder's steps do not divide come back rounded up.
-        let (outputs, size) = (decoder?.forward_t(&code, train), xs.size());
-        let outputs = outputs.narrow(2, 0, size[2]).narrow(3, 0, size[3]);
+        let code = quantize(&part(network, "encoder", "compression")?.forward_t(xs, train), train);
+        let decoder = part(network, "decoder", "compression")?;
+        let outputs = cut(&decoder.forward_t(&code, train), &xs.size());
         Ok(Answer { outputs, latent: Some(code) })
     }
 

@@ -11,13 +11,13 @@ use serde::{Deserialize, Serialize};
 use tch::Kind;
 use tch::Tensor;
 
-use super::{Answer, Goal, Prediction, Task, images, part};
+use super::{Answer, Goal, Prediction, Task, code, images, part};
 use crate::data::Dataset;
 use crate::exit::{Exit, fail};
 use crate::layers::reparametrize;
 use crate::loss::{Likelihood, kl_from_standard_normal};
 use crate::metrics::{GenerationMeter, Meter};
-use crate::model::Network;
+use crate::model::{Model, Network};
 use crate::schedule::Clock;
 use crate::yaml::Invalid;
 
@@ -51,6 +51,21 @@ impl Generation {
         }
     }
 
+    /// The shape of one code. Exit 2 where the model is no such autoencoder.
+    pub fn code(model: &Model) -> Result<&[i64]> {
+        code(model, 2, "generation")
+    }
+
+    /// The means of the codes of images `[N, C, H, W]`, in evaluation.
+    pub fn means(network: &Network, xs: &Tensor) -> Result<Tensor> {
+        Ok(reparametrize::moments(&part(network, "encoder", "generation")?.forward_t(xs, false)).0)
+    }
+
+    /// The images `[N, C, H, W]` of codes, in evaluation.
+    pub fn images(network: &Network, codes: &Tensor) -> Result<Tensor> {
+        Ok(part(network, "decoder", "generation")?.forward_t(codes, false))
+    }
+
     /// The weight of KL in the step at `clock`; β in evaluation.
     fn weight(&self, clock: Option<Clock>) -> f64 {
         match clock {
@@ -76,7 +91,9 @@ fn nats(likelihood: Likelihood, answer: &Answer, ys: &Tensor) -> (Tensor, Tensor
 }
 
 impl Task for Generation {
-    fn check(&self, output: &[i64], set: &Dataset) -> Result<()> {
+    fn check(&self, model: &Model, set: &Dataset) -> Result<()> {
+        Self::code(model)?;
+        let output = model.output();
         if set.shape.len() != 3 || output != set.shape {
             let message = format!(
                 "generation wants images [C, H, W] and a network that gives the same, and they are {:?} and {output:?}",
@@ -92,9 +109,9 @@ impl Task for Generation {
     }
 
     fn answer(&self, network: &Network, xs: &Tensor, train: bool) -> Result<Answer> {
-        let [encoder, decoder] = ["encoder", "decoder"].map(|name| part(network, name, "generation"));
-        let moments = encoder?.forward_t(xs, train);
-        let outputs = decoder?.forward_t(&reparametrize::draw(&moments), train);
+        let moments = part(network, "encoder", "generation")?.forward_t(xs, train);
+        let decoder = part(network, "decoder", "generation")?;
+        let outputs = decoder.forward_t(&reparametrize::draw(&moments), train);
         Ok(Answer { outputs, latent: Some(moments) })
     }
 

@@ -16,7 +16,7 @@ use tch::{Device, Kind, Tensor};
 use crate::data::Dataset;
 use crate::exit::{Exit, fail};
 use crate::metrics::Meter;
-use crate::model::Network;
+use crate::model::{Model, Network};
 use crate::schedule::Clock;
 use crate::yaml::Invalid;
 
@@ -94,20 +94,39 @@ fn images(outputs: &Tensor) -> Vec<Prediction> {
 
 /// The top-level child `name` (or `_name`) of the network, which the task runs apart; exit 2 where it has none.
 fn part<'a>(network: &'a Network, name: &str, task: &str) -> Result<&'a dyn ModuleT> {
-    network.child(name).ok_or_else(|| {
-        let message = format!(
-            "{task} runs the network's parts `encoder` and `decoder`, and its model has no `{name}`; name two of \
-             its top-level layers so (`_{name}` keeps it out of the parameter names)"
-        );
-        fail(Exit::Usage, message)
-    })
+    network.child(name).ok_or_else(|| lacks(name, task))
+}
+
+/// The shape of one code: what `encoder` gives, its first axis `per_value` times as long, and `decoder` takes. Exit 2
+/// where the model has no such parts.
+fn code<'m>(model: &'m Model, per_value: i64, task: &str) -> Result<&'m [i64]> {
+    let child = |name| model.child(name).ok_or_else(|| lacks(name, task));
+    let ((_, given), (taken, _)) = (child("encoder")?, child("decoder")?);
+    let wanted = taken.first().map(|first| first * per_value);
+    if given.first().copied() == wanted && given.get(1..) == taken.get(1..) {
+        return Ok(taken);
+    }
+    let per_value = if per_value == 1 { "one number" } else { "a mean and a log-variance" };
+    let message = format!(
+        "{task} wants {per_value} from `encoder` for each that `decoder` takes, and the one gives {given:?} and the \
+         other takes {taken:?}; make the two fit"
+    );
+    Err(fail(Exit::Usage, message))
+}
+
+fn lacks(name: &str, task: &str) -> anyhow::Error {
+    let message = format!(
+        "{task} runs the network's parts `encoder` and `decoder`, and its model has no `{name}`; name two of its \
+         top-level layers so (`_{name}` keeps it out of the parameter names)"
+    );
+    fail(Exit::Usage, message)
 }
 
 /// A loss, its metrics, its predictions. Nothing here waits for the device, `Meter::scores` and `predictions`
 /// excepted.
 pub trait Task {
-    /// Whether the network's output (without batch) fits the data; the message ends with the remedy.
-    fn check(&self, output: &[i64], set: &Dataset) -> Result<()>;
+    /// Whether the network has what the task runs and its output fits the data; the message ends with the remedy.
+    fn check(&self, model: &Model, set: &Dataset) -> Result<()>;
 
     /// The shape of what the network sees of a sample as loaded, both without batch.
     fn input(&self, sample: &[i64]) -> Vec<i64> {

@@ -14,7 +14,7 @@ use crate::imaging::ssim::WINDOW;
 use crate::imaging::{bicubic, luma};
 use crate::loss::RegressionLoss;
 use crate::metrics::{ImageMeter, ImageRules, Meter};
-use crate::model::Network;
+use crate::model::{Model, Network};
 use crate::schedule::Clock;
 use crate::yaml::Invalid;
 
@@ -94,7 +94,8 @@ impl Task for Reconstruction {
         }
     }
 
-    fn check(&self, output: &[i64], set: &Dataset) -> Result<()> {
+    fn check(&self, model: &Model, set: &Dataset) -> Result<()> {
+        let output = model.output();
         let refuse = |message: String| Err(fail(Exit::Usage, message));
         let [channels, height, width] = set.shape[..] else {
             return refuse(format!(

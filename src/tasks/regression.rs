@@ -9,6 +9,7 @@ use crate::data::{Dataset, Targets};
 use crate::exit::{Exit, fail};
 use crate::loss::RegressionLoss;
 use crate::metrics::{Meter, RegressionMeter};
+use crate::model::Model;
 use crate::schedule::Clock;
 use crate::yaml::Invalid;
 
@@ -31,7 +32,8 @@ impl Regression {
 }
 
 impl Task for Regression {
-    fn check(&self, output: &[i64], set: &Dataset) -> Result<()> {
+    fn check(&self, model: &Model, set: &Dataset) -> Result<()> {
+        let output = model.output();
         let Targets::Values(values) = &set.targets else {
             let message =
                 "the data has classes as targets, and regression wants numbers; use `task: classification`";

@@ -10,7 +10,7 @@ use crate::data::{Dataset, Targets};
 use crate::exit::{Exit, fail};
 use crate::loss;
 use crate::metrics::{Meter, SegmentationMeter};
-use crate::model::Network;
+use crate::model::{Model, Network};
 use crate::schedule::Clock;
 use crate::yaml::Invalid;
 
@@ -59,7 +59,8 @@ fn classes(channels: i64) -> i64 {
 }
 
 impl Task for Segmentation {
-    fn check(&self, output: &[i64], set: &Dataset) -> Result<()> {
+    fn check(&self, model: &Model, set: &Dataset) -> Result<()> {
+        let output = model.output();
         let refuse = |message: String| Err(fail(Exit::Usage, message));
         let Targets::Masks { levels } = &set.targets else {
             return refuse(
