@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::{
     completions, convert, doctor, eval, export, init, inspect, interpolate, predict, restore, sample,
-    summary, train,
+    summary, sweep, train,
 };
 
 const EXAMPLES: &str = "\
@@ -35,6 +35,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Train(train::Options),
+    Sweep(sweep::Options),
     Eval(eval::Options),
     Predict(predict::Options),
     Restore(restore::Options),
@@ -53,6 +54,7 @@ impl Cli {
     pub fn run(&self) -> Result<()> {
         match &self.command {
             Command::Train(options) => train::run(options),
+            Command::Sweep(options) => sweep::run(options),
             Command::Eval(options) => eval::run(options),
             Command::Predict(options) => predict::run(options),
             Command::Restore(options) => restore::run(options),

@@ -24,6 +24,15 @@ pub enum Exit {
     Interrupted = 75,
 }
 
+impl Exit {
+    /// The kind of failure that another process of ours ended with.
+    pub fn from_code(code: Option<i32>) -> Option<Self> {
+        use Exit::*;
+        let all = [Usage, Data, Checkpoint, Numeric, Memory, Storage, Distributed, Interrupted];
+        all.into_iter().find(|exit| Some(*exit as i32) == code)
+    }
+}
+
 /// An error with its exit code. Make one with [`fail`] or [`OrExit::or_exit`].
 #[derive(Debug)]
 pub struct Failure {

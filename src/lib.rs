@@ -38,6 +38,7 @@ pub mod restore;
 pub mod run_folder;
 pub mod session;
 pub mod stop;
+pub mod sweep;
 pub mod train;
 pub mod trained;
 pub mod trainer;

@@ -18,5 +18,6 @@ mod restoration;
 mod restore;
 mod schedule;
 mod scripted;
+mod sweep;
 mod tasks;
 mod train;

@@ -13,6 +13,7 @@ pub mod predict;
 pub mod restore;
 pub mod sample;
 pub mod summary;
+pub mod sweep;
 pub mod train;
 
 use std::path::{Path, PathBuf};

@@ -12,6 +12,7 @@ use super::sources::{
     Cifar10Spec, Cifar100Spec, CsvSpec, FolderSpec, IdxSpec, ImagesSpec, LineSpec, LinearSpec, NpySpec,
     Opening, ShapesSpec, Source, Split,
 };
+use super::split::{Fold, Share};
 use super::{Dataset, Fit, Mode, Resize, Sets, Targets, split};
 use crate::exit::{Exit, fail};
 use crate::yaml::Invalid;
@@ -78,6 +79,8 @@ macro_rules! sources {
             /// This share of the training samples, in (0, 1), drawn by the seed, class by class.
             #[serde(rename = "fraction")]
             Fraction(f64),
+            #[serde(rename = "fold")]
+            Fold(Fold),
             $(#[serde(rename = $key)] $variant($spec),)*
         }
 
@@ -94,7 +97,7 @@ macro_rules! sources {
             /// The source with its key, where it is one of its own.
             fn source(&self) -> Option<(&'static str, &dyn Source)> {
                 match self {
-                    Self::Fraction(_) => None,
+                    Self::Fraction(_) | Self::Fold(_) => None,
                     $(Self::$variant(spec) => Some(($key, spec)),)*
                 }
             }
@@ -138,6 +141,9 @@ impl DataSpec {
         if let Some(smooth) = &self.smooth {
             smooth.validate().map_err(|error| error.under("smooth"))?;
         }
+        if let Some(ValidationSpec::Fold(fold)) = &self.validation {
+            fold.validate().map_err(|error| error.under("validation.fold"))?;
+        }
         if let Some(ValidationSpec::Fraction(fraction)) = self.validation
             && !(fraction > 0.0 && fraction < 1.0)
         {
@@ -176,8 +182,8 @@ impl DataSpec {
             (train, validation, test)
         });
         let (mut train, mut validation, mut test) = (train?, validation.transpose()?, test.transpose()?);
-        if let Some(ValidationSpec::Fraction(fraction)) = self.validation {
-            let (rest, taken) = split::split(train, fraction, seed)?;
+        if let Some(share) = self.share() {
+            let (rest, taken) = split::split(train, share, seed)?;
             (train, validation) = (rest, Some(taken));
         }
         for (part, set) in [(Split::Validation, &mut validation), (Split::Test, &mut test)] {
@@ -192,13 +198,13 @@ impl DataSpec {
     /// training set is read too where its classes matter. None where the set is not declared.
     pub fn open_only(&self, split: Split, seed: u64, classes: Option<&[String]>) -> Result<Option<Dataset>> {
         let declared = self.sources().into_iter().find(|(declared, ..)| *declared == split);
-        let mut set = match (declared, split, &self.validation) {
-            (Some((Split::Train, _, source)), _, Some(ValidationSpec::Fraction(fraction))) => {
-                split::split(self.open_source(split, source)?, *fraction, seed)?.0
+        let mut set = match (declared, split, self.share()) {
+            (Some((Split::Train, _, source)), _, Some(share)) => {
+                split::split(self.open_source(split, source)?, share, seed)?.0
             }
             (Some((_, _, source)), ..) => self.open_source(split, source)?,
-            (None, Split::Validation, Some(ValidationSpec::Fraction(fraction))) => {
-                split::split(self.open_source(Split::Train, self.train.source().1)?, *fraction, seed)?.1
+            (None, Split::Validation, Some(share)) => {
+                split::split(self.open_source(Split::Train, self.train.source().1)?, share, seed)?.1
             }
             (None, ..) => return Ok(None),
         };
@@ -233,6 +239,15 @@ impl DataSpec {
             _ => Resize::default(),
         };
         Ok((mode, Fit { height: height as usize, width: width as usize, resize, smooth: self.smooth }))
+    }
+
+    /// The part of the training set that is the validation set, where it is one.
+    fn share(&self) -> Option<Share<'_>> {
+        match &self.validation {
+            Some(ValidationSpec::Fraction(fraction)) => Some(Share::Fraction(*fraction)),
+            Some(ValidationSpec::Fold(fold)) => Some(Share::Fold(fold)),
+            _ => None,
+        }
     }
 
     /// The declared sources, the training set first.

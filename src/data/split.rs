@@ -3,40 +3,115 @@
 use std::sync::Arc;
 
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::draw::{Draw, Purpose};
 use super::{Dataset, Framing, Samples, Targets, fingerprint};
 use crate::exit::{Exit, fail};
+use crate::yaml::Invalid;
 
-/// Splits a set into (rest, taken) with `fraction` of each class, rounded to nearest, in the second; without classes,
-/// of all samples. Which samples is a pure function of `seed`; both parts keep the order of the whole.
-pub(super) fn split(set: Dataset, fraction: f64, seed: u64) -> Result<(Dataset, Dataset)> {
-    let groups = match &set.targets {
-        Targets::Classes(labels) => {
-            let mut groups = vec![Vec::new(); set.classes.len()];
-            for (index, &label) in labels.iter().enumerate() {
-                groups[label as usize].push(index);
-            }
-            groups
+/// One of `of` equal parts of the training set is the validation set: k-fold cross-validation, a fold at a time.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fold {
+    /// k, from 2 up.
+    pub of: usize,
+    /// Which of them, from 0.
+    pub index: usize,
+    /// Whether the seed deals the samples out; otherwise the folds are scikit-learn's `KFold` and `StratifiedKFold`.
+    #[serde(default = "yes")]
+    pub shuffle: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Fold {
+    pub fn validate(&self) -> Result<(), Invalid> {
+        if self.of < 2 {
+            return Err(Invalid::new("of", format!("{} folds are none: say 2 or more", self.of)));
         }
-        _ => vec![(0..units(&set)).collect()],
-    };
-    let mut is_taken = vec![false; units(&set)];
-    for (class, members) in groups.iter().enumerate() {
-        let count = (members.len() as f64 * fraction).round() as usize;
-        let order = Draw::new(seed, 0, class as u64, Purpose::Split).permutation(members.len());
-        for &member in order.iter().take(count) {
-            is_taken[members[member as usize]] = true;
+        if self.index >= self.of {
+            return Err(Invalid::new("index", format!("the folds are 0 to {}", self.of - 1)));
         }
+        Ok(())
     }
+
+    /// The fold of each sample, class by class in equal shares as far as they go.
+    fn of_each(&self, set: &Dataset, seed: u64) -> Vec<usize> {
+        let units = units(set);
+        let mut order: Vec<usize> = (0..units).collect();
+        if self.shuffle {
+            let drawn = Draw::new(seed, 0, 0, Purpose::Split).permutation(units);
+            order = drawn.into_iter().map(|index| index as usize).collect();
+        }
+        let mut folds = vec![0; units];
+        let Targets::Classes(labels) = &set.targets else {
+            // The first `units % k` folds have one more.
+            for (place, &index) in order.iter().enumerate() {
+                let (small, more) = (units / self.of, units % self.of);
+                let large = more * (small + 1);
+                folds[index] =
+                    if place < large { place / (small + 1) } else { more + (place - large) / small.max(1) };
+            }
+            return folds;
+        };
+        // Classes in the order of their first sample; sorted labels are dealt out in turn, which says how many of each
+        // class a fold gets; then each class fills its folds one after the other.
+        let mut classes: Vec<i64> = Vec::new();
+        for &index in &order {
+            if !classes.contains(&labels[index]) {
+                classes.push(labels[index]);
+            }
+        }
+        let mut place = 0;
+        for class in classes {
+            let members: Vec<usize> = order.iter().copied().filter(|&index| labels[index] == class).collect();
+            let mut shares = vec![0; self.of];
+            for _ in &members {
+                shares[place % self.of] += 1;
+                place += 1;
+            }
+            let mut fold = 0;
+            for index in members {
+                while shares[fold] == 0 {
+                    fold += 1;
+                }
+                shares[fold] -= 1;
+                folds[index] = fold;
+            }
+        }
+        folds
+    }
+}
+
+/// Which part of a training set its validation set is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Share<'a> {
+    /// This share of each class, rounded to nearest; without classes, of all samples.
+    Fraction(f64),
+    Fold(&'a Fold),
+}
+
+/// Splits a set into (rest, taken). Which samples is a pure function of `seed`; both parts keep the order of the whole.
+pub(super) fn split(set: Dataset, share: Share, seed: u64) -> Result<(Dataset, Dataset)> {
+    let is_taken = match share {
+        Share::Fraction(fraction) => fraction_of(&set, fraction, seed),
+        Share::Fold(fold) => fold.of_each(&set, seed).into_iter().map(|of| of == fold.index).collect(),
+    };
     let (taken, rest): (Vec<i64>, Vec<i64>) =
         (0..units(&set) as i64).partition(|&index| is_taken[index as usize]);
     if taken.is_empty() || rest.is_empty() {
+        let what = match share {
+            Share::Fraction(fraction) => format!("a validation fraction of {fraction}"),
+            Share::Fold(fold) => format!("fold {} of {}", fold.index, fold.of),
+        };
         let message = format!(
-            "a validation fraction of {fraction} leaves {} of {} samples for training; choose another fraction",
+            "{what} leaves {} of {} samples for training; choose another share",
             rest.len(),
-            set.len()
+            units(&set)
         );
         return Err(fail(Exit::Data, message));
     }
@@ -45,6 +120,28 @@ pub(super) fn split(set: Dataset, fraction: f64, seed: u64) -> Result<(Dataset, 
     // What was skipped is told once, with the training set.
     rest.skipped = set.skipped;
     Ok((rest, taken))
+}
+
+fn fraction_of(set: &Dataset, fraction: f64, seed: u64) -> Vec<bool> {
+    let groups = match &set.targets {
+        Targets::Classes(labels) => {
+            let mut groups = vec![Vec::new(); set.classes.len()];
+            for (index, &label) in labels.iter().enumerate() {
+                groups[label as usize].push(index);
+            }
+            groups
+        }
+        _ => vec![(0..units(set)).collect()],
+    };
+    let mut is_taken = vec![false; units(set)];
+    for (class, members) in groups.iter().enumerate() {
+        let count = (members.len() as f64 * fraction).round() as usize;
+        let order = Draw::new(seed, 0, class as u64, Purpose::Split).permutation(members.len());
+        for &member in order.iter().take(count) {
+            is_taken[members[member as usize]] = true;
+        }
+    }
+    is_taken
 }
 
 /// What cannot be divided: files, where several samples are cut from one, else samples.

@@ -144,3 +144,44 @@ fn values_out_of_range_are_refused_by_their_key() {
     let line = json!({"slope": 3, "intercept": 5, "noise": -1, "count": 9, "low": 0, "high": 2});
     assert!(mistake(json!({"train": {"line": line}})).starts_with("train.line.noise:"));
 }
+
+#[test]
+fn folds_are_those_of_scikit_learn_and_shuffled_ones_share_the_classes_out() {
+    let (folder, printed) = made_by(
+        "
+from sklearn.model_selection import KFold, StratifiedKFold
+rng = np.random.default_rng(4)
+x = np.arange(53.0); c = rng.choice(['b', 'a', 'c'], 53, p=[.6, .3, .1])
+open('classes.csv', 'w').write('x,c\\n' + ''.join(f'{v},{k}\\n' for v, k in zip(x, c)))
+open('numbers.csv', 'w').write('x,c\\n' + ''.join(f'{v},{2 * v}\\n' for v in x))
+for cv, y in [(StratifiedKFold(5), c), (KFold(5), None)]:
+    for _, test in cv.split(x[:, None], y): print(*test)
+",
+    );
+    let section = |file: &str, index: usize, shuffle: bool| {
+        let csv = json!({"file": at(folder.path(), file), "target": "c", "classes": file == "classes.csv"});
+        let fold = json!({"of": 5, "index": index, "shuffle": shuffle});
+        json!({"train": {"csv": csv}, "validation": {"fold": fold}})
+    };
+    let mut expected = printed.lines();
+    for file in ["classes.csv", "numbers.csv"] {
+        for index in 0..5 {
+            let sets = open(section(file, index, false));
+            let rows: Vec<_> = numbers(xs(&sets.validation.unwrap())).iter().map(|x| x.to_string()).collect();
+            assert_eq!(Some(rows.join(" ").as_str()), expected.next(), "{file}, fold {index}");
+        }
+        let mut all = Vec::new();
+        for index in 0..5 {
+            let sets = open(section(file, index, true));
+            let validation = sets.validation.unwrap();
+            assert_eq!(validation.len() + sets.train.len(), 53);
+            if file == "classes.csv" {
+                let share = labels(&validation).iter().filter(|&&label| label == 1).count();
+                assert!((5..=7).contains(&share), "32 of 53 are `b`: {share} in a fold");
+            }
+            all.extend(numbers(xs(&validation)));
+        }
+        all.sort_by(f64::total_cmp);
+        assert_eq!(all, (0..53).map(f64::from).collect::<Vec<_>>(), "every sample is judged once");
+    }
+}

@@ -1,0 +1,157 @@
+//! What a sweep varies: `--over penalty.l2=1e-6:1e-1:log:9` or `--over model.args.width=8,16,32`.
+
+use anyhow::Result;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::data::draw::{Draw, Purpose};
+use crate::exit::{Exit, fail};
+use crate::yaml::Document;
+
+/// One key and the values that it takes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Axis {
+    /// Key path in the config.
+    pub key: String,
+    pub values: Vec<Value>,
+    /// The range behind the values, where there is one: random search draws from it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub range: Option<Range>,
+}
+
+/// From `low` to `high`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Range {
+    pub low: f64,
+    pub high: f64,
+    /// Whether equal steps are equal factors.
+    pub log: bool,
+}
+
+impl Range {
+    /// `place` in [0, 1].
+    fn at(self, place: f64) -> f64 {
+        let value = match self.log {
+            true => (self.low.ln() + (self.high.ln() - self.low.ln()) * place).exp(),
+            false => self.low + (self.high - self.low) * place,
+        };
+        // 1e-3 rather than 1.0000000000000002e-3.
+        format!("{value:.12e}").parse().unwrap_or(value)
+    }
+}
+
+impl Axis {
+    /// Reads `KEY=LOW:HIGH:log|lin:COUNT` or `KEY=VALUE,VALUE,…`. Exit 2.
+    pub fn parse(text: &str) -> Result<Self> {
+        let refuse = |message: String| fail(Exit::Usage, format!("--over {text}: {message}"));
+        let forms = "expected KEY=LOW:HIGH:log:COUNT, KEY=LOW:HIGH:lin:COUNT or KEY=VALUE,VALUE,…";
+        let Some((key, values)) = text.split_once('=').filter(|(key, _)| !key.is_empty()) else {
+            return Err(refuse(forms.into()));
+        };
+        let key = key.trim().to_owned();
+        if let [low, high, scale, count] = values.split(':').collect::<Vec<_>>()[..] {
+            let number = |text: &str| text.trim().parse::<f64>().ok().filter(|number| number.is_finite());
+            let (Some(low), Some(high)) = (number(low), number(high)) else {
+                return Err(refuse(forms.into()));
+            };
+            let log = match scale {
+                "log" => true,
+                "lin" => false,
+                _ => return Err(refuse(forms.into())),
+            };
+            let count = count.trim().parse::<usize>().ok().filter(|count| (1..=10_000).contains(count));
+            let Some(count) = count else { return Err(refuse("the count must be 1 to 10,000".into())) };
+            if log && low.min(high) <= 0.0 {
+                return Err(refuse("a logarithmic range lies above 0".into()));
+            }
+            let range = Range { low, high, log };
+            let values = (0..count)
+                .map(|at| range.at(at as f64 / (count.max(2) - 1) as f64))
+                .map(Value::from)
+                .collect();
+            return Ok(Self { key, values, range: Some(range) });
+        }
+        if values.split_once(':').is_some_and(|(low, _)| low.trim().parse::<f64>().is_ok()) {
+            return Err(refuse(forms.into()));
+        }
+        let list = Document::parse("--over", format!("[{values}]"))
+            .map_err(|error| refuse(format!("{forms}: {error:#}")))?;
+        match list.tree {
+            Value::Array(values) if !values.is_empty() => Ok(Self { key, values, range: None }),
+            _ => Err(refuse(forms.into())),
+        }
+    }
+
+    fn drawn(&self, draw: &mut Draw) -> Value {
+        match self.range {
+            Some(range) => range.at(draw.uniform()).into(),
+            None => self.values[draw.below(self.values.len() as u64) as usize].clone(),
+        }
+    }
+}
+
+/// One choice of values: a value per axis.
+pub type Point = Vec<Value>;
+
+/// Every combination, the last axis fastest.
+pub fn grid(axes: &[Axis]) -> Vec<Point> {
+    axes.iter().fold(vec![Vec::new()], |points, axis| {
+        let longer = |point: Vec<Value>| {
+            axis.values.iter().map(move |value| [point.as_slice(), &[value.clone()]].concat())
+        };
+        points.into_iter().flat_map(longer).collect()
+    })
+}
+
+/// `count` combinations drawn by the seed: from ranges evenly (in the logarithm, where they are logarithmic), from lists
+/// with equal chances (Bergstra and Bengio 2012).
+pub fn random(axes: &[Axis], count: usize, seed: u64) -> Vec<Point> {
+    (0..count as u64)
+        .map(|trial| {
+            let mut draw = Draw::new(seed, trial, 0, Purpose::Generate);
+            axes.iter().map(|axis| axis.drawn(&mut draw)).collect()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn ranges_and_lists_are_read_and_ends_are_exact() {
+        let axis = Axis::parse("penalty.l2=1e-6:1e-2:log:5").unwrap();
+        let values: Vec<f64> = axis.values.iter().filter_map(Value::as_f64).collect();
+        assert_eq!((values[0], values[4], values.len()), (1e-6, 1e-2, 5));
+        assert_eq!(values[2], 1e-4);
+        assert_eq!(Axis::parse("a=0:1:lin:3").unwrap().values, [json!(0.0), json!(0.5), json!(1.0)]);
+        assert_eq!(Axis::parse("a.b=8,x,{c: 1}").unwrap().values, [json!(8), json!("x"), json!({"c": 1})]);
+        for wrong in ["a", "=1", "a=0:1:log:3", "a=1:2:exp:3", "a=1:2:lin:0", "a=", "a=1:x:lin:3", "a=1:2:3"]
+        {
+            assert!(Axis::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_grid_has_every_combination_and_random_points_stay_in_range() {
+        let axes = [Axis::parse("a=1,2").unwrap(), Axis::parse("b=1e-3:1:log:3").unwrap()];
+        assert_eq!(grid(&axes).len(), 6);
+        assert_eq!(grid(&axes)[1][0], json!(1));
+        let points = random(&axes, 200, 3);
+        assert_eq!(points, random(&axes, 200, 3));
+        let below: usize = points
+            .iter()
+            .filter(|point| {
+                let value = point[1].as_f64().unwrap();
+                assert!((1e-3..=1.0).contains(&value));
+                value < 0.0316
+            })
+            .count();
+        assert!(
+            (70..130).contains(&below),
+            "half of a logarithmic range lies below its middle: {below} of 200"
+        );
+    }
+}
