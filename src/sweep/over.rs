@@ -97,7 +97,7 @@ pub type Point = Vec<Value>;
 pub fn grid(axes: &[Axis]) -> Vec<Point> {
     axes.iter().fold(vec![Vec::new()], |points, axis| {
         let longer = |point: Vec<Value>| {
-            axis.values.iter().map(move |value| [point.as_slice(), &[value.clone()]].concat())
+            axis.values.iter().map(move |value| [point.as_slice(), std::slice::from_ref(value)].concat())
         };
         points.into_iter().flat_map(longer).collect()
     })

@@ -1,6 +1,6 @@
 //! The state of an optimiser as `torch.optim` saves it: `optimizer.state_dict()` beside the weights, read and written.
 //!
-//! Python numbers the parameters through its param groups; here they have names. [`read`] is what a file says, [`fit`] whose state
+//! Python numbers the parameters through its param groups; here they have names. `read` is what a file says, `fit` whose state
 //! is whose, [`write`] the way back.
 
 mod fit;
