@@ -6,8 +6,8 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    completions, convert, doctor, eval, export, init, inspect, interpolate, predict, restore, sample,
-    summary, sweep, train,
+    completions, convert, decode, doctor, encode, eval, export, init, inspect, interpolate, predict, restore,
+    sample, summary, sweep, train,
 };
 
 const EXAMPLES: &str = "\
@@ -41,6 +41,8 @@ enum Command {
     Restore(restore::Options),
     Sample(sample::Options),
     Interpolate(interpolate::Options),
+    Encode(encode::Options),
+    Decode(decode::Options),
     Summary(summary::Options),
     Inspect(inspect::Options),
     Convert(convert::Options),
@@ -60,6 +62,8 @@ impl Cli {
             Command::Restore(options) => restore::run(options),
             Command::Sample(options) => sample::run(options),
             Command::Interpolate(options) => interpolate::run(options),
+            Command::Encode(options) => encode::run(options),
+            Command::Decode(options) => decode::run(options),
             Command::Summary(options) => summary::run(options),
             Command::Inspect(options) => inspect::run(options),
             Command::Convert(options) => convert::run(options),

@@ -12,6 +12,7 @@ pub mod rename;
 pub mod shipped;
 mod tagged;
 // Floor 1: pure functions of files, tensors and steps.
+pub mod codec;
 pub mod data;
 pub mod layers;
 pub mod loss;
@@ -29,6 +30,7 @@ pub mod export;
 // Floor 4: the run as declared.
 pub mod config;
 // Floor 5: the work.
+pub mod compressor;
 pub mod eval;
 pub mod generator;
 pub mod handover;

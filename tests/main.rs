@@ -3,6 +3,7 @@
 mod common;
 
 mod augment;
+mod compression;
 mod config;
 mod data;
 mod export;

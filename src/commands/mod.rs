@@ -2,7 +2,9 @@
 
 pub mod completions;
 pub mod convert;
+pub mod decode;
 pub mod doctor;
+pub mod encode;
 pub mod eval;
 pub mod export;
 pub mod init;

@@ -90,3 +90,28 @@ pub fn write(output: &Path, bytes: &[u8]) -> Result<()> {
     }
     atomic::write(output, |file| Ok(file.write_all(bytes)?))
 }
+
+/// Does one job after the other and prints what `work` says of each. What fails is told and passed over, and ends it all
+/// with `exit`; of one job alone, the error is its own.
+pub fn each(
+    jobs: &[Job],
+    done: &str,
+    exit: Exit,
+    mut work: impl FnMut(&Job) -> Result<String>,
+) -> Result<()> {
+    let mut failures = 0;
+    for job in jobs {
+        match work(job) {
+            Ok(text) => println!("{} -> {}: {text}", job.input.display(), job.output.display()),
+            Err(error) if jobs.len() == 1 => return Err(error),
+            Err(error) => {
+                failures += 1;
+                eprintln!("skipped {error:#}");
+            }
+        }
+    }
+    match failures {
+        0 => Ok(()),
+        _ => Err(fail(exit, format!("{failures} of {} files could not be {done}", jobs.len()))),
+    }
+}

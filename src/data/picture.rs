@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::smooth::SmoothSpec;
 
 /// Bytes that one decoded picture may need.
-const MAX_DECODED: u64 = 512 << 20;
+pub const MAX_DECODED: u64 = 512 << 20;
 /// Bytes that one file may have.
 const MAX_FILE: u64 = 1 << 30;
 

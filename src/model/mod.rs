@@ -139,6 +139,16 @@ impl Model {
             .map(|child| (child.input.as_slice(), child.output.as_slice()))
     }
 
+    /// The shape that the top-level layer `name` makes of one sample of shape `input`; None where it does not fit.
+    pub fn child_output(&self, name: &str, input: &[i64]) -> Option<Shape> {
+        self.root.children.iter().find(|child| child.name() == name)?.output_of(input)
+    }
+
+    /// What is computed, as text: the layers with their arguments, in their order.
+    pub fn structure(&self) -> Result<String> {
+        Ok(self.root.structure()?)
+    }
+
     /// Parameters and buffers in definition order, which is the order of PyTorch's `state_dict()`.
     pub fn params(&self) -> &[Param] {
         &self.params

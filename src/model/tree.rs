@@ -95,6 +95,19 @@ impl Node {
         Some(output)
     }
 
+    /// What it computes, as text.
+    pub fn structure(&self) -> Result<String, serde_json::Error> {
+        let composite = match &self.op {
+            Op::Layer(spec) => return serde_json::to_string(spec),
+            Op::Script(_) => "script",
+            Op::Sequential => "sequential",
+            Op::Residual => "residual",
+            Op::Concat => "concat",
+        };
+        let children: Vec<_> = self.children.iter().map(Node::structure).collect::<Result<_, _>>()?;
+        Ok(format!("{composite}[{}]", children.join(",")))
+    }
+
     pub fn multiply_adds(&self) -> u64 {
         match &self.op {
             Op::Layer(spec) => spec.layer().multiply_adds(&self.input, &self.output),

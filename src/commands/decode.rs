@@ -1,0 +1,73 @@
+//! `tikhonov decode`: the images of files that `tikhonov encode` wrote.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use image::ImageFormat;
+
+use super::outputs::{each, jobs, write_photo};
+use super::{MachineOptions, WeightOptions, assignment};
+use crate::compressor::Compressor;
+use crate::exit::{Exit, OrExit, fail};
+use crate::trained::Trained;
+
+/// Bytes that one file may have.
+const MAX_FILE: u64 = 1 << 30;
+
+/// Bring back images that `encode` compressed, with the run that compressed them.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// The run folder, or the config with --weights, that the files were encoded with
+    #[arg(value_name = "RUN|CONFIG")]
+    pub run: PathBuf,
+    /// Files that `encode` wrote, and folders of them at any depth
+    #[arg(required = true, value_name = "FILE")]
+    pub inputs: Vec<PathBuf>,
+    /// A folder, for .png files; or a picture, for one file
+    #[arg(long, short, value_name = "OUT")]
+    pub output: PathBuf,
+    /// Replace files that are there already, the inputs excepted
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub weights: WeightOptions,
+    /// Override one key of the config (repeatable)
+    #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
+    pub set: Vec<String>,
+    #[command(flatten)]
+    pub machine: MachineOptions,
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    let out = &options.output;
+    let is_file = !out.is_dir() && ImageFormat::from_path(out).is_ok();
+    let jobs = jobs(&options.inputs, out, is_file, options.force, |path| path.with_extension("png"))?;
+    let trained =
+        Trained::open(&options.run, &options.set, options.machine.overrides(), &options.weights.choice())?;
+    trained.use_threads();
+    let weights = trained.weights.name();
+    let compressor = Compressor::new(trained, &options.run)?;
+    eprintln!("{weights}");
+    each(&jobs, "decoded", Exit::Checkpoint, |job| {
+        let file = read(&job.input)?;
+        let photo = compressor.decode(&file).or_exit(Exit::Checkpoint, || job.input.display())?;
+        write_photo(&photo, &job.output)?;
+        Ok(format!("{}x{}", photo.width, photo.height))
+    })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let mut file = Vec::new();
+    let source = File::open(path).or_exit(Exit::Checkpoint, || path.display())?;
+    source.take(MAX_FILE + 1).read_to_end(&mut file).or_exit(Exit::Checkpoint, || path.display())?;
+    if file.len() as u64 > MAX_FILE {
+        return Err(fail(
+            Exit::Checkpoint,
+            format!("{} is larger than any compressed image", path.display()),
+        ));
+    }
+    Ok(file)
+}
