@@ -58,13 +58,23 @@ impl Plan {
     }
 }
 
-/// Which of the model's trainable parameters gets which λ.
+/// Which of the model's trainable parameters gets which λ. Frozen ones count when patterns are matched, so that freezing a
+/// layer makes no pattern wrong; no group holds them.
 fn penalty_groups(penalty: &PenaltySpec, model: &Model) -> Result<Vec<Group>, Invalid> {
-    let trainable = model.params().iter().filter(|param| param.is_trainable());
-    let targets: Vec<_> = trainable
+    let all: Vec<_> = model.params().iter().filter(|param| param.kind != ParamKind::Buffer).collect();
+    let targets: Vec<_> = all
+        .iter()
         .map(|param| Target { name: &param.name, decays: param.kind == ParamKind::Weight })
         .collect();
-    penalty.assign(&targets)
+    let mut groups = penalty.assign(&targets)?;
+    let mut trainable = 0..;
+    let index: Vec<Option<usize>> =
+        all.iter().map(|param| if param.is_trainable() { trainable.next() } else { None }).collect();
+    for group in &mut groups {
+        group.members = group.members.iter().filter_map(|&member| index[member]).collect();
+    }
+    groups.retain(|group| !group.members.is_empty());
+    Ok(groups)
 }
 
 pub struct Session {

@@ -5,13 +5,13 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::checkpoint::Checkpoints;
 use crate::checkpoint::initial::Initial;
 use crate::checkpoint::store::Loaded;
+use crate::checkpoint::{Checkpoints, State};
 use crate::config::{CONFIG_FILE, Config, Override};
 use crate::device;
 use crate::exit::{Exit, OrExit};
-use crate::model::{InitFrom, Network};
+use crate::model::Network;
 use crate::session::Plan;
 
 /// Which weights, where it is not the run's own choice.
@@ -35,7 +35,8 @@ pub struct Trained {
 /// Where the weights come from.
 pub enum Weights {
     Checkpoint(Box<Loaded>),
-    File(Initial),
+    /// And what the run says of its data, where there is one.
+    File(Initial, Option<Box<State>>),
 }
 
 impl Trained {
@@ -48,23 +49,26 @@ impl Trained {
         choice: &Choice,
     ) -> Result<Self> {
         let is_run = run.join(CONFIG_FILE).is_file();
-        let mut config = match is_run || run.is_dir() {
+        let config = match is_run || run.is_dir() {
             true => Config::of_run(run, sets, overrides)?,
             false => Config::load(&run.to_string_lossy(), sets, overrides)?,
         };
-        if let Some(weights) = choice.weights {
-            let given = InitFrom::new(weights.to_string_lossy());
-            config.spec.model.init_from = Some(InitFrom { key: choice.key.map(str::to_owned), ..given });
-        }
         let plan = Plan::of(&config)?;
-        let weights = match is_run && choice.weights.is_none() {
-            true => {
-                let checkpoints = Checkpoints::new(config.spec.output.join("checkpoints"));
-                Weights::Checkpoint(Box::new(checkpoints.chosen(choice.checkpoint)?))
+        let checkpoints = Checkpoints::new(config.spec.output.join("checkpoints"));
+        let weights = match (choice.weights, is_run) {
+            (Some(file), _) => {
+                let initial = Initial::read_option(&plan.model, file, choice.key)?;
+                // Other weights of a run's network are still of its classes and columns.
+                let known = is_run.then(|| checkpoints.chosen(None).ok()).flatten();
+                Weights::File(initial, known.map(|loaded| Box::new(loaded.state)))
             }
-            false => Weights::File(plan.initial(&config)?.or_exit(Exit::Usage, || {
-                format!("{} has no trained weights: give --weights FILE, or a run folder", run.display())
-            })?),
+            (None, true) => Weights::Checkpoint(Box::new(checkpoints.chosen(choice.checkpoint)?)),
+            (None, false) => {
+                let initial = plan.initial(&config)?.or_exit(Exit::Usage, || {
+                    format!("{} has no trained weights: give --weights FILE, or a run folder", run.display())
+                })?;
+                Weights::File(initial, None)
+            }
         };
         Ok(Self { config, plan, weights })
     }
@@ -93,7 +97,7 @@ impl Weights {
                 let context = || format!("the weights of {}", loaded.folder.display());
                 network.load_state(&loaded.weights()).with_context(context)
             }
-            Self::File(initial) => initial.load_into(network),
+            Self::File(initial, _) => initial.load_into(network),
         }
     }
 
@@ -101,7 +105,7 @@ impl Weights {
     pub fn classes(&self) -> Option<&[String]> {
         match self {
             Self::Checkpoint(loaded) => Some(&loaded.state.classes),
-            Self::File(_) => None,
+            Self::File(_, state) => state.as_ref().map(|state| state.classes.as_slice()),
         }
     }
 
@@ -109,7 +113,7 @@ impl Weights {
     pub fn features(&self) -> &[String] {
         match self {
             Self::Checkpoint(loaded) => &loaded.state.features,
-            Self::File(_) => &[],
+            Self::File(_, state) => state.as_ref().map_or(&[], |state| state.features.as_slice()),
         }
     }
 
@@ -117,7 +121,7 @@ impl Weights {
     pub fn name(&self) -> String {
         match self {
             Self::Checkpoint(loaded) => loaded.folder.display().to_string(),
-            Self::File(initial) => initial.notes.join("\n"),
+            Self::File(initial, _) => initial.notes.join("\n"),
         }
     }
 
@@ -128,7 +132,7 @@ impl Weights {
                 line["checkpoint"] = json!(loaded.folder);
                 line["epoch"] = json!(loaded.state.epoch);
             }
-            Self::File(initial) => line["weights"] = json!(initial.notes),
+            Self::File(initial, _) => line["weights"] = json!(initial.notes),
         }
     }
 }

@@ -165,6 +165,55 @@ fn patterns_that_match_nothing_and_wrong_keys_are_told_with_the_remedy() {
 }
 
 #[test]
+fn exact_names_are_loaded_and_not_a_second_copy_under_a_prefix() {
+    let place = Place::new();
+    python(&format!(
+        "
+import torch
+d = torch.load({0:?})['net']
+d = {{k[len('module.'):]: v for k, v in d.items()}}
+torch.save({{**{{'ema.' + k: 3 * v for k, v in d.items()}}, **d}}, {0:?})
+",
+        place.path("net.pth")
+    ));
+    let (code, _, stderr) = place.train("partial: true, reset: ['fc.*']", &["--set", "optimizer.sgd.lr=0"]);
+    assert!(code == 0 && !stderr.contains("taken off"), "{stderr}");
+    let trained = "run/checkpoints/last/model.safetensors";
+    let (_, ours) = place.values(trained, "conv.weight");
+    let (_, first) = place.values("net.pth", "ema.conv.weight");
+    assert!(ours.iter().zip(&first).all(|(one, three)| (3.0 * one - three).abs() < 1e-6));
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_refused_where_they_come_in() {
+    let place = Place::new();
+    python(&format!(
+        "
+import torch
+d = torch.load({0:?}); d['net']['module.conv.bias'][1] = 1e300
+torch.save(d, {0:?})
+",
+        place.path("net.pth")
+    ));
+    let (code, _, stderr) = place.train("reset: ['fc.*']", &[]);
+    assert!(
+        code == 4 && stderr.contains("`conv.bias` holds NaN or infinity, or what Float cannot hold"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn a_dry_run_checks_the_weights_and_a_group_of_frozen_names_is_no_mistake() {
+    let place = Place::new();
+    let (code, _, stderr) = place.train("partial: false", &["--dry-run"]);
+    assert!(code == 4 && stderr.contains("[7, 4] in the file"), "{stderr}");
+    let groups = "penalty.groups=[{match: 'conv.*', l2: 1.0e-2}]";
+    let (code, stdout, stderr) =
+        place.train("reset: ['fc.*'], freeze: ['conv.*']", &["--dry-run", "--set", groups]);
+    assert!(code == 0 && stdout.contains("conv.*"), "{stderr}");
+}
+
+#[test]
 fn a_run_starts_from_another_runs_best_checkpoint() {
     let place = Place::new();
     let (code, _, stderr) = place.train("reset: ['fc.*']", &[]);

@@ -47,14 +47,17 @@ impl Fit {
 pub fn fit_names(wanted: &[Named], found: &[Named]) -> Fit {
     let by_name: HashMap<&str, usize> = wanted.iter().enumerate().map(|(i, w)| (w.0, i)).collect();
     let score = |strip: &Strip| {
-        let (mut names, mut shapes) = (0, 0);
+        // Wanted tensors that are covered, each once: two copies of the weights in one file are no better than one.
+        let (mut names, mut shapes) = (BTreeSet::new(), BTreeSet::new());
         for (name, shape) in found {
             if let Some(&index) = by_name.get(&*strip.apply(name)) {
-                names += 1;
-                shapes += usize::from(wanted[index].1 == *shape);
+                names.insert(index);
+                if wanted[index].1 == *shape {
+                    shapes.insert(index);
+                }
             }
         }
-        (names, shapes)
+        (names.len(), shapes.len())
     };
     // The first of equals wins: least is stripped.
     let mut best = (Strip::Nothing, score(&Strip::Nothing));
@@ -69,36 +72,41 @@ pub fn fit_names(wanted: &[Named], found: &[Named]) -> Fit {
 
 fn compare(wanted: &[Named], found: &[Named], by_name: &HashMap<&str, usize>, strip: &Strip) -> Fit {
     let mut fit = Fit { stripped: strip.name(), ..Fit::default() };
-    let mut taken = BTreeSet::new();
+    // A name that is wanted as it stands goes before one that is so only when stripped.
+    let mut taken: HashMap<usize, usize> = HashMap::new();
+    for (index, (name, _)) in found.iter().enumerate() {
+        if let Some(&at) = by_name.get(*name).filter(|_| strip.apply(name) == *name) {
+            taken.entry(at).or_insert(index);
+        }
+    }
     let mut unexpected = Vec::new();
     for (index, (name, shape)) in found.iter().enumerate() {
         match by_name.get(&*strip.apply(name)) {
-            Some(&at) if taken.insert(at) => {
+            Some(&at) if *taken.entry(at).or_insert(index) == index => {
                 if wanted[at].1 == *shape {
                     fit.mapping.push((at, index));
                 } else {
                     fit.mismatched.push((wanted[at].0.to_owned(), wanted[at].1.to_vec(), shape.to_vec()));
                 }
             }
-            _ => unexpected.push(*name),
+            _ => unexpected.push((*name, *shape)),
         }
     }
     let mut missing = Vec::new();
     for (index, (name, shape)) in wanted.iter().enumerate() {
-        if taken.contains(&index) {
+        if taken.contains_key(&index) {
         } else if shape.is_empty() && name.ends_with("num_batches_tracked") {
             fit.zeros.push(index);
         } else {
-            missing.push(*name);
+            missing.push((*name, *shape));
         }
     }
-    let stripped: Vec<String> = unexpected.iter().map(|name| strip.apply(name).into_owned()).collect();
-    fit.missing = missing
-        .iter()
-        .map(|&name| (name.to_owned(), near(name, stripped.iter().map(String::as_str))))
-        .collect();
-    fit.unexpected = (unexpected.iter().zip(&stripped))
-        .map(|(&name, plain)| (name.to_owned(), near(plain, missing.iter().copied())))
+    let stripped: Vec<(String, &[i64])> =
+        unexpected.iter().map(|(name, shape)| (strip.apply(name).into_owned(), *shape)).collect();
+    let plain: Vec<Named> = stripped.iter().map(|(name, shape)| (name.as_str(), *shape)).collect();
+    fit.missing = missing.iter().map(|one| (one.0.to_owned(), near(*one, &plain))).collect();
+    fit.unexpected = (unexpected.iter().zip(&plain))
+        .map(|((name, _), plain)| ((*name).to_owned(), near(*plain, &missing)))
         .collect();
     fit.mapping.sort_unstable();
     fit
@@ -149,9 +157,12 @@ fn candidates(found: &[Named]) -> Vec<Strip> {
     prefixes.chain([Strip::Segment("module."), Strip::Segment("_orig_mod.")]).collect()
 }
 
-/// The most similar of `names`, if one is similar at all. Files with thousands of strange names are not searched.
-fn near<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
-    nearest(name, names.take(500)).map(str::to_owned)
+/// The most similar of `others`, if one is similar at all, those of the same shape first. Files with thousands of strange
+/// names are not searched.
+fn near((name, shape): Named, others: &[Named]) -> Option<String> {
+    let searched = || others.iter().take(500);
+    let alike = searched().filter(|other| other.1 == shape).map(|other| other.0);
+    nearest(name, alike).or_else(|| nearest(name, searched().map(|other| other.0))).map(str::to_owned)
 }
 
 /// Everything that does not fit, one line each; for error texts.
@@ -193,6 +204,28 @@ mod tests {
 
     const W: &[i64] = &[4, 3];
     const B: &[i64] = &[4];
+
+    #[test]
+    fn exact_names_win_over_stripped_ones_wherever_they_stand() {
+        let wanted = [("a.weight", W), ("a.bias", B)];
+        let exact = [("a.weight", W), ("a.bias", B)];
+        let average = [("ema.a.weight", W), ("ema.a.bias", B)];
+        for (found, first) in [([average, exact].concat(), 2), ([exact, average].concat(), 0)] {
+            let fit = fit_names(&wanted, &found);
+            assert_eq!((fit.mapping.clone(), fit.stripped.clone()), (vec![(0, first), (1, first + 1)], None));
+            assert_eq!(fit.unexpected.len(), 2);
+        }
+        // One name as it stands, the other under a prefix: both are found, and the exact one is not replaced.
+        let found = [("m.a.weight", W), ("m.a.bias", B), ("a.weight", W)];
+        let fit = fit_names(&wanted, &found);
+        assert_eq!((fit.mapping, fit.stripped.as_deref()), (vec![(0, 2), (1, 1)], Some("m.")));
+    }
+
+    #[test]
+    fn the_nearest_name_is_of_the_same_shape() {
+        let fit = fit_names(&[("a.conv.weight", W)], &[("a.norm.weight", B), ("a.convolution.weight", W)]);
+        assert_eq!(fit.missing, [("a.conv.weight".to_owned(), Some("a.convolution.weight".to_owned()))]);
+    }
 
     #[test]
     fn nothing_is_stripped_when_the_names_fit() {

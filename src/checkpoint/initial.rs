@@ -68,18 +68,37 @@ impl Initial {
     /// Reads what `spec` names and fits it to `model`. Exit 4, with every name that does not fit, unless the spec says
     /// that a part will do.
     pub fn read(model: &Model, spec: &InitFrom) -> Result<Self> {
-        let path = Path::new(&spec.file);
-        let context = || format!("model.init_from: {}", path.display());
+        const KEY: &str = "model.init_from";
+        let context = || format!("{KEY}: {}", spec.file);
         let weights =
-            read_place(path, spec.key.as_deref()).or_exit(Exit::Checkpoint, || "model.init_from")?;
+            read_place(Path::new(&spec.file), spec.key.as_deref()).or_exit(Exit::Checkpoint, || KEY)?;
         let mut names: Vec<String> = weights.tensors.iter().map(|(name, _)| name.clone()).collect();
         for rule in &spec.rename {
-            rule.apply(&mut names).or_exit(Exit::Usage, || "model.init_from")?;
+            rule.apply(&mut names).or_exit(Exit::Usage, || KEY)?;
         }
-        Self::fit(model.params(), &weights, &names, spec).or_exit(Exit::Checkpoint, context)
+        let remedy = "`rename` mends names; `reset` lists those that start afresh, such as a head of another width; \
+                      `partial: true` takes whatever fits";
+        Self::fit(model.params(), &weights, &names, spec, remedy).or_exit(Exit::Checkpoint, context)
     }
 
-    fn fit(params: &[Param], weights: &Weights, names: &[String], spec: &InitFrom) -> Result<Self> {
+    /// The same for an option of the command line, which takes a file as it is.
+    pub fn read_option(model: &Model, file: &Path, key: Option<&str>) -> Result<Self> {
+        let spec = InitFrom { key: key.map(str::to_owned), ..InitFrom::new(file.to_string_lossy()) };
+        let weights = read_place(file, key)?;
+        let names: Vec<String> = weights.tensors.iter().map(|(name, _)| name.clone()).collect();
+        let remedy = "`tikhonov convert FILE NEW --rename 'regex=>replacement'` mends names; a network that differs needs a \
+                      config with `model.init_from`";
+        Self::fit(model.params(), &weights, &names, &spec, remedy)
+            .or_exit(Exit::Checkpoint, || file.display())
+    }
+
+    fn fit(
+        params: &[Param],
+        weights: &Weights,
+        names: &[String],
+        spec: &InitFrom,
+        remedy: &str,
+    ) -> Result<Self> {
         let wanted: Vec<Named> = params.iter().map(|param| (param.name.as_str(), &param.shape[..])).collect();
         let shapes: Vec<Vec<i64>> = weights.tensors.iter().map(|(_, tensor)| tensor.size()).collect();
         let found: Vec<Named> =
@@ -89,16 +108,12 @@ impl Initial {
         let kept_fresh = params.iter().filter(|param| reset.matches(&param.name)).count();
         fit.leave_out(&wanted, |name| reset.matches(name));
         if fit.mapping.is_empty() || !(spec.partial || fit.is_complete()) {
-            let remedy = match (fit.mapping.is_empty(), fit.mismatched.is_empty()) {
-                (true, _) => "nothing fits: check `key`, `rename` and the model",
-                (_, false) => {
-                    "`reset` lists names that start afresh, such as a head of another width; `partial: true` \
-                               takes whatever fits; `rename` mends names"
-                }
-                _ => "`rename` mends names; `partial: true` takes what fits",
-            };
+            let nothing = "nothing fits: check the key, the names and the model";
+            let remedy = if fit.mapping.is_empty() { nothing } else { remedy };
+            let stripped =
+                fit.stripped.as_ref().map_or_else(String::new, |prefix| format!(", `{prefix}` taken off"));
             let message = format!(
-                "the {} does not fit the network: {} of {} tensors do\n{fit}{remedy}",
+                "the {} does not fit the network: {} of {} tensors do{stripped}\n{fit}{remedy}",
                 weights.structure,
                 fit.mapping.len(),
                 params.len()
@@ -182,7 +197,18 @@ impl Initial {
     pub fn load_into(&self, network: &Network) -> Result<()> {
         let mut state: BTreeMap<String, Tensor> = network.state().into_iter().collect();
         state.extend(self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())));
-        network.load_state(&state)
+        network.load_state(&state)?;
+        for (name, tensor) in network.state() {
+            if self.tensors.contains_key(&name) && !tensor.f_isfinite()?.f_all()?.f_int64_value(&[])?.eq(&1) {
+                let message = format!(
+                    "`{name}` holds NaN or infinity, or what {:?} cannot hold; `tikhonov inspect` shows where",
+                    tensor.kind()
+                );
+                return Err(fail(Exit::Checkpoint, message))
+                    .or_exit(Exit::Checkpoint, || "the initial weights");
+            }
+        }
+        Ok(())
     }
 }
 

@@ -7,7 +7,8 @@ use anyhow::Result;
 use clap::Args;
 use tch::{Kind, Tensor};
 
-use crate::checkpoint::weights::{Weights, read_weights};
+use crate::checkpoint::initial::read_place;
+use crate::checkpoint::weights::Weights;
 use crate::checkpoint::{safetensors, state_dict};
 use crate::exit::{Exit, OrExit, fail};
 use crate::rename::Rule;
@@ -18,7 +19,7 @@ use crate::rename::Rule;
 /// their dtype unless --half or --bf16 narrows the floating-point ones.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// The file to read
+    /// The file to read; of a run folder its best checkpoint, else its last
     input: PathBuf,
     /// The file to write: .pt, .pth or .safetensors; never the input itself
     output: PathBuf,
@@ -31,6 +32,9 @@ pub struct Options {
     /// Replace in every name, after --strip (repeatable, applied in order): --rename '^net\.(\d+)=>layers.$1'
     #[arg(long, value_name = "REGEX=>REPLACEMENT")]
     rename: Vec<Rule>,
+    /// Replace OUT where it exists
+    #[arg(long)]
+    force: bool,
     /// Write floating-point tensors as float16
     #[arg(long, conflicts_with = "bf16")]
     half: bool,
@@ -50,7 +54,11 @@ pub fn run(options: &Options) -> Result<()> {
     if is_same_file(&options.input, &options.output) {
         return Err(fail(Exit::Usage, "the output would replace the input: give it another name"));
     }
-    let weights = read_weights(&options.input, options.key.as_deref())?;
+    if options.output.exists() && !options.force {
+        let message = format!("{} is there already; --force replaces it", options.output.display());
+        return Err(fail(Exit::Usage, message));
+    }
+    let weights = read_place(&options.input, options.key.as_deref())?;
     let tensors = rename(&weights, options)?;
     let tensors = match (options.half, options.bf16) {
         (true, _) => narrow(tensors, Kind::Half)?,
@@ -68,6 +76,9 @@ pub fn run(options: &Options) -> Result<()> {
         weights.structure,
         options.input.display()
     );
+    for (key, count) in &weights.others {
+        println!("not converted: {count} tensors under `{key}`; --key {key} takes them");
+    }
     Ok(())
 }
 

@@ -149,7 +149,7 @@ fn print(out: &mut impl Write, weights: &Weights, rows: &[Row], unreadable: &[Un
 
     let shapes: Vec<String> = rows.iter().map(|row| format!("{:?}", row.shape)).collect();
     let width = |cells: &mut dyn Iterator<Item = usize>, least: usize| cells.max().unwrap_or(0).max(least);
-    let name_width = width(&mut rows.iter().map(|row| row.name.chars().count()), 4);
+    let name_width = width(&mut rows.iter().map(|row| plain(row.name).chars().count()), 4);
     let shape_width = width(&mut shapes.iter().map(String::len), 5);
     writeln!(
         out,
@@ -162,14 +162,16 @@ fn print(out: &mut impl Write, weights: &Weights, rows: &[Row], unreadable: &[Un
         writeln!(
             out,
             "{:name_width$}  {shape:shape_width$}  {:10}  {min:>11}  {mean:>11}  {max:>11}  {:>5}",
-            row.name, row.dtype, row.nan
+            plain(row.name),
+            row.dtype,
+            row.nan
         )?;
     }
     if !unreadable.is_empty() {
         writeln!(out, "\ncannot be loaded:")?;
     }
     for tensor in unreadable {
-        writeln!(out, "{}  {:?}  {}  {}", tensor.name, tensor.shape, tensor.dtype, tensor.reason)?;
+        writeln!(out, "{}  {:?}  {}  {}", plain(&tensor.name), tensor.shape, tensor.dtype, tensor.reason)?;
     }
     Ok(())
 }
@@ -177,4 +179,9 @@ fn print(out: &mut impl Write, weights: &Weights, rows: &[Row], unreadable: &[Un
 fn number(x: f64) -> String {
     let size = x.abs();
     if size != 0.0 && !(1e-3..1e6).contains(&size) { format!("{x:.3e}") } else { format!("{x:.5}") }
+}
+
+/// A name of an untrusted file, without what a terminal would obey.
+fn plain(name: &str) -> String {
+    if name.chars().any(char::is_control) { name.escape_debug().to_string() } else { name.to_owned() }
 }

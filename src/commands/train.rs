@@ -60,6 +60,7 @@ pub fn run(options: &Options) -> Result<()> {
     config.validate_data(&Split::ALL)?;
     let plan = Plan::of(&config)?;
     if options.dry_run {
+        plan.initial_with_optimizer(&config)?;
         print!("{}", config.resolved()?);
         return Ok(());
     }

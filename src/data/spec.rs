@@ -210,7 +210,10 @@ impl DataSpec {
         };
         match classes {
             Some(classes) => set.align_classes(classes, split)?,
-            None if split != Split::Train && matches!(set.targets, Targets::Classes(_)) => {
+            None if split != Split::Train
+                && matches!(set.targets, Targets::Classes(_))
+                && self.train.source().1.finds_classes() =>
+            {
                 let train = self.open_source(Split::Train, self.train.source().1)?;
                 set.align(&train, split)?;
             }

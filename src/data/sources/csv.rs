@@ -75,6 +75,10 @@ struct Columns {
 }
 
 impl Source for CsvSpec {
+    fn finds_classes(&self) -> bool {
+        true
+    }
+
     fn validate(&self) -> Result<(), Invalid> {
         let path = self.file.file("file")?;
         positive_limit(self.limit)?;

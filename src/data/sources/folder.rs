@@ -52,6 +52,10 @@ impl Size {
 }
 
 impl Source for FolderSpec {
+    fn finds_classes(&self) -> bool {
+        true
+    }
+
     fn validate(&self) -> Result<(), Invalid> {
         self.root.folder("root")?;
         for side in self.size.sides() {

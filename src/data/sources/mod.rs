@@ -37,6 +37,10 @@ pub(super) trait Source: Sync {
     fn validate(&self) -> Result<(), Invalid>;
     /// Reads or generates the samples. The fingerprint is left empty.
     fn open(&self, opening: &Opening) -> Result<Dataset>;
+    /// Whether the samples decide which class has which index, so that two sets may disagree.
+    fn finds_classes(&self) -> bool {
+        false
+    }
 }
 
 /// One of the sets of a run, as configs, logs and the command line call it.
