@@ -84,9 +84,11 @@ show({'layer_' + k[7:]: v.bfloat16() if v.is_floating_point() else v for k, v in
         (["--rename", r".*=>same"], "two tensors are called"),
         (["--rename", "(=>x"], "unclosed group"),
     ] {
-        let (code, text) = convert(&[&[input, out], &rule[..]].concat());
+        let (code, text) = convert(&[&[input, out, "--force"], &rule[..]].concat());
         assert!(code == 2 && text.contains(message), "{code} {text}");
     }
+    let (code, text) = convert(&[input, out]);
+    assert!(code == 2 && text.contains("--force replaces it"), "{text}");
 }
 
 #[test]
