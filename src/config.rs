@@ -10,7 +10,7 @@ use crate::data::normalize::NormalizeSpec;
 use crate::data::{DataSpec, Split};
 use crate::device::DeviceSpec;
 use crate::exit::{Exit, OrExit, fail};
-use crate::model::ModelSpec;
+use crate::model::{ModelSource, ModelSpec};
 use crate::optim::{Clip, EmaSpec, OptimizerSpec};
 use crate::penalty::PenaltySpec;
 use crate::schedule::ScheduleSpec;
@@ -20,6 +20,9 @@ use crate::yaml::{Document, Invalid, nearest};
 
 /// The resolved config in a run folder.
 pub const CONFIG_FILE: &str = "config.yaml";
+
+/// A run's own copy of the TorchScript that it trains.
+pub const PROGRAM_FILE: &str = "program.pt";
 
 /// One run. Keys and defaults are those of the YAML file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -161,6 +164,15 @@ impl TrainSpec {
 }
 
 impl RunConfig {
+    /// Lets a scripted network be the copy that the run folder `folder` keeps; runs without one stay with the file that they name.
+    pub fn use_program_of(&mut self, folder: &Path) {
+        if let (ModelSource::Torchscript { file, .. }, Some(own)) =
+            (&mut self.model.source, program_of(folder))
+        {
+            *file = own;
+        }
+    }
+
     /// What serde cannot express; the path of a mistake starts at the root of the config.
     pub fn validate(&self) -> Result<(), Invalid> {
         if self.threads == Some(0) {
@@ -246,7 +258,12 @@ impl Config {
         }
         let output = Override::new("the run folder", "output", folder.to_string_lossy().into_owned());
         let overrides = [output].into_iter().chain(overrides);
-        Self::from_document(Document::read(path)?, sets, overrides, folder)
+        let mut document = Document::read(path)?;
+        // Before the sets, which may name another place of the same program.
+        if let (Some(_), Some(own)) = (document.value("model.torchscript"), program_of(folder)) {
+            document.set_value("model.torchscript", own.into(), "the run's program")?;
+        }
+        Self::from_document(document, sets, overrides, folder)
     }
 
     /// Applies the overrides, decodes and validates; `output` is the run folder where the document names none.
@@ -282,6 +299,11 @@ impl Config {
         // Through JSON, because serde_yaml would write choices as `!tags`.
         Ok(serde_yaml::to_string(&serde_json::to_value(&self.spec)?)?)
     }
+}
+
+fn program_of(folder: &Path) -> Option<String> {
+    let own = folder.join(PROGRAM_FILE);
+    own.is_file().then(|| own.to_string_lossy().into_owned())
 }
 
 /// The document of a file, or of a shipped config where there is no such file.

@@ -9,6 +9,7 @@ use crate::checkpoint::state_dict::Value;
 use crate::checkpoint::store::Loaded;
 use crate::config::RunConfig;
 use crate::exit::{Exit, OrExit};
+use crate::layers::ParamKind;
 use crate::model::Model;
 use crate::penalty::Group;
 use crate::schedule::{Clock, Plateau, ScheduleSpec};
@@ -70,6 +71,17 @@ pub fn python_checkpoint(
     };
     let (optimizer, more) = python_optimizer::state_dict(&resumable).or_exit(Exit::Checkpoint, context)?;
     notes.extend(more);
+    let frozen =
+        model.params().iter().filter(|param| param.kind != ParamKind::Buffer && !param.is_trainable());
+    let frozen = frozen.count();
+    if frozen > 0 {
+        notes.push(format!(
+            "{frozen} parameters are frozen: the optimizer holds only the others, by name in `param_names`. Make Python's as \
+             torch.optim.{}([{{**g, 'params': [params[n] for n in g['param_names']]}} for g in file['optimizer']['param_groups']]), \
+             params = dict(net.named_parameters())",
+            spec.optimizer.python_class()
+        ));
+    }
     let mut items = vec![("model", Value::state_dict(&weights)), ("optimizer", optimizer)];
     if let Some(ema) = &loaded.ema {
         items.push(("ema", Value::state_dict(&named(ema)?)));

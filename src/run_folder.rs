@@ -1,7 +1,7 @@
 //! The folder of one run: config, metrics, log, checkpoints; one process at a time.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::{Checkpoints, State, atomic};
 use crate::exit::{Exit, OrExit, fail};
 use crate::metrics::Scores;
+use crate::model::scripted::fingerprint;
 
 /// One line of `metrics.jsonl`.
 #[derive(Clone, Debug, Serialize)]
@@ -132,6 +133,20 @@ impl RunFolder {
     pub fn write(&self, name: &str, text: &str) -> Result<()> {
         replace(&self.path.join(name), text.as_bytes())
             .or_exit(Exit::Storage, || format!("writing {name} in {}", self.path.display()))
+    }
+
+    /// Copies the program `file` of SHA-256 `sha256` into the folder, unless it is there. Exit 4 where `file` is another by now.
+    pub fn keep_program(&self, name: &str, file: &str, sha256: &str) -> Result<()> {
+        let own = self.path.join(name);
+        let is_kept = || fingerprint(&own.to_string_lossy()).is_ok_and(|known| known == sha256);
+        if is_kept() {
+            return Ok(());
+        }
+        let mut program = File::open(file).or_exit(Exit::Checkpoint, || file.to_owned())?;
+        atomic::write(&own, |copy| Ok(io::copy(&mut program, copy).map(drop)?))?;
+        is_kept().then_some(()).or_exit(Exit::Checkpoint, || {
+            format!("{file} changed while it was being copied into the run folder; start the run again")
+        })
     }
 
     /// Appends to `metrics.jsonl`; after an epoch `metrics.csv` is made anew from it.

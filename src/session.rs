@@ -7,14 +7,14 @@ use tch::{Device, Kind};
 use crate::checkpoint::initial::Initial;
 use crate::checkpoint::store::Loaded;
 use crate::checkpoint::{Checkpoints, State};
-use crate::config::{Config, RunConfig};
+use crate::config::{Config, PROGRAM_FILE, RunConfig};
 use crate::data::loader::{Loader, LoaderOptions, Preparation};
 use crate::data::normalize::NormalizeSpec;
 use crate::data::{Dataset, Sets, Split};
 use crate::device;
 use crate::exit::{Exit, OrExit, fail};
 use crate::layers::ParamKind;
-use crate::model::{Model, Network};
+use crate::model::{Model, ModelSource, Network};
 use crate::penalty::{Group, PenaltySpec, Target};
 use crate::tasks::Task;
 use crate::yaml::Invalid;
@@ -213,6 +213,18 @@ impl Session {
         let mut changed = Vec::new();
         let now = serde_json::to_value(&self.config.spec)?;
         compare("", &state.config, &now, &mut changed);
+        let program =
+            |(path, change): &(String, String)| path == "model.sha256" && !change.starts_with("was null");
+        if let (true, ModelSource::Torchscript { file, .. }) =
+            (changed.iter().any(program), &self.config.spec.model.source)
+        {
+            let folder = self.config.spec.output.display();
+            let message = format!(
+                "{file} is not the program that this run was started with, which is {folder}/{PROGRAM_FILE}: go on with \
+                 `tikhonov train {folder} --resume`, or start a new run with --output FOLDER"
+            );
+            return Err(fail(Exit::Checkpoint, message));
+        }
         let notes: Vec<_> =
             changed.iter().map(|(path, change)| format!("resuming with another {path}: {change}")).collect();
         if state.data_fingerprint != self.train()?.fingerprint {
@@ -293,7 +305,7 @@ fn compare(path: &str, old: &Value, new: &Value, changed: &mut Vec<(String, Stri
             let side = |side: &serde_json::Map<String, Value>| side.get(key).cloned().unwrap_or(Value::Null);
             compare(&path, &side(old), &side(new), changed);
         }
-    } else if old != new && !["output", "device", "threads"].contains(&path) {
+    } else if old != new && !["output", "device", "threads", "model.torchscript"].contains(&path) {
         changed.push((path.to_owned(), format!("was {old}, is {new}")));
     }
 }

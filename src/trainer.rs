@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 use crate::checkpoint::initial::Initial;
 use crate::checkpoint::store::Loaded;
 use crate::checkpoint::{Best, Snapshot, State};
-use crate::config::CONFIG_FILE;
+use crate::config::{CONFIG_FILE, PROGRAM_FILE};
 use crate::data::Split;
 use crate::data::draw::{Draw, Purpose};
 use crate::data::loader::{Batch, Loader};
@@ -19,7 +19,7 @@ use crate::exit::{Exit, OrExit, fail};
 use crate::layers::ParamKind;
 use crate::libtorch::catching;
 use crate::metrics::Scores;
-use crate::model::Network;
+use crate::model::{ModelSource, Network};
 use crate::optim::{Ema, Optimizer};
 use crate::penalty::{self, Rates};
 use crate::run_folder::{EpochRecord, LockedFolder, Record, RunFolder, StepRecord};
@@ -101,6 +101,9 @@ impl<'a> Trainer<'a> {
         let on_device = (Kind::Double, session.device);
         // The folder is touched only now that nothing can be refused any more.
         let folder = folder.begin(resumed.then_some(&state))?;
+        if let ModelSource::Torchscript { file, sha256: Some(sha256), .. } = &spec.model.source {
+            folder.keep_program(PROGRAM_FILE, file, sha256)?;
+        }
         folder.write(CONFIG_FILE, &session.config.resolved()?)?;
         if resumed {
             folder.checkpoints().settle(&state).or_exit(Exit::Storage, || "tidying the checkpoints")?;

@@ -202,7 +202,8 @@ fn a_run_is_exported_averaged_or_raw_narrowed_frozen_and_with_its_preprocessing(
 fn names_that_python_cannot_say_are_refused_before_anything_is_written() {
     let folder = tempfile::tempdir().expect("a folder");
     for (layers, message) in [
-        ("{in: {linear: {out_features: 2}}}", "a word of Python"),
+        ("{in: {linear: {out_features: 2}}}", "`in` at the top of the network is a word of Python"),
+        ("{torch: {linear: {out_features: 2}}, _r: relu}", "the name of Python's torch"),
         ("{forward: {linear: {out_features: 2}}}", "called `forward`"),
     ] {
         let model = inline(&[3], layers);
@@ -216,4 +217,103 @@ fn names_that_python_cannot_say_are_refused_before_anything_is_written() {
     assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 0);
     let error = source::source(&inline(&[3], "{type: {linear: {out_features: 2}}}"), "net", "net", &[]);
     assert_eq!(tikhonov::exit::code(&error.expect_err("it is refused")), 2);
+}
+
+const LINEAR: &str = "{input: [2], layers: {fc: {linear: {out_features: 2}}}}";
+
+#[test]
+fn what_narrowing_would_break_is_refused_by_name_and_broken_weights_stay_as_they_are() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| utf8(&folder.path().join(name)).to_owned();
+    python(&format!(
+        "import torch\nstate = torch.nn.Linear(2, 2).state_dict(); torch.save(state, {:?})\n\
+         state['weight'][0, 0] = 70000; torch.save({{'fc.' + k: v for k, v in state.items()}}, {:?})\n\
+         state['weight'][0, 0] = float('nan'); torch.save({{'fc.' + k: v for k, v in state.items()}}, {:?})",
+        path("bare.pth"),
+        path("large.pth"),
+        path("nan.pth")
+    ));
+    let (large, nan) = (path("large.pth"), path("nan.pth"));
+    let export = |from: &str, to: &str, more: &[&str]| {
+        let output = path("x");
+        let args = ["export", from, "--model", LINEAR, "--to", to, "--force", "-o", &output];
+        run(&[&args, more].concat())
+    };
+    for format in ["safetensors", "state-dict", "torchscript"] {
+        let (code, _, stderr) = export(&large, format, &["--half"]);
+        assert!(code == 4 && stderr.contains("`fc.weight`") && stderr.contains("--bf16"), "{code} {stderr}");
+        assert!(!stderr.contains("fc.bias"), "{stderr}");
+        let (code, _, stderr) = export(&large, format, &["--bf16"]);
+        assert_eq!(code, 0, "{stderr}");
+        let (code, stdout, stderr) = export(&nan, format, &["--half"]);
+        assert!(
+            code == 0 && stdout.contains("not all values are finite in `fc.weight`"),
+            "{stdout} {stderr}"
+        );
+    }
+    let (code, _, stderr) = run(&["convert", &large, &path("y.safetensors"), "--half"]);
+    assert!(code == 4 && stderr.contains("`fc.weight`"), "{code} {stderr}");
+}
+
+#[test]
+fn only_regular_files_are_ever_replaced_and_a_run_that_is_not_there_is_told_so() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| utf8(&folder.path().join(name)).to_owned();
+    python(&format!(
+        "import torch, os\nnet = torch.nn.Linear(2, 2)\n\
+         torch.save({{'fc.' + k: v for k, v in net.state_dict().items()}}, {0:?} + '/w.pth')\n\
+         os.mkfifo({0:?} + '/pipe'); open({0:?} + '/real', 'w').close()\n\
+         os.symlink('real', {0:?} + '/link'); os.symlink('nothing', {0:?} + '/dangling')",
+        utf8(folder.path())
+    ));
+    let weights = path("w.pth");
+    let export = |to: &str| {
+        run(&["export", &weights, "--model", LINEAR, "--to", "safetensors", "--force", "-o", &path(to)])
+    };
+    for name in ["pipe", "dangling"] {
+        let (code, _, stderr) = export(name);
+        assert!(code == 2 && stderr.contains("no regular file"), "{name}: {code} {stderr}");
+        assert!(!folder.path().join(name).is_file());
+    }
+    let (code, _, stderr) = export("link");
+    assert_eq!(code, 0, "{stderr}");
+    assert!(folder.path().join("link").is_symlink());
+    assert!(std::fs::metadata(path("real")).expect("the target").len() > 0);
+    let (code, _, stderr) = run(&["export", &path("runs-with-a-typo"), "--to", "safetensors"]);
+    assert!(code == 2 && stderr.contains("there is no") && !stderr.contains("says"), "{code} {stderr}");
+    let (code, _, stderr) =
+        run(&["export", &weights, "--model", LINEAR, "--to", "python", "-o", &path("a b.py")]);
+    assert_eq!(code, 0, "{stderr}");
+    let source = std::fs::read_to_string(path("a b.py")).expect("the source");
+    assert!(source.contains("from net import Net") && !source.contains("from a b"), "{source}");
+}
+
+#[test]
+fn the_optimizer_of_a_partly_frozen_run_comes_with_the_recipe_that_loads_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| utf8(&folder.path().join(name)).to_owned();
+    std::fs::write(path("c.yaml"), RUN).expect("the config is written");
+    let (code, _, stderr) =
+        run(&["train", &path("c.yaml"), "--output", &path("first"), "--set", "train.epochs=1"]);
+    assert_eq!(code, 0, "{stderr}");
+    let from = format!("model.init_from={{file: {:?}, freeze: ['block1.*']}}", path("first"));
+    let (code, _, stderr) = run(&["train", &path("c.yaml"), "--output", &path("second"), "--set", &from]);
+    assert_eq!(code, 0, "{stderr}");
+    let (code, stdout, stderr) =
+        run(&["export", &path("second"), "--to", "state-dict", "--with-optimizer", "-o", &path("o.pt")]);
+    assert!(code == 0 && stdout.contains("parameters are frozen"), "{stdout} {stderr}");
+    let (code, _, stderr) = run(&["export", &path("second"), "--to", "python", "-o", &path("source.py")]);
+    assert_eq!(code, 0, "{stderr}");
+    let note = stdout.lines().find(|line| line.contains("are frozen")).expect("the note");
+    let start = note.find("torch.optim.").expect("the recipe");
+    let (make, params) = note[start..].split_once(", params = ").expect("both halves");
+    let printed = python(&format!(
+        "import sys, torch\nsys.dont_write_bytecode = True\nsys.path.insert(0, {:?})\nimport source\n\
+         net = source.Net(); file = torch.load({:?}, weights_only=True); net.load_state_dict(file['model'])\n\
+         params = {params}\noptimizer = {make}\noptimizer.load_state_dict(file['optimizer'])\n\
+         print(sum(len(g['params']) for g in optimizer.param_groups) < len(params))",
+        utf8(folder.path()),
+        path("o.pt")
+    ));
+    assert_eq!(printed, "True\n");
 }

@@ -73,6 +73,8 @@ fn a_scripted_network_trains_resumes_and_goes_back_as_one_of_ours_would() {
     }
     let table = good(&["summary", &script]);
     assert!(table.contains("block1.0.conv") && table.contains("Conv2d"), "{table}");
+    assert!(table.contains("an unknown number of multiply-adds per sample"), "{table}");
+    assert_eq!(theirs["multiply_adds"], Value::Null);
 
     good(&["train", &script, "--output", &at("a")]);
     good(&["train", &ours, "--output", &at("b")]);
@@ -114,15 +116,75 @@ fn a_scripted_network_trains_resumes_and_goes_back_as_one_of_ours_would() {
     let (code, _, stderr) = run(&["export", &at("a"), "--to", "python", "-o", &at("x.py")]);
     assert!(code == 2 && stderr.contains("its author's"), "{stderr}");
 
-    // Another program in its place is not run.
+    // A run needs no file but its own copy; another program in the place of the first is not gone on with.
+    let before = scores("a");
     fs::copy(at("back.pt"), at("net.pt")).expect("it is replaced");
-    let (code, _, stderr) = run(&["eval", &at("a"), "--split", "validation"]);
+    let (code, _, stderr) =
+        run(&["train", &script, "--output", &at("c"), "--resume", "--set", "train.epochs=3"]);
+    assert!(
+        code == 4 && stderr.contains("not the program") && stderr.contains("program.pt"),
+        "{code} {stderr}"
+    );
+    fs::remove_file(at("net.pt")).expect("it goes");
+    fs::rename(at("a"), at("moved")).expect("it moves");
+    assert_eq!(scores("moved").replace("/moved/", "/a/"), before);
+    for source in ["moved", "moved/checkpoints/last"] {
+        for (format, name) in [("safetensors", "again.safetensors"), ("torchscript", "again.pt")] {
+            good(&["export", &at(source), "--to", format, "--force", "-o", &at(name)]);
+        }
+    }
+    good(&["train", &at("moved"), "--resume", "--set", "train.epochs=3"]);
+    fs::copy(at("back.pt"), at("moved/program.pt")).expect("it is replaced");
+    let (code, _, stderr) = run(&["eval", &at("moved"), "--split", "validation"]);
     assert!(code == 4 && stderr.contains("not the program"), "{code} {stderr}");
     let (code, _, stderr) = run(&[
         "train",
         &config(folder, "f.yaml", &json!({"torchscript": at("frozen.pt"), "input": [1, 20, 20]})),
     ]);
     assert!(code == 4 && stderr.contains("no parameters to train"), "{code} {stderr}");
+}
+
+#[test]
+fn a_program_that_fails_in_training_exits_with_4_in_its_own_words_and_without_frames() {
+    let home = tempfile::tempdir().expect("a folder");
+    let folder = home.path();
+    let file = folder.join("broken.py");
+    let module = |class: &str, body: &str| {
+        format!(
+            "class {class}(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n        \
+             self.fc = torch.nn.Linear(400, 10)\n    def forward(self, x):\n{body}\n"
+        )
+    };
+    let text = format!(
+        "import torch\n{}{}",
+        module(
+            "Raises",
+            "        if self.training:\n            raise ValueError('no training here')\n        return self.fc(x.flatten(1))"
+        ),
+        module(
+            "Untracked",
+            "        with torch.no_grad():\n            y = self.fc(x.flatten(1))\n        return y"
+        ),
+    );
+    fs::write(&file, text).expect("the modules are written");
+    python(&format!(
+        "import sys\nsys.dont_write_bytecode = True\nsys.path.insert(0, {folder:?})\nfrom broken import *\n\
+         for net in Raises, Untracked: torch.jit.script(net()).save({folder:?} + '/' + net.__name__ + '.pt')"
+    ));
+    for (name, message) in [("Raises", "no training here"), ("Untracked", "no_grad")] {
+        let program = folder.join(format!("{name}.pt"));
+        let config = config(folder, "c.yaml", &json!({"torchscript": program, "input": [1, 20, 20]}));
+        let (code, _, stderr) = run(&["train", &config, "--output", &text_of(folder, name)]);
+        assert_eq!(code, 4, "{name}: {stderr}");
+        for part in [message, &format!("{name}.pt"), "mend it"] {
+            assert!(stderr.contains(part), "{name}: {part}: {stderr}");
+        }
+        assert!(!stderr.contains("frame #") && stderr.lines().count() < 20, "{stderr}");
+    }
+}
+
+fn text_of(folder: &Path, name: &str) -> String {
+    text(&folder.join(name))
 }
 
 fn open(file: &Path) -> anyhow::Result<Model> {

@@ -8,7 +8,21 @@ use anyhow::{Context, Result};
 
 use crate::exit::{Exit, OrExit};
 
-/// Lets `write` fill a temporary neighbour of `path` and moves it there once it is on the disk. Errors exit with 7.
+/// Where a file called `path` really lies: a link to a regular file is written through. Exit 2 for what is there and no
+/// regular file, such as a device, a pipe, a folder or a link to nothing, which a rename would replace.
+pub fn place(path: &Path) -> Result<PathBuf> {
+    let Ok(found) = fs::symlink_metadata(path) else { return Ok(path.to_owned()) };
+    let real = if found.is_symlink() { path.canonicalize().ok() } else { Some(path.to_owned()) };
+    real.filter(|real| real.is_file()).or_exit(Exit::Usage, || {
+        format!(
+            "{} is there and is no regular file, which alone is ever replaced: give another name",
+            path.display()
+        )
+    })
+}
+
+/// Lets `write` fill a temporary neighbour of `path` and moves it there once it is on the disk: see [`place`]. Errors of the disk
+/// exit with 7.
 pub fn write(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
     write_by_path(path, |temporary| {
         let mut file = BufWriter::with_capacity(1 << 20, File::create(temporary)?);
@@ -20,8 +34,9 @@ pub fn write(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>
 
 /// The same for writers that open the file themselves.
 pub fn write_by_path(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let temporary = neighbour(path);
-    let result = write(&temporary).and_then(|()| settle(&temporary, path));
+    let place = place(path)?;
+    let temporary = neighbour(&place);
+    let result = write(&temporary).and_then(|()| settle(&temporary, &place));
     if result.is_err() {
         // The error that is reported is the first one.
         let _ = fs::remove_file(&temporary);

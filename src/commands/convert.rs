@@ -130,8 +130,25 @@ fn rename(weights: &Weights, options: &Options) -> Result<Vec<(String, Tensor)>>
     Ok(names.into_iter().zip(weights.tensors.iter().map(|(_, tensor)| tensor.shallow_clone())).collect())
 }
 
-/// Converts the floating-point tensors; tied ones stay tied.
+/// Converts the floating-point tensors; tied ones stay tied. Exit 4 where finite values would become infinite.
 pub(super) fn narrow(tensors: Vec<(String, Tensor)>, kind: Kind) -> Result<Vec<(String, Tensor)>> {
+    let overflows = |(_, tensor): &&(String, Tensor)| -> bool {
+        let lost = || -> Result<bool, tch::TchError> {
+            let infinite = tensor.f_to_kind(kind)?.f_isfinite()?.f_logical_not()?;
+            Ok(tensor.f_isfinite()?.f_logical_and(&infinite)?.f_any()?.int64_value(&[]) != 0)
+        };
+        // What cannot be converted at all is told below.
+        tensor.is_floating_point() && lost().unwrap_or(false)
+    };
+    let names: Vec<_> = tensors.iter().filter(overflows).map(|(name, _)| format!("`{name}`")).collect();
+    if !names.is_empty() {
+        let (dtype, remedy) = match kind {
+            Kind::Half => ("float16, which ends at 65504", "say --bf16, or leave --half out"),
+            _ => ("bfloat16", "leave --bf16 out"),
+        };
+        let message = format!("{} hold values too large for {dtype}: {remedy}", names.join(", "));
+        return Err(fail(Exit::Checkpoint, message));
+    }
     let mut done: HashMap<_, Tensor> = HashMap::new();
     tensors
         .into_iter()

@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 use super::convert::{is_same_file, narrow};
 use crate::checkpoint::initial::Initial;
 use crate::checkpoint::store::{self, Loaded};
-use crate::checkpoint::{Checkpoints, safetensors, state_dict};
+use crate::checkpoint::{Checkpoints, atomic, safetensors, state_dict};
 use crate::config::{CONFIG_FILE, RunConfig};
 use crate::data::normalize::NormalizeSpec;
 use crate::data::{Resize, SourceSpec};
@@ -28,7 +28,7 @@ use crate::yaml;
 /// Formats: `safetensors` and `state-dict` are the weights under PyTorch's names; `torchscript` is the whole network for
 /// torch.jit.load, its weights in state_dict(), for any batch size and any image size that the network takes; `python` is
 /// nn.Module source that loads the weights with strict=True. TorchScript is loaded again and compared with the network
-/// before the file appears.
+/// before the file appears, in evaluation mode: .train() brings dropout and batch statistics back.
 #[derive(Args, Debug)]
 pub struct Options {
     /// A run folder, a checkpoint's folder, or with --model any file that `inspect` reads
@@ -140,6 +140,10 @@ pub fn run(options: &Options) -> Result<()> {
         }
     };
     println!("{}: {written}, from {}", output.display(), source.notes.join("; "));
+    let broken = source.broken();
+    if !broken.is_empty() && options.to != Format::Python {
+        println!("note: not all values are finite in {}", broken.join(", "));
+    }
     if options.to == Format::Torchscript && source.answers_residual() {
         println!(
             "note: this network answers what is to be subtracted from its input (task.reconstruction.residual)"
@@ -169,6 +173,13 @@ fn refuse_strangers(options: &Options) -> Result<()> {
     }
     if options.with_optimizer && options.to != Format::StateDict {
         let message = "--with-optimizer is for Python's training: say --to state-dict, or leave it out";
+        return Err(fail(Exit::Usage, message));
+    }
+    if std::fs::symlink_metadata(&options.source).is_err() {
+        let message = format!(
+            "there is no {}; give a run folder, a checkpoint's folder, or a file with --model",
+            options.source.display()
+        );
         return Err(fail(Exit::Usage, message));
     }
     let is_run = options.source.is_dir();
@@ -260,6 +271,16 @@ impl Source {
         }
     }
 
+    /// The tensors that hold NaN or infinity.
+    fn broken(&self) -> Vec<String> {
+        let is_broken = |tensor: &Tensor| {
+            let finite = tensor.f_isfinite().and_then(|finite| finite.f_all());
+            finite.is_ok_and(|all| all.int64_value(&[]) == 0)
+        };
+        let broken = self.weights.iter().filter(|(_, tensor)| is_broken(tensor));
+        broken.map(|(name, _)| format!("`{name}`")).collect()
+    }
+
     fn narrowed(&self, options: &Options) -> Option<Kind> {
         match (options.half, options.bf16) {
             (true, _) => Some(Kind::Half),
@@ -327,8 +348,12 @@ fn checkpoint(path: &Path, options: &Options) -> Result<(Loaded, RunConfig)> {
         let message = format!("{} is no run folder and no checkpoint", path.display());
         return Err(fail(Exit::Usage, message));
     };
-    let config: RunConfig = yaml::decode(&loaded.state.config)
+    let mut config: RunConfig = yaml::decode(&loaded.state.config)
         .map_err(|invalid| fail(Exit::Checkpoint, format!("{}: {invalid}", loaded.folder.display())))?;
+    let folder = loaded.folder.canonicalize().context("the checkpoint's folder")?;
+    if let Some(run) = folder.parent().and_then(Path::parent) {
+        config.use_program_of(run);
+    }
     Ok((loaded, config))
 }
 
@@ -363,6 +388,8 @@ fn write_script(source: &Source, options: &Options, output: &Path) -> Result<Str
             return Err(fail(Exit::Usage, format!("--softmax: {why}; leave it out")));
         }
     }
+    // Refuses what narrowing would break.
+    source.tensors(options)?;
     let kind = source.narrowed(options).unwrap_or(source.kind);
     let network = source.model.build(Device::Cpu, kind)?;
     network.load_state(&source.weights)?;
@@ -440,5 +467,7 @@ fn output(options: &Options, name: &str) -> Result<PathBuf> {
         let message = format!("{} exists: give another -o OUT, or --force to replace it", output.display());
         return Err(fail(Exit::Usage, message));
     }
+    // Before the work, not after it.
+    atomic::place(&output)?;
     Ok(output)
 }

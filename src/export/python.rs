@@ -64,9 +64,14 @@ pub fn source(model: &Model, module: &str, title: &str, notes: &[String]) -> Res
 }
 
 fn head(model: &Model, module: &str, title: &str, notes: &[String]) -> String {
+    let is_word = module.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') && is_plain(module);
+    let import = match is_word && !module.is_empty() {
+        true => format!("from {module} import Net"),
+        false => "from net import Net  # once this file is called net.py".to_owned(),
+    };
     let mut text = format!(
         "\"\"\"{}: {:?} to {:?}, for each sample of a batch. Written by tikhonov {}.\n\n    \
-         from safetensors.torch import load_file\n    from {module} import Net\n\n    net = Net()\n    \
+         from safetensors.torch import load_file\n    {import}\n\n    net = Net()\n    \
          net.load_state_dict(load_file(\"model.safetensors\"), strict=True)\n    net.eval()\n",
         title.replace(['"', '\\'], "'"),
         model.input(),

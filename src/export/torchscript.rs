@@ -56,7 +56,10 @@ pub fn write(path: &Path, model: &Model, network: &Network, options: &Options) -
     };
     let built = match options.freeze || options.optimize {
         true => built.frozen(options.optimize).or_exit(Exit::Checkpoint, || "freezing the TorchScript")?,
-        false => built,
+        false => {
+            built.set_training(false)?;
+            built
+        }
     };
     // Kept apart: what differs is a matter of the model, not of the disk.
     let mut verdict = None;
@@ -117,15 +120,20 @@ impl Builder<'_> {
         }
         let mut names = vec!["training".to_owned()];
         names.extend((0..module.methods.len()).map(method_name));
+        let place = match module.path.as_str() {
+            "" => "at the top of the network".to_owned(),
+            path => format!("in `{path}`"),
+        };
         let mut fresh = |name: &str| {
             ensure!(
                 !names.iter().any(|known| known == name),
-                "two things called `{name}` in `{}`; rename the layer",
-                module.path
+                "two things called `{name}` {place}; rename the layer"
             );
             // libtorch writes the name into the file bare, and does not read it again.
             let is_word = !plan::is_plain(name) && !name.starts_with(|first: char| first.is_ascii_digit());
-            ensure!(!is_word, "`{name}` in `{}` is a word of Python; rename the layer", module.path);
+            ensure!(!is_word, "`{name}` {place} is a word of Python; rename the layer");
+            // The file would call the layer where it means the library.
+            ensure!(name != "torch", "`torch` {place} is the name of Python's torch; rename the layer");
             names.push(name.to_owned());
             Ok(())
         };
@@ -147,7 +155,7 @@ impl Builder<'_> {
                 source += &format!("    {line}\n");
             }
             source += "    return x\n";
-            made.define(&source).with_context(|| format!("`{}`", module.path))?;
+            made.define(&source).with_context(|| format!("the forward {place}"))?;
         }
         Ok(made)
     }
@@ -331,6 +339,9 @@ fn difference(ours: &Tensor, theirs: &Tensor) -> Result<f64> {
         ours.size()
     );
     let (ours, theirs) = (ours.to_kind(Kind::Double), theirs.to_kind(Kind::Double));
-    let largest = ours.f_abs()?.f_max()?.double_value(&[]).max(1e-12);
-    Ok((ours - theirs).abs().max().double_value(&[]) / largest)
+    let largest = ours.f_nan_to_num(0.0, 0.0, 0.0)?.f_abs()?.f_max()?.double_value(&[]).max(1e-12);
+    // Broken weights answer NaN here and there.
+    let same =
+        ours.f_eq_tensor(&theirs)?.f_logical_or(&ours.f_isnan()?.f_logical_and(&theirs.f_isnan()?)?)?;
+    Ok((ours - theirs).f_abs()?.f_masked_fill(&same, 0.0)?.f_max()?.double_value(&[]) / largest)
 }

@@ -61,7 +61,8 @@ fn record(gradients: bool) -> bool {
     unsafe { torch_sys::at_grad_set_enabled(gradients.into()) != 0 }
 }
 
-fn is_recording() -> bool {
+/// Whether this thread records gradients.
+pub fn is_recording() -> bool {
     let recording = record(true);
     record(recording);
     recording
@@ -77,7 +78,7 @@ pub fn is_catching() -> bool {
 }
 
 /// Runs `f`, in which a tch operation may panic (tch's operators have no error path), and returns the panic's
-/// text as an error. Whether gradients are recorded is afterwards as it was before: a panic inside `tch::no_grad`
+/// text as an error; a panic whose payload is an `anyhow::Error` gives that very error. Whether gradients are recorded is afterwards as it was before: a panic inside `tch::no_grad`
 /// leaves them off, and `backward` without a graph is a crash.
 pub fn catching<T>(f: impl FnOnce() -> T) -> Result<T> {
     CATCHING.set(CATCHING.get() + 1);
@@ -86,6 +87,10 @@ pub fn catching<T>(f: impl FnOnce() -> T) -> Result<T> {
     CATCHING.set(CATCHING.get() - 1);
     record(recording);
     outcome.map_err(|panic| {
+        let panic = match panic.downcast::<anyhow::Error>() {
+            Ok(error) => return *error,
+            Err(panic) => panic,
+        };
         let text = panic
             .downcast_ref::<String>()
             .cloned()

@@ -1,19 +1,25 @@
 //! Networks that a Python user scripted (`torch.jit.script(net).save(FILE)`): their code is run as it is, their tensors
 //! train as ours do. TorchScript is a program; it comes in through `model: {torchscript: FILE}` and nowhere else.
+//!
+//! TorchScript does not keep which buffers were registered with `persistent=False`: to Python's torch.jit.load and to us all are part
+//! of `state_dict()`. So they stand in weights that are exported, and `init_from` wants them in its file; the state_dict of the Python
+//! module lacks them (load_state_dict(strict=False) there, or take its weights from the scripted module).
 
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
+use std::panic::panic_any;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use sha2::{Digest, Sha256};
 use tch::nn::ModuleT;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::exit::{Exit, OrExit};
 use crate::layers::{Param, ParamKind, Shape};
+use crate::libtorch::is_recording;
 use crate::libtorch::script::{Entry, Module};
 
 /// A TorchScript file that was looked into.
@@ -77,7 +83,7 @@ impl Script {
             );
             module.set_training(false)?;
             let xs = Tensor::f_zeros([&[1], input].concat(), (Kind::Float, Device::Cpu))?;
-            let ys = no_grad(|| module.forward(&xs)).with_context(|| {
+            let ys = no_grad(|| module.forward(&xs)).map_err(|error| short(&error)).with_context(|| {
                 format!("it does not take a sample of shape {input:?}, which `input` says")
             })?;
             let output = match ys.size().as_slice() {
@@ -114,9 +120,25 @@ fn params(entries: &[Entry]) -> Vec<Param> {
     entries.iter().map(param).collect()
 }
 
+/// What the interpreter said, without the frames of C++: its first lines and the error that it ends with.
+fn short(error: &anyhow::Error) -> anyhow::Error {
+    const FEW: usize = 12;
+    let text = error.to_string();
+    let text = text.split("\nException raised from").next().unwrap_or_default();
+    let lines: Vec<_> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty() && !line.trim_start().starts_with("frame #"))
+        .collect();
+    match lines.len() > FEW {
+        true => anyhow!("{}\n…\n{}", lines[..FEW / 2].join("\n"), lines[lines.len() - FEW / 2..].join("\n")),
+        false => anyhow!("{}", lines.join("\n")),
+    }
+}
+
 /// A scripted network that computes.
 #[derive(Debug)]
 pub(super) struct Scripted {
+    file: String,
     module: Module,
     /// Buffers as the network's state knows them.
     buffers: Vec<Entry>,
@@ -125,18 +147,25 @@ pub(super) struct Scripted {
 
 impl Scripted {
     /// The module, and its tensors by name.
-    pub fn new(module: Module) -> Result<(Self, Vec<(String, Tensor)>)> {
+    pub fn new(file: &str, module: Module) -> Result<(Self, Vec<(String, Tensor)>)> {
         let entries = module.tensors()?;
         let named = entries.iter().map(|entry| (entry.name.clone(), entry.tensor.shallow_clone())).collect();
         let buffers = entries.into_iter().filter(|entry| !entry.is_parameter).collect();
-        Ok((Self { module, buffers, mode: Cell::new(None) }, named))
+        Ok((Self { file: file.to_owned(), module, buffers, mode: Cell::new(None) }, named))
     }
 
     fn answer(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         if self.mode.replace(Some(train)) != Some(train) {
             self.module.set_training(train)?;
         }
-        let ys = self.module.forward(xs)?;
+        let ys = self.module.forward(xs).map_err(|error| short(&error))?;
+        if train && is_recording() && !ys.requires_grad() {
+            let learns = |entry: &Entry| entry.is_parameter && entry.tensor.requires_grad();
+            ensure!(
+                !self.module.tensors()?.iter().any(learns),
+                "its answer has no gradient: forward runs under torch.no_grad(), or detaches its answer"
+            );
+        }
         if train {
             self.follow_buffers()?;
         }
@@ -156,8 +185,17 @@ impl Scripted {
 }
 
 impl ModuleT for Scripted {
-    /// Panics with libtorch's message, as tch's own modules do.
+    /// Panics, as tch's own modules do, with an error of exit 4 that [`crate::libtorch::catching`] hands on.
     fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
-        self.answer(xs, train).unwrap_or_else(|error| panic!("{error:#}"))
+        let answer = self.answer(xs, train).or_exit(Exit::Checkpoint, || {
+            let mode = if train { "training" } else { "evaluation" };
+            format!(
+                "the TorchScript {} fails in {mode} on a batch {:?}; mend it in Python, and write it again with \
+                 torch.jit.script(net).save(FILE)",
+                self.file,
+                xs.size()
+            )
+        });
+        answer.unwrap_or_else(|error| panic_any(error))
     }
 }

@@ -210,8 +210,8 @@ impl ModelSource {
                 && scripted::fingerprint(file).map_err(Problem::File)? != *known
             {
                 let message = format!(
-                    "{file} is not the program that this run was started with; put that one back, or say where it is: \
-                     --set model.torchscript=FILE"
+                    "{file} is not the program that this run was started with; put that one back under this \
+                     name (a run folder keeps its own as program.pt)"
                 );
                 return Err(Problem::File(fail(Exit::Checkpoint, message)));
             }

@@ -21,8 +21,8 @@ pub struct Summary {
     pub trainable: i64,
     /// Values of buffers, such as running statistics.
     pub buffers: i64,
-    /// Multiply-accumulates of convolutions and linear layers for one sample.
-    pub multiply_adds: u64,
+    /// Multiply-accumulates of convolutions and linear layers for one sample; None for a scripted network, whose are not known.
+    pub multiply_adds: Option<u64>,
 }
 
 /// One layer.
@@ -34,7 +34,8 @@ pub struct Row {
     pub output: Shape,
     /// Trainable values.
     pub params: i64,
-    pub multiply_adds: u64,
+    /// None in a scripted network.
+    pub multiply_adds: Option<u64>,
 }
 
 /// One trainable tensor.
@@ -80,7 +81,7 @@ fn walk(node: &Node, rows: &mut Vec<Row>) {
         layer: layer.to_owned(),
         output: node.output.clone(),
         params: trainable(node),
-        multiply_adds: node.multiply_adds(),
+        multiply_adds: Some(node.multiply_adds()),
     });
 }
 
@@ -94,7 +95,7 @@ fn scripted(script: &Script) -> impl Iterator<Item = Row> {
             layer: class.clone(),
             output: Shape::new(),
             params: trainable.map(Param::count).sum(),
-            multiply_adds: 0,
+            multiply_adds: None,
         }
     })
 }
@@ -122,7 +123,8 @@ impl Summary {
             model: model.name().to_string(),
             input: model.input().to_vec(),
             output: model.output().to_vec(),
-            multiply_adds: layers.iter().fold(0, |sum, row| sum.saturating_add(row.multiply_adds)),
+            multiply_adds: (layers.iter())
+                .try_fold(0u64, |sum, row| row.multiply_adds.map(|more| sum.saturating_add(more))),
             layers,
             parameters,
             trainable: model.parameter_count(),
@@ -138,7 +140,7 @@ impl Summary {
                 row.layer.clone(),
                 if row.output.is_empty() { String::new() } else { shown(&row.output) },
                 thousands(row.params as u64),
-                thousands(row.multiply_adds),
+                row.multiply_adds.map_or_else(String::new, thousands),
             ]
         });
         let mut text = format!("{}: {} to {}\n\n", self.model, shown(&self.input), shown(&self.output));
@@ -162,11 +164,14 @@ impl Summary {
         };
         let _ = write!(
             text,
-            "\n{} parameters{}, {} values in buffers, {} multiply-adds per sample\n",
+            "\n{} parameters{}, {} values in buffers, {} per sample\n",
             thousands(self.trainable as u64),
             if frozen > 0 { format!(" and {} frozen ones", thousands(frozen as u64)) } else { String::new() },
             thousands(self.buffers as u64),
-            thousands(self.multiply_adds)
+            match self.multiply_adds {
+                Some(count) => format!("{} multiply-adds", thousands(count)),
+                None => "an unknown number of multiply-adds".to_owned(),
+            }
         );
         text
     }

@@ -12,7 +12,14 @@ from safetensors.torch import load_file
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 sys.path.insert(0, str(folder))
-load = lambda name: torch.jit.load(str(folder / name)).eval()
+
+
+def load(name):
+    script = torch.jit.load(str(folder / name))
+    assert not any(module.training for module in script.modules() if hasattr(module, "training")), name
+    return script
+
+
 best = (folder / "run/checkpoints/best").resolve()
 ema = {k: v for k, v in load_file(best / "ema.safetensors").items() if k != "n_averaged"}
 raw = load_file(best / "model.safetensors")
