@@ -18,7 +18,7 @@ use crate::data::{Resize, SourceSpec};
 use crate::exit::{Exit, OrExit, fail};
 use crate::export::{python, torchscript};
 use crate::handover::python_checkpoint;
-use crate::model::{InitFrom, Model, ModelSpec, Op};
+use crate::model::{Model, ModelSpec, Op};
 use crate::session::Plan;
 use crate::tasks::TaskSpec;
 use crate::yaml;
@@ -201,7 +201,7 @@ impl Source {
     fn open(options: &Options) -> Result<Self> {
         let path = &options.source;
         match &options.model {
-            Some(model) => Self::of_file(path, model, options.key.clone()),
+            Some(model) => Self::of_file(path, model, options.key.as_deref()),
             None => Self::of_checkpoint(path, options),
         }
     }
@@ -237,14 +237,13 @@ impl Source {
         })
     }
 
-    fn of_file(path: &Path, model: &str, key: Option<String>) -> Result<Self> {
+    fn of_file(path: &Path, model: &str, key: Option<&str>) -> Result<Self> {
         let tree: Value = serde_yaml::from_str(model).or_exit(Exit::Usage, || format!("--model {model}"))?;
         let spec: ModelSpec =
             yaml::decode(&tree).map_err(|invalid| fail(Exit::Usage, format!("--model: {invalid}")))?;
         let spec = ModelSpec { init_from: None, ..spec };
         let model = Model::from_spec(&spec)?;
-        let from = InitFrom { key, ..InitFrom::new(path.to_string_lossy()) };
-        let initial = Initial::read(&model, &from)?;
+        let initial = Initial::read_option(&model, path, key)?;
         let metadata = vec![("model".to_owned(), model.name().to_owned())];
         Ok(Self {
             name: stem(path),
