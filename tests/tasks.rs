@@ -226,7 +226,7 @@ fn images_that_a_network_does_not_divide_are_padded_and_cut_back() {
 fn checkpoint(data: &Path, file: &str, folder: &Path) -> BTreeMap<String, Tensor> {
     let out = folder.join("weights.safetensors");
     let from = data.join("checkpoints").join(file);
-    let (code, _, stderr) = run(&["convert", from.to_str().unwrap(), out.to_str().unwrap()]);
+    let (code, _, stderr) = run(&["convert", "--force", from.to_str().unwrap(), out.to_str().unwrap()]);
     assert_eq!(code, 0, "{stderr}");
     Tensor::read_safetensors(out).unwrap().into_iter().collect()
 }

@@ -223,8 +223,8 @@ mod tests {
 
     #[test]
     fn the_nearest_name_is_of_the_same_shape() {
-        let fit = fit_names(&[("a.conv.weight", W)], &[("a.norm.weight", B), ("a.convolution.weight", W)]);
-        assert_eq!(fit.missing, [("a.conv.weight".to_owned(), Some("a.convolution.weight".to_owned()))]);
+        let fit = fit_names(&[("a.conv.weight", W)], &[("a.cony.weight", B), ("a.conv_1.weight", W)]);
+        assert_eq!(fit.missing, [("a.conv.weight".to_owned(), Some("a.conv_1.weight".to_owned()))]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Little-endian: `TIKC`, version (u8), network (8 bytes), width and height of the image (u32 each), the number of the
 //! code's axes (u8) and their lengths (u32 each), least and greatest value of each channel (i8 each), the values as
-//! [`range`] codes them, CRC-32 of all that. Frequencies are learnt on the way, by reader and writer alike, so that
+//! `range` codes them, CRC-32 of all that. Frequencies are learnt on the way, by reader and writer alike, so that
 //! no table takes room.
 
 mod range;
