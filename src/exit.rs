@@ -71,7 +71,7 @@ impl<T> OrExit<T> for Option<T> {
     }
 }
 
-/// The code that `error` ends the process with: the innermost one given, else what the text tells, else 1.
+/// The code that `error` ends the process with: the outermost one given, else what the text tells, else 1.
 pub fn code(error: &anyhow::Error) -> u8 {
     if error.chain().any(|cause| is_out_of_memory(&cause.to_string())) {
         return Exit::Memory as u8;
