@@ -8,11 +8,10 @@ use anyhow::Result;
 use clap::Args;
 use image::ImageFormat;
 
+use super::TrainedOptions;
 use super::outputs::{each, jobs, write_photo};
-use super::{MachineOptions, WeightOptions, assignment};
 use crate::compressor::Compressor;
 use crate::exit::{Exit, OrExit, fail};
-use crate::trained::Trained;
 
 /// Bytes that one file may have.
 const MAX_FILE: u64 = 1 << 30;
@@ -20,9 +19,8 @@ const MAX_FILE: u64 = 1 << 30;
 /// Bring back images that `encode` compressed, with the run that compressed them.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// The run folder, or the config with --weights, that the files were encoded with
-    #[arg(value_name = "RUN|CONFIG")]
-    pub run: PathBuf,
+    #[command(flatten)]
+    pub trained: TrainedOptions,
     /// Files that `encode` wrote, and folders of them at any depth
     #[arg(required = true, value_name = "FILE")]
     pub inputs: Vec<PathBuf>,
@@ -32,24 +30,15 @@ pub struct Options {
     /// Replace files that are there already, the inputs excepted
     #[arg(long)]
     pub force: bool,
-    #[command(flatten)]
-    pub weights: WeightOptions,
-    /// Override one key of the config (repeatable)
-    #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
-    pub set: Vec<String>,
-    #[command(flatten)]
-    pub machine: MachineOptions,
 }
 
 pub fn run(options: &Options) -> Result<()> {
     let out = &options.output;
     let is_file = !out.is_dir() && ImageFormat::from_path(out).is_ok();
     let jobs = jobs(&options.inputs, out, is_file, options.force, |path| path.with_extension("png"))?;
-    let trained =
-        Trained::open(&options.run, &options.set, options.machine.overrides(), &options.weights.choice())?;
-    trained.use_threads();
+    let trained = options.trained.open()?;
     let weights = trained.weights.name();
-    let compressor = Compressor::new(trained, &options.run)?;
+    let compressor = Compressor::new(trained, &options.trained.run)?;
     eprintln!("{weights}");
     each(&jobs, "decoded", Exit::Checkpoint, |job| {
         let file = read(&job.input)?;

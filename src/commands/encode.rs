@@ -5,11 +5,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
+use super::TrainedOptions;
 use super::outputs::{each, jobs, write};
-use super::{MachineOptions, WeightOptions, assignment};
 use crate::compressor::Compressor;
 use crate::exit::Exit;
-use crate::trained::Trained;
 
 /// What the files are called.
 const EXTENSION: &str = "tikc";
@@ -20,9 +19,8 @@ const EXTENSION: &str = "tikc";
 /// white.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// A run folder, or a config with --weights
-    #[arg(value_name = "RUN|CONFIG")]
-    pub run: PathBuf,
+    #[command(flatten)]
+    pub trained: TrainedOptions,
     /// Images, and folders of images at any depth
     #[arg(required = true, value_name = "IMAGE")]
     pub inputs: Vec<PathBuf>,
@@ -32,24 +30,15 @@ pub struct Options {
     /// Replace files that are there already, the inputs excepted
     #[arg(long)]
     pub force: bool,
-    #[command(flatten)]
-    pub weights: WeightOptions,
-    /// Override one key of the config (repeatable)
-    #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
-    pub set: Vec<String>,
-    #[command(flatten)]
-    pub machine: MachineOptions,
 }
 
 pub fn run(options: &Options) -> Result<()> {
     let out = &options.output;
     let is_file = !out.is_dir() && out.extension().is_some();
     let jobs = jobs(&options.inputs, out, is_file, options.force, |path| path.with_extension(EXTENSION))?;
-    let trained =
-        Trained::open(&options.run, &options.set, options.machine.overrides(), &options.weights.choice())?;
-    trained.use_threads();
+    let trained = options.trained.open()?;
     let weights = trained.weights.name();
-    let compressor = Compressor::new(trained, &options.run)?;
+    let compressor = Compressor::new(trained, &options.trained.run)?;
     eprintln!("{weights}");
     let mut scores = Vec::new();
     let outcome = each(&jobs, "encoded", Exit::Data, |job| {

@@ -5,19 +5,17 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::Args;
 
+use super::TrainedOptions;
 use super::outputs::{format, may_write, write_photo};
-use super::{MachineOptions, WeightOptions, assignment};
 use crate::generator::{Generator, Route, between};
-use crate::trained::Trained;
 
 /// Go from one image to another through the codes of a trained generation run, as one picture.
 ///
 /// The codes are the means that the encoder gives; the first and the last image are the reconstructions of the two.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// A run folder, or a config with --weights
-    #[arg(value_name = "RUN|CONFIG")]
-    pub run: PathBuf,
+    #[command(flatten)]
+    pub trained: TrainedOptions,
     /// Where to start; brought to the network's size
     #[arg(value_name = "IMAGE_A")]
     pub from: PathBuf,
@@ -36,22 +34,14 @@ pub struct Options {
     /// Replace the file if it is there already, the inputs excepted
     #[arg(long)]
     pub force: bool,
-    #[command(flatten)]
-    pub weights: WeightOptions,
-    /// Override one key of the config (repeatable)
-    #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
-    pub set: Vec<String>,
-    #[command(flatten)]
-    pub machine: MachineOptions,
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    let Options { run, from, to, output, steps, route, .. } = options;
+    let Options { from, to, output, steps, route, .. } = options;
     format(output)?;
     may_write(output, [from, to].map(Path::new).into_iter(), options.force)?;
-    let trained = Trained::open(run, &options.set, options.machine.overrides(), &options.weights.choice())?;
-    trained.use_threads();
-    let generator = Generator::new(&trained, run)?;
+    let trained = options.trained.open()?;
+    let generator = Generator::new(&trained, &options.trained.run)?;
     eprintln!("{}", trained.weights.name());
     let codes = between(&generator.mean(from)?, &generator.mean(to)?, (*steps).into(), *route);
     let photo = generator.grid(&codes, *steps as usize)?;

@@ -25,7 +25,7 @@ use clap::Args;
 
 use crate::config::{Config, Override};
 use crate::device::DeviceSpec;
-use crate::trained::Choice;
+use crate::trained::{Choice, Trained};
 
 /// Which config, and what the command line changes in it.
 #[derive(Args, Clone, Debug)]
@@ -66,6 +66,30 @@ impl WeightOptions {
     pub fn choice(&self) -> Choice<'_> {
         let Self { checkpoint, weights, key } = self;
         Choice { checkpoint: checkpoint.as_deref(), weights: weights.as_deref(), key: key.as_deref() }
+    }
+}
+
+/// A network with its weights, to be used and not trained.
+#[derive(Args, Clone, Debug)]
+pub struct TrainedOptions {
+    /// A run folder, or a config with --weights
+    #[arg(value_name = "RUN|CONFIG")]
+    pub run: PathBuf,
+    #[command(flatten)]
+    pub weights: WeightOptions,
+    /// Override one key of the config (repeatable)
+    #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
+    pub set: Vec<String>,
+    #[command(flatten)]
+    pub machine: MachineOptions,
+}
+
+impl TrainedOptions {
+    /// Finds the weights, checks that they fit, and sets the number of threads where the config names one.
+    pub fn open(&self) -> Result<Trained> {
+        let trained = Trained::open(&self.run, &self.set, self.machine.overrides(), &self.weights.choice())?;
+        trained.use_threads();
+        Ok(trained)
     }
 }
 

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use tch::no_grad;
 
-use super::{MachineOptions, WeightOptions, assignment};
+use super::TrainedOptions;
 use crate::config::RunConfig;
 use crate::data::sources::folder::pictures;
 use crate::data::{Dataset, SourceSpec};
@@ -15,7 +15,6 @@ use crate::exit::{Exit, fail};
 use crate::libtorch::catching;
 use crate::session::loader;
 use crate::tasks::Prediction;
-use crate::trained::Trained;
 
 /// Predict with a trained run.
 ///
@@ -23,25 +22,17 @@ use crate::trained::Trained;
 /// was trained on.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// A run folder, or a config with --weights
-    #[arg(value_name = "RUN|CONFIG")]
-    pub run: PathBuf,
+    #[command(flatten)]
+    pub trained: TrainedOptions,
     /// Pictures and folders of pictures, or a table
     #[arg(required = true, value_name = "IN")]
     pub inputs: Vec<PathBuf>,
-    #[command(flatten)]
-    pub weights: WeightOptions,
     /// How to print
     #[arg(long, value_enum, default_value = "table")]
     pub format: Format,
     /// Classes per sample, the most probable first
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub top: u16,
-    /// Override one key of the run's config (repeatable)
-    #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
-    pub set: Vec<String>,
-    #[command(flatten)]
-    pub machine: MachineOptions,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -52,10 +43,8 @@ pub enum Format {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    let overrides = options.machine.overrides();
-    let trained = Trained::open(&options.run, &options.set, overrides, &options.weights.choice())?;
+    let trained = options.trained.open()?;
     let (spec, model) = (&trained.config.spec, &trained.plan.model);
-    trained.use_threads();
     let network = trained.network()?;
     let task = spec.task.build();
 

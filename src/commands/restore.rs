@@ -9,15 +9,13 @@ use image::ImageFormat;
 use indicatif::{ProgressBar, ProgressStyle};
 use tch::Tensor;
 
+use super::TrainedOptions;
 use super::outputs::{Job, jobs, write_photo};
-use super::{MachineOptions, WeightOptions, assignment};
-use crate::config::Override;
 use crate::data::photo::Photo;
 use crate::exit::{Exit, OrExit, fail};
 use crate::metrics::image::psnr;
 use crate::restore::Restorer;
 use crate::tasks::TaskSpec;
-use crate::trained::Trained;
 
 /// Restore images with a trained reconstruction network.
 ///
@@ -25,17 +23,14 @@ use crate::trained::Trained;
 /// become .png. What cannot be read is told and passed over; the exit code is then 3.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// A run folder, or a config with --weights
-    #[arg(value_name = "RUN|CONFIG")]
-    pub run: PathBuf,
+    #[command(flatten)]
+    pub trained: TrainedOptions,
     /// Images, and folders of images at any depth
     #[arg(required = true, value_name = "IN")]
     pub inputs: Vec<PathBuf>,
     /// A folder; or a file, for one image
     #[arg(long, short, value_name = "OUT")]
     pub output: PathBuf,
-    #[command(flatten)]
-    pub weights: WeightOptions,
     /// Add Gaussian noise of this σ (0 to 255) first, and print PSNR before and after
     #[arg(long, value_name = "SIGMA")]
     pub add_noise: Option<f64>,
@@ -54,11 +49,6 @@ pub struct Options {
     /// Replace files that are there already, the inputs excepted
     #[arg(long)]
     pub force: bool,
-    /// Override one key of the config (repeatable)
-    #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
-    pub set: Vec<String>,
-    #[command(flatten)]
-    pub machine: MachineOptions,
 }
 
 pub fn run(options: &Options) -> Result<()> {
@@ -68,13 +58,12 @@ pub fn run(options: &Options) -> Result<()> {
             format!("--add-noise {sigma}: expected a number of levels, 0 or more"),
         ));
     }
-    let overrides: Vec<Override> = options.machine.overrides().collect();
-    let trained = Trained::open(&options.run, &options.set, overrides, &options.weights.choice())?;
+    let trained = options.trained.open()?;
     let TaskSpec::Reconstruction(task) = &trained.config.spec.task else {
-        let message = format!("{} is no reconstruction; `predict` answers for it", options.run.display());
+        let message =
+            format!("{} is no reconstruction; `predict` answers for it", options.trained.run.display());
         return Err(fail(Exit::Usage, message));
     };
-    trained.use_threads();
     let out = &options.output;
     let is_file = !out.is_dir() && ImageFormat::from_path(out).is_ok();
     let jobs = jobs(&options.inputs, out, is_file, options.force, lossless)?;

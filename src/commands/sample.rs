@@ -5,19 +5,17 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
+use super::TrainedOptions;
 use super::outputs::{format, may_write, write_photo};
-use super::{MachineOptions, WeightOptions, assignment};
 use crate::generator::Generator;
-use crate::trained::Trained;
 
 /// Draw images from a trained generation run, as one picture.
 ///
 /// The codes are those of `torch.manual_seed(SEED); torch.randn(COUNT, …)`. With --grid they lie on a plane instead.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// A run folder, or a config with --weights
-    #[arg(value_name = "RUN|CONFIG")]
-    pub run: PathBuf,
+    #[command(flatten)]
+    pub trained: TrainedOptions,
     /// The picture to write
     #[arg(long, short, value_name = "FILE")]
     pub output: PathBuf,
@@ -37,22 +35,13 @@ pub struct Options {
     /// Replace the file if it is there already
     #[arg(long)]
     pub force: bool,
-    #[command(flatten)]
-    pub weights: WeightOptions,
-    /// Override one key of the config (repeatable)
-    #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
-    pub set: Vec<String>,
-    #[command(flatten)]
-    pub machine: MachineOptions,
 }
 
 pub fn run(options: &Options) -> Result<()> {
     format(&options.output)?;
     may_write(&options.output, std::iter::empty(), options.force)?;
-    let trained =
-        Trained::open(&options.run, &options.set, options.machine.overrides(), &options.weights.choice())?;
-    trained.use_threads();
-    let generator = Generator::new(&trained, &options.run)?;
+    let trained = options.trained.open()?;
+    let generator = Generator::new(&trained, &options.trained.run)?;
     eprintln!("{}", trained.weights.name());
     let (codes, columns, what) = match options.grid {
         Some(side) => {

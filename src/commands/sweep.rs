@@ -18,7 +18,7 @@ use crate::exit::{Exit, OrExit, fail};
 use crate::session::Plan;
 use crate::stop::{LEASH, Stop};
 use crate::sweep::over::{Axis, grid, random};
-use crate::sweep::{Design, Ending, Finished, Folder, Outcome, Trial, shown};
+use crate::sweep::{Design, Ending, Finished, Folder, Outcome, Trial, words};
 
 /// Train over a grid of λ, or of any other keys, and choose.
 ///
@@ -118,9 +118,7 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 fn tell(design: &Design, outcome: &Outcome, what: &str, at: usize) {
-    let point = design.named(&outcome.standings[at].point);
-    let words: Vec<_> = point.iter().map(|(key, value)| format!("{key}={}", shown(value))).collect();
-    println!("{what}: {}", words.join(", "));
+    println!("{what}: {}", words(&design.named(&outcome.standings[at].point)));
 }
 
 /// Lays out the trials and refuses what cannot work, before anything runs.
@@ -271,8 +269,6 @@ impl<'a> Runner<'a> {
     }
 
     fn tell(&self, finished: &Finished) {
-        let point: Vec<_> =
-            finished.point.iter().map(|(key, value)| format!("{key}={}", shown(value))).collect();
         let fold = finished.fold.map_or_else(String::new, |fold| format!(", fold {fold}"));
         let score = finished
             .score
@@ -280,7 +276,7 @@ impl<'a> Runner<'a> {
         self.bar.suspend(|| {
             eprintln!(
                 "{}, seed {}{fold}: {score}, {:.1} s",
-                point.join(", "),
+                words(&finished.point),
                 finished.seed,
                 finished.seconds
             )
@@ -305,30 +301,22 @@ impl<'a> Runner<'a> {
             command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
             let child = command.spawn().context("starting a trial")?;
             let (code, stderr) = self.wait(child)?;
-            let score = match code {
+            match code {
                 Some(0) => return self.judge(trial, &output).map(Some),
-                Some(5) => None,
+                Some(5) => {
+                    let seconds = began.elapsed().as_secs_f64();
+                    return Ok(Some(self.ended(trial, None, Value::Null, seconds)));
+                }
                 _ if self.stop.is_requested() => return Ok(None),
                 // A trial of a sweep that was killed may still be saving.
                 Some(2) if stderr.contains("another process") && began.elapsed() < PATIENCE => {
                     std::thread::sleep(Duration::from_secs(1));
-                    continue;
                 }
                 code => {
                     let exit = Exit::from_code(code).unwrap_or(Exit::Usage);
                     return Err(fail(exit, format!("trial {} failed: {}", trial.id, stderr.trim())));
                 }
-            };
-            return Ok(Some(Finished {
-                trial: trial.id,
-                point: self.design.named(&self.design.points[trial.point]),
-                seed: trial.seed,
-                fold: trial.fold,
-                ending: Ending::Diverged,
-                score,
-                scores: Value::Null,
-                seconds: began.elapsed().as_secs_f64(),
-            }));
+            }
         }
     }
 
@@ -364,15 +352,21 @@ impl<'a> Runner<'a> {
             let known: Vec<_> = scores.as_object().into_iter().flat_map(|map| map.keys().cloned()).collect();
             format!("there is no score `{}`; the scores are {}", self.design.metric, known.join(", "))
         })?;
-        Ok(Finished {
+        let score = Some(score).filter(|score| score.is_finite());
+        Ok(self.ended(trial, score, scores, result["seconds"].as_f64().unwrap_or_default()))
+    }
+
+    /// A trial without a score has diverged.
+    fn ended(&self, trial: &Trial, score: Option<f64>, scores: Value, seconds: f64) -> Finished {
+        Finished {
             trial: trial.id,
             point: self.design.named(&self.design.points[trial.point]),
             seed: trial.seed,
             fold: trial.fold,
-            ending: if score.is_finite() { Ending::Done } else { Ending::Diverged },
-            score: Some(score).filter(|score| score.is_finite()),
+            ending: if score.is_some() { Ending::Done } else { Ending::Diverged },
+            score,
             scores,
-            seconds: result["seconds"].as_f64().unwrap_or_default(),
-        })
+            seconds,
+        }
     }
 }

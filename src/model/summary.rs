@@ -191,7 +191,7 @@ pub(crate) fn thousands(value: u64) -> String {
 }
 
 /// Columns from `right` on are aligned to the right.
-fn table(head: &[&str], right: usize, rows: Vec<Vec<String>>) -> String {
+pub(crate) fn table(head: &[&str], right: usize, rows: Vec<Vec<String>>) -> String {
     let head = head.iter().map(|cell| cell.to_string()).collect();
     let lines: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
     let width = |column: usize| {

@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::checkpoint::atomic;
 use crate::exit::{Exit, OrExit, fail};
+use crate::model::table;
 use choice::{Choice, Standing, choose};
 use over::{Axis, Point};
 
@@ -239,8 +240,9 @@ impl Outcome {
 
     /// A table for people: the best point is marked `*`, the one-standard-error point `+`.
     pub fn table(&self, design: &Design) -> String {
-        let mut rows = vec![design.axes.iter().map(|axis| axis.key.clone()).collect::<Vec<_>>()];
-        rows[0].extend([self.metric.clone(), "± se".into(), "trials".into(), String::new()]);
+        let mut head: Vec<&str> = design.axes.iter().map(|axis| axis.key.as_str()).collect();
+        head.extend([self.metric.as_str(), "± se", "trials", ""]);
+        let mut rows = Vec::with_capacity(self.standings.len());
         for (at, standing) in self.standings.iter().enumerate() {
             let mut row: Vec<String> = standing.point.iter().map(shown).collect();
             let number = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.5}"));
@@ -252,15 +254,14 @@ impl Outcome {
             row.push([if best { "*" } else { "" }, if simple { "+" } else { "" }].concat());
             rows.push(row);
         }
-        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-        let widths: Vec<_> = (0..rows[0].len()).map(width).collect();
-        let line = |row: &Vec<String>| {
-            let cells: Vec<_> =
-                row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:>width$}")).collect();
-            cells.join("  ").trim_end().to_owned() + "\n"
-        };
-        rows.iter().map(line).collect()
+        table(&head, 0, rows)
     }
+}
+
+/// `penalty.l2=0.01, seed=3`, for people.
+pub fn words(point: &Map<String, Value>) -> String {
+    let words: Vec<_> = point.iter().map(|(key, value)| format!("{key}={}", shown(value))).collect();
+    words.join(", ")
 }
 
 /// A value in a table: four digits of a number, other values as they are.
