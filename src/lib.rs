@@ -41,6 +41,7 @@ pub mod run_folder;
 pub mod session;
 pub mod stop;
 pub mod sweep;
+pub mod telemetry;
 pub mod train;
 pub mod trained;
 pub mod trainer;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::data::Split;
 use crate::eval::evaluate;
@@ -69,6 +70,20 @@ pub fn judge(session: &Session, run: &Trainer, ended: Outcome) -> Result<RunResu
         last,
         best,
     })
+}
+
+impl RunResult {
+    /// `confusion.json`: which class is taken for which, by the last weights and the best. None without classes.
+    pub fn confusion(&self, classes: &[String]) -> Option<Value> {
+        let report = |scores: &Option<Scores>| scores.as_ref()?.report.clone();
+        let of = |weights: &Weights| {
+            let (validation, test) = (report(&weights.validation), report(&weights.test));
+            (validation.is_some() || test.is_some())
+                .then(|| json!({"epoch": weights.epoch, "validation": validation, "test": test}))
+        };
+        let last = of(&self.last)?;
+        Some(json!({"classes": classes, "last": last, "best": self.best.as_ref().and_then(of)}))
+    }
 }
 
 impl fmt::Display for RunResult {

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::run_folder::{EpochRecord, RunFolder, StepRecord};
+use crate::run_folder::RunFolder;
+use crate::telemetry::{EpochRecord, StepRecord};
 
 /// How often a plain line tells where an epoch stands when there is no terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
@@ -54,7 +55,7 @@ impl Progress {
     pub fn numbers(&mut self, record: &StepRecord) {
         let text = format!(
             "loss {:.4} + penalty {:.4} · lr {:.2e} · {:.0} samples/s",
-            record.loss, record.penalty, record.lr, record.images_per_s
+            record.loss, record.condition.penalty, record.condition.lr, record.images_per_s
         );
         if self.style == Style::Plain && self.told.elapsed() > PLAIN_EVERY {
             let of = self.bar.length().unwrap_or(0);
@@ -67,12 +68,13 @@ impl Progress {
     /// One line per epoch, on the screen and in the log.
     pub fn epoch(&mut self, record: &EpochRecord, folder: &mut RunFolder) -> Result<()> {
         let width = self.epochs.to_string().len();
+        let condition = &record.condition;
         let mut line = format!(
             "epoch {:>width$}/{} · loss {:.4} · penalty {:.4} · lr {:.2e} · ‖w‖ {:.2}",
-            record.epoch, self.epochs, record.loss, record.penalty, record.lr, record.weight_norm
+            record.epoch, self.epochs, record.loss, condition.penalty, condition.lr, condition.weight_norm
         );
-        if record.zeros > 0.0 {
-            line += &format!(" · zeros {:.1} %", 100.0 * record.zeros);
+        if condition.zeros > 0.0 {
+            line += &format!(" · zeros {:.1} %", 100.0 * condition.zeros);
         }
         for (split, scores) in [("validation", &record.validation), ("test", &record.test)] {
             if let Some(scores) = scores {

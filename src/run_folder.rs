@@ -5,63 +5,13 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use serde_json::Value;
 
 use crate::checkpoint::{Checkpoints, State, atomic};
 use crate::exit::{Exit, OrExit, fail};
-use crate::metrics::Scores;
 use crate::model::scripted::fingerprint;
-
-/// One line of `metrics.jsonl`.
-#[derive(Clone, Debug, Serialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Record<'a> {
-    Step(&'a StepRecord),
-    Epoch(&'a EpochRecord),
-}
-
-/// How training stands at one optimiser step.
-#[derive(Clone, Debug, Serialize)]
-pub struct StepRecord {
-    /// From 1.
-    pub epoch: u64,
-    /// Steps made, this one included.
-    pub step: u64,
-    /// Data loss of this batch, without the penalty.
-    pub loss: f64,
-    /// Σ λ₁‖w‖₁ + (λ₂/2)‖w‖₂² over the groups (½λ‖w‖₂² for decoupled decay, which has no objective of its own).
-    pub penalty: f64,
-    /// `loss + penalty`.
-    pub total: f64,
-    pub lr: f64,
-    /// ‖w‖₂ over convolution and linear weights before the step.
-    pub weight_norm: f64,
-    /// ‖g‖₂ over all tensors, before clipping, without the penalty.
-    pub grad_norm: f64,
-    /// Share of exact zeros among those weights.
-    pub zeros: f64,
-    pub images_per_s: f64,
-}
-
-/// One epoch, and what evaluation said after it.
-#[derive(Clone, Debug, Serialize)]
-pub struct EpochRecord {
-    /// 1 after the first epoch.
-    pub epoch: u64,
-    pub step: u64,
-    /// Mean data loss over the epoch, as trained: augmented, smoothed.
-    pub loss: f64,
-    pub penalty: f64,
-    pub lr: f64,
-    pub weight_norm: f64,
-    pub zeros: f64,
-    pub images_per_s: f64,
-    pub seconds: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub validation: Option<Scores>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub test: Option<Scores>,
-}
+use crate::telemetry::Record;
 
 /// A run's folder that no other process trains in; nothing in it is touched yet.
 pub struct LockedFolder {
@@ -170,16 +120,18 @@ impl RunFolder {
         writeln!(self.log, "{line}").or_exit(Exit::Storage, || "writing log.txt")
     }
 
-    /// One row per epoch; nested scores are columns such as `test.accuracy`, empty where nothing was evaluated.
+    /// One row per epoch; nested numbers are columns such as `test.accuracy`, empty where there is none. What is told
+    /// layer by layer stays in `metrics.jsonl`: a table of hundreds of columns is nobody's to read.
     fn write_csv(&self) -> Result<()> {
         let text = fs::read_to_string(self.path.join("metrics.jsonl"))?;
         let mut table = csv::Writer::from_writer(Vec::new());
         let mut columns: Vec<String> = Vec::new();
         let mut rows = Vec::new();
         for line in text.lines() {
-            let record: serde_json::Value = serde_json::from_str(line)?;
+            let record: Value = serde_json::from_str(line)?;
             if record["kind"] == "epoch" {
-                let row = flatten(&record);
+                let mut row = Vec::new();
+                flatten("", &record, &mut row);
                 columns.extend(
                     row.iter()
                         .map(|(name, _)| name)
@@ -206,20 +158,14 @@ struct Position {
     step: u64,
 }
 
-fn flatten(record: &serde_json::Value) -> Vec<(String, String)> {
-    let mut cells = Vec::new();
-    for (name, value) in record.as_object().into_iter().flatten() {
-        match value {
-            serde_json::Value::Object(inner) => {
-                cells.extend(
-                    inner.iter().map(|(inner, value)| (format!("{name}.{inner}"), value.to_string())),
-                );
-            }
-            _ if name == "kind" => {}
-            _ => cells.push((name.clone(), value.to_string())),
-        }
+fn flatten(name: &str, value: &Value, cells: &mut Vec<(String, String)>) {
+    let Value::Object(inner) = value else {
+        return cells.push((name.to_owned(), value.to_string()));
+    };
+    for (key, value) in inner.iter().filter(|(key, _)| !["kind", "layers"].contains(&key.as_str())) {
+        let name = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
+        flatten(&name, value, cells);
     }
-    cells
 }
 
 /// Two processes in one folder would overwrite each other's checkpoints.

@@ -16,15 +16,15 @@ use crate::data::loader::{Batch, Loader};
 use crate::device;
 use crate::eval::evaluate;
 use crate::exit::{Exit, OrExit, fail};
-use crate::layers::ParamKind;
 use crate::libtorch::catching;
 use crate::metrics::Scores;
 use crate::model::{ModelSource, Network};
 use crate::optim::{Ema, Optimizer};
-use crate::penalty::{self, Rates};
-use crate::run_folder::{EpochRecord, LockedFolder, Record, RunFolder, StepRecord};
+use crate::penalty::Rates;
+use crate::run_folder::{LockedFolder, RunFolder};
 use crate::schedule::{Clock, Mode, Plateau};
 use crate::session::Session;
+use crate::telemetry::{self, Condition, EpochRecord, Record, StepRecord};
 
 /// Where a run begins.
 pub enum Start {
@@ -197,7 +197,10 @@ impl<'a> Trainer<'a> {
         let log_every = self.session.config.spec.train.log_every;
         let is_logged = self.state.step % log_every == log_every - 1;
         let (lr, rates) = (self.lr_at(self.state.step), self.rates());
-        let before = if is_logged { Some((self.penalty(&rates)?, self.weights()?)) } else { None };
+        let before = match is_logged {
+            true => Some(Condition::of(&self.network, &self.session.groups, &rates, lr)?),
+            false => None,
+        };
 
         // Dropout and noise are functions of the seed and the step, so that nothing of the generator needs saving.
         let seed = Draw::new(self.session.config.spec.seed, self.state.step, 0, Purpose::Step).bits();
@@ -230,33 +233,21 @@ impl<'a> Trainer<'a> {
         self.state.score = None;
         self.latest = None;
         match before {
-            Some((penalty, weights)) => {
-                self.log_step(&step_loss, penalty, weights, &step.grad_norm, lr).map(Some)
-            }
+            Some(before) => self.log_step(before, &step_loss, &step.grad_norm).map(Some),
             None => Ok(None),
         }
     }
 
-    fn log_step(
-        &mut self,
-        loss: &Tensor,
-        penalty: f64,
-        (weight_norm, zeros): (f64, f64),
-        grad_norm: &Tensor,
-        lr: f64,
-    ) -> Result<StepRecord> {
+    fn log_step(&mut self, before: Condition, loss: &Tensor, grad_norm: &Tensor) -> Result<StepRecord> {
         self.check_health()?;
         let loss = loss.double_value(&[]);
         let record = StepRecord {
             epoch: self.state.epoch + 1,
             step: self.state.step,
             loss,
-            penalty,
-            total: loss + penalty,
-            lr,
-            weight_norm,
+            total: loss + before.penalty,
+            condition: before,
             grad_norm: grad_norm.double_value(&[]),
-            zeros,
             images_per_s: self.samples_since_log as f64 / self.logged.elapsed().as_secs_f64(),
         };
         self.samples_since_log = 0;
@@ -289,19 +280,16 @@ impl<'a> Trainer<'a> {
             self.judge(scores)?;
         }
         self.latest = due.then(|| [validation.clone(), test.clone()]);
-        let (weight_norm, zeros) = self.weights()?;
         let record = EpochRecord {
             epoch: self.state.epoch,
             step: self.state.step,
             loss,
-            penalty: self.penalty(&self.rates())?,
-            lr,
-            weight_norm,
-            zeros,
+            condition: Condition::of(&self.network, &self.session.groups, &self.rates(), lr)?,
             images_per_s: self.samples_since_begin as f64 / seconds,
             seconds,
             validation,
             test,
+            layers: telemetry::layers(&self.network)?,
         };
         self.folder.record(&Record::Epoch(&record))?;
         Ok(record)
@@ -387,7 +375,7 @@ impl<'a> Trainer<'a> {
 
     /// Writes a checkpoint of this very moment. A broken network is never saved.
     pub fn save(&mut self) -> Result<()> {
-        self.health += self.weights()?.0;
+        self.health += telemetry::weight_norm(&self.network)?;
         self.check_health()?;
         let mut state = self.state.clone();
         state.loss_sum = self.loss_sum.double_value(&[]);
@@ -419,23 +407,5 @@ impl<'a> Trainer<'a> {
             self.state.epoch + 1
         );
         Err(fail(Exit::Numeric, message))
-    }
-
-    /// Σ over groups of the penalty at these rates; waits for the device.
-    fn penalty(&self, rates: &[Rates]) -> Result<f64> {
-        let parameters = self.network.parameters();
-        let mut sum = 0.0;
-        for (group, rates) in self.session.groups.iter().zip(rates) {
-            let ws: Vec<_> = group.members.iter().map(|&i| &parameters[i].tensor).collect();
-            sum += penalty::value(&ws, rates)?.double_value(&[]);
-        }
-        Ok(sum)
-    }
-
-    /// (‖w‖₂, share of exact zeros) over convolution and linear weights; waits for the device.
-    fn weights(&self) -> Result<(f64, f64)> {
-        let weights = self.network.parameters().iter().filter(|p| p.kind == ParamKind::Weight);
-        let ws: Vec<_> = weights.map(|p| &p.tensor).collect();
-        Ok((penalty::norm(&ws)?.double_value(&[]), penalty::zeros(&ws)?.double_value(&[])))
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tikhonov::data::draw::{Draw, Purpose};
 
 use crate::common::{outcome, python, run, tikhonov};
@@ -308,6 +308,7 @@ fn every_log_line_tells_loss_penalty_and_weights_apart() {
         let number = |key: &str| record[key].as_f64().unwrap_or_else(|| panic!("{key} in {record}"));
         assert!((number("loss") + number("penalty") - number("total")).abs() < 1e-12);
         assert!(number("grad_norm") > 0.0 && number("images_per_s") > 0.0 && number("lr") > 0.0);
+        assert_eq!(record["lambda"], json!({"weights": {"l2": 0.02, "l1": 0.3}}));
     }
     let last = records(&output, "epoch").pop().unwrap();
     let computed = python(&format!(
@@ -318,18 +319,66 @@ ws = load_file(r'{}/checkpoints/last/model.safetensors')
 ws = [w.astype('float64') for name, w in ws.items() if name.endswith('weight') and w.ndim > 1]
 l1, squares = sum(abs(w).sum() for w in ws), sum((w ** 2).sum() for w in ws)
 zeros = sum((w == 0).sum() for w in ws) / sum(w.size for w in ws)
-print(json.dumps([0.3 * l1 + 0.01 * squares, squares ** 0.5, zeros]))
+each = {{f'layers.{{name}}.{{key}}': float(value)
+        for name, w in load_file(r'{}/checkpoints/last/model.safetensors').items() if name.endswith('weight') and w.ndim > 1
+        for key, value in [('norm', np.linalg.norm(w.astype('float64'))), ('zeros', np.mean(w == 0))]}}
+print(json.dumps({{'penalty': 0.3 * l1 + 0.01 * squares, 'weight_norm': squares ** 0.5, 'zeros': zeros, **each}}))
 ",
+        output.display(),
         output.display()
     ));
-    let computed: Vec<f64> = serde_json::from_str(&computed).unwrap();
-    for (key, expected) in ["penalty", "weight_norm", "zeros"].into_iter().zip(computed) {
-        let logged = last[key].as_f64().unwrap();
+    let computed: serde_json::Map<String, Value> = serde_json::from_str(&computed).unwrap();
+    assert_eq!(
+        last["layers"].as_object().unwrap().len() * 2 + 3,
+        computed.len(),
+        "{last} against {computed:?}"
+    );
+    for (key, expected) in computed {
+        let logged = match key.strip_prefix("layers.").and_then(|key| key.rsplit_once('.')) {
+            Some((layer, key)) => &last["layers"][layer][key],
+            None => &last[&key],
+        };
+        let (logged, expected) = (logged.as_f64().unwrap(), expected.as_f64().unwrap());
         assert!((logged - expected).abs() <= 1e-5 * expected.abs(), "{key}: {logged} against {expected}");
     }
     assert!(last["zeros"].as_f64().unwrap() > 0.0, "a proximal L1 penalty makes exact zeros");
     let table = fs::read_to_string(output.join("metrics.csv")).unwrap();
     assert_eq!(table.lines().count(), 4, "a header and three epochs:\n{table}");
+    let head = table.lines().next().unwrap();
+    assert!(head.contains(",lambda.weights.l2,lambda.weights.l1,") && !head.contains("layers"), "{head}");
+
+    let read = |name: &str| -> Value {
+        serde_json::from_str(&fs::read_to_string(output.join(name)).unwrap()).unwrap()
+    };
+    let (result, confusion) = (read("result.json"), read("confusion.json"));
+    let counts: Vec<Vec<f64>> =
+        serde_json::from_value(confusion["last"]["validation"]["confusion"].clone()).unwrap();
+    let hits: f64 = (0..10).map(|class| counts[class][class]).sum();
+    assert_eq!(counts.concat().iter().sum::<f64>(), 300.0);
+    assert_eq!(Some(hits / 300.0), result["last"]["validation"]["accuracy"].as_f64());
+    assert_eq!(confusion["classes"].as_array().unwrap().len(), 10);
+}
+
+#[test]
+fn a_run_whose_records_are_those_of_an_earlier_version_goes_on() {
+    let home = tempfile::tempdir().unwrap();
+    let config = write_config(home.path(), EVERYTHING);
+    let output = home.path().join("run");
+    let folder = output.to_str().unwrap();
+    let (code, _, stderr) = run(&["train", &config, "--output", folder, "--set", "train.epochs=1"]);
+    assert_eq!(code, 0, "{stderr}");
+    let mut old: Vec<Value> = [records(&output, "step"), records(&output, "epoch")].concat();
+    for record in &mut old {
+        let record = record.as_object_mut().unwrap();
+        record.remove("lambda").unwrap();
+        record.remove("layers");
+    }
+    fs::write(output.join("metrics.jsonl"), old.iter().map(|one| format!("{one}\n")).collect::<String>())
+        .unwrap();
+    let (code, _, stderr) = run(&["train", &config, "--output", folder, "--resume"]);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(records(&output, "epoch").len(), 3);
+    assert_eq!(fs::read_to_string(output.join("metrics.csv")).unwrap().lines().count(), 4);
 }
 
 #[test]

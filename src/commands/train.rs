@@ -117,6 +117,10 @@ pub fn run(options: &Options) -> Result<()> {
     });
     match outcome {
         Ok(result) => {
+            // Before the result, which says that the run is over.
+            if let Some(confusion) = result.confusion(&run.state().classes) {
+                run.folder().write("confusion.json", &confusion.to_string())?;
+            }
             run.folder().write("result.json", &serde_json::to_string_pretty(&result)?)?;
             let text = result.to_string();
             run.folder().log(&text)?;
