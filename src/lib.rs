@@ -3,9 +3,10 @@
 //! The rooms, lowest floor first; a room imports only rooms below it.
 
 // Floor 0: libtorch, the device, exit codes, the embedded files, renaming rules, arithmetic of images, how a config
-// writes an enum.
+// writes an enum, drawings as pictures.
 pub mod device;
 pub mod exit;
+pub mod figure;
 pub mod imaging;
 pub mod libtorch;
 pub mod rename;

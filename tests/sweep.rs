@@ -98,6 +98,8 @@ print(json.dumps([scores.tolist(), int(grid.best_index_)]))
     assert!(log.contains("train: 60 samples"), "{log}");
     let curve = fs::read_to_string(output.join("curve.svg")).unwrap();
     assert!(curve.matches("<circle").count() == 7 && curve.contains(key), "five points and the legend");
+    let picture = image::open(output.join("curve.png")).unwrap();
+    assert_eq!((picture.width(), picture.height()), (1280, 800));
 }
 
 #[test]

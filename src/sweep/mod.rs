@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::checkpoint::atomic;
 use crate::exit::{Exit, OrExit, fail};
+use crate::figure;
 use crate::model::table;
 use choice::{Choice, Standing, choose};
 use over::{Axis, Point};
@@ -197,7 +198,7 @@ impl Folder {
         atomic::write(&self.path.join(name), |file| Ok(file.write_all(text.as_bytes())?))
     }
 
-    /// `trials.csv`, `result.json` and, for one number, `curve.svg`.
+    /// `trials.csv`, `result.json` and, for one number, `curve.svg` and `curve.png`.
     pub fn conclude(&self, design: &Design, finished: &[Finished]) -> Result<Outcome> {
         let standings = design.standings(finished);
         let choice = choose(&standings, design.higher_is_better);
@@ -208,6 +209,8 @@ impl Folder {
         self.write("result.json", &(serde_json::to_string_pretty(&outcome.report(design))? + "\n"))?;
         if let Some(curve) = plot::curve(design, &outcome) {
             self.write("curve.svg", &curve)?;
+            let picture = figure::png(&curve)?;
+            atomic::write(&self.path.join("curve.png"), |file| Ok(file.write_all(&picture)?))?;
         }
         Ok(outcome)
     }
