@@ -4,7 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 fn main() {
-    for file in ["shim.cpp", "machine.cpp", "optim.cpp", "script.cpp", "guarded.h"] {
+    for file in ["shim.cpp", "autocast.cpp", "machine.cpp", "optim.cpp", "script.cpp", "guarded.h"] {
         println!("cargo:rerun-if-changed=src/libtorch/{file}");
     }
     println!("cargo:rerun-if-env-changed=CUDA_HOME");
@@ -35,6 +35,7 @@ fn main() {
         .include(torch.join("include"))
         .include(torch.join("include/torch/csrc/api/include"))
         .file("src/libtorch/shim.cpp")
+        .file("src/libtorch/autocast.cpp")
         .file("src/libtorch/machine.cpp")
         .file("src/libtorch/optim.cpp")
         .file("src/libtorch/script.cpp");

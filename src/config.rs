@@ -70,6 +70,21 @@ impl Dtype {
     }
 }
 
+/// The shorter number format of the convolutions and linear maps of a training step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Amp {
+    Bf16,
+}
+
+impl Amp {
+    pub fn kind(self) -> tch::Kind {
+        match self {
+            Self::Bf16 => tch::Kind::BFloat16,
+        }
+    }
+}
+
 /// How long to train and what to do on the way.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -78,6 +93,9 @@ pub struct TrainSpec {
     /// Batches whose gradients are averaged into one optimiser step.
     #[serde(default = "one_batch")]
     pub accumulate: usize,
+    /// Autocast, as `torch.autocast`: weights, gradients and optimiser stay float32, and evaluation is float32 throughout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub amp: Option<Amp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip: Option<Clip>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -92,6 +110,9 @@ pub struct TrainSpec {
     /// Epochs between two evaluations; the last epoch is always evaluated.
     #[serde(default = "one")]
     pub eval_every: u64,
+    /// Side-by-side pictures to write at each evaluation, of image tasks.
+    #[serde(default = "three")]
+    pub pictures: usize,
 }
 
 /// Stop when the task's metric has not improved on the validation set for `patience` epochs.
@@ -129,6 +150,10 @@ fn one_batch() -> usize {
 
 fn one() -> u64 {
     1
+}
+
+fn three() -> usize {
+    3
 }
 
 fn fifty() -> u64 {
@@ -199,6 +224,10 @@ impl RunConfig {
             if self.schedule.watches().is_some() {
                 return Err(Invalid::new("schedule.plateau", remedy));
             }
+        }
+        if self.train.amp.is_some() && self.dtype == Dtype::Float64 {
+            let message = "shortens float32; leave out `dtype: float64` or `amp`";
+            return Err(Invalid::new("train.amp", message));
         }
         let measured_in_place = match self.task {
             TaskSpec::Reconstruction(_) => Some("reconstruction"),

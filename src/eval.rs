@@ -5,6 +5,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use crate::data::loader::Loader;
 use crate::device;
+use crate::gallery::Gallery;
 use crate::libtorch::catching;
 use crate::metrics::Scores;
 use crate::model::Network;
@@ -13,8 +14,14 @@ use crate::tasks::Task;
 /// Noise that a task draws while it evaluates is the same every time.
 const EVALUATION_SEED: u64 = 0;
 
-/// The task's scores on all of `loader`, the mean data loss first.
-pub fn evaluate(network: &Network, task: &dyn Task, output: &[i64], loader: &Loader) -> Result<Scores> {
+/// The task's scores on all of `loader`, the mean data loss first. `gallery` takes pictures on the way.
+pub fn evaluate(
+    network: &Network,
+    task: &dyn Task,
+    output: &[i64],
+    loader: &Loader,
+    gallery: &mut Gallery,
+) -> Result<Scores> {
     let mut meter = task.meter(output);
     let mut loss_sum: Option<Tensor> = None;
     let mut samples = 0;
@@ -26,6 +33,7 @@ pub fn evaluate(network: &Network, task: &dyn Task, output: &[i64], loader: &Loa
                 let (xs, ys) = task.prepare(batch.xs, batch.ys, false)?;
                 let answer = task.answer(network, &xs, false)?;
                 meter.add(&xs, &answer, &ys);
+                gallery.look(task, &xs, &answer, &ys)?;
                 samples += xs.size()[0];
                 Ok(task.loss(&answer, &ys, None).to_kind(Kind::Double) * xs.size()[0])
             })

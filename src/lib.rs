@@ -33,6 +33,7 @@ pub mod config;
 // Floor 5: the work.
 pub mod compressor;
 pub mod eval;
+pub mod gallery;
 pub mod generator;
 pub mod handover;
 pub mod outcome;

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::data::Split;
 use crate::eval::evaluate;
+use crate::gallery::Gallery;
 use crate::metrics::Scores;
 use crate::session::Session;
 use crate::train::Outcome;
@@ -54,7 +55,8 @@ pub fn judge(session: &Session, run: &Trainer, ended: Outcome) -> Result<RunResu
             let score = |split| -> Result<Option<Scores>> {
                 let Some(set) = session.split(split) else { return Ok(None) };
                 let loader = session.loader(set, false)?;
-                evaluate(&network, &*session.task, session.model.output(), &loader).map(Some)
+                let mut none = Gallery::default();
+                evaluate(&network, &*session.task, session.model.output(), &loader, &mut none).map(Some)
             };
             let (validation, test) = (score(Split::Validation)?, score(Split::Test)?);
             Some(Weights { epoch: best.epoch, validation, test })

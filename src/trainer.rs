@@ -9,13 +9,16 @@ use tch::{Kind, Tensor};
 use crate::checkpoint::initial::Initial;
 use crate::checkpoint::store::Loaded;
 use crate::checkpoint::{Best, Snapshot, State};
-use crate::config::{CONFIG_FILE, PROGRAM_FILE};
+use crate::config::{Amp, CONFIG_FILE, PROGRAM_FILE};
 use crate::data::Split;
 use crate::data::draw::{Draw, Purpose};
 use crate::data::loader::{Batch, Loader};
 use crate::device;
 use crate::eval::evaluate;
 use crate::exit::{Exit, OrExit, fail};
+use crate::gallery::Gallery;
+use crate::layers::ParamKind;
+use crate::libtorch::autocast::autocast;
 use crate::libtorch::catching;
 use crate::metrics::Scores;
 use crate::model::{ModelSource, Network};
@@ -207,14 +210,17 @@ impl<'a> Trainer<'a> {
         device::seed(seed);
         let samples: i64 = group.iter().map(|batch| batch.xs.size()[0]).sum();
         let (task, network, clock) = (&self.session.task, &self.network, self.clock());
+        let (device, amp) = (self.session.device, self.session.config.spec.train.amp.map(Amp::kind));
         self.state.batch += group.len();
         let mut step_loss = Tensor::zeros([], (Kind::Double, self.session.device));
         for batch in group {
             let share = batch.xs.size()[0] as f64 / samples as f64;
             step_loss += catching(|| -> Result<Tensor> {
                 let (xs, ys) = task.prepare(batch.xs, batch.ys, true)?;
-                let answer = task.answer(network, &xs, true)?;
-                let loss = task.loss(&answer, &ys, Some(clock)) * share;
+                let loss = autocast(device, amp, || -> Result<Tensor> {
+                    let answer = task.answer(network, &xs, true)?;
+                    Ok(task.loss(&answer, &ys, Some(clock)) * share)
+                })??;
                 loss.backward();
                 Ok(loss.detach().to_kind(Kind::Double))
             })??;
@@ -343,7 +349,12 @@ impl<'a> Trainer<'a> {
             None => &self.network,
         };
         let loader = self.session.loader(set, false)?;
-        evaluate(network, &*self.session.task, self.session.model.output(), &loader).map(Some)
+        let is_watched = split == Split::Validation || self.session.split(Split::Validation).is_none();
+        let mut gallery = Gallery::of(if is_watched { self.session.config.spec.train.pictures } else { 0 });
+        let scores =
+            evaluate(network, &*self.session.task, self.session.model.output(), &loader, &mut gallery)?;
+        gallery.save(&self.folder.path().join("pictures"), &format!("epoch-{:04}", self.state.epoch))?;
+        Ok(Some(scores))
     }
 
     pub fn has_stalled(&self) -> bool {

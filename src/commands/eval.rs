@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{MachineOptions, WeightOptions, assignment};
 use crate::data::Split;
 use crate::eval::evaluate;
 use crate::exit::{Exit, OrExit};
+use crate::gallery::Gallery;
 use crate::metrics::{ClassReport, Scores};
 use crate::session::Session;
 use crate::trained::Trained;
@@ -33,6 +34,15 @@ pub struct Options {
     pub set: Vec<String>,
     #[command(flatten)]
     pub machine: MachineOptions,
+    /// The scores of each image as well as the means
+    #[arg(long)]
+    pub each: bool,
+    /// Side-by-side pictures into this folder: what the network saw, what it answers, what was wanted
+    #[arg(long, value_name = "DIR")]
+    pub pictures: Option<PathBuf>,
+    /// Of how many samples --pictures are
+    #[arg(long, value_name = "N", default_value_t = 8, requires = "pictures")]
+    pub count: usize,
     /// As JSON, one object per run, confusion matrix included
     #[arg(long)]
     pub json: bool,
@@ -55,18 +65,46 @@ fn eval_one(run: &Path, options: &Options) -> Result<()> {
     let set =
         set.or_exit(Exit::Usage, || format!("{} has no {name} set; try --split train", run.display()))?;
     let loader = session.loader(set, false)?;
-    let scores = evaluate(&network, &*session.task, session.model.output(), &loader)?;
+    let mut gallery = Gallery::of(options.pictures.as_ref().map_or(0, |_| options.count));
+    let scores = evaluate(&network, &*session.task, session.model.output(), &loader, &mut gallery)?;
+    if let Some(folder) = &options.pictures {
+        let stem = run.file_stem().unwrap_or_default().to_string_lossy();
+        let what = || format!("--pictures: {} has no pictures to show of {name}", run.display());
+        (!gallery.is_empty()).then_some(()).or_exit(Exit::Usage, what)?;
+        gallery.save(folder, &stem)?;
+    }
     if options.json {
         let mut line = json!({
             "run": run, "split": name, "samples": set.len(), "scores": scores, "report": scores.report,
         });
+        if options.each {
+            line["each"] = rows(&scores, &set.names).collect();
+        }
         weights.describe(&mut line);
         println!("{line}");
     } else {
         println!("{} on {name} ({} samples)", weights.name(), set.len());
         print!("{}", table(&scores, &set.classes));
+        if options.each {
+            for row in rows(&scores, &set.names) {
+                println!("{row}");
+            }
+        }
     }
     Ok(())
+}
+
+/// The scores of each image under its name, or its number where it has none.
+fn rows<'a>(scores: &'a Scores, names: &'a [String]) -> impl Iterator<Item = Value> + 'a {
+    let images = scores.each.iter().map(|(_, values)| values.len()).max().unwrap_or(0);
+    (0..images).map(move |index| {
+        let name = names.get(index).filter(|_| names.len() == images).cloned();
+        let mut row = json!({ "image": name.unwrap_or_else(|| (index + 1).to_string()) });
+        for (metric, values) in &scores.each {
+            row[metric] = values.get(index).copied().into();
+        }
+        row
+    })
 }
 
 fn table(scores: &Scores, classes: &[String]) -> String {

@@ -2,6 +2,7 @@
 //!
 //! Every function here turns a C++ exception into an error; none lets it cross the boundary.
 
+pub mod autocast;
 pub mod bytes;
 pub mod machine;
 pub mod memory;

@@ -73,7 +73,7 @@ impl Meter for ClassificationMeter {
         let f1 = report.per_class.iter().map(|scores| scores.f1);
         let macro_f1 = f1.sum::<f64>() / report.per_class.len().max(1) as f64;
         values.push(("macro_f1".into(), macro_f1));
-        Scores { values, report: Some(report) }
+        Scores { values, report: Some(report), each: Vec::new() }
     }
 }
 

@@ -3,7 +3,7 @@
 //! The restored image is clamped to [0, 1] first. The degraded one is measured as it is, because the field counts
 //! noise unclipped (σ = 25 is 20.17 dB); an image that super-resolution made small is enlarged by bicubic and clamped.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::{Answer, Meter, Scores};
 use crate::imaging::ssim::WINDOW;
@@ -13,8 +13,8 @@ use crate::imaging::{bicubic, luma, ssim};
 #[derive(Debug, Default)]
 pub struct ImageMeter {
     rules: ImageRules,
-    restored: Sums,
-    degraded: Sums,
+    restored: PerImage,
+    degraded: PerImage,
 }
 
 /// What of an image is measured.
@@ -28,16 +28,16 @@ pub struct ImageRules {
     pub clamp_degraded: bool,
 }
 
-/// Sums of per-image values, float64 on the device.
+/// Per-image values.
 #[derive(Debug, Default)]
-struct Sums {
-    psnr: Sum,
-    ssim: Sum,
+struct PerImage {
+    psnr: Values,
+    ssim: Values,
 }
 
-/// A sum, and how many values it is of.
+/// Per-image values, float64 on the device, batch after batch.
 #[derive(Debug, Default)]
-struct Sum(Option<Tensor>, usize);
+struct Values(Vec<Tensor>);
 
 /// PSNR in dB of each image `[N, C, H, W]`; `[N]`, float64.
 pub fn psnr(images: &Tensor, reference: &Tensor) -> Tensor {
@@ -64,9 +64,31 @@ impl ImageRules {
             _ => images,
         }
     }
+
+    /// The degraded images as they are measured, `[N, C, H, W]` like `ys`, among what the network saw; None where
+    /// nothing was degraded.
+    pub fn degraded(&self, xs: &Tensor, ys: &Tensor) -> Option<Tensor> {
+        // An autoencoder's input is its target.
+        if std::ptr::eq(xs.data_ptr(), ys.data_ptr()) || xs.size()[1] < ys.size()[1] {
+            return None;
+        }
+        // What stands behind the image's own channels tells the network of the degradation.
+        let degraded = xs.narrow(1, 0, ys.size()[1]);
+        let (given, wanted) = (degraded.size(), ys.size());
+        let degraded = match bicubic::factor(&given, &wanted)? {
+            1 => degraded,
+            _ => bicubic::resize(&degraded, wanted[2], wanted[3]),
+        };
+        Some(if self.clamp_degraded { degraded.clamp(0.0, 1.0) } else { degraded })
+    }
+
+    /// PSNR in dB of each image, over what counts of it; `[N]`, float64.
+    pub fn psnr(&self, images: &Tensor, ys: &Tensor) -> Tensor {
+        psnr(&self.view(images), &self.view(ys))
+    }
 }
 
-impl Sums {
+impl PerImage {
     fn add(&mut self, images: &Tensor, reference: &Tensor) {
         self.psnr.add(&psnr(images, reference));
         if reference.size()[2..].iter().all(|&side| side >= WINDOW) {
@@ -76,18 +98,14 @@ impl Sums {
     }
 }
 
-impl Sum {
+impl Values {
     fn add(&mut self, values: &Tensor) {
-        let value = values.sum(Kind::Double);
-        self.0 = Some(match self.0.take() {
-            Some(sum) => sum + value,
-            None => value,
-        });
-        self.1 += values.numel();
+        self.0.push(values.detach().to_kind(Kind::Double));
     }
 
-    fn mean(&self) -> Option<f64> {
-        Some(self.0.as_ref()?.double_value(&[]) / self.1 as f64)
+    fn read(&self) -> Vec<f64> {
+        let read = |values: &Tensor| Vec::<f64>::try_from(values.to_device(Device::Cpu)).unwrap_or_default();
+        self.0.iter().flat_map(read).collect()
     }
 }
 
@@ -95,32 +113,24 @@ impl Meter for ImageMeter {
     fn add(&mut self, xs: &Tensor, answer: &Answer, ys: &Tensor) {
         let reference = self.rules.view(ys);
         self.restored.add(&self.rules.view(&answer.outputs.clamp(0.0, 1.0)), &reference);
-        // An autoencoder's input is its target: nothing was degraded.
-        if std::ptr::eq(xs.data_ptr(), ys.data_ptr()) || xs.size()[1] < ys.size()[1] {
-            return;
+        if let Some(degraded) = self.rules.degraded(xs, ys) {
+            self.degraded.add(&self.rules.view(&degraded), &reference);
         }
-        // What stands behind the image's own channels tells the network of the degradation.
-        let degraded = xs.narrow(1, 0, ys.size()[1]);
-        let (given, wanted) = (degraded.size(), ys.size());
-        let degraded = match bicubic::factor(&given, &wanted) {
-            Some(1) => degraded,
-            Some(_) => bicubic::resize(&degraded, wanted[2], wanted[3]),
-            None => return,
-        };
-        let degraded = if self.rules.clamp_degraded { degraded.clamp(0.0, 1.0) } else { degraded };
-        self.degraded.add(&self.rules.view(&degraded), &reference);
     }
 
     fn scores(&self) -> Scores {
         let Self { restored, degraded, .. } = self;
         let named = [
-            ("psnr", restored.psnr.mean()),
-            ("psnr_degraded", degraded.psnr.mean()),
-            ("ssim", restored.ssim.mean()),
-            ("ssim_degraded", degraded.ssim.mean()),
+            ("psnr", &restored.psnr),
+            ("psnr_degraded", &degraded.psnr),
+            ("ssim", &restored.ssim),
+            ("ssim_degraded", &degraded.ssim),
         ];
-        let values = named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
-        Scores { values: values.collect(), report: None }
+        let each = named.into_iter().map(|(name, values)| (name.to_owned(), values.read()));
+        let each: Vec<_> = each.filter(|(_, values)| !values.is_empty()).collect();
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        let values = each.iter().map(|(name, values)| (name.clone(), mean(values))).collect();
+        Scores { values, report: None, each }
     }
 }
 

@@ -47,6 +47,8 @@ pub struct Scores {
     pub values: Vec<(String, f64)>,
     /// Precision, recall and F1 per class, and the confusion matrix; classification only.
     pub report: Option<ClassReport>,
+    /// The values that the means are of, in the order of the samples; images only.
+    pub each: Vec<(String, Vec<f64>)>,
 }
 
 impl Scores {

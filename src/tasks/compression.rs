@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tch::Kind;
 use tch::Tensor;
 
-use super::{Answer, Goal, Prediction, Task, code, images, part};
+use super::{Answer, Goal, Panel, Prediction, Task, code, images, part, through};
 use crate::data::Dataset;
 use crate::exit::{Exit, fail};
 use crate::layers::quantize::quantize;
@@ -113,6 +113,10 @@ impl Task for Compression {
 
     fn goal(&self) -> Goal {
         Goal { metric: "psnr", higher_is_better: true }
+    }
+
+    fn panels(&self, _xs: &Tensor, outputs: &Tensor, ys: &Tensor) -> Vec<Panel> {
+        through(outputs, ys)
     }
 
     fn predictions(&self, outputs: &Tensor) -> Result<Vec<Prediction>> {

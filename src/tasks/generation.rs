@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tch::Kind;
 use tch::Tensor;
 
-use super::{Answer, Goal, Prediction, Task, code, images, part};
+use super::{Answer, Goal, Panel, Prediction, Task, code, images, part, through};
 use crate::data::Dataset;
 use crate::exit::{Exit, fail};
 use crate::layers::reparametrize;
@@ -127,6 +127,10 @@ impl Task for Generation {
 
     fn goal(&self) -> Goal {
         Goal { metric: "elbo", higher_is_better: true }
+    }
+
+    fn panels(&self, _xs: &Tensor, outputs: &Tensor, ys: &Tensor) -> Vec<Panel> {
+        through(outputs, ys)
     }
 
     fn predictions(&self, outputs: &Tensor) -> Result<Vec<Prediction>> {

@@ -16,6 +16,7 @@ use tch::{Device, Kind, Tensor};
 use crate::data::Dataset;
 use crate::exit::{Exit, fail};
 use crate::metrics::Meter;
+use crate::metrics::image::psnr;
 use crate::model::{Model, Network};
 use crate::schedule::Clock;
 use crate::yaml::Invalid;
@@ -86,10 +87,32 @@ pub enum Prediction {
     Mask(Tensor),
 }
 
+/// One of the pictures that show how a sample went.
+#[derive(Debug)]
+pub struct Panel {
+    /// ASCII.
+    pub caption: String,
+    /// `[1, C, H, W]` in [0, 1].
+    pub image: Tensor,
+}
+
+impl Panel {
+    fn new(caption: impl Into<String>, image: &Tensor) -> Self {
+        Self { caption: caption.into(), image: image.clamp(0.0, 1.0) }
+    }
+}
+
 /// One picture per sample of `[N, C, H, W]`, clamped to [0, 1]; waits for the device.
 fn images(outputs: &Tensor) -> Vec<Prediction> {
     let images = outputs.to_device(Device::Cpu).to_kind(Kind::Float).clamp(0.0, 1.0);
     (0..images.size()[0]).map(|index| Prediction::Image(images.get(index))).collect()
+}
+
+/// An image `[1, C, H, W]` and what came of it.
+fn through(outputs: &Tensor, ys: &Tensor) -> Vec<Panel> {
+    let outputs = outputs.clamp(0.0, 1.0);
+    let caption = format!("back {:.2} dB", psnr(&outputs, ys).double_value(&[0]));
+    vec![Panel::new("given", ys), Panel::new(caption, &outputs)]
 }
 
 /// The top-level child `name` (or `_name`) of the network, which the task runs apart; exit 2 where it has none.
@@ -158,6 +181,12 @@ pub trait Task {
     fn meter(&self, output: &[i64]) -> Box<dyn Meter>;
 
     fn goal(&self) -> Goal;
+
+    /// One sample side by side, batch of 1 each: what the network saw, what it answers, what was wanted. Empty where
+    /// there is nothing to see. Panics as tch does.
+    fn panels(&self, _xs: &Tensor, _outputs: &Tensor, _ys: &Tensor) -> Vec<Panel> {
+        Vec::new()
+    }
 
     /// One prediction per sample of the answer `[N, …]`.
     fn predictions(&self, outputs: &Tensor) -> Result<Vec<Prediction>>;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::degrade::Chain;
-use super::{Answer, Goal, Prediction, Task, images};
+use super::{Answer, Goal, Panel, Prediction, Task, images};
 use crate::data::{Dataset, Targets};
 use crate::exit::{Exit, fail};
 use crate::imaging::ssim::WINDOW;
@@ -74,6 +74,17 @@ impl Reconstruction {
     fn target(&self, images: &Tensor) -> Tensor {
         let images = bicubic::crop_to_multiple(images, self.degrade.scale());
         if self.luma && images.size()[1] == 3 { (luma(&images) * 255.0).round() / 255.0 } else { images }
+    }
+
+    fn rules(&self) -> ImageRules {
+        let scale = self.degrade.scale();
+        let MetricSpec { y, shave } = self.metric;
+        let border = if scale > 1 { scale } else { 0 };
+        ImageRules {
+            y: y.unwrap_or(scale > 1),
+            shave: shave.map_or(border, i64::from),
+            clamp_degraded: scale > 1,
+        }
     }
 
     /// The shape of an image of the data as the network is to answer it.
@@ -153,14 +164,17 @@ impl Task for Reconstruction {
     }
 
     fn meter(&self, _output: &[i64]) -> Box<dyn Meter> {
-        let scale = self.degrade.scale();
-        let MetricSpec { y, shave } = self.metric;
-        let border = if scale > 1 { scale } else { 0 };
-        Box::new(ImageMeter::new(ImageRules {
-            y: y.unwrap_or(scale > 1),
-            shave: shave.map_or(border, i64::from),
-            clamp_degraded: scale > 1,
-        }))
+        Box::new(ImageMeter::new(self.rules()))
+    }
+
+    fn panels(&self, xs: &Tensor, outputs: &Tensor, ys: &Tensor) -> Vec<Panel> {
+        let rules = self.rules();
+        let caption =
+            |what: &str, image: &Tensor| format!("{what} {:.2} dB", rules.psnr(image, ys).double_value(&[0]));
+        let restored = outputs.clamp(0.0, 1.0);
+        let degraded = rules.degraded(xs, ys).map(|image| Panel::new(caption("given", &image), &image));
+        let rest = [Panel::new(caption("restored", &restored), &restored), Panel::new("target", ys)];
+        degraded.into_iter().chain(rest).collect()
     }
 
     fn goal(&self) -> Goal {

@@ -5,7 +5,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::{Answer, Goal, Prediction, Task};
+use super::{Answer, Goal, Panel, Prediction, Task};
 use crate::data::{Dataset, Targets};
 use crate::exit::{Exit, fail};
 use crate::loss;
@@ -118,6 +118,18 @@ impl Task for Segmentation {
 
     fn goal(&self) -> Goal {
         Goal { metric: "mean_dice", higher_is_better: true }
+    }
+
+    fn panels(&self, xs: &Tensor, outputs: &Tensor, ys: &Tensor) -> Vec<Panel> {
+        let brightest = (outputs.size()[1] - 1).max(1) as f64;
+        let grey = |classes: &Tensor| classes.unsqueeze(1).to_kind(Kind::Float) / brightest;
+        let found = outputs.argmax(1, false);
+        // Pixels of no class are negative.
+        let (right, counted) = (found.eq_tensor(ys), ys.ge(0));
+        let share = right.logical_and(&counted).sum(Kind::Double) / counted.sum(Kind::Double);
+        let found =
+            Panel::new(format!("found {:.1} % right", share.double_value(&[]) * 100.0), &grey(&found));
+        vec![Panel::new("given", xs), found, Panel::new("target", &grey(ys))]
     }
 
     fn predictions(&self, outputs: &Tensor) -> Result<Vec<Prediction>> {

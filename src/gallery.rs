@@ -1,0 +1,117 @@
+//! Side-by-side pictures of a few samples while they are evaluated: what the network saw, what it answers, what was wanted.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use font8x8::legacy::BASIC_LEGACY;
+use image::ImageFormat;
+use tch::{Device, Kind, Tensor};
+
+use crate::checkpoint::atomic;
+use crate::data::photo::Photo;
+use crate::exit::{Exit, OrExit};
+use crate::metrics::Answer;
+use crate::tasks::{Panel, Task};
+
+/// Pixels between panels and around them.
+const BORDER: usize = 2;
+/// Sides of panels: smaller ones are enlarged by repetition, larger ones cut to their middle.
+const SMALLEST: i64 = 192;
+const LARGEST: i64 = 512;
+/// Pixels of a caption: eight for the letters, the rest for air.
+const CAPTION: usize = 12;
+
+/// The first samples of a split, as far as the task has something to show.
+#[derive(Default)]
+pub struct Gallery {
+    wanted: usize,
+    strips: Vec<Photo>,
+}
+
+impl Gallery {
+    /// Of the first `wanted` samples.
+    pub fn of(wanted: usize) -> Self {
+        Self { wanted, strips: Vec::new() }
+    }
+
+    /// Takes from an evaluated batch what is still wanted; waits for the device then.
+    pub fn look(&mut self, task: &dyn Task, xs: &Tensor, answer: &Answer, ys: &Tensor) -> Result<()> {
+        let samples = answer.outputs.size().first().copied().unwrap_or(0);
+        for index in 0..samples {
+            if self.strips.len() == self.wanted {
+                break;
+            }
+            let one = |tensor: &Tensor| tensor.narrow(0, index, 1);
+            let panels = task.panels(&one(xs), &one(&answer.outputs), &one(ys));
+            if panels.is_empty() {
+                self.wanted = 0;
+                break;
+            }
+            self.strips.push(strip(&panels)?);
+        }
+        Ok(())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.strips.is_empty()
+    }
+
+    /// Writes `FOLDER/NAME-1.png` and so on.
+    pub fn save(&self, folder: &Path, name: &str) -> Result<()> {
+        for (index, strip) in self.strips.iter().enumerate() {
+            let path = folder.join(format!("{name}-{}.png", index + 1));
+            let write = || -> Result<()> {
+                std::fs::create_dir_all(folder)?;
+                let bytes = strip.encode(ImageFormat::Png)?;
+                atomic::write(&path, |file| Ok(std::io::Write::write_all(file, &bytes)?))
+            };
+            write().or_exit(Exit::Storage, || format!("writing {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// The panels in a row, each under its caption.
+fn strip(panels: &[Panel]) -> Result<Photo> {
+    let pictures: Vec<Tensor> = panels.iter().map(|panel| fit(&panel.image)).collect();
+    let size = |picture: &Tensor, dim: usize| picture.size()[dim] as usize;
+    let channels = pictures.iter().map(|picture| size(picture, 1)).max().unwrap_or(1);
+    let height = pictures.iter().map(|picture| size(picture, 2)).max().unwrap_or(0);
+    let width: usize = pictures.iter().map(|picture| size(picture, 3) + BORDER).sum();
+    let mut photo = Photo::black(width + BORDER, height + CAPTION + 2 * BORDER, channels);
+    let mut left = BORDER;
+    for (panel, picture) in panels.iter().zip(&pictures) {
+        let picture =
+            if size(picture, 1) < channels { picture.repeat([1, 3, 1, 1]) } else { picture.shallow_clone() };
+        photo.put(&picture, CAPTION + BORDER, left).context("a panel")?;
+        let (line, room) = (caption(&panel.caption), size(&picture, 3) as i64);
+        let line = line.narrow(3, 0, line.size()[3].min(room)).repeat([1, channels as i64, 1, 1]);
+        photo.put(&line, BORDER, left).context("a caption")?;
+        left += size(&picture, 3) + BORDER;
+    }
+    Ok(photo)
+}
+
+/// A panel of a size that fits a screen, `[1, 1 or 3, H, W]`, float32 on the CPU.
+fn fit(image: &Tensor) -> Tensor {
+    let image = image.to_device(Device::Cpu).to_kind(Kind::Float);
+    let image = if matches!(image.size()[1], 1 | 3) { image } else { image.narrow(1, 0, 1) };
+    let [height, width] = [image.size()[2], image.size()[3]];
+    let factor = SMALLEST.div_euclid(height.max(width).max(1)).max(1);
+    let image = image.repeat_interleave_self_int(factor, 2, None).repeat_interleave_self_int(factor, 3, None);
+    let middle = |image: Tensor, dim: i64, side: i64| match side > LARGEST {
+        true => image.narrow(dim, (side - LARGEST) / 2, LARGEST),
+        false => image,
+    };
+    middle(middle(image, 2, height * factor), 3, width * factor)
+}
+
+/// White letters on black, `[1, 1, 8, 8·letters]`.
+fn caption(text: &str) -> Tensor {
+    let letters: Vec<[u8; 8]> =
+        text.chars().map(|letter| BASIC_LEGACY.get(letter as usize).copied().unwrap_or_default()).collect();
+    let rows = (0..8usize).flat_map(|row| letters.iter().map(move |letter| letter[row]));
+    // The least significant bit is the leftmost pixel.
+    let pixels: Vec<f32> = rows.flat_map(|bits| (0..8).map(move |at| f32::from(bits >> at & 1))).collect();
+    Tensor::from_slice(&pixels).view([1, 1, 8, letters.len() as i64 * 8])
+}

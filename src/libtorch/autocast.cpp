@@ -1,0 +1,33 @@
+// torch.autocast's entering and leaving. Every function returns nullptr, or the text of the exception.
+
+#include <ATen/autocast_mode.h>
+
+#include "guarded.h"
+
+extern "C" {
+
+struct TikhonovAutocast {
+  bool cuda;
+  bool enabled;
+  int8_t dtype;
+};
+
+char* tikhonov_autocast_enter(bool cuda, bool bf16, TikhonovAutocast* was) {
+  return guarded([&] {
+    const auto device = cuda ? at::kCUDA : at::kCPU;
+    *was = {cuda, at::autocast::is_autocast_enabled(device), static_cast<int8_t>(at::autocast::get_autocast_dtype(device))};
+    at::autocast::set_autocast_dtype(device, bf16 ? at::kBFloat16 : at::kHalf);
+    at::autocast::set_autocast_enabled(device, true);
+    at::autocast::increment_nesting();
+  });
+}
+
+void tikhonov_autocast_leave(const TikhonovAutocast* was) {
+  const auto device = was->cuda ? at::kCUDA : at::kCPU;
+  // The outermost region ends: its cast weights are stale after the next step.
+  if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+  at::autocast::set_autocast_enabled(device, was->enabled);
+  at::autocast::set_autocast_dtype(device, static_cast<at::ScalarType>(was->dtype));
+}
+
+}  // extern "C"

@@ -1,0 +1,43 @@
+//! Autocast: convolutions and linear maps in a shorter number format, while weights and sums keep theirs.
+
+use std::ffi::c_char;
+
+use anyhow::{Result, anyhow};
+use tch::{Device, Kind};
+
+use super::check;
+
+unsafe extern "C" {
+    fn tikhonov_autocast_enter(cuda: bool, bf16: bool, was: *mut AutocastState) -> *mut c_char;
+    fn tikhonov_autocast_leave(was: *const AutocastState);
+}
+
+/// Laid out as `TikhonovAutocast` in autocast.cpp: what to go back to.
+#[repr(C)]
+struct AutocastState {
+    cuda: bool,
+    enabled: bool,
+    dtype: i8,
+}
+
+/// Ends the region also where tch panics within it.
+struct Region(AutocastState);
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: the state is what `tikhonov_autocast_enter` filled in, on this thread.
+        unsafe { tikhonov_autocast_leave(&self.0) }
+    }
+}
+
+/// Runs `f` under autocast to `kind` (bfloat16 or half), as `torch.autocast(device, dtype)` does: libtorch's own list
+/// decides which operations are shortened. Weights are cast once per call. `None` changes nothing.
+pub fn autocast<T>(device: Device, kind: Option<Kind>, f: impl FnOnce() -> T) -> Result<T> {
+    let Some(kind) = kind else { return Ok(f()) };
+    let mut was = AutocastState { cuda: false, enabled: false, dtype: 0 };
+    // SAFETY: `was` outlives the call.
+    check(unsafe { tikhonov_autocast_enter(device.is_cuda(), kind == Kind::BFloat16, &mut was) })
+        .map_err(|message| anyhow!("autocast: {message}"))?;
+    let _region = Region(was);
+    Ok(f())
+}
