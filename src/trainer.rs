@@ -17,7 +17,6 @@ use crate::device;
 use crate::eval::evaluate;
 use crate::exit::{Exit, OrExit, fail};
 use crate::gallery::Gallery;
-use crate::layers::ParamKind;
 use crate::libtorch::autocast::autocast;
 use crate::libtorch::catching;
 use crate::metrics::Scores;

@@ -2,6 +2,7 @@
 
 mod common;
 
+mod amp;
 mod augment;
 mod compression;
 mod config;
