@@ -6,8 +6,8 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    completions, convert, decode, doctor, encode, eval, export, init, inspect, interpolate, predict, restore,
-    sample, summary, sweep, train,
+    completions, convert, decode, doctor, encode, eval, export, init, inspect, interpolate, predict,
+    report as page, restore, runs, sample, summary, sweep, train,
 };
 
 const EXAMPLES: &str = "\
@@ -36,6 +36,8 @@ pub struct Cli {
 enum Command {
     Train(train::Options),
     Sweep(sweep::Options),
+    Report(page::Options),
+    Runs(runs::Options),
     Eval(eval::Options),
     Predict(predict::Options),
     Restore(restore::Options),
@@ -57,6 +59,8 @@ impl Cli {
         match &self.command {
             Command::Train(options) => train::run(options),
             Command::Sweep(options) => sweep::run(options),
+            Command::Report(options) => page::run(options),
+            Command::Runs(options) => runs::run(options),
             Command::Eval(options) => eval::run(options),
             Command::Predict(options) => predict::run(options),
             Command::Restore(options) => restore::run(options),

@@ -113,6 +113,9 @@ pub struct TrainSpec {
     /// Side-by-side pictures to write at each evaluation, of image tasks.
     #[serde(default = "three")]
     pub pictures: usize,
+    /// Whether the run writes event files for TensorBoard.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tensorboard: bool,
 }
 
 /// Stop when the task's metric has not improved on the validation set for `patience` epochs.

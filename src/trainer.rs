@@ -27,6 +27,7 @@ use crate::run_folder::{LockedFolder, RunFolder};
 use crate::schedule::{Clock, Mode, Plateau};
 use crate::session::Session;
 use crate::telemetry::{self, Condition, EpochRecord, Record, StepRecord};
+use crate::tensorboard::Board;
 
 /// Where a run begins.
 pub enum Start {
@@ -45,6 +46,7 @@ pub struct Trainer<'a> {
 
     loader: Rc<Loader>,
     folder: RunFolder,
+    board: Option<Board>,
     state: State,
     plateau: Plateau,
     /// Data loss × samples over this epoch, float64 on the device: read only when it is shown or saved.
@@ -106,6 +108,10 @@ impl<'a> Trainer<'a> {
         if let ModelSource::Torchscript { file, sha256: Some(sha256), .. } = &spec.model.source {
             folder.keep_program(PROGRAM_FILE, file, sha256)?;
         }
+        let board = match spec.train.tensorboard {
+            true => Some(Board::open(folder.path(), resumed.then_some(&state))?),
+            false => None,
+        };
         folder.write(CONFIG_FILE, &session.config.resolved()?)?;
         if resumed {
             folder.checkpoints().settle(&state).or_exit(Exit::Storage, || "tidying the checkpoints")?;
@@ -124,6 +130,7 @@ impl<'a> Trainer<'a> {
             optimizer,
             loader,
             folder,
+            board,
             state,
             plateau,
         })
@@ -258,6 +265,9 @@ impl<'a> Trainer<'a> {
         self.samples_since_log = 0;
         self.logged = Instant::now();
         self.folder.record(&Record::Step(&record))?;
+        if let Some(board) = &mut self.board {
+            board.step(&record)?;
+        }
         Ok(record)
     }
 
@@ -297,6 +307,9 @@ impl<'a> Trainer<'a> {
             layers: telemetry::layers(&self.network)?,
         };
         self.folder.record(&Record::Epoch(&record))?;
+        if let Some(board) = &mut self.board {
+            board.epoch(&record, &self.network)?;
+        }
         Ok(record)
     }
 

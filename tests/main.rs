@@ -16,6 +16,7 @@ mod optim;
 mod optimizer_state;
 mod penalty;
 mod python_files;
+mod report;
 mod restoration;
 mod restore;
 mod schedule;

@@ -13,9 +13,10 @@ use crate::exit::{Exit, fail};
 use crate::libtorch::machine::keep_memory;
 use crate::outcome;
 use crate::progress::Progress;
+use crate::report::plots;
 use crate::run_folder::LockedFolder;
 use crate::session::{Plan, Session};
-use crate::stop::Stop;
+use crate::stop::{LEASH, Stop};
 use crate::train::{Outcome, train};
 use crate::trainer::{Start, Trainer};
 
@@ -37,6 +38,9 @@ pub struct Options {
     /// Go on from the run folder's last checkpoint; start where there is none
     #[arg(long)]
     pub resume: bool,
+    /// Write event files for TensorBoard into the run folder
+    #[arg(long)]
+    pub tensorboard: bool,
     /// Check everything but the data, print the config with all defaults filled in, and stop
     #[arg(long)]
     pub dry_run: bool,
@@ -51,7 +55,8 @@ impl Options {
         let output = self.output.as_ref();
         let output =
             output.map(|path| Override::new("--output", "output", path.to_string_lossy().into_owned()));
-        self.machine.overrides().chain(seed).chain(output)
+        let tensorboard = self.tensorboard.then(|| Override::new("--tensorboard", "train.tensorboard", true));
+        self.machine.overrides().chain(seed).chain(output).chain(tensorboard)
     }
 }
 
@@ -115,7 +120,7 @@ pub fn run(options: &Options) -> Result<()> {
         }
         ended => outcome::judge(&session, &run, ended),
     });
-    match outcome {
+    let ended = match outcome {
         Ok(result) => {
             // Before the result, which says that the run is over.
             if let Some(confusion) = result.confusion(&run.state().classes) {
@@ -132,5 +137,12 @@ pub fn run(options: &Options) -> Result<()> {
             let _ = run.folder().log(&format!("{error:#}"));
             Err(error)
         }
+    };
+    // Where nothing can be drawn the run stands all the same. Nobody looks at each trial of a sweep.
+    if std::env::var_os(LEASH).is_none()
+        && let Err(error) = plots(&output)
+    {
+        let _ = run.folder().log(&format!("no plots: {error:#}"));
     }
+    ended
 }

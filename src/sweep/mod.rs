@@ -16,6 +16,7 @@ use crate::checkpoint::atomic;
 use crate::exit::{Exit, OrExit, fail};
 use crate::figure;
 use crate::model::table;
+use crate::plot::standalone;
 use choice::{Choice, Standing, choose};
 use over::{Axis, Point};
 
@@ -198,7 +199,7 @@ impl Folder {
         atomic::write(&self.path.join(name), |file| Ok(file.write_all(text.as_bytes())?))
     }
 
-    /// `trials.csv`, `result.json` and, for one number, `curve.svg` and `curve.png`.
+    /// `trials.csv`, `result.json` and, for one number, `curve.svg` and `curve.png`; for two, `heat.svg` and `heat.png`.
     pub fn conclude(&self, design: &Design, finished: &[Finished]) -> Result<Outcome> {
         let standings = design.standings(finished);
         let choice = choose(&standings, design.higher_is_better);
@@ -207,10 +208,12 @@ impl Folder {
         self.write("trials.csv", &csv(design, &sorted)?)?;
         let outcome = Outcome { metric: design.metric.clone(), standings, choice };
         self.write("result.json", &(serde_json::to_string_pretty(&outcome.report(design))? + "\n"))?;
-        if let Some(curve) = plot::curve(design, &outcome) {
-            self.write("curve.svg", &curve)?;
-            let picture = figure::png(&curve)?;
-            atomic::write(&self.path.join("curve.png"), |file| Ok(file.write_all(&picture)?))?;
+        let view = outcome.view(design);
+        for (name, drawing) in [("curve", view.curve()), ("heat", view.heat())] {
+            let Some(drawing) = drawing.as_deref().map(standalone) else { continue };
+            self.write(&format!("{name}.svg"), &drawing)?;
+            let picture = figure::png(&drawing)?;
+            atomic::write(&self.path.join(format!("{name}.png")), |file| Ok(file.write_all(&picture)?))?;
         }
         Ok(outcome)
     }
@@ -239,6 +242,19 @@ impl Outcome {
             "best": chosen(self.choice.map(|choice| choice.best)),
             "one_standard_error": chosen(self.choice.and_then(|choice| choice.one_standard_error)),
         })
+    }
+
+    fn view<'a>(&'a self, design: &'a Design) -> plot::View<'a> {
+        plot::View {
+            keys: design.axes.iter().map(|axis| axis.key.as_str()).collect(),
+            log: design.axes.iter().map(|axis| axis.range.is_some_and(|range| range.log)).collect(),
+            metric: &self.metric,
+            higher_is_better: design.higher_is_better,
+            standings: self.standings.iter().collect(),
+            scores: Vec::new(),
+            best: self.choice.map(|choice| choice.best),
+            one_standard_error: self.choice.and_then(|choice| choice.one_standard_error),
+        }
     }
 
     /// A table for people: the best point is marked `*`, the one-standard-error point `+`.

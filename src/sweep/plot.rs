@@ -1,109 +1,124 @@
-//! The curve of a sweep over one number, with error bars and both choices marked, as an SVG of its own.
-
-use std::fmt::Write;
+//! The figures of a sweep: the mean score over one number, or as a heat map over two.
 
 use serde_json::Value;
 
-use super::{Design, Outcome, shown};
+use super::choice::Standing;
+use crate::plot::{Cell, Heat, Mean, Means, Ramp, digits, number};
 
-const WIDTH: f64 = 640.0;
-const HEIGHT: f64 = 400.0;
-const LEFT: f64 = 76.0;
-const RIGHT: f64 = 20.0;
-const TOP: f64 = 34.0;
-const BOTTOM: f64 = 52.0;
-
-/// None where more than one number is varied, or fewer than two points have a mean.
-pub fn curve(design: &Design, outcome: &Outcome) -> Option<String> {
-    let [axis] = design.axes.as_slice() else { return None };
-    let points: Vec<(f64, f64, f64, usize)> = (outcome.standings.iter().enumerate())
-        .filter_map(|(at, standing)| {
-            let x = standing.point.first().and_then(Value::as_f64)?;
-            Some((x, standing.mean?, standing.standard_error.unwrap_or(0.0), at))
-        })
-        .collect();
-    if points.len() < 2 {
-        return None;
-    }
-    let log = axis.range.is_some_and(|range| range.log);
-    let place = |x: f64| if log { x.log10() } else { x };
-    let span = |values: &mut dyn Iterator<Item = f64>| {
-        values
-            .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)))
-    };
-    let (first, last) = span(&mut points.iter().map(|p| place(p.0)));
-    let (low, high) = span(&mut points.iter().flat_map(|p| [p.1 - p.2, p.1 + p.2]));
-    let margin = ((high - low) * 0.08).max(high.abs() * 1e-9).max(1e-12);
-    let (low, high) = (low - margin, high + margin);
-    let x = |value: f64| LEFT + (place(value) - first) / (last - first).max(1e-12) * (WIDTH - LEFT - RIGHT);
-    let y = |value: f64| TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM);
-
-    let mut sorted = points.clone();
-    sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let line: Vec<_> = sorted.iter().map(|p| format!("{:.1},{:.1}", x(p.0), y(p.1))).collect();
-    let (best, simple) =
-        outcome.choice.map_or((None, None), |choice| (Some(choice.best), choice.one_standard_error));
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" font-size=\"12\">\n\
-         <style>svg{{background:#fff;color:#222}}@media(prefers-color-scheme:dark){{svg{{background:#16181c;color:#ddd}}}}\
-         text{{fill:currentColor}}.axis{{stroke:currentColor;opacity:.35}}.curve{{stroke:#3b7dd8;fill:none;stroke-width:2}}\
-         .bar{{stroke:#3b7dd8;opacity:.7}}.dot{{fill:#3b7dd8}}.best{{fill:#d9822b}}.simple{{fill:#3a9d5d}}</style>\n"
-    );
-    // Writing into a String cannot fail.
-    let mut put = |text: String| {
-        let _ = writeln!(svg, "{text}");
-    };
-    for step in 0..=4 {
-        let value = low + (high - low) * f64::from(step) / 4.0;
-        put(format!(
-            "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{1:.1}\" y2=\"{1:.1}\"/>",
-            WIDTH - RIGHT,
-            y(value)
-        ));
-        put(format!(
-            "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{value:.4}</text>",
-            LEFT - 8.0,
-            y(value) + 4.0
-        ));
-    }
-    let every = sorted.len().div_ceil(9);
-    for point in sorted.iter().step_by(every) {
-        let at = HEIGHT - BOTTOM + 18.0;
-        put(format!(
-            "<text x=\"{:.1}\" y=\"{at}\" text-anchor=\"middle\">{}</text>",
-            x(point.0),
-            escape(&shown(&point.0.into()))
-        ));
-    }
-    put(format!(
-        "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
-        (LEFT + WIDTH - RIGHT) / 2.0,
-        HEIGHT - 10.0,
-        escape(&axis.key)
-    ));
-    put(format!(
-        "<text x=\"{LEFT}\" y=\"18\">{} on the validation set, mean ± standard error</text>",
-        escape(&outcome.metric)
-    ));
-    put(format!("<polyline class=\"curve\" points=\"{}\"/>", line.join(" ")));
-    for &(at, mean, error, index) in &sorted {
-        let (x, from, to) = (x(at), y(mean - error), y(mean + error));
-        put(format!("<line class=\"bar\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{from:.1}\" y2=\"{to:.1}\"/>"));
-        let (class, radius, title) = match index {
-            index if Some(index) == best => ("best", 6, "best"),
-            index if Some(index) == simple => ("simple", 6, "within one standard error"),
-            _ => ("dot", 3, ""),
-        };
-        put(format!(
-            "<circle class=\"{class}\" cx=\"{x:.1}\" cy=\"{:.1}\" r=\"{radius}\"><title>{title}</title></circle>",
-            y(mean)
-        ));
-    }
-    put("<circle class=\"best\" cx=\"470\" cy=\"14\" r=\"5\"/><text x=\"480\" y=\"18\">best</text>".into());
-    put("<circle class=\"simple\" cx=\"530\" cy=\"14\" r=\"5\"/><text x=\"540\" y=\"18\">one s.e.</text>\n</svg>".into());
-    Some(svg)
+/// What a sweep has found, to be looked at.
+pub struct View<'a> {
+    /// That are varied.
+    pub keys: Vec<&'a str>,
+    /// Of them, those that go by the logarithm.
+    pub log: Vec<bool>,
+    pub metric: &'a str,
+    pub higher_is_better: bool,
+    pub standings: Vec<&'a Standing>,
+    /// The single scores of each standing; empty where they are not to be shown.
+    pub scores: Vec<&'a [f64]>,
+    /// Indices into `standings`.
+    pub best: Option<usize>,
+    pub one_standard_error: Option<usize>,
 }
 
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+impl View<'_> {
+    /// None where more than one number is varied, or fewer than two points have a mean.
+    pub fn curve(&self) -> Option<String> {
+        let ([key], [log]) = (self.keys.as_slice(), self.log.as_slice()) else { return None };
+        let (mut means, mut from) = (Vec::new(), Vec::new());
+        for (at, standing) in self.standings.iter().enumerate() {
+            let (Some(x), Some(mean)) = (standing.point.first().and_then(Value::as_f64), standing.mean)
+            else {
+                continue;
+            };
+            from.push(at);
+            let scores = self.scores.get(at).map_or_else(Vec::new, |scores| scores.to_vec());
+            means.push(Mean { x, mean, error: standing.standard_error, scores });
+        }
+        let place = |at: Option<usize>| from.iter().position(|known| Some(*known) == at);
+        let figure = Means {
+            title: &format!("validation {}, mean ± standard error", self.metric),
+            x: key,
+            log: *log && means.iter().all(|mean| mean.x > 0.0),
+            best: place(self.best),
+            one_standard_error: place(self.one_standard_error),
+            means,
+            higher_is_better: self.higher_is_better,
+        };
+        figure.svg()
+    }
+
+    /// A learning rate runs along the bottom. None where other than two keys are varied, or no point has a mean.
+    pub fn heat(&self) -> Option<String> {
+        let [first, _] = self.keys.as_slice() else { return None };
+        let (row, column) = if first.ends_with("lr") { (1, 0) } else { (0, 1) };
+        let (rows, columns) = (self.levels(row), self.levels(column));
+        // Every point a level of its own, as random search draws them, is no grid.
+        if rows.len() * columns.len() > 4 * self.standings.len() {
+            return None;
+        }
+        let cell = |r: &Value, c: &Value| {
+            let is_here = |standing: &&Standing| standing.point[row] == *r && standing.point[column] == *c;
+            let Some(at) = self.standings.iter().position(is_here) else { return Cell::default() };
+            let mean = self.standings[at].mean;
+            let told = mean.map_or_else(|| "diverged".to_owned(), number);
+            Cell {
+                value: mean,
+                text: mean.map_or_else(|| "×".to_owned(), brief),
+                title: format!("{}: {} {told}", words(&self.keys, &self.standings[at].point), self.metric),
+                chosen: self.best == Some(at),
+            }
+        };
+        // The largest at the top, as on an axis.
+        let cells = rows.iter().rev().map(|r| columns.iter().map(|c| cell(r, c)).collect()).collect();
+        let figure = Heat {
+            title: &format!("validation {}", self.metric),
+            x: self.keys[column],
+            y: self.keys[row],
+            columns: columns.iter().map(shown).collect(),
+            rows: rows.iter().rev().map(shown).collect(),
+            cells,
+            ramp: Ramp::Range { higher_is_better: self.higher_is_better },
+        };
+        figure.svg()
+    }
+
+    /// The values of a key, ascending.
+    fn levels(&self, key: usize) -> Vec<Value> {
+        let mut levels: Vec<Value> = Vec::new();
+        for standing in &self.standings {
+            if !levels.contains(&standing.point[key]) {
+                levels.push(standing.point[key].clone());
+            }
+        }
+        levels.sort_by(|a, b| a.as_f64().unwrap_or(f64::NAN).total_cmp(&b.as_f64().unwrap_or(f64::NAN)));
+        levels
+    }
+}
+
+/// Three digits, for the cell of a heat map.
+fn brief(value: f64) -> String {
+    match value.abs() {
+        size if size == 0.0 || (0.001..100.0).contains(&size) => {
+            let decimals = if size < 10.0 { 3 } else { 1 };
+            format!("{value:.decimals$}").replacen('-', "−", 1)
+        }
+        _ => digits(value, 3),
+    }
+}
+
+/// `l2 10⁻³, lr 0.1`: the last part of a key is enough to know it.
+pub fn words<K: AsRef<str>>(keys: &[K], point: &[Value]) -> String {
+    let last = |key: &K| key.as_ref().rsplit('.').next().unwrap_or_default().to_owned();
+    let words = keys.iter().zip(point).map(|(key, value)| format!("{} {}", last(key), shown(value)));
+    words.collect::<Vec<_>>().join(", ")
+}
+
+/// A value on an axis: three digits of a number, other values as they are.
+pub fn shown(value: &Value) -> String {
+    match value {
+        Value::Number(_) => value.as_f64().map_or_else(|| value.to_string(), |value| digits(value, 3)),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
 }

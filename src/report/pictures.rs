@@ -1,0 +1,37 @@
+//! The newest pictures that the runs have drawn, within the page itself.
+
+use std::fs;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use super::{Group, section as framed};
+use crate::history::name_of;
+use crate::plot::escape;
+
+/// Per run, and bytes of one: a page that cannot be mailed helps nobody.
+const EACH: usize = 4;
+const LARGEST: u64 = 2 << 20;
+
+pub fn section(group: &Group) -> String {
+    let mut content = String::new();
+    for run in &group.runs {
+        let small = |path: &std::path::PathBuf| fs::metadata(path).is_ok_and(|file| file.len() <= LARGEST);
+        let pictures: String = (run.pictures().iter().filter(|path| small(path)).take(EACH))
+            .filter_map(|path| Some((name_of(path), fs::read(path).ok()?)))
+            .map(|(name, bytes)| {
+                let name = escape(name.strip_suffix(".png").unwrap_or(&name));
+                let data = STANDARD.encode(bytes);
+                format!("<figure><img alt=\"{name}\" src=\"data:image/png;base64,{data}\"><figcaption>{name}</figcaption></figure>\n")
+            })
+            .collect();
+        if pictures.is_empty() {
+            continue;
+        }
+        if group.runs.len() > 1 {
+            content += &format!("<h3>{}</h3>\n", escape(&run.name));
+        }
+        content += &format!("<div class=\"grid pictures\">\n{pictures}</div>\n");
+    }
+    framed("Pictures", "", &content)
+}

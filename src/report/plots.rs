@@ -1,0 +1,34 @@
+//! The figures of one run as PNG files, for those who have only a terminal.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::{Group, classes, curves, layers};
+use crate::checkpoint::atomic;
+use crate::exit::{Exit, OrExit};
+use crate::figure::png;
+use crate::history::History;
+use crate::plot::standalone;
+
+/// Draws what the run in `folder` has recorded so far into its folder `plots`: `loss.png` and so on.
+pub fn plots(folder: &Path) -> Result<()> {
+    let run = History::read(folder)?;
+    let group = Group { runs: vec![&run], ordered: false };
+    let mut figures = curves::figures(&group);
+    for (name, what) in [("layer-norms", "norm"), ("layer-zeros", "zeros")] {
+        figures.extend(layers::lines(&run, what, "").map(|lines| (name.to_owned(), lines)));
+    }
+    let drawn = figures.iter().filter_map(|(name, lines)| Some((name.as_str(), lines.draw()?.svg)));
+    let all = drawn.chain(classes::matrix(&run).map(|svg| ("confusion", svg)));
+    let plots = folder.join("plots");
+    fs::create_dir_all(&plots).or_exit(Exit::Storage, || plots.display())?;
+    for (name, svg) in all {
+        let picture = png(&standalone(&svg))?;
+        // A metric's name comes from the program, not from a file.
+        atomic::write(&plots.join(format!("{name}.png")), |file| Ok(file.write_all(&picture)?))?;
+    }
+    Ok(())
+}
