@@ -1,10 +1,13 @@
 //! Links libtorch (with its CUDA half, which `--as-needed` would drop) and compiles the C++ shim.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 
+const SHIM: [&str; 6] = ["shim.cpp", "autocast.cpp", "machine.cpp", "optim.cpp", "script.cpp", "guarded.h"];
+
 fn main() {
-    for file in ["shim.cpp", "autocast.cpp", "machine.cpp", "optim.cpp", "script.cpp", "guarded.h"] {
+    for file in SHIM {
         println!("cargo:rerun-if-changed=src/libtorch/{file}");
     }
     println!("cargo:rerun-if-env-changed=CUDA_HOME");
@@ -34,18 +37,40 @@ fn main() {
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .include(torch.join("include"))
         .include(torch.join("include/torch/csrc/api/include"))
-        .file("src/libtorch/shim.cpp")
-        .file("src/libtorch/autocast.cpp")
-        .file("src/libtorch/machine.cpp")
-        .file("src/libtorch/optim.cpp")
-        .file("src/libtorch/script.cpp");
+        .files(
+            SHIM.iter()
+                .filter(|file| file.ends_with(".cpp"))
+                .map(|file| Path::new("src/libtorch").join(file)),
+        );
     let cuda = lib.join("libtorch_cuda.so").exists().then(|| cuda_headers(torch)).flatten();
     if let Some(include) = &cuda {
         shim.include(include).define("TIKHONOV_CUDA", None);
     }
     println!("cargo:rustc-env=TIKHONOV_CUDA_HEADERS={}", if cuda.is_some() { "yes" } else { "no" });
     println!("cargo:rustc-env=TIKHONOV_LIBTORCH={}", torch.display());
-    shim.compile("tikhonov_shim");
+    // A change in models/ or configs/ brings us here too, and is no reason to compile C++ for half a minute.
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo says where to build"));
+    let stamp = out.join("shim.stamp");
+    let now = fingerprint(&lib, cuda.as_deref());
+    let is_built = out.join("libtikhonov_shim.a").exists() && fs::read(&stamp).is_ok_and(|then| then == now);
+    if is_built {
+        println!("cargo:rustc-link-search=native={}", out.display());
+        println!("cargo:rustc-link-lib=static=tikhonov_shim");
+        println!("cargo:rustc-link-lib=stdc++");
+    } else {
+        shim.compile("tikhonov_shim");
+        fs::write(&stamp, now).expect("OUT_DIR can be written");
+    }
+}
+
+/// All that the compiled shim depends on: its sources, the libtorch and the CUDA headers that it is compiled against.
+fn fingerprint(lib: &Path, cuda: Option<&Path>) -> Vec<u8> {
+    let mut all =
+        format!("{} {cuda:?} {:?}\n", lib.display(), fs::read_to_string("build.rs").ok()).into_bytes();
+    for file in SHIM {
+        all.extend(fs::read(Path::new("src/libtorch").join(file)).unwrap_or_default());
+    }
+    all
 }
 
 /// The CUDA headers that belong to this libtorch: from the neighbouring PyPI wheels, else from `CUDA_HOME`.
