@@ -139,7 +139,11 @@ impl<'a> Restorer<'a> {
             return Ok(color::rgb(&Tensor::cat(&[answer, chroma], 1)));
         }
         match (colours, self.channels) {
-            (3, 1) => Ok(self.answer(&seen.transpose(0, 1))?.transpose(0, 1)),
+            // One after the other: all at once they would fill three times the memory of a tile.
+            (3, 1) => {
+                let answers: Result<Vec<_>> = (0..3).map(|at| self.answer(&seen.narrow(1, at, 1))).collect();
+                Ok(Tensor::cat(&answers?, 1))
+            }
             (1, 3) => Ok(self.answer(&seen.expand([-1, 3, -1, -1], false))?.mean_dim(
                 &[1i64][..],
                 true,

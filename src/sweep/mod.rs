@@ -3,6 +3,7 @@
 pub mod choice;
 pub mod over;
 pub mod plot;
+pub mod separable;
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;

@@ -242,6 +242,38 @@ class FFDNet(nn.Module):
         return F.pixel_shuffle(self.model(half), 2)
 
 
+class ResBlock(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.res = nn.Sequential(nn.Conv2d(c, c, 3, padding=1), nn.ReLU(), nn.Conv2d(c, c, 3, padding=1))
+
+    def forward(self, x):
+        return self.res(x) + x
+
+
+class ResUNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        block = lambda c: nn.Sequential(ResBlock(c))
+        self.head = nn.Conv2d(4, 48, 3, padding=1)
+        self.enc1 = block(48)
+        self.down1 = nn.Conv2d(48, 96, 2, 2)
+        self.enc2 = block(96)
+        self.down2 = nn.Conv2d(96, 192, 2, 2)
+        self.body1, self.body2 = block(192), block(192)
+        self.up2 = nn.ConvTranspose2d(192, 96, 2, 2)
+        self.dec2 = block(96)
+        self.up1 = nn.ConvTranspose2d(96, 48, 2, 2)
+        self.dec1 = block(48)
+        self.tail = nn.Conv2d(48, 4, 3, padding=1)
+
+    def forward(self, x):
+        one = self.enc1(self.head(F.pixel_unshuffle(x, 2)))
+        two = self.enc2(self.down1(one))
+        two = self.dec2(self.up2(self.body2(self.body1(self.down2(two)))) + two)
+        return F.pixel_shuffle(self.tail(self.dec1(self.up1(two) + one)), 2) + x
+
+
 def double(i, o, k=3, bias=True):
     conv = lambda i: [nn.Conv2d(i, o, k, padding=k // 2, bias=bias), nn.BatchNorm2d(o), nn.ReLU()]
     return [*conv(i), *conv(o)]
@@ -363,6 +395,7 @@ TWINS = {
     "vdsr": (VDSR, [1, 24, 31]),
     "ffdnet": (lambda: FFDNet(False), [2, 24, 30]),
     "ffdnet-blind": (lambda: FFDNet(True), [1, 24, 30]),
+    "resunet": (ResUNet, [1, 32, 40]),
     "unet": (UNet, [1, 32, 40]),
     "unet-milesial": (MilesialUNet, [1, 32, 48]),
     "autoencoder": (Autoencoder, [3, 32, 40]),
