@@ -32,6 +32,8 @@ pub struct Swept {
 pub struct SweptPoint {
     pub standing: Standing,
     pub scores: Vec<f64>,
+    /// Why it has no mean.
+    pub failed: Option<&'static str>,
     /// Folders of its trials.
     pub trials: Vec<PathBuf>,
 }
@@ -121,14 +123,19 @@ impl Swept {
 
 fn swept_point(path: &Path, keys: &[String], point: &Map<String, Value>, trials: &[&Value]) -> SweptPoint {
     let values: Vec<Value> = keys.iter().map(|key| point.get(key).cloned().unwrap_or(Value::Null)).collect();
-    // A trial that was given up for a better one is neither finished nor diverged.
-    let ran =
-        trials.iter().filter(|trial| ["done", "diverged"].contains(&trial["ending"].as_str().unwrap_or("")));
-    let scores: Vec<Option<f64>> = ran.map(|trial| trial["score"].as_f64()).collect();
+    let ended = |how: &'static str| trials.iter().filter(move |trial| trial["ending"] == how);
+    let scores: Vec<Option<f64>> =
+        ended("done").chain(ended("diverged")).map(|trial| trial["score"].as_f64()).collect();
+    let mut standing = Standing::of(values, &scores);
+    let failed = ["diverged", "crashed", "pruned"].into_iter().find(|how| ended(how).next().is_some());
+    if failed.is_some() {
+        (standing.mean, standing.standard_error) = (None, None);
+    }
     let folder = |trial: &&Value| Some(path.join("trials").join(format!("{:04}", trial["trial"].as_u64()?)));
     SweptPoint {
-        standing: Standing::of(values, &scores),
+        standing,
         scores: scores.into_iter().flatten().collect(),
+        failed,
         trials: trials.iter().filter_map(folder).collect(),
     }
 }

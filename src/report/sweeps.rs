@@ -68,8 +68,18 @@ fn summary(sweep: &Swept) -> String {
             )
         })
     };
+    // What was trained once more with the choice.
+    let last = History::read(&sweep.path.join("final")).ok();
+    let last = last.as_ref().and_then(|run| Some((run.standing.word(), run.last_test(&sweep.metric)?)));
+    let last = last.map_or_else(String::new, |(state, score)| {
+        let metric = escape(&sweep.metric);
+        format!(
+            "<div><dt>Final fit, {state}</dt><dd>{}</dd><dd class=\"sub\">test {metric}</dd></div>",
+            number(score)
+        )
+    });
     format!(
-        "<dl class=\"cards\">{}{}<div><dt>Trials</dt><dd>{}</dd><dd class=\"sub\">{} points, {} of training</dd></div></dl>",
+        "<dl class=\"cards\">{}{}{last}<div><dt>Trials</dt><dd>{}</dd><dd class=\"sub\">{} points, {} of training</dd></div></dl>",
         chosen("Best", "best", sweep.best),
         chosen("Strongest within one standard error", "simple", sweep.one_standard_error),
         sweep.finished,
@@ -90,12 +100,7 @@ fn points(sweep: &Swept) -> String {
                 mark(sweep.best, "best", "best") + &mark(sweep.one_standard_error, "simple", "1 s.e.");
             let mut row: Vec<String> =
                 point.standing.point.iter().map(|value| escape(&shown(value))).collect();
-            let mean = match (standing.mean, standing.diverged) {
-                (Some(mean), _) => number(mean),
-                (None, 0) => "—".into(),
-                (None, _) => "diverged".into(),
-            };
-            row.push(mean);
+            row.push(standing.mean.map_or_else(|| point.failed.unwrap_or("—").to_owned(), number));
             row.push(error(point).map_or_else(|| "—".into(), number));
             row.push(format!("{}", point.trials.len()));
             row.push(marks);

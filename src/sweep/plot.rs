@@ -61,7 +61,7 @@ impl View<'_> {
             let is_here = |standing: &&Standing| standing.point[row] == *r && standing.point[column] == *c;
             let Some(at) = self.standings.iter().position(is_here) else { return Cell::default() };
             let mean = self.standings[at].mean;
-            let told = mean.map_or_else(|| "diverged".to_owned(), number);
+            let told = mean.map_or_else(|| "no score".to_owned(), number);
             Cell {
                 value: mean,
                 text: mean.map_or_else(|| "×".to_owned(), brief),
