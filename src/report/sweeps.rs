@@ -78,8 +78,18 @@ fn summary(sweep: &Swept) -> String {
             number(score)
         )
     });
+    let key = |at: usize| escape(sweep.keys[at].rsplit('.').next().unwrap_or_default());
+    let separable = sweep.view().separability().map_or_else(String::new, |both| {
+        format!(
+            "<div><dt>Interaction of the two</dt><dd>{:.0} % of the variance</dd><dd class=\"sub\">best {} goes with {} to the power of {:.2}</dd></div>",
+            100.0 * both.interaction,
+            key(1),
+            key(0),
+            both.slope
+        )
+    });
     format!(
-        "<dl class=\"cards\">{}{}{last}<div><dt>Trials</dt><dd>{}</dd><dd class=\"sub\">{} points, {} of training</dd></div></dl>",
+        "<dl class=\"cards\">{}{}{last}{separable}<div><dt>Trials</dt><dd>{}</dd><dd class=\"sub\">{} points, {} of training</dd></div></dl>",
         chosen("Best", "best", sweep.best),
         chosen("Strongest within one standard error", "simple", sweep.one_standard_error),
         sweep.finished,

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::choice::Standing;
+use super::separable::{Separability, separability};
 use crate::plot::{Cell, Heat, Mean, Means, Ramp, digits, number};
 
 /// What a sweep has found, to be looked at.
@@ -81,6 +82,19 @@ impl View<'_> {
             ramp: Ramp::Range { higher_is_better: self.higher_is_better },
         };
         figure.svg()
+    }
+
+    /// How far the two that are varied can be chosen one after the other; None unless they are a full grid.
+    pub fn separability(&self) -> Option<Separability> {
+        if self.keys.len() != 2 {
+            return None;
+        }
+        let sign = if self.higher_is_better { -1.0 } else { 1.0 };
+        let cell = |standing: &&Standing| {
+            let [first, second] = standing.point.as_slice() else { return None };
+            Some((first.as_f64()?, second.as_f64()?, sign * standing.mean?))
+        };
+        separability(&self.standings.iter().map(cell).collect::<Option<Vec<_>>>()?)
     }
 
     /// The values of a key, ascending.
