@@ -151,7 +151,7 @@ fn series(name: &str) -> String {
     let is_number = |part: &&str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     let mut parts: Vec<&str> =
         name.split(['-', '_', '.']).filter(|part| !["epoch", "step", ""].contains(part)).collect();
-    if let Some(epoch) = parts.iter().position(|part| is_number(&part)) {
+    if let Some(epoch) = parts.iter().position(is_number) {
         parts.remove(epoch);
     }
     if parts.is_empty() { "validation".into() } else { parts.join("-") }

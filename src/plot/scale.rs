@@ -60,7 +60,7 @@ impl Scale {
             value
         };
         let share = (value - self.low) / (self.high - self.low);
-        share.is_finite().then(|| self.from + share * (self.to - self.from))
+        share.is_finite().then_some(self.from + share * (self.to - self.from))
     }
 
     /// (pixel, text) of about `wanted` round values.
