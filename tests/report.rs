@@ -499,7 +499,7 @@ train: {epochs: 2, pictures: 2, tensorboard: true}
     for series in ["pictures/1", "pictures/2"] {
         let steps: Vec<u64> =
             (told["images"][series].as_array().unwrap().iter()).map(|one| one[0].as_u64().unwrap()).collect();
-        assert_eq!(steps, [3, 6], "{told}");
+        assert_eq!(steps, [4, 8], "{told}");
         assert!(told["images"][series][0][1].as_u64().unwrap() > 2 * 28);
     }
     home.tikhonov(&["report", &folder, "--output", &home.at("report.html")]);
