@@ -7,8 +7,9 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::{
     completions, convert, decode, doctor, encode, eval, export, init, inspect, interpolate, predict,
-    report as page, restore, runs, sample, summary, sweep, train,
+    report as page, restore, runs, sample, summary, sweep, sweep_worker, train,
 };
+use crate::sweep::worker::COMMAND;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,6 +37,8 @@ pub struct Cli {
 enum Command {
     Train(train::Options),
     Sweep(sweep::Options),
+    #[command(name = COMMAND, hide = true)]
+    SweepWorker,
     Report(page::Options),
     Runs(runs::Options),
     Eval(eval::Options),
@@ -59,6 +62,7 @@ impl Cli {
         match &self.command {
             Command::Train(options) => train::run(options),
             Command::Sweep(options) => sweep::run(options),
+            Command::SweepWorker => sweep_worker::run(),
             Command::Report(options) => page::run(options),
             Command::Runs(options) => runs::run(options),
             Command::Eval(options) => eval::run(options),

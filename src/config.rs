@@ -312,7 +312,8 @@ impl Config {
             let shown = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             document.set_value(key, value, format!("{option} {shown}"))?;
         }
-        let mut spec: RunConfig = document.decode()?;
+        // What `tikhonov sweep` reads of the same file is nothing of a run.
+        let mut spec: RunConfig = document.decode_without("sweep")?;
         if spec.output.as_os_str().is_empty() {
             spec.output = output.to_owned();
         }

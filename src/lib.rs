@@ -38,6 +38,7 @@ pub mod gallery;
 pub mod generator;
 pub mod handover;
 pub mod history;
+pub mod launch;
 pub mod outcome;
 pub mod progress;
 pub mod report;

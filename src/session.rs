@@ -10,7 +10,7 @@ use crate::checkpoint::{Checkpoints, State};
 use crate::config::{Config, PROGRAM_FILE, RunConfig};
 use crate::data::loader::{Loader, LoaderOptions, Preparation};
 use crate::data::normalize::NormalizeSpec;
-use crate::data::{Dataset, Sets, Split};
+use crate::data::{Dataset, Sets, Shelf, Split};
 use crate::device;
 use crate::exit::{Exit, OrExit, fail};
 use crate::layers::ParamKind;
@@ -90,10 +90,12 @@ pub struct Session {
 }
 
 impl Session {
-    /// Opens all data and sees that data, network and task fit; nothing is trained or written.
-    pub fn open(config: Config, plan: Plan) -> Result<Self> {
+    /// Opens all data, from `shelf` where it is there, and sees that data, network and task fit; nothing is trained or
+    /// written.
+    pub fn open(config: Config, plan: Plan, shelf: &mut Shelf) -> Result<Self> {
         let mut session = Self::without_data(config, plan)?;
-        let Sets { train, validation, test } = session.config.spec.data.open(session.config.spec.seed)?;
+        let spec = &session.config.spec;
+        let Sets { train, validation, test } = spec.data.open_from(shelf, spec.seed)?;
         session.settle_normalization(&train)?;
         can_normalize(&session.model, &session.config.spec, train.len())?;
         (session.train, session.validation, session.test) = (Some(train), validation, test);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -9,10 +10,6 @@ use signal_hook::flag;
 
 /// The exit status of a second signal.
 const IMPATIENT: i32 = 130;
-
-/// The environment variable that a process sets for the trials it starts: they stop when it lets go of their stdin, by
-/// its own death at the latest.
-pub const LEASH: &str = "TIKHONOV_LEASH";
 
 /// Set by a signal, read by the loop.
 #[derive(Clone, Debug, Default)]
@@ -28,15 +25,28 @@ impl Stop {
                 .and_then(|_| flag::register(signal, stop.0.clone()))
                 .context("listening for Ctrl-C")?;
         }
-        if std::env::var_os(LEASH).is_some() {
-            let flag = stop.0.clone();
-            std::thread::spawn(move || {
-                // Nothing is ever written there: the end of it is the message.
-                let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
-                flag.store(true, Ordering::Relaxed);
-            });
-        }
         Ok(stop)
+    }
+
+    /// The same, and the end of stdin asks too: whoever started us and holds the other end has let go, by its own death
+    /// at the latest. Also returns the lines that come from there.
+    pub fn on_signals_and_end_of_stdin() -> Result<(Self, Receiver<String>)> {
+        let stop = Self::on_signals()?;
+        let (flag, (sender, lines)) = (stop.0.clone(), channel());
+        std::thread::spawn(move || {
+            for line in std::io::stdin().lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+            flag.store(true, Ordering::Relaxed);
+        });
+        Ok((stop, lines))
+    }
+
+    /// As a signal would.
+    pub fn request(&self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 
     pub fn is_requested(&self) -> bool {

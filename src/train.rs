@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use crate::metrics::Scores;
 use crate::progress::Progress;
 use crate::stop::Stop;
 use crate::trainer::Trainer;
@@ -13,16 +14,44 @@ pub enum Outcome {
     Done,
     /// The validation metric stopped getting better.
     Early,
+    /// Whoever watches had seen enough.
+    Pruned,
     /// A signal came; the state is saved.
     Interrupted,
 }
 
-/// Trains until the epochs are over, early stopping says so, or `stop` is requested.
-pub fn train(run: &mut Trainer, progress: &mut Progress, stop: &Stop) -> Result<Outcome> {
+/// Is told how a run does, and may end it early.
+pub trait Watch {
+    /// The scores on the validation set after `epoch` epochs; false ends the run. Asked between two epochs, and once
+    /// more when a run goes on from there.
+    fn goes_on(&mut self, epoch: u64, scores: &Scores) -> Result<bool>;
+}
+
+/// Nobody watches.
+pub struct Unwatched;
+
+impl Watch for Unwatched {
+    fn goes_on(&mut self, _: u64, _: &Scores) -> Result<bool> {
+        Ok(true)
+    }
+}
+
+/// Trains until the epochs are over, early stopping says so, `watch` has seen enough, or `stop` is requested.
+pub fn train(
+    run: &mut Trainer,
+    progress: &mut Progress,
+    stop: &Stop,
+    watch: &mut dyn Watch,
+) -> Result<Outcome> {
     while !run.is_over() {
         // Asked before learning too: a run that stopped early and is resumed stops again.
         if run.has_stalled() {
             return Ok(Outcome::Early);
+        }
+        if let Some(scores) = run.news()?
+            && !watch.goes_on(run.epoch(), &scores)?
+        {
+            return Ok(Outcome::Pruned);
         }
         run.begin_epoch();
         let loader = run.loader();

@@ -369,6 +369,11 @@ impl<'a> Trainer<'a> {
         Ok(Some(scores))
     }
 
+    /// The scores on the validation set, between two epochs of which the first has ended with an evaluation.
+    pub fn news(&self) -> Result<Option<Scores>> {
+        if self.state.score.is_some() { self.scores(Split::Validation) } else { Ok(None) }
+    }
+
     pub fn has_stalled(&self) -> bool {
         let early = &self.session.config.spec.train.early_stopping;
         let (Some(early), Some(gain), Some(_)) = (early, &self.state.gain, self.state.score) else {

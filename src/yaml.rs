@@ -150,6 +150,15 @@ impl Document {
         self.decode_at("")
     }
 
+    /// Decodes the whole document but for one of its keys.
+    pub fn decode_without<T: DeserializeOwned>(&self, key: &str) -> Result<T> {
+        let mut tree = self.tree.clone();
+        if let Value::Object(map) = &mut tree {
+            map.shift_remove(key);
+        }
+        decode_part(&tree, Vec::new()).map_err(|(path, message)| self.error(&path, &message))
+    }
+
     /// Decodes the part under `key_path`; a part that is missing reads as null. A choice written as its name
     /// alone (`schedule: cosine`) is the choice with its defaults (`schedule: {cosine: {}}`).
     pub fn decode_at<T: DeserializeOwned>(&self, key_path: &str) -> Result<T> {

@@ -18,6 +18,7 @@ pub mod runs;
 pub mod sample;
 pub mod summary;
 pub mod sweep;
+pub mod sweep_worker;
 pub mod train;
 
 use std::path::{Path, PathBuf};

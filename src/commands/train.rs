@@ -6,19 +6,13 @@ use anyhow::Result;
 use clap::Args;
 
 use super::{ConfigOptions, MachineOptions};
-use crate::checkpoint::Checkpoints;
 use crate::config::Override;
-use crate::data::Split;
-use crate::exit::{Exit, fail};
+use crate::data::{Shelf, Split};
+use crate::launch::{Manner, launch};
 use crate::libtorch::machine::keep_memory;
-use crate::outcome;
-use crate::progress::Progress;
-use crate::report::plots;
-use crate::run_folder::LockedFolder;
-use crate::session::{Plan, Session};
-use crate::stop::{LEASH, Stop};
-use crate::train::{Outcome, train};
-use crate::trainer::{Start, Trainer};
+use crate::session::Plan;
+use crate::stop::Stop;
+use crate::train::Unwatched;
 
 /// Train the network of a config.
 ///
@@ -69,80 +63,12 @@ pub fn run(options: &Options) -> Result<()> {
         print!("{}", config.resolved()?);
         return Ok(());
     }
-    // A device that cannot be used is refused before anything is written.
-    config.spec.device.resolve()?;
     keep_memory();
     let stop = Stop::on_signals()?;
-    // A folder that is taken, or holds a run, is refused before the data is read.
-    let output = config.spec.output.clone();
-    let folder = LockedFolder::take(&output)?;
-    let checkpoints = Checkpoints::new(output.join("checkpoints"));
-    let holds_run = checkpoints.exist()?;
-    if holds_run && !options.resume {
-        let message = format!(
-            "{} holds a run already; --resume goes on with it, --output FOLDER puts the new one elsewhere",
-            output.display()
-        );
-        return Err(fail(Exit::Usage, message));
+    let manner = Manner { resume: options.resume, quiet: options.quiet, plots: true };
+    let result = launch(config, plan, manner, &mut Shelf::default(), &stop, &mut Unwatched)?;
+    if let Some(result) = result {
+        println!("{result}");
     }
-    // Weights that do not fit are refused before the data is read, too.
-    let initial = if holds_run { None } else { plan.initial_with_optimizer(&config)? };
-    let session = Session::open(config, plan)?;
-    let mut notes = session.notes();
-    let start = match holds_run {
-        true => {
-            let (loaded, complaints) = checkpoints.last()?;
-            notes.extend(complaints);
-            notes.extend(session.differences(&loaded.state)?);
-            notes.push(format!("resuming at step {} (epoch {})", loaded.state.step, loaded.state.epoch + 1));
-            Start::Resumed(Box::new(loaded))
-        }
-        false => {
-            notes.extend(initial.iter().flat_map(|initial| initial.notes.clone()));
-            Start::Fresh(initial)
-        }
-    };
-    let mut run = Trainer::new(&session, folder, start)?;
-    let epochs = session.config.spec.train.epochs;
-    let mut progress = Progress::new(epochs, run.total_steps(), run.step(), options.quiet);
-    for note in notes {
-        progress.say(&note, run.folder())?;
-    }
-    let ended = train(&mut run, &mut progress, &stop);
-    progress.finish();
-    let outcome = ended.and_then(|ended| match ended {
-        Outcome::Interrupted => {
-            let message = format!(
-                "interrupted and saved at step {}; the same command with --resume goes on from there",
-                run.step()
-            );
-            Err(fail(Exit::Interrupted, message))
-        }
-        ended => outcome::judge(&session, &run, ended),
-    });
-    let ended = match outcome {
-        Ok(result) => {
-            // Before the result, which says that the run is over.
-            if let Some(confusion) = result.confusion(&run.state().classes) {
-                run.folder().write("confusion.json", &confusion.to_string())?;
-            }
-            run.folder().write("result.json", &serde_json::to_string_pretty(&result)?)?;
-            let text = result.to_string();
-            run.folder().log(&text)?;
-            println!("{text}");
-            Ok(())
-        }
-        Err(error) => {
-            // The error itself matters more than a log that cannot be written any more.
-            let _ = run.folder().log(&format!("{error:#}"));
-            Err(error)
-        }
-    };
-    // Where nothing can be drawn the run stands all the same. Nobody looks at each trial of a sweep.
-    if std::env::var_os(LEASH).is_none()
-        && let Err(error) = plots(&output)
-    {
-        let _ = run.folder().log(&format!("no plots: {error:#}"));
-    }
-    ended
+    Ok(())
 }

@@ -8,6 +8,7 @@ pub mod loader;
 pub mod normalize;
 pub mod photo;
 pub mod picture;
+mod shelf;
 pub mod smooth;
 pub mod sources;
 mod spec;
@@ -25,6 +26,7 @@ pub use sources::Split;
 
 pub use files::{Files, Framing};
 pub use picture::{Fit, ImageFile, Mode, Picture, Resize};
+pub use shelf::Shelf;
 pub use sources::folder::pictures;
 pub use spec::{DataSpec, SourceSpec, ValidationSpec};
 

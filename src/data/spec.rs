@@ -4,6 +4,7 @@ use std::thread;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::augment::{self, Augment};
 use super::normalize::NormalizeSpec;
@@ -13,8 +14,8 @@ use super::sources::{
     Opening, ShapesSpec, Source, Split,
 };
 use super::split::{Fold, Share};
-use super::{Dataset, Fit, Mode, Resize, Sets, Targets, split};
-use crate::exit::{Exit, fail};
+use super::{Dataset, Fit, Mode, Resize, Sets, Shelf, Targets, split};
+use crate::exit::{Exit, OrExit, fail};
 use crate::yaml::Invalid;
 
 /// The `data:` section: where the samples come from and how they are prepared.
@@ -160,30 +161,46 @@ impl DataSpec {
 
     /// Reads the sets. `seed` decides which samples a validation fraction takes.
     pub fn open(&self, seed: u64) -> Result<Sets> {
+        self.open_from(&mut Shelf::default(), seed)
+    }
+
+    /// The same, taking what `shelf` has, and leaving there what this run has read and nothing else.
+    pub fn open_from(&self, shelf: &mut Shelf, seed: u64) -> Result<Sets> {
         let open = |part, source: &dyn Source| self.open_source(part, source);
-        let sources = self.sources();
-        let (train, validation, test) = thread::scope(|scope| {
-            // Reading is bound by one core for most formats: the sets are read beside each other.
-            let others: Vec<_> = sources[1..]
+        let declared: Vec<_> = (self.sources().into_iter())
+            .map(|(part, _, source)| Ok((part, self.shelf_key(part)?, source)))
+            .collect::<Result<_>>()?;
+        shelf.keep_only(declared.iter().map(|(_, key, _)| key.as_str()));
+        let missing: Vec<_> = declared.iter().filter(|(_, key, _)| !shelf.holds(key)).collect();
+        let read: Vec<Result<Dataset>> = thread::scope(|scope| {
+            // Reading is bound by one core for most formats: the sets are read beside each other, the first one here.
+            let others: Vec<_> = missing
                 .iter()
-                .map(|&(part, _, source)| (part, scope.spawn(move || open(part, source))))
+                .skip(1)
+                .map(|&&(part, _, source)| (part, scope.spawn(move || open(part, source))))
                 .collect();
-            let train = open(Split::Train, sources[0].2);
-            let (mut validation, mut test) = (None, None);
-            for (part, thread) in others {
-                let set = thread
-                    .join()
-                    .unwrap_or_else(|_| Err(fail(Exit::Data, format!("reading the {part} failed"))));
-                match part {
-                    Split::Validation => validation = Some(set),
-                    _ => test = Some(set),
-                }
-            }
-            (train, validation, test)
+            let first = missing.first().map(|&&(part, _, source)| open(part, source));
+            let joined = others.into_iter().map(|(part, thread)| {
+                let died = |_| Err(fail(Exit::Data, format!("reading the {part} failed")));
+                thread.join().unwrap_or_else(died)
+            });
+            first.into_iter().chain(joined).collect()
         });
-        let (mut train, mut validation, mut test) = (train?, validation.transpose()?, test.transpose()?);
+        for ((_, key, _), set) in missing.into_iter().zip(read) {
+            shelf.put(key.clone(), set?);
+        }
+        let (mut train, mut validation, mut test) = (None, None, None);
+        for (part, key, _) in &declared {
+            let set = shelf.get(key);
+            match part {
+                Split::Train => train = set,
+                Split::Validation => validation = set,
+                Split::Test => test = set,
+            }
+        }
+        let mut train = train.or_exit(Exit::Data, || "there is no training set")?;
         if let Some(share) = self.share() {
-            let (rest, taken) = split::split(train, share, seed)?;
+            let (rest, taken) = self.divide(train, share, seed)?;
             (train, validation) = (rest, Some(taken));
         }
         for (part, set) in [(Split::Validation, &mut validation), (Split::Test, &mut test)] {
@@ -200,11 +217,11 @@ impl DataSpec {
         let declared = self.sources().into_iter().find(|(declared, ..)| *declared == split);
         let mut set = match (declared, split, self.share()) {
             (Some((Split::Train, _, source)), _, Some(share)) => {
-                split::split(self.open_source(split, source)?, share, seed)?.0
+                self.divide(self.open_source(split, source)?, share, seed)?.0
             }
             (Some((_, _, source)), ..) => self.open_source(split, source)?,
             (None, Split::Validation, Some(share)) => {
-                split::split(self.open_source(Split::Train, self.train.source().1)?, share, seed)?.1
+                self.divide(self.open_source(Split::Train, self.train.source().1)?, share, seed)?.1
             }
             (None, ..) => return Ok(None),
         };
@@ -244,6 +261,14 @@ impl DataSpec {
         Ok((mode, Fit { height: height as usize, width: width as usize, resize, smooth: self.smooth }))
     }
 
+    fn divide(&self, train: Dataset, share: Share, seed: u64) -> Result<(Dataset, Dataset)> {
+        let Share::Fold(fold @ Fold { group: Some(group), .. }) = share else {
+            return split::split(train, share, seed);
+        };
+        let groups = self.train.source().1.groups(&train, group)?;
+        split::split(train, Share::Grouped(fold, &groups), seed)
+    }
+
     /// The part of the training set that is the validation set, where it is one.
     fn share(&self) -> Option<Share<'_>> {
         match &self.validation {
@@ -263,15 +288,33 @@ impl DataSpec {
         sources
     }
 
-    fn open_source(&self, part: Split, source: &dyn Source) -> Result<Dataset> {
-        let opening = Opening {
+    /// Everything that decides what [`Self::open_source`] gives.
+    fn shelf_key(&self, part: Split) -> Result<String> {
+        let source = match part {
+            Split::Train => serde_json::to_value(&self.train)?,
+            Split::Validation => serde_json::to_value(&self.validation)?,
+            Split::Test => serde_json::to_value(&self.test)?,
+        };
+        let Opening { memory, max_skipped, keep_files, smooth, group, .. } = self.opening(part);
+        Ok(json!([part.key(), source, memory, max_skipped, keep_files, smooth, group]).to_string())
+    }
+
+    fn opening(&self, part: Split) -> Opening {
+        Opening {
             part,
             memory: (self.memory_gib * f64::from(1 << 30)) as u64,
             max_skipped: self.max_skipped,
             keep_files: part == Split::Train && self.augment.iter().any(Augment::needs_original),
             smooth: self.smooth,
-        };
-        let mut set = source.open(&opening)?;
+            group: match self.share() {
+                Some(Share::Fold(fold)) => fold.group.clone(),
+                _ => None,
+            },
+        }
+    }
+
+    fn open_source(&self, part: Split, source: &dyn Source) -> Result<Dataset> {
+        let mut set = source.open(&self.opening(part))?;
         if set.is_empty() {
             return Err(fail(Exit::Data, format!("the {part} is empty")));
         }

@@ -1,5 +1,6 @@
 //! Takes a validation set out of the training set.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -22,6 +23,11 @@ pub struct Fold {
     /// Whether the seed deals the samples out; otherwise the folds are scikit-learn's `KFold` and `StratifiedKFold`.
     #[serde(default = "yes")]
     pub shuffle: bool,
+    /// Samples of one group lie in one fold: the column of a table that names the group, or a regular expression whose
+    /// first parenthesis (else the whole match) finds it in a file's name below the root. Without shuffling the folds
+    /// are scikit-learn's `GroupKFold`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
 }
 
 fn yes() -> bool {
@@ -37,6 +43,30 @@ impl Fold {
             return Err(Invalid::new("index", format!("the folds are 0 to {}", self.of - 1)));
         }
         Ok(())
+    }
+
+    /// The fold of each sample: the largest group first, always into the smallest fold. Groups of one size go by name,
+    /// the last one first, or as the seed has it.
+    fn of_groups(&self, groups: &[String], seed: u64) -> Result<Vec<usize>> {
+        let mut sizes: BTreeMap<&str, usize> = BTreeMap::new();
+        groups.iter().for_each(|group| *sizes.entry(group).or_default() += 1);
+        if sizes.len() < self.of {
+            let message = format!("{} groups cannot fill {} folds; say fewer folds", sizes.len(), self.of);
+            return Err(fail(Exit::Data, message));
+        }
+        let mut order: Vec<(&str, usize)> = sizes.into_iter().rev().collect();
+        if self.shuffle {
+            let drawn = Draw::new(seed, 0, 0, Purpose::Split).permutation(order.len());
+            order = drawn.into_iter().map(|index| order[index as usize]).collect();
+        }
+        order.sort_by_key(|&(_, size)| std::cmp::Reverse(size));
+        let (mut fold_of, mut filled) = (HashMap::new(), vec![0; self.of]);
+        for (group, size) in order {
+            let fold = (0..self.of).min_by_key(|&fold| filled[fold]).unwrap_or_default();
+            filled[fold] += size;
+            fold_of.insert(group, fold);
+        }
+        Ok(groups.iter().map(|group| fold_of[group.as_str()]).collect())
     }
 
     /// The fold of each sample, class by class in equal shares as far as they go.
@@ -93,6 +123,8 @@ pub(super) enum Share<'a> {
     /// This share of each class, rounded to nearest; without classes, of all samples.
     Fraction(f64),
     Fold(&'a Fold),
+    /// With the group of each sample, or of each file.
+    Grouped(&'a Fold, &'a [String]),
 }
 
 /// Splits a set into (rest, taken). Which samples is a pure function of `seed`; both parts keep the order of the whole.
@@ -100,13 +132,16 @@ pub(super) fn split(set: Dataset, share: Share, seed: u64) -> Result<(Dataset, D
     let is_taken = match share {
         Share::Fraction(fraction) => fraction_of(&set, fraction, seed),
         Share::Fold(fold) => fold.of_each(&set, seed).into_iter().map(|of| of == fold.index).collect(),
+        Share::Grouped(fold, groups) => {
+            fold.of_groups(groups, seed)?.into_iter().map(|of| of == fold.index).collect()
+        }
     };
     let (taken, rest): (Vec<i64>, Vec<i64>) =
         (0..units(&set) as i64).partition(|&index| is_taken[index as usize]);
     if taken.is_empty() || rest.is_empty() {
         let what = match share {
             Share::Fraction(fraction) => format!("a validation fraction of {fraction}"),
-            Share::Fold(fold) => format!("fold {} of {}", fold.index, fold.of),
+            Share::Fold(fold) | Share::Grouped(fold, _) => format!("fold {} of {}", fold.index, fold.of),
         };
         let message = format!(
             "{what} leaves {} of {} samples for training; choose another share",

@@ -13,7 +13,11 @@ pub struct Standing {
     pub trials: usize,
     /// Trials whose loss became NaN or infinite.
     pub diverged: usize,
-    /// Over the finished trials; None where one diverged.
+    /// Trials that were given up: with one, a point is out of the choice.
+    pub pruned: usize,
+    /// Trials whose process died.
+    pub crashed: usize,
+    /// Over the finished trials; None where one diverged, was given up or died.
     pub mean: Option<f64>,
     /// Sample standard deviation / √trials; None for fewer than two.
     pub standard_error: Option<f64>,
@@ -29,7 +33,21 @@ impl Standing {
             let squares: f64 = finished.iter().map(|score| (score - mean).powi(2)).sum();
             (squares / (trials - 1) as f64).sqrt() / (trials as f64).sqrt()
         });
-        Self { point, trials, diverged, mean, standard_error }
+        Self { point, trials, diverged, pruned: 0, crashed: 0, mean, standard_error }
+    }
+
+    /// The same with so many trials more that have no score.
+    pub fn without(mut self, pruned: usize, crashed: usize) -> Self {
+        (self.pruned, self.crashed) = (pruned, crashed);
+        if pruned + crashed > 0 {
+            (self.mean, self.standard_error) = (None, None);
+        }
+        self
+    }
+
+    /// All its trials.
+    pub fn all(&self) -> usize {
+        self.trials + self.diverged + self.pruned + self.crashed
     }
 }
 
@@ -43,7 +61,7 @@ pub struct Choice {
     pub one_standard_error: Option<usize>,
 }
 
-/// None where every point diverged.
+/// None where no point is left: every one diverged, was given up or died.
 pub fn choose(standings: &[Standing], higher_is_better: bool) -> Option<Choice> {
     let sign = if higher_is_better { -1.0 } else { 1.0 };
     let cost = |standing: &Standing| standing.mean.map(|mean| sign * mean);
@@ -89,10 +107,12 @@ mod tests {
     }
 
     #[test]
-    fn a_point_that_diverged_is_never_chosen() {
+    fn a_point_that_diverged_or_was_given_up_is_never_chosen() {
         let diverged = Standing::of(vec![json!(9)], &[Some(0.0), None]);
         assert_eq!((diverged.mean, diverged.diverged), (None, 1));
-        let standings = [diverged, standing(1.0, &[5.0])];
+        let pruned = standing(3.0, &[0.0]).without(1, 0);
+        assert_eq!((pruned.mean, pruned.all()), (None, 2));
+        let standings = [diverged, standing(1.0, &[5.0]), pruned];
         assert_eq!(choose(&standings, false), Some(Choice { best: 1, one_standard_error: None }));
         assert_eq!(choose(&standings[..1], false), None);
     }

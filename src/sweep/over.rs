@@ -1,4 +1,5 @@
-//! What a sweep varies: `--over penalty.l2=1e-6:1e-1:log:9` or `--over model.args.width=8,16,32`.
+//! What a sweep varies: `--over penalty.l2=1e-6:1e-1:log:9`, `--over model.args.width=8:64:int:4` or
+//! `--over optimizer.sgd.lr=0.1,0.03`.
 
 use anyhow::Result;
 use serde::Serialize;
@@ -26,25 +27,39 @@ pub struct Range {
     pub high: f64,
     /// Whether equal steps are equal factors.
     pub log: bool,
+    /// Whether only whole numbers count.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub int: bool,
 }
 
 impl Range {
-    /// `place` in [0, 1].
-    fn at(self, place: f64) -> f64 {
+    /// The value at `place` in [0, 1].
+    pub fn at(self, place: f64) -> Value {
         let value = match self.log {
             true => (self.low.ln() + (self.high.ln() - self.low.ln()) * place).exp(),
             false => self.low + (self.high - self.low) * place,
         };
+        if self.int {
+            return Value::from(value.round() as i64);
+        }
         // 1e-3 rather than 1.0000000000000002e-3.
-        format!("{value:.12e}").parse().unwrap_or(value)
+        Value::from(format!("{value:.12e}").parse().unwrap_or(value))
+    }
+
+    /// Where in [0, 1] the value lies; 0 in a range of one value.
+    pub fn place(self, value: f64) -> f64 {
+        let of = |value: f64| if self.log { value.ln() } else { value };
+        let span = of(self.high) - of(self.low);
+        if span == 0.0 { 0.0 } else { (of(value) - of(self.low)) / span }
     }
 }
 
 impl Axis {
-    /// Reads `KEY=LOW:HIGH:log|lin:COUNT` or `KEY=VALUE,VALUE,…`. Exit 2.
+    /// Reads `KEY=LOW:HIGH:SCALE:COUNT` or `KEY=VALUE,VALUE,…`. SCALE is `log`, `lin`, or for whole numbers `int` or
+    /// `logint`. Exit 2.
     pub fn parse(text: &str) -> Result<Self> {
         let refuse = |message: String| fail(Exit::Usage, format!("--over {text}: {message}"));
-        let forms = "expected KEY=LOW:HIGH:log:COUNT, KEY=LOW:HIGH:lin:COUNT or KEY=VALUE,VALUE,…";
+        let forms = "expected KEY=LOW:HIGH:log:COUNT (or lin, int, logint) or KEY=VALUE,VALUE,…";
         let Some((key, values)) = text.split_once('=').filter(|(key, _)| !key.is_empty()) else {
             return Err(refuse(forms.into()));
         };
@@ -54,9 +69,11 @@ impl Axis {
             let (Some(low), Some(high)) = (number(low), number(high)) else {
                 return Err(refuse(forms.into()));
             };
-            let log = match scale {
-                "log" => true,
-                "lin" => false,
+            let (log, int) = match scale {
+                "log" => (true, false),
+                "lin" => (false, false),
+                "int" => (false, true),
+                "logint" => (true, true),
                 _ => return Err(refuse(forms.into())),
             };
             let count = count.trim().parse::<usize>().ok().filter(|count| (1..=10_000).contains(count));
@@ -64,11 +81,13 @@ impl Axis {
             if log && low.min(high) <= 0.0 {
                 return Err(refuse("a logarithmic range lies above 0".into()));
             }
-            let range = Range { low, high, log };
-            let values = (0..count)
-                .map(|at| range.at(at as f64 / (count.max(2) - 1) as f64))
-                .map(Value::from)
-                .collect();
+            if int && (low.fract() != 0.0 || high.fract() != 0.0 || low.abs().max(high.abs()) > 1e15) {
+                return Err(refuse("its ends are no whole numbers".into()));
+            }
+            let range = Range { low, high, log, int };
+            let mut values: Vec<Value> =
+                (0..count).map(|at| range.at(at as f64 / (count.max(2) - 1) as f64)).collect();
+            values.dedup();
             return Ok(Self { key, values, range: Some(range) });
         }
         if values.split_once(':').is_some_and(|(low, _)| low.trim().parse::<f64>().is_ok()) {
@@ -84,7 +103,7 @@ impl Axis {
 
     fn drawn(&self, draw: &mut Draw) -> Value {
         match self.range {
-            Some(range) => range.at(draw.uniform()).into(),
+            Some(range) => range.at(draw.uniform()),
             None => self.values[draw.below(self.values.len() as u64) as usize].clone(),
         }
     }
@@ -103,15 +122,11 @@ pub fn grid(axes: &[Axis]) -> Vec<Point> {
     })
 }
 
-/// `count` combinations drawn by the seed: from ranges evenly (in the logarithm, where they are logarithmic), from lists
-/// with equal chances (Bergstra and Bengio 2012).
-pub fn random(axes: &[Axis], count: usize, seed: u64) -> Vec<Point> {
-    (0..count as u64)
-        .map(|trial| {
-            let mut draw = Draw::new(seed, trial, 0, Purpose::Generate);
-            axes.iter().map(|axis| axis.drawn(&mut draw)).collect()
-        })
-        .collect()
+/// The combination number `index` that the seed draws: from ranges evenly (in the logarithm, where they are logarithmic),
+/// from lists with equal chances (Bergstra and Bengio 2012).
+pub fn draw(axes: &[Axis], index: usize, seed: u64) -> Point {
+    let mut draw = Draw::new(seed, index as u64, 0, Purpose::Generate);
+    axes.iter().map(|axis| axis.drawn(&mut draw)).collect()
 }
 
 #[cfg(test)]
@@ -128,8 +143,20 @@ mod tests {
         assert_eq!(values[2], 1e-4);
         assert_eq!(Axis::parse("a=0:1:lin:3").unwrap().values, [json!(0.0), json!(0.5), json!(1.0)]);
         assert_eq!(Axis::parse("a.b=8,x,{c: 1}").unwrap().values, [json!(8), json!("x"), json!({"c": 1})]);
-        for wrong in ["a", "=1", "a=0:1:log:3", "a=1:2:exp:3", "a=1:2:lin:0", "a=", "a=1:x:lin:3", "a=1:2:3"]
-        {
+        let whole = |text: &str| Axis::parse(text).unwrap().values;
+        assert_eq!(whole("a=8:64:logint:4"), [json!(8), json!(16), json!(32), json!(64)]);
+        assert_eq!(whole("a=1:3:int:9"), [json!(1), json!(2), json!(3)]);
+        for wrong in [
+            "a=0.5:2:int:3",
+            "a",
+            "=1",
+            "a=0:1:log:3",
+            "a=1:2:exp:3",
+            "a=1:2:lin:0",
+            "a=",
+            "a=1:x:lin:3",
+            "a=1:2:3",
+        ] {
             assert!(Axis::parse(wrong).is_err(), "{wrong}");
         }
     }
@@ -139,8 +166,8 @@ mod tests {
         let axes = [Axis::parse("a=1,2").unwrap(), Axis::parse("b=1e-3:1:log:3").unwrap()];
         assert_eq!(grid(&axes).len(), 6);
         assert_eq!(grid(&axes)[1][0], json!(1));
-        let points = random(&axes, 200, 3);
-        assert_eq!(points, random(&axes, 200, 3));
+        let points: Vec<_> = (0..200).map(|index| draw(&axes, index, 3)).collect();
+        assert_eq!(points[7], draw(&axes, 7, 3));
         let below: usize = points
             .iter()
             .filter(|point| {

@@ -185,3 +185,43 @@ for cv, y in [(StratifiedKFold(5), c), (KFold(5), None)]:
         assert_eq!(all, (0..53).map(f64::from).collect::<Vec<_>>(), "every sample is judged once");
     }
 }
+
+#[test]
+fn folds_of_groups_are_those_of_scikit_learn_and_no_group_is_in_two() {
+    let (folder, printed) = made_by(
+        "
+from sklearn.model_selection import GroupKFold
+rng = np.random.default_rng(5)
+# Groups of 1 to 12 rows: no two of one size, whose order scikit-learn leaves to its sort.
+g = rng.permutation(np.repeat([f'p{i}' for i in range(12)], np.arange(1, 13)))
+x = np.arange(78.0)
+open('table.csv', 'w').write('x,patient,y\\n' + ''.join(f'{v},{k},{2 * v}\\n' for v, k in zip(x, g)))
+for _, test in GroupKFold(5).split(x[:, None], None, g): print(*test)
+print(*g)
+",
+    );
+    let section = |group: &str, of: usize, index: usize, shuffle: bool| {
+        let csv = json!({"file": at(folder.path(), "table.csv"), "target": "y"});
+        let fold = json!({"of": of, "index": index, "shuffle": shuffle, "group": group});
+        json!({"train": {"csv": csv}, "validation": {"fold": fold}})
+    };
+    let expected: Vec<&str> = printed.lines().collect();
+    let groups: Vec<&str> = expected[5].split(' ').collect();
+    for shuffle in [false, true] {
+        let mut fold_of = std::collections::HashMap::new();
+        for index in 0..5 {
+            let sets = open(section("patient", 5, index, shuffle));
+            assert_eq!(sets.train.features, ["x"], "the group is no feature");
+            let rows = numbers(xs(&sets.validation.unwrap()));
+            let shown: Vec<_> = rows.iter().map(|x| x.to_string()).collect();
+            assert!(shuffle || shown.join(" ") == expected[index], "fold {index}");
+            for row in rows {
+                assert_eq!(*fold_of.entry(groups[row as usize]).or_insert(index), index);
+            }
+        }
+        assert_eq!(fold_of.len(), 12);
+    }
+    let fails = |section| format!("{:#}", spec(section).open(0).err().unwrap());
+    assert!(fails(section("doctor", 5, 0, true)).contains("there are x, patient, y"));
+    assert!(fails(section("patient", 13, 0, true)).contains("12 groups cannot fill 13 folds"));
+}

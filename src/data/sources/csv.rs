@@ -10,7 +10,7 @@ use csv::{ByteRecord, Reader, ReaderBuilder, Trim};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::{FilePath, Opening, Source, positive_limit, resident};
+use super::{FilePath, Opening, Source, Split, positive_limit, resident};
 use crate::data::{Dataset, Targets};
 use crate::exit::{Exit, OrExit, fail};
 use crate::yaml::{Invalid, nearest};
@@ -100,14 +100,42 @@ impl Source for CsvSpec {
         }
         // What cannot be read is a matter of data, told at opening.
         match self.reader(&path).and_then(|mut reader| self.names(&mut reader, &path)) {
-            Ok(names) => self.columns(names).map(|_| ()),
+            Ok(names) => self.columns(names, None).map(|_| ()),
             Err(_) => Ok(()),
         }
     }
 
-    fn open(&self, _: &Opening) -> Result<Dataset> {
-        self.read(&self.file.resolve()?)
+    fn open(&self, opening: &Opening) -> Result<Dataset> {
+        let path = self.file.resolve()?;
+        // A name that is mistaken must not show as a column of groups that is no number.
+        if let (Split::Train, Some(group)) = (opening.part, &opening.group) {
+            let mut reader = self.reader(&path)?;
+            let names = self.names(&mut reader, &path)?;
+            group_column(&names, group, &path)?;
+        }
+        self.read(&path, opening.group.as_deref())
     }
+
+    fn groups(&self, _: &Dataset, what: &str) -> Result<Vec<String>> {
+        let path = self.file.resolve()?;
+        let mut reader = self.reader(&path)?;
+        let names = self.names(&mut reader, &path)?;
+        let column = group_column(&names, what, &path)?;
+        let (mut record, mut groups) = (ByteRecord::new(), Vec::new());
+        while groups.len() < self.limit.unwrap_or(usize::MAX)
+            && reader.read_byte_record(&mut record).map_err(|error| unreadable(&path, &error))?
+        {
+            groups.push(label(&record, column, &names, &path)?);
+        }
+        Ok(groups)
+    }
+}
+
+fn group_column(names: &[String], group: &str, path: &Path) -> Result<usize> {
+    names.iter().position(|name| name == group).or_exit(Exit::Usage, || {
+        let (file, known) = (path.display(), names.join(", "));
+        format!("data.validation.fold.group: {file} has no column `{group}` (there are {known})")
+    })
 }
 
 impl CsvSpec {
@@ -120,16 +148,18 @@ impl CsvSpec {
             limit: None,
             ..self.clone()
         };
-        let mut set = table.read(path)?;
+        let mut set = table.read(path, None)?;
         set.targets = Targets::Unknown;
         Ok(set)
     }
 
-    fn read(&self, path: &Path) -> Result<Dataset> {
+    /// The column `group` is no feature.
+    fn read(&self, path: &Path, group: Option<&str>) -> Result<Dataset> {
         let mut reader = self.reader(path)?;
         let names = self.names(&mut reader, path)?;
-        let columns =
-            self.columns(names).map_err(|error| fail(Exit::Data, format!("{}: {error}", path.display())))?;
+        let columns = self
+            .columns(names, group)
+            .map_err(|error| fail(Exit::Data, format!("{}: {error}", path.display())))?;
         let (mut xs, mut ys, mut labels) = (Vec::new(), Vec::new(), Vec::new());
         let (mut record, mut rows) = (ByteRecord::new(), 0);
         while rows < self.limit.unwrap_or(usize::MAX)
@@ -185,7 +215,7 @@ impl CsvSpec {
         })
     }
 
-    fn columns(&self, names: Vec<String>) -> Result<Columns, Invalid> {
+    fn columns(&self, names: Vec<String>, group: Option<&str>) -> Result<Columns, Invalid> {
         let find = |key: String, wanted: &String| {
             let mut found = names.iter().enumerate().filter(|(_, name)| *name == wanted);
             match (found.next(), found.next()) {
@@ -218,7 +248,12 @@ impl CsvSpec {
                     features.push(find(key(true, "features", index), name)?);
                 }
             }
-            None => features.extend((0..names.len()).filter(|column| !targets.contains(column))),
+            None => {
+                let is_group = |column: usize| group == Some(names[column].as_str());
+                features.extend(
+                    (0..names.len()).filter(|column| !targets.contains(column) && !is_group(*column)),
+                );
+            }
         }
         if features.is_empty() {
             return Err(Invalid::new("target", "leaves no column to predict from"));

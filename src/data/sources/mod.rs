@@ -13,6 +13,7 @@ mod shapes;
 use std::fmt;
 
 use anyhow::Result;
+use regex::Regex;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -41,6 +42,26 @@ pub(super) trait Source: Sync {
     fn finds_classes(&self) -> bool {
         false
     }
+    /// The group of each sample of `set`, which this source gave, or of each of its files: `what` is a regular
+    /// expression on their names. Exit 2 where there are none, 3 where one of them has no group.
+    fn groups(&self, set: &Dataset, what: &str) -> Result<Vec<String>> {
+        if set.names.is_empty() {
+            let message =
+                "data.validation.fold.group: these samples have neither columns nor file names to go by";
+            return Err(fail(Exit::Usage, message));
+        }
+        let pattern = Regex::new(what).or_exit(Exit::Usage, || "data.validation.fold.group")?;
+        let group = |name: &String| {
+            let found = pattern.captures(name);
+            let found = found.and_then(|found| {
+                found.get(1).or_else(|| found.get(0)).map(|group| group.as_str().to_owned())
+            });
+            found.or_exit(Exit::Data, || {
+                format!("`{what}` (data.validation.fold.group) finds no group in {name}")
+            })
+        };
+        set.names.iter().map(group).collect()
+    }
 }
 
 /// One of the sets of a run, as configs, logs and the command line call it.
@@ -62,6 +83,8 @@ pub(super) struct Opening {
     /// Pictures are cropped before they are resized, so they must stay files.
     pub keep_files: bool,
     pub smooth: Option<SmoothSpec>,
+    /// What the folds group by: where it is a column, it is no feature.
+    pub group: Option<String>,
 }
 
 impl Split {

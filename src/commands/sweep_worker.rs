@@ -1,0 +1,77 @@
+//! `tikhonov sweep-worker`: the other end of a sweep's worker, no command for people.
+
+use std::io::Write;
+use std::sync::mpsc::Receiver;
+
+use anyhow::{Context, Result};
+
+use crate::config::{Config, Override};
+use crate::data::Shelf;
+use crate::exit;
+use crate::launch::{Manner, launch};
+use crate::libtorch::machine::keep_memory;
+use crate::metrics::Scores;
+use crate::session::Plan;
+use crate::stop::Stop;
+use crate::sweep::worker::{Report, Request, Verdict};
+use crate::train::Watch;
+
+/// Runs trials until stdin ends or a signal comes.
+pub fn run() -> Result<()> {
+    keep_memory();
+    let (stop, lines) = Stop::on_signals_and_end_of_stdin()?;
+    let mut shelf = Shelf::default();
+    while let Ok(line) = lines.recv() {
+        let request: Request = serde_json::from_str(&line).context("a line that asks for no trial")?;
+        let report = match trial(request, &mut shelf, &stop, &lines) {
+            Ok(true) => Report::Done,
+            Ok(false) => Report::Pruned,
+            Err(error) => Report::Failed { code: exit::code(&error), message: format!("{error:#}") },
+        };
+        tell(&report)?;
+        if stop.is_requested() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the trial came to its own end.
+fn trial(request: Request, shelf: &mut Shelf, stop: &Stop, lines: &Receiver<String>) -> Result<bool> {
+    let Request { config, sets, output, threads, device } = request;
+    let device = device.map(|device| Override::new("--device", "device", String::from(device)));
+    let overrides = [
+        Override::new("--threads", "threads", threads),
+        Override::new("--output", "output", output.to_string_lossy().into_owned()),
+    ];
+    let config = Config::load(&config, &sets, overrides.into_iter().chain(device))?;
+    let plan = Plan::of(&config)?;
+    let manner = Manner { resume: true, quiet: true, plots: false };
+    let result = launch(config, plan, manner, shelf, stop, &mut Asking { lines, stop })?;
+    Ok(result.is_some())
+}
+
+/// Tells whoever started us of every epoch, and does as it says.
+struct Asking<'a> {
+    lines: &'a Receiver<String>,
+    stop: &'a Stop,
+}
+
+impl Watch for Asking<'_> {
+    fn goes_on(&mut self, epoch: u64, scores: &Scores) -> Result<bool> {
+        tell(&Report::Epoch { epoch, scores: serde_json::to_value(scores)? })?;
+        match self.lines.recv() {
+            Ok(line) => Ok(serde_json::from_str::<Verdict>(&line)? == Verdict::GoOn),
+            // Nobody decides any more; the loop sees it at its next step, saves and stops.
+            Err(_) => {
+                self.stop.request();
+                Ok(true)
+            }
+        }
+    }
+}
+
+fn tell(report: &Report) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    Ok(stdout.write_all((serde_json::to_string(report)? + "\n").as_bytes()).and_then(|()| stdout.flush())?)
+}

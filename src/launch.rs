@@ -1,0 +1,117 @@
+//! One run from its config to its result, for every command that trains.
+
+use anyhow::Result;
+
+use crate::checkpoint::Checkpoints;
+use crate::config::Config;
+use crate::data::Shelf;
+use crate::exit::{Exit, fail};
+use crate::outcome::{self, RunResult};
+use crate::progress::Progress;
+use crate::report::plots;
+use crate::run_folder::LockedFolder;
+use crate::session::{Plan, Session};
+use crate::stop::Stop;
+use crate::train::{Outcome, Watch, train};
+use crate::trainer::{Start, Trainer};
+
+/// How to go about it.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// Go on from the run folder's last checkpoint; start where there is none.
+    pub resume: bool,
+    /// Nothing on the terminal.
+    pub quiet: bool,
+    /// Draws the curves into the run folder. Nobody looks at each trial of a sweep.
+    pub plots: bool,
+}
+
+/// Trains what `config` declares, whose plan is `plan`, and writes the result into the run folder. None where `watch`
+/// has ended the run early: then there is no result, and the last checkpoint is from the end of that epoch.
+pub fn launch(
+    config: Config,
+    plan: Plan,
+    manner: Manner,
+    shelf: &mut Shelf,
+    stop: &Stop,
+    watch: &mut dyn Watch,
+) -> Result<Option<RunResult>> {
+    // A device that cannot be used is refused before anything is written.
+    config.spec.device.resolve()?;
+    // A folder that is taken, or holds a run, is refused before the data is read.
+    let output = config.spec.output.clone();
+    let folder = LockedFolder::take(&output)?;
+    let checkpoints = Checkpoints::new(output.join("checkpoints"));
+    let holds_run = checkpoints.exist()?;
+    if holds_run && !manner.resume {
+        let message = format!(
+            "{} holds a run already; --resume goes on with it, --output FOLDER puts the new one elsewhere",
+            output.display()
+        );
+        return Err(fail(Exit::Usage, message));
+    }
+    // Weights that do not fit are refused before the data is read, too.
+    let initial = if holds_run { None } else { plan.initial_with_optimizer(&config)? };
+    let session = Session::open(config, plan, shelf)?;
+    let mut notes = session.notes();
+    let start = match holds_run {
+        true => {
+            let (loaded, complaints) = checkpoints.last()?;
+            notes.extend(complaints);
+            notes.extend(session.differences(&loaded.state)?);
+            notes.push(format!("resuming at step {} (epoch {})", loaded.state.step, loaded.state.epoch + 1));
+            Start::Resumed(Box::new(loaded))
+        }
+        false => {
+            notes.extend(initial.iter().flat_map(|initial| initial.notes.clone()));
+            Start::Fresh(initial)
+        }
+    };
+    let mut run = Trainer::new(&session, folder, start)?;
+    let epochs = session.config.spec.train.epochs;
+    let mut progress = Progress::new(epochs, run.total_steps(), run.step(), manner.quiet);
+    for note in notes {
+        progress.say(&note, run.folder())?;
+    }
+    let ended = train(&mut run, &mut progress, stop, watch);
+    progress.finish();
+    let outcome = ended.and_then(|ended| match ended {
+        Outcome::Interrupted => {
+            let message = format!(
+                "interrupted and saved at step {}; the same command with --resume goes on from there",
+                run.step()
+            );
+            Err(fail(Exit::Interrupted, message))
+        }
+        Outcome::Pruned => Ok(None),
+        ended => outcome::judge(&session, &run, ended).map(Some),
+    });
+    let ended = match outcome {
+        Ok(Some(result)) => {
+            // Before the result, which says that the run is over.
+            if let Some(confusion) = result.confusion(&run.state().classes) {
+                run.folder().write("confusion.json", &confusion.to_string())?;
+            }
+            run.folder().write("result.json", &serde_json::to_string_pretty(&result)?)?;
+            run.folder().log(&result.to_string())?;
+            Ok(Some(result))
+        }
+        Ok(None) => {
+            let epoch = run.epoch();
+            run.folder().log(&format!("pruned by the sweep after epoch {epoch}"))?;
+            Ok(None)
+        }
+        Err(error) => {
+            // The error itself matters more than a log that cannot be written any more.
+            let _ = run.folder().log(&format!("{error:#}"));
+            Err(error)
+        }
+    };
+    // Where nothing can be drawn the run stands all the same.
+    if manner.plots
+        && let Err(error) = plots(&output)
+    {
+        let _ = run.folder().log(&format!("no plots: {error:#}"));
+    }
+    ended
+}

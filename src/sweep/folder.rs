@@ -1,0 +1,156 @@
+//! The folder of a sweep: what it is, a line per finished trial, and in the end what they say.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::choice::choose;
+use super::outcome::{Outcome, csv};
+use super::over::Point;
+use super::prune::Stand;
+use super::{Design, Ending, Finished, Trial, path};
+use crate::checkpoint::atomic;
+use crate::exit::{Exit, OrExit, fail};
+use crate::figure;
+use crate::plot::standalone;
+
+const DESIGN: &str = "sweep.json";
+const TRIALS: &str = "trials.jsonl";
+const POINTS: &str = "points.jsonl";
+const REPORTS: &str = "reports.jsonl";
+
+/// What a sweep that goes on has behind it.
+#[derive(Default)]
+pub struct Past {
+    pub finished: Vec<Finished>,
+    /// Of TPE.
+    pub points: Vec<Point>,
+    pub stands: Vec<Stand>,
+}
+
+/// The folder of a sweep.
+pub struct Folder {
+    pub path: PathBuf,
+}
+
+impl Folder {
+    /// Takes the folder for `design`: a new one, or with `resume` one that holds the same design. Returns what is
+    /// there already.
+    pub fn open(path: &Path, design: &Design, resume: bool) -> Result<(Self, Past)> {
+        let folder = Self { path: path.to_owned() };
+        let file = path.join(DESIGN);
+        let now = serde_json::to_value(design)?;
+        if !file.exists() {
+            fs::create_dir_all(path).or_exit(Exit::Storage, || path.display())?;
+            folder.write(DESIGN, &(serde_json::to_string_pretty(&now)? + "\n"))?;
+            return Ok((folder, Past::default()));
+        }
+        if !resume {
+            let message = format!(
+                "{} holds a sweep already; --resume goes on with it, --output FOLDER puts the new one elsewhere",
+                path.display()
+            );
+            return Err(fail(Exit::Usage, message));
+        }
+        let text = fs::read_to_string(&file).or_exit(Exit::Storage, || file.display())?;
+        let then: Value = serde_json::from_str(&text).or_exit(Exit::Checkpoint, || file.display())?;
+        if then != now {
+            let differ = |key: &&String| then.get(key.as_str()) != now.get(key.as_str());
+            let keys: Vec<_> =
+                now.as_object().into_iter().flat_map(Map::keys).filter(differ).cloned().collect();
+            let message = format!(
+                "{} was begun with another {}; start a new sweep with --output FOLDER",
+                path.display(),
+                keys.join(", ")
+            );
+            return Err(fail(Exit::Usage, message));
+        }
+        let mut past = Past {
+            finished: folder.lines(TRIALS)?,
+            points: folder.lines(POINTS)?,
+            stands: folder.lines(REPORTS)?,
+        };
+        past.finished.retain(|one| one.ending != Ending::Crashed);
+        folder.rewrite(TRIALS, &past.finished)?;
+        Ok((folder, past))
+    }
+
+    /// What a file holds, line by line. A line that was being written when the process was killed is no line, and goes.
+    fn lines<T: Serialize + DeserializeOwned>(&self, name: &str) -> Result<Vec<T>> {
+        let text = fs::read_to_string(self.path.join(name)).unwrap_or_default();
+        let lines: Vec<T> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        self.rewrite(name, &lines)?;
+        Ok(lines)
+    }
+
+    fn rewrite<T: Serialize>(&self, name: &str, lines: &[T]) -> Result<()> {
+        if lines.is_empty() && !self.path.join(name).exists() {
+            return Ok(());
+        }
+        let whole: Result<String> = lines.iter().map(|one| Ok(serde_json::to_string(one)? + "\n")).collect();
+        self.write(name, &whole?)
+    }
+
+    pub fn trial(&self, trial: &Trial) -> PathBuf {
+        self.path.join("trials").join(format!("{:04}", trial.id))
+    }
+
+    /// Adds a finished trial.
+    pub fn record(&self, finished: &Finished) -> Result<()> {
+        self.append(TRIALS, finished)
+    }
+
+    /// Adds a point that a search has come up with.
+    pub fn record_point(&self, point: &Point) -> Result<()> {
+        self.append(POINTS, point)
+    }
+
+    /// Adds a decision.
+    pub fn record_stand(&self, stand: &Stand) -> Result<()> {
+        self.append(REPORTS, stand)
+    }
+
+    fn append(&self, name: &str, one: &impl Serialize) -> Result<()> {
+        let line = serde_json::to_string(one)? + "\n";
+        let append = || -> Result<()> {
+            let mut file = OpenOptions::new().append(true).create(true).open(self.path.join(name))?;
+            Ok(file.write_all(line.as_bytes())?)
+        };
+        append().or_exit(Exit::Storage, || self.path.join(name).display().to_string())
+    }
+
+    pub fn write(&self, name: &str, text: &str) -> Result<()> {
+        self.write_bytes(name, text.as_bytes())
+    }
+
+    pub fn write_bytes(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        atomic::write(&self.path.join(name), |file| Ok(file.write_all(bytes)?))
+    }
+
+    /// `trials.csv`, `result.json` and, for one number, `curve.svg` and `curve.png`; for two, `heat.svg` and `heat.png`; of a path its
+    /// coefficients.
+    pub fn conclude(&self, design: &Design, finished: &[Finished]) -> Result<Outcome> {
+        let standings = design.standings(finished);
+        let choice = choose(&standings, design.higher_is_better);
+        let mut sorted = finished.to_vec();
+        sorted.sort_by_key(|one| one.trial);
+        self.write("trials.csv", &csv(design, &sorted)?)?;
+        let outcome = Outcome { metric: design.metric.clone(), standings, choice };
+        self.write("result.json", &(serde_json::to_string_pretty(&outcome.report(design))? + "\n"))?;
+        let view = outcome.view(design);
+        for (name, drawing) in [("curve", view.curve()), ("heat", view.heat())] {
+            let Some(drawing) = drawing.as_deref().map(standalone) else { continue };
+            self.write(&format!("{name}.svg"), &drawing)?;
+            self.write_bytes(&format!("{name}.png"), &figure::png(&drawing)?)?;
+        }
+        if design.path {
+            path::conclude(self, design, finished)?;
+        }
+        Ok(outcome)
+    }
+}

@@ -1,0 +1,223 @@
+//! Trials that are given up because others did better at the same age: the median rule (Golovin et al. 2017) and
+//! successive halving without waiting for a whole round (ASHA; Li et al. 2020).
+//!
+//! Trials are compared with those of other points on the same seed and fold. Under parallel trials what is known when a
+//! trial is judged depends on who was faster; what was decided once stays decided, in `reports.jsonl`.
+
+use std::collections::HashSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::Trial;
+use crate::yaml::Invalid;
+
+/// When to give a trial up.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prune {
+    Median(Median),
+    Halving(Halving),
+}
+
+/// Its best score so far is worse than the median of what the finished trials had after as many epochs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Median {
+    /// Epochs that every trial gets.
+    pub warmup: u64,
+    /// Finished trials to compare with, at the least.
+    pub startup: usize,
+}
+
+/// After `warmup`, `warmup · factor`, `warmup · factor²`, … epochs only the best 1/`factor` of those that came so far go on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Halving {
+    pub warmup: u64,
+    pub factor: u64,
+}
+
+impl Default for Median {
+    fn default() -> Self {
+        Self { warmup: 1, startup: 5 }
+    }
+}
+
+impl Default for Halving {
+    fn default() -> Self {
+        Self { warmup: 1, factor: 3 }
+    }
+}
+
+impl Prune {
+    pub fn validate(&self) -> Result<(), Invalid> {
+        let refuse = |key: &str, least: u64| Err(Invalid::new(key, format!("must be {least} or more")));
+        match self {
+            Self::Median(Median { warmup: 0, .. }) => refuse("median.warmup", 1),
+            Self::Median(Median { startup: 0, .. }) => refuse("median.startup", 1),
+            Self::Halving(Halving { warmup: 0, .. }) => refuse("halving.warmup", 1),
+            Self::Halving(Halving { factor: 0 | 1, .. }) => refuse("halving.factor", 2),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A line of `reports.jsonl`: how a trial stood after an epoch, and whether it was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stand {
+    pub trial: usize,
+    pub point: usize,
+    pub seed: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fold: Option<usize>,
+    pub epoch: u64,
+    /// None where it is NaN or infinite.
+    pub value: Option<f64>,
+    pub pruned: bool,
+}
+
+/// Decides, and knows what was decided.
+pub struct Judge {
+    rule: Option<Prune>,
+    higher_is_better: bool,
+    stands: Vec<Stand>,
+    finished: HashSet<usize>,
+}
+
+impl Judge {
+    /// `stands`: those of a sweep that goes on; `finished`: its trials that came to their own end.
+    pub fn new(
+        rule: Option<Prune>,
+        higher_is_better: bool,
+        stands: Vec<Stand>,
+        finished: HashSet<usize>,
+    ) -> Self {
+        Self { rule, higher_is_better, stands, finished }
+    }
+
+    pub fn finish(&mut self, trial: usize) {
+        self.finished.insert(trial);
+    }
+
+    /// How the trial stands, and whether that is news.
+    pub fn judge(&mut self, trial: &Trial, epoch: u64, value: f64) -> (Stand, bool) {
+        let known = self.stands.iter().find(|stand| stand.trial == trial.id && stand.epoch == epoch);
+        if let Some(known) = known {
+            return (*known, false);
+        }
+        let value = Some(value).filter(|value| value.is_finite());
+        let &Trial { id, point, seed, fold } = trial;
+        let mut stand = Stand { trial: id, point, seed, fold, epoch, value, pruned: false };
+        stand.pruned = match &self.rule {
+            None => false,
+            Some(Prune::Median(rule)) => self.is_below_median(rule, &stand),
+            Some(Prune::Halving(rule)) => self.is_out(rule, &stand),
+        };
+        self.stands.push(stand);
+        (stand, true)
+    }
+
+    /// What is to be small; a score that is no number loses against all.
+    fn cost(&self, stand: &Stand) -> f64 {
+        let sign = if self.higher_is_better { -1.0 } else { 1.0 };
+        stand.value.map_or(f64::INFINITY, |value| sign * value)
+    }
+
+    fn rivals<'a>(&'a self, stand: &Stand) -> impl Iterator<Item = &'a Stand> {
+        let Stand { point, seed, fold, .. } = *stand;
+        self.stands
+            .iter()
+            .filter(move |other| other.point != point && other.seed == seed && other.fold == fold)
+    }
+
+    fn is_below_median(&self, rule: &Median, stand: &Stand) -> bool {
+        if stand.epoch <= rule.warmup {
+            return false;
+        }
+        let mut costs: Vec<f64> = self
+            .rivals(stand)
+            .filter(|other| other.epoch == stand.epoch && self.finished.contains(&other.trial))
+            .map(|other| self.cost(other))
+            .collect();
+        if costs.len() < rule.startup {
+            return false;
+        }
+        costs.sort_by(f64::total_cmp);
+        let (low, high) = (costs[(costs.len() - 1) / 2], costs[costs.len() / 2]);
+        let own = self.stands.iter().filter(|other| other.trial == stand.trial);
+        let best = own.map(|other| self.cost(other)).fold(self.cost(stand), f64::min);
+        best > (low + high) / 2.0
+    }
+
+    fn is_out(&self, rule: &Halving, stand: &Stand) -> bool {
+        // Not every epoch is evaluated: a trial comes to a rung with its first score from there on.
+        let rung = |epoch: u64| (epoch / rule.warmup).checked_ilog(rule.factor);
+        let Some(height) = rung(stand.epoch) else { return false };
+        let arrival = |trial: usize| {
+            let of_trial = self.stands.iter().filter(move |other| other.trial == trial);
+            of_trial.filter(|other| rung(other.epoch) >= Some(height)).min_by_key(|other| other.epoch)
+        };
+        if arrival(stand.trial).is_some() {
+            return false;
+        }
+        let rivals: HashSet<usize> = self.rivals(stand).map(|other| other.trial).collect();
+        let costs: Vec<f64> = rivals.into_iter().filter_map(arrival).map(|other| self.cost(other)).collect();
+        let better = costs.iter().filter(|cost| **cost < self.cost(stand)).count();
+        let places = ((costs.len() as u64 + 1) / rule.factor).max(1) as usize;
+        better >= places
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judge(rule: Prune) -> Judge {
+        Judge::new(Some(rule), false, Vec::new(), HashSet::new())
+    }
+
+    fn trial(id: usize) -> Trial {
+        Trial { id, point: id, seed: 0, fold: None }
+    }
+
+    #[test]
+    fn halving_lets_the_best_third_of_those_so_far_go_on() {
+        let mut judge = judge(Prune::Halving(Halving::default()));
+        let mut pruned = |id: usize, epoch: u64, value: f64| judge.judge(&trial(id), epoch, value).0.pruned;
+        // The first has nobody above it; the second must beat it; of three to five the best goes on, of six the best two.
+        assert!(!pruned(0, 1, 5.0));
+        assert!(pruned(1, 1, 6.0));
+        assert!(!pruned(2, 1, 4.0));
+        assert!(pruned(3, 1, 4.5));
+        assert!(pruned(4, 1, f64::NAN));
+        assert!(!pruned(5, 1, 4.2), "second of six");
+        // Epoch 2 is no rung; at 3 there are two, and one goes on.
+        assert!(!pruned(0, 2, 9.0));
+        assert!(!pruned(0, 3, 3.0));
+        assert!(pruned(2, 3, 3.5));
+        assert!(!pruned(5, 4, 2.0), "the first score after the rung counts for it");
+        assert!(!pruned(5, 5, 9.0), "and no later one");
+    }
+
+    #[test]
+    fn the_median_rule_compares_the_best_so_far_with_the_finished_ones() {
+        let rule = Median { warmup: 1, startup: 3 };
+        let mut judge = judge(Prune::Median(rule));
+        for (id, value) in [(0, 1.0), (1, 2.0), (2, 3.0), (3, 4.0)] {
+            assert!(
+                !judge.judge(&trial(id), 1, value).0.pruned && !judge.judge(&trial(id), 2, value).0.pruned
+            );
+        }
+        (0..4).for_each(|id| judge.finish(id));
+        // The median after two epochs is 2.5.
+        assert!(!judge.judge(&trial(4), 1, 2.4).0.pruned);
+        assert!(!judge.judge(&trial(4), 2, 9.0).0.pruned, "it has been better");
+        assert!(!judge.judge(&trial(5), 1, 9.0).0.pruned, "within the warm-up");
+        assert!(judge.judge(&trial(5), 2, 2.6).0.pruned);
+        // What is decided stays so, whatever came since.
+        judge.finish(4);
+        assert_eq!(judge.judge(&trial(5), 2, 0.0), (Stand { pruned: true, ..judge.stands[11] }, false));
+        let other_seed = Trial { seed: 1, ..trial(6) };
+        assert!(!judge.judge(&other_seed, 2, 9.0).0.pruned, "other seeds are no rivals");
+    }
+}

@@ -1,0 +1,319 @@
+//! Keeps several trials of a sweep going, each in a worker of its own, until there are no more.
+
+use std::collections::{HashSet, VecDeque};
+use std::os::unix::process::ExitStatusExt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+use serde_json::Value;
+
+use super::folder::Past;
+use super::live::Live;
+use super::prune::Judge;
+use super::search::{Search, suggest};
+use super::worker::{Heard, Report, Request, Verdict, Worker};
+use super::{Design, Ending, Finished, Folder, Trial, path};
+use crate::device::DeviceSpec;
+use crate::exit::{Exit, OrExit, fail};
+use crate::stop::Stop;
+
+/// A place for one trial at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot {
+    /// None for the config's own.
+    pub device: Option<DeviceSpec>,
+    pub threads: u32,
+}
+
+/// What all trials share beside the design: the file of the base config, and where they run.
+pub struct Place {
+    pub config: String,
+    pub slots: Vec<Slot>,
+}
+
+pub struct Runner<'a> {
+    folder: &'a Folder,
+    place: Place,
+    stop: &'a Stop,
+    live: Live,
+    work: Mutex<Work>,
+}
+
+/// What the slots share.
+struct Work {
+    design: Design,
+    queue: VecDeque<Trial>,
+    finished: Vec<Finished>,
+    judge: Judge,
+    /// Something failed: no more trials.
+    is_over: bool,
+}
+
+/// What became of a trial.
+enum End {
+    Ran,
+    Pruned {
+        epoch: u64,
+        value: f64,
+    },
+    Failed {
+        code: u8,
+        message: String,
+    },
+    /// The worker was killed.
+    Killed,
+}
+
+impl<'a> Runner<'a> {
+    pub fn new(folder: &'a Folder, mut design: Design, past: Past, place: Place, stop: &'a Stop) -> Self {
+        let Past { finished, points, stands } = past;
+        if design.search == Search::Tpe {
+            design.points = points;
+        }
+        let over: HashSet<usize> = finished.iter().map(|one| one.trial).collect();
+        let done = finished.iter().filter(|one| one.ending == Ending::Done).map(|one| one.trial).collect();
+        let mut queue: VecDeque<Trial> =
+            design.trials().into_iter().filter(|trial| !over.contains(&trial.id)).collect();
+        if design.path {
+            // The first of each path; it brings the next.
+            let mut begun = HashSet::new();
+            queue.retain(|trial| begun.insert((trial.seed, trial.fold)));
+        }
+        let judge = Judge::new(design.prune.clone(), design.higher_is_better, stands, done);
+        let live = Live::new(design.total(), over.len(), place.slots.len());
+        let work = Mutex::new(Work { design, queue, finished, judge, is_over: false });
+        Self { folder, place, stop, live, work }
+    }
+
+    /// All trials, the finished ones too, and the design with all its points. The first trial that fails for another
+    /// reason than diverging or a process that was killed ends the sweep.
+    pub fn run(self) -> Result<(Design, Vec<Finished>)> {
+        let outcome = std::thread::scope(|scope| {
+            let slots: Vec<_> =
+                (0..self.place.slots.len()).map(|at| scope.spawn(move_at(&self, at))).collect();
+            let outcomes: Vec<_> = slots.into_iter().map(|slot| slot.join()).collect();
+            let died = |_| Err(anyhow!("a thread of the sweep died"));
+            outcomes.into_iter().try_for_each(|outcome| outcome.unwrap_or_else(died))
+        });
+        self.live.finish();
+        outcome?;
+        if self.stop.is_requested() {
+            let message = "interrupted; the same command with --resume goes on from here";
+            return Err(fail(Exit::Interrupted, message));
+        }
+        let work = self.work.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok((work.design, work.finished))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self, at: usize) -> Result<()> {
+        let mut worker = None;
+        while let Some(trial) = self.next()? {
+            match self.one(&trial, at, &mut worker) {
+                Ok(Some(finished)) => {
+                    let mut work = self.lock();
+                    // Under the lock, so that lines do not mix.
+                    self.folder.record(&finished)?;
+                    if finished.ending == Ending::Done {
+                        work.judge.finish(finished.trial);
+                    }
+                    self.live.ended(&finished, &work.design.metric);
+                    work.finished.push(finished);
+                    work.go_along(&trial);
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    // The others finish what they are at.
+                    self.lock().is_over = true;
+                    return Err(error);
+                }
+            }
+        }
+        self.live.idle(at);
+        Ok(())
+    }
+
+    fn next(&self) -> Result<Option<Trial>> {
+        if self.stop.is_requested() {
+            return Ok(None);
+        }
+        let mut work = self.lock();
+        if work.is_over {
+            return Ok(None);
+        }
+        if work.queue.is_empty() && work.design.points.len() < work.design.count {
+            let index = work.design.points.len();
+            let point = suggest(&work.design.axes, work.design.seeds[0], index, &work.past())?;
+            self.folder.record_point(&point)?;
+            work.design.points.push(point);
+            work.queue = work.design.trials_of(index).into();
+        }
+        Ok(work.queue.pop_front())
+    }
+
+    fn sets(&self, trial: &Trial) -> Vec<String> {
+        let work = self.lock();
+        let mut sets = work.design.sets(trial);
+        if work.design.path
+            && let Some(start) = path::start(self.folder, &work.design, &work.finished, trial)
+        {
+            sets.push(format!("model.init_from={}", Value::from(start)));
+        }
+        sets
+    }
+
+    /// Runs one trial to its end; None when the sweep is to stop.
+    fn one(&self, trial: &Trial, at: usize, hired: &mut Option<Worker>) -> Result<Option<Finished>> {
+        const PATIENCE: Duration = Duration::from_secs(60);
+        const LIVES: usize = 2;
+        let slot = &self.place.slots[at];
+        let output = self.folder.trial(trial);
+        let request = Request {
+            config: self.place.config.clone(),
+            sets: self.sets(trial),
+            output: output.clone(),
+            threads: slot.threads,
+            device: slot.device,
+        };
+        let (began, mut lost) = (Instant::now(), 0);
+        loop {
+            let worker = match hired {
+                Some(worker) => worker,
+                None => hired.insert(Worker::start()?),
+            };
+            self.live.began(at, trial, &self.lock().design);
+            worker.ask(&request)?;
+            let mut end = self.attend(worker, trial, at)?;
+            if let End::Killed = end {
+                let (status, errors) = match hired.take() {
+                    Some(worker) => worker.end()?,
+                    None => continue,
+                };
+                if let (Some(code), None) = (status.code(), status.signal()) {
+                    end = End::Failed { code: code as u8, message: errors.trim().to_owned() };
+                }
+            }
+            let seconds = began.elapsed().as_secs_f64();
+            let ended = |ending, epoch, score| self.ended(trial, ending, epoch, score, Value::Null, seconds);
+            match end {
+                End::Ran => return self.result(trial, &output).map(Some),
+                End::Pruned { epoch, value } => {
+                    let score = Some(value).filter(|value| value.is_finite());
+                    return Ok(Some(ended(Ending::Pruned, Some(epoch), score)));
+                }
+                End::Failed { code: 5, .. } => return Ok(Some(ended(Ending::Diverged, None, None))),
+                _ if self.stop.is_requested() => return Ok(None),
+                // A trial of a sweep that was killed may still be saving.
+                End::Failed { code: 2, ref message }
+                    if message.contains("another process") && began.elapsed() < PATIENCE =>
+                {
+                    std::thread::sleep(Duration::from_secs(1));
+                }
+                // Out of memory it starts anew, with nothing of the trials before.
+                End::Killed | End::Failed { code: 6, .. } => {
+                    *hired = None;
+                    lost += 1;
+                    if lost == LIVES {
+                        return Ok(Some(ended(Ending::Crashed, None, None)));
+                    }
+                }
+                End::Failed { code, message } => {
+                    let exit = Exit::from_code(Some(code.into())).unwrap_or(Exit::Usage);
+                    return Err(fail(exit, format!("trial {} failed: {message}", trial.id)));
+                }
+            }
+        }
+    }
+
+    /// Listens to the worker until its trial ends, and decides whether it goes on. When the sweep is to stop, the worker
+    /// is let go: it saves and ends.
+    fn attend(&self, worker: &mut Worker, trial: &Trial, at: usize) -> Result<End> {
+        let mut last = (0, f64::NAN);
+        loop {
+            match worker.listen(Duration::from_millis(50)) {
+                Heard::Report(Report::Epoch { epoch, scores }) => {
+                    let stand = {
+                        let mut work = self.lock();
+                        let value = work.design.score(&scores)?;
+                        last = (epoch, value);
+                        let (stand, is_new) = work.judge.judge(trial, epoch, value);
+                        // Before the worker knows: what it obeys to must still hold when all this is killed.
+                        if is_new && work.design.prune.is_some() {
+                            self.folder.record_stand(&stand)?;
+                        }
+                        self.live.stands(at, epoch, &work.design.metric, value);
+                        stand
+                    };
+                    worker.answer(if stand.pruned { Verdict::Prune } else { Verdict::GoOn })?;
+                }
+                Heard::Report(Report::Done) => return Ok(End::Ran),
+                Heard::Report(Report::Pruned) => return Ok(End::Pruned { epoch: last.0, value: last.1 }),
+                Heard::Report(Report::Failed { code, message }) => return Ok(End::Failed { code, message }),
+                Heard::End => return Ok(End::Killed),
+                Heard::Nothing => {}
+            }
+            if self.stop.is_requested() {
+                worker.let_go();
+            }
+        }
+    }
+
+    /// What the run folder says of a trial that came to its own end.
+    fn result(&self, trial: &Trial, output: &std::path::Path) -> Result<Finished> {
+        let file = output.join("result.json");
+        let text = std::fs::read_to_string(&file).or_exit(Exit::Storage, || file.display())?;
+        let result: Value = serde_json::from_str(&text).or_exit(Exit::Storage, || file.display())?;
+        let scores = result["last"]["validation"].clone();
+        let score = Some(self.lock().design.score(&scores)?).filter(|score| score.is_finite());
+        let ending = if score.is_some() { Ending::Done } else { Ending::Diverged };
+        Ok(self.ended(trial, ending, None, score, scores, result["seconds"].as_f64().unwrap_or_default()))
+    }
+
+    fn ended(
+        &self,
+        trial: &Trial,
+        ending: Ending,
+        epoch: Option<u64>,
+        score: Option<f64>,
+        scores: Value,
+        seconds: f64,
+    ) -> Finished {
+        let work = self.lock();
+        let point = work.design.named(&work.design.points[trial.point]);
+        let &Trial { id, seed, fold, .. } = trial;
+        Finished { trial: id, point, seed, fold, ending, epoch, score, scores, seconds }
+    }
+}
+
+impl Work {
+    /// After `trial`, the next one along its path.
+    fn go_along(&mut self, trial: &Trial) {
+        if !self.design.path {
+            return;
+        }
+        let step = self.design.per_point();
+        let rest = (trial.point + 1..self.design.points.len()).map(|point| Trial {
+            id: trial.id + (point - trial.point) * step,
+            point,
+            ..*trial
+        });
+        let is_left = |next: &Trial| self.finished.iter().all(|one| one.trial != next.id);
+        let next = rest.into_iter().find(is_left);
+        self.queue.extend(next);
+    }
+
+    /// The points that are finished, in their order, and what they cost.
+    fn past(&self) -> Vec<(super::over::Point, f64)> {
+        let sign = if self.design.higher_is_better { -1.0 } else { 1.0 };
+        let standings = self.design.standings(&self.finished).into_iter();
+        standings.map(|one| (one.point, one.mean.map_or(f64::INFINITY, |mean| sign * mean))).collect()
+    }
+}
+
+fn move_at<'a>(runner: &'a Runner<'_>, at: usize) -> impl FnOnce() -> Result<()> + Send + 'a {
+    move || runner.work(at)
+}
