@@ -103,7 +103,7 @@ print(json.dumps([scores.tolist(), int(grid.best_index_)]))
     let curve = fs::read_to_string(output.join("curve.svg")).unwrap();
     assert!(curve.matches("<circle").count() == 5 && curve.contains(key), "five points");
     let picture = image::open(output.join("curve.png")).unwrap();
-    assert_eq!((picture.width(), picture.height()), (840, 500));
+    assert_eq!((picture.width(), picture.height()), (800, 512));
 }
 
 #[test]

@@ -270,6 +270,38 @@ fn a_folder_beyond_the_memory_stays_files_with_the_same_samples() {
 }
 
 #[test]
+fn folds_of_a_folder_keep_the_files_together_whose_names_share_a_group() {
+    let (folder, _) = made_by(
+        "
+import os
+from PIL import Image
+for c in 'ab':
+    os.makedirs(f'set/{c}')
+    for patient in range(6):
+        for shot in range(1 + patient % 3): Image.new('L', (4, 4)).save(f'set/{c}/p{patient}-{shot}.png')
+",
+    );
+    let section = |index: usize, group: &str| {
+        let source = json!({"root": at(&folder, "set"), "size": 4, "mode": "grey"});
+        let fold = json!({"of": 3, "index": index, "group": group});
+        json!({"train": {"folder": source}, "validation": {"fold": fold}})
+    };
+    let mut met = Vec::new();
+    for index in 0..3 {
+        let sets = open(section(index, "/(p[0-9]+)-"));
+        let patient = |name: &String| name[2..4].to_owned();
+        let judged: Vec<_> = sets.validation.unwrap().names.iter().map(patient).collect();
+        assert!(sets.train.names.iter().all(|name| !judged.contains(&patient(name))));
+        met.extend(judged);
+    }
+    assert_eq!(met.len(), 24, "every file is judged once");
+    for (group, part) in [("x", "finds no group in a/p0-0.png"), ("(", "data.validation.fold.group")] {
+        let error = super::spec(section(0, group)).open(0).err().unwrap();
+        assert!(format!("{error:#}").contains(part), "{error:#}");
+    }
+}
+
+#[test]
 fn pictures_for_prediction_are_files_and_folders_and_the_unreadable_are_listed() {
     let (folder, _) = made_by(TREE);
     let fit = Fit { height: 6, width: 5, resize: Resize::Squash, smooth: None };
