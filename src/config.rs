@@ -227,6 +227,9 @@ impl RunConfig {
             if self.schedule.watches().is_some() {
                 return Err(Invalid::new("schedule.plateau", remedy));
             }
+            if let Some(path) = self.penalty.tuned() {
+                return Err(Invalid::new(format!("penalty.{path}"), remedy));
+            }
         }
         if self.train.amp.is_some() && self.dtype == Dtype::Float64 {
             let message = "shortens float32; leave out `dtype: float64` or `amp`";

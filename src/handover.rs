@@ -11,7 +11,7 @@ use crate::config::RunConfig;
 use crate::exit::{Exit, OrExit};
 use crate::layers::ParamKind;
 use crate::model::Model;
-use crate::penalty::Group;
+use crate::penalty::{self, Group};
 use crate::schedule::{Clock, Plateau, ScheduleSpec};
 
 /// `{model, optimizer, epoch, step}`, and `ema` where the run averages its weights; beside it what Python should know, such as
@@ -56,7 +56,8 @@ pub fn python_checkpoint(
     let lr =
         clock.map_or(spec.optimizer.lr(), |clock| spec.schedule.lr(spec.optimizer.lr(), clock, &plateau));
     let start = Clock { step: state.step, steps_per_epoch: 1, total_steps: spec.train.epochs };
-    let rates: Vec<_> = groups.iter().map(|group| group.rates(clock.unwrap_or(start))).collect();
+    let mut rates: Vec<_> = groups.iter().map(|group| group.rates(clock.unwrap_or(start))).collect();
+    penalty::fill(groups, &mut rates, &state.tuned);
     let params: Vec<_> = (model.params().iter().zip(&weights))
         .filter(|(param, _)| param.is_trainable())
         .map(|(_, (name, tensor))| (name.clone(), tensor.shallow_clone()))
@@ -64,6 +65,7 @@ pub fn python_checkpoint(
     let resumable = Resumable {
         spec: &spec.optimizer,
         lr,
+        peak: spec.schedule.peak(spec.optimizer.lr()),
         params: &params,
         groups,
         rates: &rates,

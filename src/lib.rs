@@ -32,6 +32,7 @@ pub mod export;
 // Floor 4: the run as declared.
 pub mod config;
 // Floor 5: the work.
+pub mod adaptive;
 pub mod compressor;
 pub mod eval;
 pub mod gallery;
@@ -45,6 +46,7 @@ pub mod report;
 pub mod restore;
 pub mod run_folder;
 pub mod session;
+pub mod standing;
 pub mod stop;
 pub mod sweep;
 pub mod telemetry;

@@ -1,5 +1,5 @@
 //! The penalty: which tensor gets which λ, when, and what the penalty then amounts to (Tikhonov 1943; Hoerl and
-//! Kennard 1970; Tibshirani 1996; Zou and Hastie 2005; Loshchilov and Hutter 2019).
+//! Kennard 1970; Tibshirani 1996; Zou and Hastie 2005; Loshchilov and Hutter 2019; Chen et al. 2025).
 //!
 //! The objective is the mean data loss of the batch plus Σ over groups of λ₁‖w‖₁ + (λ₂/2)‖w‖₂². λ applies to
 //! convolution and linear weights; biases, normalisation and other tensors get 0 unless a group says otherwise.
@@ -8,9 +8,14 @@
 //! |---|---|---|
 //! | `{l2: λ}` | g ← g + λw, before momentum or preconditioning | `weight_decay` of PyTorch's SGD, Adam, Adagrad, RMSprop |
 //! | `{decoupled: λ}` | w ← w − ηλw, apart from the gradient step | `weight_decay` of PyTorch's AdamW; SGDW |
+//! | `{decoupled: λ, decoupled_mode: relative}` | w ← w − (η/η_peak)λw, η_peak the schedule's highest rate: λ no longer depends on `lr` | the decay as Loshchilov and Hutter 2019 wrote it, their schedule multiplier being η/η_peak |
+//! | `{decoupled: λ, decoupled_mode: cautious}` | w ← w − ηu − ηλ·1[u·w ≥ 0]·w, u the step that the gradient takes: decay only where u shrinks the weight anyway | cautious weight decay (Chen et al. 2025, algorithm 1) |
 //! | `{l1: λ}` | after the step w ← sign(w)·max(\|w\| − ηλ, 0): exact zeros | lasso by ISTA |
 //! | `{l1: λ, l1_mode: subgradient}` | g ← g + λ·sign(w), sign(0) = 0 | Keras `l1` |
 //! | `{l1: λ₁, l2: λ₂}` | both | elastic net |
+//!
+//! Each λ is a number, or moves over the run: `{start: 1e-5, end: 1e-3, epochs: 10, curve: cosine}`. λ₂ may be `auto`: tuned on
+//! the validation set, see [`Auto`].
 //!
 //! With Adam, Adagrad and RMSprop the soft threshold uses η itself, not the rate that preconditioning gives each
 //! weight: every weight shrinks alike, as decoupled decay does it for λ₂.
@@ -32,6 +37,7 @@
 //! If the data loss is MSE without the ½, as PyTorch's `mse_loss`, scikit-learn's λ double.
 
 mod lambda;
+mod tuned;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -42,7 +48,8 @@ use crate::libtorch::optim as kernels;
 use crate::schedule::Clock;
 use crate::yaml::Invalid;
 
-pub use lambda::{Lambda, Ramp, RampCurve};
+pub use lambda::{Auto, Lambda, Ramp, RampCurve};
+pub use tuned::{Tuned, fill};
 
 /// The penalty as declared. Without any λ there is none.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -54,6 +61,8 @@ pub struct PenaltySpec {
     /// λ₂ as decay apart from the gradient. At least 0; not together with `l2`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decoupled: Option<Lambda>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decoupled_mode: Option<DecoupledMode>,
     /// λ₁ in λ₁‖w‖₁. At least 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub l1: Option<Lambda>,
@@ -80,6 +89,8 @@ pub struct GroupSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decoupled: Option<Lambda>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decoupled_mode: Option<DecoupledMode>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub l1: Option<Lambda>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub l1_mode: Option<L1Mode>,
@@ -94,6 +105,19 @@ pub enum L1Mode {
     Proximal,
     /// λ₁·sign(w) in the gradient: weights hover around 0.
     Subgradient,
+}
+
+/// How decay apart from the gradient acts; the table above has the updates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DecoupledMode {
+    /// By η·λ, as PyTorch's AdamW does.
+    #[default]
+    Plain,
+    /// By (η/η_peak)·λ.
+    Relative,
+    /// By η·λ where the step goes towards 0 too.
+    Cautious,
 }
 
 /// A parameter as the penalty sees it.
@@ -115,6 +139,7 @@ pub struct Group {
     pub members: Vec<usize>,
     pub l2: Lambda,
     pub decoupled: Lambda,
+    pub decoupled_mode: DecoupledMode,
     pub l1: Lambda,
     pub l1_mode: L1Mode,
 }
@@ -124,6 +149,7 @@ pub struct Group {
 pub struct Rates {
     pub l2: f64,
     pub decoupled: f64,
+    pub decoupled_mode: DecoupledMode,
     pub l1: f64,
     pub l1_mode: L1Mode,
 }
@@ -135,12 +161,23 @@ impl PenaltySpec {
         for (i, group) in self.groups.iter().enumerate() {
             let here = |invalid: Invalid| invalid.under(i).under("groups");
             validate(group.l2, group.decoupled, group.l1).map_err(here)?;
-            if group.l2.or(group.decoupled).or(group.l1).is_none() && group.l1_mode.is_none() {
+            let has_mode = group.l1_mode.is_some() || group.decoupled_mode.is_some();
+            if group.l2.or(group.decoupled).or(group.l1).is_none() && !has_mode {
                 let message = "states nothing; add `l2`, `decoupled` or `l1` (0 for no penalty)";
                 return Err(here(Invalid::new("", message)));
             }
         }
         Ok(())
+    }
+
+    /// The path of the first λ that the validation set tunes; None where there is none.
+    pub fn tuned(&self) -> Option<String> {
+        let own = [("l2".into(), self.l2), ("decoupled".into(), self.decoupled)];
+        let groups = self.groups.iter().enumerate().flat_map(|(i, group)| {
+            [(format!("groups.{i}.l2"), group.l2), (format!("groups.{i}.decoupled"), group.decoupled)]
+        });
+        let mut all = own.into_iter().chain(groups);
+        all.find(|(_, lambda)| lambda.is_some_and(|lambda| lambda.auto().is_some())).map(|(path, _)| path)
     }
 
     /// Whether some λ is ever above 0.
@@ -187,6 +224,10 @@ impl PenaltySpec {
             members,
             l2,
             decoupled,
+            decoupled_mode: spec
+                .and_then(|spec| spec.decoupled_mode)
+                .or(self.decoupled_mode)
+                .unwrap_or_default(),
             l1: spec.and_then(|spec| spec.l1).unwrap_or_else(|| inherited(self.l1)),
             l1_mode: spec.and_then(|spec| spec.l1_mode).or(self.l1_mode).unwrap_or_default(),
         }
@@ -242,11 +283,17 @@ fn join(weights: Group, mut others: Group) -> Vec<Group> {
 }
 
 impl Group {
-    /// The λs at `clock`.
+    /// How its λ₂ is tuned, where it is.
+    pub fn auto(&self) -> Option<Auto> {
+        self.l2.auto().or(self.decoupled.auto())
+    }
+
+    /// The λs at `clock`; those that are tuned, where they start.
     pub fn rates(&self, clock: Clock) -> Rates {
         Rates {
             l2: self.l2.at(clock),
             decoupled: self.decoupled.at(clock),
+            decoupled_mode: self.decoupled_mode,
             l1: self.l1.at(clock),
             l1_mode: self.l1_mode,
         }
@@ -256,6 +303,10 @@ impl Group {
 fn validate(l2: Option<Lambda>, decoupled: Option<Lambda>, l1: Option<Lambda>) -> Result<(), Invalid> {
     for (key, lambda) in [("l2", l2), ("decoupled", decoupled), ("l1", l1)] {
         lambda.map_or(Ok(()), |lambda| lambda.validate()).map_err(|invalid| invalid.under(key))?;
+    }
+    if l1.is_some_and(|lambda| lambda.auto().is_some()) {
+        let message = "only `l2` and `decoupled` can be tuned; give l1 a number, and sweep it";
+        return Err(Invalid::new("l1.auto", message));
     }
     if l2.is_some_and(|lambda| lambda.is_active()) && decoupled.is_some_and(|lambda| lambda.is_active()) {
         let message = "`l2` and `decoupled` are two ways of one penalty: choose one";

@@ -73,6 +73,15 @@ impl Progress {
             "epoch {:>width$}/{} · loss {:.4} · penalty {:.4} · lr {:.2e} · ‖w‖ {:.2}",
             record.epoch, self.epochs, record.loss, condition.penalty, condition.lr, condition.weight_norm
         );
+        match record.tuned.as_slice() {
+            [] => {}
+            [(_, lambda)] => line += &format!(" · λ {lambda:.2e}"),
+            several => {
+                let each: Vec<_> =
+                    several.iter().map(|(group, lambda)| format!("{group} {lambda:.2e}")).collect();
+                line += &format!(" · λ {}", each.join(", "));
+            }
+        }
         if condition.zeros > 0.0 {
             line += &format!(" · zeros {:.1} %", 100.0 * condition.zeros);
         }

@@ -125,6 +125,11 @@ impl ScheduleSpec {
         self.curve.lr(base, clock.since(length), plateau)
     }
 
+    /// The highest rate that the curve means to reach, from the optimiser's rate `base`.
+    pub fn peak(&self, base: f64) -> f64 {
+        self.curve.peak(base)
+    }
+
     /// Feeds the metric of a finished epoch to `plateau`. Does nothing unless the curve is `plateau`.
     pub fn observe(&self, metric: f64, plateau: &mut Plateau) {
         if let Curve::Plateau(spec) = &self.curve {

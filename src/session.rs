@@ -8,6 +8,7 @@ use crate::checkpoint::initial::Initial;
 use crate::checkpoint::store::Loaded;
 use crate::checkpoint::{Checkpoints, State};
 use crate::config::{Config, PROGRAM_FILE, RunConfig};
+use crate::data::draw::{Draw, Purpose};
 use crate::data::loader::{Loader, LoaderOptions, Preparation};
 use crate::data::normalize::NormalizeSpec;
 use crate::data::{Dataset, Sets, Shelf, Split};
@@ -191,6 +192,17 @@ impl Session {
         loader(&self.config.spec, self.device, set, train)
     }
 
+    /// Batches of the validation set in random orders, untouched: a gradient of its loss wants every kind of sample in each.
+    pub fn validation_in_random_order(&self) -> Result<Loader> {
+        let set = self.validation.as_ref().context("the validation set is not open")?;
+        let mut spec = self.config.spec.clone();
+        spec.data.augment = Vec::new();
+        spec.data.drop_last = spec.data.batch_size < set.len();
+        spec.seed = Draw::new(spec.seed, 0, 0, Purpose::Tune).bits();
+        // Images of any size go one by one, in order.
+        loader(&spec, self.device, set, set.shape.get(1) != Some(&0))
+    }
+
     /// What the user should know of the data before training starts.
     pub fn notes(&self) -> Vec<String> {
         let sets = [
@@ -205,6 +217,12 @@ impl Session {
                 notes.push(format!("{name}: skipped {}: {}", skipped.name, skipped.reason));
             }
             notes.push(format!("{name}: {} samples of shape {:?}", set.len(), set.shape));
+        }
+        if self.config.spec.penalty.tuned().is_some() {
+            notes.push(
+                "λ is tuned on the validation set: its scores are optimistic, those of the test set are not"
+                    .into(),
+            );
         }
         notes
     }

@@ -48,6 +48,9 @@ pub struct EpochRecord {
     /// After the epoch; `lr` is its last step's.
     #[serde(flatten)]
     pub condition: Condition,
+    /// The λs among `lambda` that the validation set tunes, by the label of the group.
+    #[serde(skip)]
+    pub tuned: Vec<(String, f64)>,
     pub images_per_s: f64,
     pub seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]

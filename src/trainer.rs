@@ -6,9 +6,10 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use tch::{Kind, Tensor};
 
+use crate::adaptive::Adaptive;
 use crate::checkpoint::initial::Initial;
 use crate::checkpoint::store::Loaded;
-use crate::checkpoint::{Best, Snapshot, State};
+use crate::checkpoint::{Snapshot, State};
 use crate::config::{Amp, CONFIG_FILE, PROGRAM_FILE};
 use crate::data::Split;
 use crate::data::draw::{Draw, Purpose};
@@ -24,8 +25,9 @@ use crate::model::{ModelSource, Network};
 use crate::optim::{Ema, Optimizer};
 use crate::penalty::Rates;
 use crate::run_folder::{LockedFolder, RunFolder};
-use crate::schedule::{Clock, Mode, Plateau};
+use crate::schedule::{Clock, Plateau};
 use crate::session::Session;
+use crate::standing;
 use crate::telemetry::{self, Condition, EpochRecord, Record, StepRecord};
 use crate::tensorboard::Board;
 
@@ -43,6 +45,8 @@ pub struct Trainer<'a> {
     /// The averaged weights, and a network of their own in which they are evaluated.
     averaged: Option<(Ema, Network)>,
     optimizer: Optimizer,
+    /// The λs that the validation set tunes.
+    adaptive: Adaptive<'a>,
 
     loader: Rc<Loader>,
     folder: RunFolder,
@@ -66,7 +70,8 @@ impl<'a> Trainer<'a> {
         let spec = &session.config.spec;
         let network = session.network()?;
         let named = network.parameters().iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect();
-        let mut optimizer = spec.optimizer.build(named, &session.groups)?;
+        let peak = spec.schedule.peak(spec.optimizer.lr());
+        let mut optimizer = spec.optimizer.build(named, &session.groups)?.with_peak(peak);
         let train = session.train()?;
         let loader = Rc::new(session.loader(train, true)?);
         let (mut state, saved_average, resumed) = match start {
@@ -98,6 +103,7 @@ impl<'a> Trainer<'a> {
             }
             None => None,
         };
+        let adaptive = Adaptive::new(session, &network, &state.tuned)?;
         let plateau = match &state.plateau {
             serde_json::Value::Null => Plateau::default(),
             saved => serde_json::from_value(saved.clone()).context("the checkpoint's schedule state")?,
@@ -128,6 +134,7 @@ impl<'a> Trainer<'a> {
             network,
             averaged,
             optimizer,
+            adaptive,
             loader,
             folder,
             board,
@@ -181,7 +188,9 @@ impl<'a> Trainer<'a> {
     }
 
     fn rates(&self) -> Vec<Rates> {
-        self.session.groups.iter().map(|group| group.rates(self.clock())).collect()
+        let mut rates: Vec<_> = self.session.groups.iter().map(|group| group.rates(self.clock())).collect();
+        self.adaptive.fill(&mut rates);
+        rates
     }
 
     pub fn begin_epoch(&mut self) {
@@ -205,7 +214,9 @@ impl<'a> Trainer<'a> {
     pub fn learn(&mut self, group: Vec<Batch>) -> Result<Option<StepRecord>> {
         let log_every = self.session.config.spec.train.log_every;
         let is_logged = self.state.step % log_every == log_every - 1;
-        let (lr, rates) = (self.lr_at(self.state.step), self.rates());
+        let lr = self.lr_at(self.state.step);
+        self.adaptive.bound(&self.optimizer, lr);
+        let rates = self.rates();
         let before = match is_logged {
             true => Some(Condition::of(&self.network, &self.session.groups, &rates, lr)?),
             false => None,
@@ -231,7 +242,13 @@ impl<'a> Trainer<'a> {
                 Ok(loss.detach().to_kind(Kind::Double))
             })??;
         }
-        let step = self.optimizer.step(lr, &rates, self.session.config.spec.train.clip.as_ref())?;
+        let (clip, tuned) =
+            (self.session.config.spec.train.clip.as_ref(), self.adaptive.due(self.state.step));
+        let step = self.optimizer.step_traced(lr, &rates, clip, &tuned)?;
+        if !tuned.is_empty() {
+            self.adaptive.learn(&self.network, self.state.step, &tuned, &step.shifts)?;
+            self.optimizer.zero_grad()?;
+        }
         if let Some((ema, _)) = &mut self.averaged {
             ema.update(&self.network.state())?;
         }
@@ -292,7 +309,8 @@ impl<'a> Trainer<'a> {
         let test_due = due && (validation.is_none() || self.is_over());
         let test = if test_due { self.scores(Split::Test)? } else { None };
         if let Some(scores) = &validation {
-            self.judge(scores)?;
+            let goal = self.session.task.goal();
+            standing::judge(&mut self.state, &mut self.plateau, &self.session.config.spec, goal, scores);
         }
         self.latest = due.then(|| [validation.clone(), test.clone()]);
         let record = EpochRecord {
@@ -300,6 +318,7 @@ impl<'a> Trainer<'a> {
             step: self.state.step,
             loss,
             condition: Condition::of(&self.network, &self.session.groups, &self.rates(), lr)?,
+            tuned: self.adaptive.tuned().iter().map(|one| (one.group.clone(), one.lambda)).collect(),
             images_per_s: self.samples_since_begin as f64 / seconds,
             seconds,
             validation,
@@ -311,35 +330,6 @@ impl<'a> Trainer<'a> {
             board.epoch(&record, &self.network)?;
         }
         Ok(record)
-    }
-
-    /// Remembers the validation result if it is the best, and shows it to the schedule.
-    fn judge(&mut self, scores: &Scores) -> Result<()> {
-        let goal = self.session.task.goal();
-        let Some(value) = scores.get(goal.metric) else { return Ok(()) };
-        let gains = |past: &Option<Best>, by: f64| {
-            past.as_ref().is_none_or(|past| match goal.higher_is_better {
-                true => value > past.value + by,
-                false => value < past.value - by,
-            })
-        };
-        let now = Best { metric: goal.metric.into(), value, epoch: self.state.epoch };
-        let min_delta =
-            self.session.config.spec.train.early_stopping.as_ref().map_or(0.0, |early| early.min_delta);
-        if gains(&self.state.gain, min_delta) {
-            self.state.gain = Some(now.clone());
-        }
-        if gains(&self.state.best, 0.0) {
-            self.state.best = Some(now);
-        }
-        self.state.score = Some(value);
-        let schedule = &self.session.config.spec.schedule;
-        let watched = match schedule.watches() {
-            Some(Mode::Min) => scores.get("loss").unwrap_or(value),
-            _ => value,
-        };
-        schedule.observe(watched, &mut self.plateau);
-        Ok(())
     }
 
     /// The scores of the weights that the run would hand out: the averaged ones where there are any.
@@ -375,11 +365,7 @@ impl<'a> Trainer<'a> {
     }
 
     pub fn has_stalled(&self) -> bool {
-        let early = &self.session.config.spec.train.early_stopping;
-        let (Some(early), Some(gain), Some(_)) = (early, &self.state.gain, self.state.score) else {
-            return false;
-        };
-        self.state.epoch - gain.epoch >= early.patience
+        standing::has_stalled(&self.state, &self.session.config.spec.train)
     }
 
     /// Whether the config wants a checkpoint at this step, within an epoch.
@@ -392,13 +378,11 @@ impl<'a> Trainer<'a> {
     /// Saves at the end of an epoch if it is the best, the last, or simply time.
     pub fn save_if_due(&mut self) -> Result<()> {
         let every = self.session.config.spec.train.checkpoint.every_epochs;
-        let is_due =
-            self.is_over() || self.is_best() || self.has_stalled() || self.state.epoch.is_multiple_of(every);
+        let is_due = self.is_over()
+            || standing::is_best(&self.state)
+            || self.has_stalled()
+            || self.state.epoch.is_multiple_of(every);
         if is_due { self.save() } else { Ok(()) }
-    }
-
-    fn is_best(&self) -> bool {
-        self.state.batch == 0 && self.state.best.as_ref().is_some_and(|best| best.epoch == self.state.epoch)
     }
 
     /// Writes a checkpoint of this very moment. A broken network is never saved.
@@ -411,6 +395,7 @@ impl<'a> Trainer<'a> {
             state.seconds += self.epoch_began.elapsed().as_secs_f64();
         }
         state.plateau = serde_json::to_value(&self.plateau)?;
+        state.tuned = self.adaptive.tuned().to_vec();
         let snapshot = Snapshot {
             state,
             model: self.network.state(),
@@ -418,7 +403,7 @@ impl<'a> Trainer<'a> {
             ema: self.averaged.as_ref().map(|(ema, _)| ema.state()),
         };
         let checkpoints = self.folder.checkpoints();
-        checkpoints.save(snapshot, self.is_best())?;
+        checkpoints.save(snapshot, standing::is_best(&self.state))?;
         let keep = self.session.config.spec.train.checkpoint.keep;
         checkpoints.prune(keep, self.session.task.goal().higher_is_better)
     }

@@ -2,6 +2,7 @@
 
 mod common;
 
+mod adaptive;
 mod amp;
 mod augment;
 mod compression;

@@ -1,6 +1,7 @@
 //! The optimisers against Python's `torch.optim`, and what PyTorch has no test for.
 
 mod against_torch;
+mod decay;
 
 use std::collections::BTreeMap;
 

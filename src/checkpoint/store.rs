@@ -18,6 +18,7 @@ use tch::Tensor;
 use super::safetensors;
 use super::weights::read_weights;
 use crate::exit::{Exit, OrExit, fail};
+use crate::penalty::Tuned;
 
 /// What an average of weights says of itself, among its tensors, as PyTorch's `AveragedModel` does.
 const EMA_UPDATES: &str = "n_averaged";
@@ -50,6 +51,9 @@ pub struct State {
     pub gain: Option<Best>,
     /// State of the learning-rate schedule that looks at the metric.
     pub plateau: serde_json::Value,
+    /// The λs that the validation set tunes, and how they move.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tuned: Vec<Tuned>,
     /// What the data was, so that a resume on other data is refused.
     pub data_fingerprint: String,
     /// Names of the classes, empty for regression.
@@ -114,6 +118,7 @@ impl State {
             best: None,
             gain: None,
             plateau: serde_json::Value::Null,
+            tuned: Vec::new(),
             data_fingerprint,
             classes: Vec::new(),
             features: Vec::new(),

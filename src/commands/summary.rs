@@ -11,7 +11,7 @@ use serde_json::json;
 use super::ConfigOptions;
 use crate::layers::Param;
 use crate::model::Summary;
-use crate::penalty::{Group, L1Mode, Lambda};
+use crate::penalty::{DecoupledMode, Group, L1Mode, Lambda};
 use crate::session::Plan;
 
 /// Show the layers, parameters and penalties of a config.
@@ -30,6 +30,7 @@ struct GroupRow<'a> {
     label: &'a str,
     l2: Lambda,
     decoupled: Lambda,
+    decoupled_mode: DecoupledMode,
     l1: Lambda,
     l1_mode: L1Mode,
     parameters: Vec<&'a str>,
@@ -70,6 +71,7 @@ fn row<'a>(group: &'a Group, trainable: &[&'a Param]) -> GroupRow<'a> {
         label: &group.label,
         l2: group.l2,
         decoupled: group.decoupled,
+        decoupled_mode: group.decoupled_mode,
         l1: group.l1,
         l1_mode: group.l1_mode,
         parameters: members().map(|param| param.name.as_str()).collect(),
@@ -82,7 +84,12 @@ fn words(group: &Group) -> String {
     let mut parts = Vec::new();
     for (name, lambda) in [("l2", group.l2), ("decoupled", group.decoupled)] {
         if lambda.is_active() {
-            parts.push(format!("{name} {}", number(lambda)));
+            let mode = match group.decoupled_mode {
+                DecoupledMode::Relative if name == "decoupled" => " (relative)",
+                DecoupledMode::Cautious if name == "decoupled" => " (cautious)",
+                _ => "",
+            };
+            parts.push(format!("{name} {}{mode}", number(lambda)));
         }
     }
     if group.l1.is_active() {
@@ -96,5 +103,6 @@ fn number(lambda: Lambda) -> String {
     match lambda {
         Lambda::Constant(lambda) => format!("{lambda:e}"),
         Lambda::Ramp(ramp) => format!("{:e} to {:e}", ramp.start, ramp.end),
+        Lambda::Auto { auto } => format!("tuned from {:e}", auto.start),
     }
 }

@@ -219,6 +219,13 @@ fn design(options: &Options, sweep: &SweepSpec, config: &Config) -> Result<Desig
                        cross-validate with --folds 5";
         return Err(fail(Exit::Usage, message));
     }
+    if let (Some(path), Some(_)) = (spec.penalty.tuned(), sweep.folds) {
+        let message = format!(
+            "penalty.{path} is tuned on the validation set, and the final fit of a cross-validation has none; leave --folds out, or \
+             give λ numbers to choose from"
+        );
+        return Err(fail(Exit::Usage, message));
+    }
     let goal = spec.task.build().goal();
     let metric = sweep.metric.clone().unwrap_or_else(|| goal.metric.to_owned());
     let is_cost = ["loss", "mse", "rmse", "mae"].contains(&metric.as_str());

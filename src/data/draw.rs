@@ -14,6 +14,7 @@ pub enum Purpose {
     Mix = 5,
     Degrade = 6,
     Step = 7,
+    Tune = 8,
 }
 
 /// A short stream of random numbers that belongs to one sample (or one epoch) and one purpose.

@@ -23,6 +23,7 @@ pub struct Network {
     /// How images of any size are made to fit, where the network takes them.
     fit: Option<Padding>,
     parameters: Vec<Parameter>,
+    buffers: Vec<Tensor>,
     state: Vec<(String, Tensor)>,
 }
 
@@ -69,7 +70,7 @@ impl Model {
                 init.apply(weight);
             }
         }
-        let (mut parameters, mut state) = (Vec::new(), Vec::new());
+        let (mut parameters, mut buffers, mut state) = (Vec::new(), Vec::new(), Vec::new());
         for param in &self.params {
             let tensor = named.remove(&param.name).with_context(|| format!("{} was not made", param.name))?;
             if param.frozen && param.kind != ParamKind::Buffer {
@@ -79,9 +80,12 @@ impl Model {
                 let (name, tensor) = (param.name.clone(), tensor.shallow_clone());
                 parameters.push(Parameter { name, kind: param.kind, tensor });
             }
+            if param.kind == ParamKind::Buffer {
+                buffers.push(tensor.shallow_clone());
+            }
             state.push((param.name.clone(), tensor));
         }
-        Ok(Network { vars, layers, fit: Padding::of(&self.root), parameters, state })
+        Ok(Network { vars, layers, fit: Padding::of(&self.root), parameters, buffers, state })
     }
 }
 
@@ -109,6 +113,12 @@ impl Network {
     /// What training changes, in definition order; frozen tensors are not among it.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
+    }
+
+    /// What a forward pass in training changes by itself: the running statistics of batch norms. They share memory with the
+    /// network.
+    pub fn buffers(&self) -> Vec<Tensor> {
+        self.buffers.iter().map(Tensor::shallow_clone).collect()
     }
 
     /// Parameters and buffers under the names of PyTorch's `state_dict()`, in its order; they share memory with the

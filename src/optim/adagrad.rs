@@ -2,7 +2,9 @@
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
 
+use super::trace::over_root;
 use super::{Argument, Batch, Rule, Slot, WeightDecay};
 use crate::libtorch::optim::FusedAdagrad;
 use crate::penalty::Rates;
@@ -61,5 +63,18 @@ impl Rule for AdagradSpec {
     fn update(&self, batch: &Batch, lr: f64, rates: &Rates) -> Result<()> {
         let kernel = FusedAdagrad { lr_decay: self.lr_decay, eps: self.eps, weight_decay: rates.l2 };
         kernel.step(&batch.params, &batch.grads, batch.slot(1), batch.slot(0), lr)
+    }
+    /// −η·[1/d − g·r′/d²]/(1 + (t − 1)·lr_decay) with d = r + ε, r the root of the sum and r′ = g/r.
+    fn response(&self, batch: &Batch, grads: &[Tensor], lr: f64) -> Result<Vec<Tensor>> {
+        let one = |i: usize| -> Result<Tensor> {
+            let g = &grads[i];
+            let t = batch.slot(0)[i].f_to_kind(Kind::Double)?;
+            let slowed = t.f_sub_scalar(1.0)?.f_mul_scalar(self.lr_decay)?.f_add_scalar(1.0)?;
+            let root = batch.slot(1)[i].f_sqrt()?;
+            let denominator = root.f_add_scalar(self.eps)?;
+            let through_sum = over_root(&g.f_square()?, &root)?.f_div(&denominator.f_square()?)?;
+            Ok(denominator.f_reciprocal()?.f_sub(&through_sum)?.f_mul_scalar(-lr)?.f_div(&slowed)?)
+        };
+        (0..grads.len()).map(one).collect()
     }
 }

@@ -2,7 +2,9 @@
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
 
+use super::trace::over_root;
 use super::{Argument, Batch, Rule, Slot, WeightDecay};
 use crate::libtorch::optim::{AdamState, FusedAdam};
 use crate::penalty::Rates;
@@ -73,5 +75,30 @@ impl Rule for AdamSpec {
             max_exp_avg_sqs: batch.slot(3),
         };
         kernel.step(&batch.params, &batch.grads, &state, lr)
+    }
+    /// −η·[(1 − β₁)/d − m·r′/d²]/(1 − β₁ᵗ) with d = r + ε, r = √(v/(1 − β₂ᵗ)) and r′ = ∂r/∂g; where amsgrad holds on to
+    /// an older v, r′ = 0.
+    fn response(&self, batch: &Batch, grads: &[Tensor], lr: f64) -> Result<Vec<Tensor>> {
+        let (beta1, beta2) = self.betas;
+        let one = |i: usize| -> Result<Tensor> {
+            let (g, m, v) = (&grads[i], batch.slot(1)[i], batch.slot(2)[i]);
+            // In float64: 1 − β₂ᵗ is tiny at first.
+            let t = batch.slot(0)[i].f_to_kind(Kind::Double)?;
+            let correction = |beta: f64| -> Result<Tensor> {
+                Ok(t.f_mul_scalar(beta.ln())?.f_exp()?.f_neg()?.f_add_scalar(1.0)?)
+            };
+            let (first, second) = (correction(beta1)?, correction(beta2)?.f_sqrt()?);
+            let used = if self.amsgrad { batch.slot(3)[i] } else { v };
+            let root = used.f_sqrt()?;
+            let mut slope = over_root(&g.f_mul_scalar(1.0 - beta2)?, &root)?.f_div(&second)?;
+            if self.amsgrad {
+                slope = slope.f_mul(&used.f_le_tensor(v)?)?;
+            }
+            let denominator = root.f_div(&second)?.f_add_scalar(self.eps)?;
+            let through_m = denominator.f_reciprocal()?.f_mul_scalar(1.0 - beta1)?;
+            let through_v = m.f_mul(&slope)?.f_div(&denominator.f_square()?)?;
+            Ok(through_m.f_sub(&through_v)?.f_mul_scalar(-lr)?.f_div(&first)?)
+        };
+        (0..grads.len()).map(one).collect()
     }
 }

@@ -4,9 +4,11 @@
 mod adagrad;
 mod adam;
 mod clip;
+mod decay;
 mod ema;
 mod rmsprop;
 mod sgd;
+mod trace;
 
 use std::collections::BTreeMap;
 
@@ -17,7 +19,7 @@ use tch::{Kind, Tensor};
 
 use crate::exit::{Exit, fail};
 use crate::libtorch::optim as kernels;
-use crate::penalty::{Group, L1Mode, PenaltySpec, Rates};
+use crate::penalty::{DecoupledMode, Group, L1Mode, PenaltySpec, Rates};
 use crate::tagged::{self, Tagged};
 use crate::yaml::Invalid;
 
@@ -27,6 +29,8 @@ pub use clip::Clip;
 pub use ema::{Ema, EmaSpec};
 pub use rmsprop::RmsPropSpec;
 pub use sgd::SgdSpec;
+use trace::Before;
+pub use trace::Shift;
 
 /// The optimiser as declared: `optimizer: adam`, or `optimizer: {adam: {lr: 3e-4}}`. Names and defaults are those of
 /// `torch.optim`, except that the penalty is declared in `penalty`, never here.
@@ -136,7 +140,8 @@ impl OptimizerSpec {
         let (names, params): (Vec<_>, Vec<_>) = params.into_iter().unzip();
         let state = params.iter().map(|_| None).collect();
         let groups = groups.iter().map(|group| group.members.clone()).collect();
-        Ok(Optimizer { names, params, groups, rule, refuses_l2, state })
+        let peak = self.lr();
+        Ok(Optimizer { names, params, groups, rule, refuses_l2, peak, state })
     }
 }
 
@@ -167,6 +172,15 @@ trait Rule: Send {
     /// One step on parameters of one penalty group, with `rates.l2` and nothing else of the penalty (save
     /// [`Rule::decouples`]).
     fn update(&self, batch: &Batch, lr: f64, rates: &Rates) -> Result<()>;
+
+    /// What share of itself a gradient of λ = 1 times the weight takes of a weight per step, in the long run; None where steps
+    /// do not grow with the gradient.
+    fn shrinkage(&self, _lr: f64) -> Option<f64> {
+        None
+    }
+
+    /// ∂w′/∂g of each parameter after `update` at `grads`, which hold the penalty's part too.
+    fn response(&self, batch: &Batch, grads: &[Tensor], lr: f64) -> Result<Vec<Tensor>>;
 }
 
 /// One tensor of a parameter's state.
@@ -218,6 +232,8 @@ pub struct Optimizer {
     groups: Vec<Vec<usize>>,
     rule: Box<dyn Rule>,
     refuses_l2: bool,
+    /// η_peak of relative decay.
+    peak: f64,
     /// By parameter, then by slot; None before the first step, as in PyTorch.
     state: Vec<Option<Vec<Tensor>>>,
 }
@@ -227,9 +243,26 @@ pub struct Step {
     /// ‖g‖₂ of the data gradient over all parameters, before clipping: 0-dim, on the device, not waited for. NaN or
     /// infinite exactly when some gradient is (or its square overflows).
     pub grad_norm: Tensor,
+    /// ∂w′/∂λ₂ of the parameters in the traced groups, one list per group traced.
+    pub shifts: Vec<Vec<Shift>>,
 }
 
 impl Optimizer {
+    /// With relative decay scaled by η/`peak`: the highest rate of the run, where that is not the optimiser's own.
+    pub fn with_peak(self, peak: f64) -> Self {
+        Self { peak, ..self }
+    }
+
+    /// What share of itself each unit of `group`'s λ₂ takes of a weight per step, in the long run; None where that has no
+    /// bound that λ₂ could be held to, as with L2 under Adam, whose steps are all of one size.
+    pub fn shrinkage(&self, group: &Group, lr: f64) -> Option<f64> {
+        match (group.decoupled.is_active(), group.decoupled_mode) {
+            (false, _) => self.rule.shrinkage(lr),
+            (true, DecoupledMode::Relative) if self.peak > 0.0 => Some(lr / self.peak),
+            (true, _) => Some(lr),
+        }
+    }
+
     /// One step with the gradients that the parameters hold, in the order of the penalty contract: clip, add l2 and
     /// the l1 subgradient, decay, step, soft threshold. Then the gradients are forgotten. `rates` has one entry per
     /// group. Parameters without a gradient are left alone, as in PyTorch, their penalty included.
@@ -237,6 +270,17 @@ impl Optimizer {
     /// To accumulate over micro-batches, call `backward` on each micro-batch's mean loss times its share of the
     /// whole batch before calling this: the sum is then the gradient of the whole batch.
     pub fn step(&mut self, lr: f64, rates: &[Rates], clip: Option<&Clip>) -> Result<Step> {
+        self.step_traced(lr, rates, clip, &[])
+    }
+
+    /// The same, and what λ₂ of the groups `traced` does to the weights in this one step.
+    pub fn step_traced(
+        &mut self,
+        lr: f64,
+        rates: &[Rates],
+        clip: Option<&Clip>,
+        traced: &[usize],
+    ) -> Result<Step> {
         if rates.len() != self.groups.len() {
             bail!("{} penalty groups, but the rates of {}", self.groups.len(), rates.len());
         }
@@ -255,8 +299,11 @@ impl Optimizer {
                 *state = Some(slots.iter().map(|slot| slot.start(param)).collect::<Result<_>>()?);
             }
         }
-        for (members, rates) in self.groups.iter().zip(rates) {
+        let mut shifts: Vec<Vec<Shift>> = traced.iter().map(|_| Vec::new()).collect();
+        for (at, (members, rates)) in self.groups.iter().zip(rates).enumerate() {
+            let trace = traced.iter().position(|&group| group == at);
             for first in [false, true] {
+                let mut indices = Vec::new();
                 let mut batch = Batch {
                     params: Vec::new(),
                     grads: Vec::new(),
@@ -265,20 +312,27 @@ impl Optimizer {
                 };
                 for &i in members.iter().filter(|&&i| fresh[i] == first) {
                     let (Some(grad), Some(state)) = (&grads[i], &self.state[i]) else { continue };
+                    indices.push(i);
                     batch.params.push(&self.params[i]);
                     batch.grads.push(grad);
                     batch.slots.iter_mut().zip(state).for_each(|(list, tensor)| list.push(tensor));
                 }
-                if !batch.params.is_empty() {
-                    self.update(&batch, lr, rates)?;
+                if batch.params.is_empty() {
+                    continue;
+                }
+                let moved = self.update(&batch, lr, rates, trace.is_some())?;
+                if let Some(trace) = trace {
+                    let of = |(param, tensor)| Shift { param, tensor };
+                    shifts[trace].extend(indices.into_iter().zip(moved).map(of));
                 }
             }
         }
         kernels::forget_gradients(&params)?;
-        Ok(Step { grad_norm })
+        Ok(Step { grad_norm, shifts })
     }
 
-    fn update(&self, batch: &Batch, lr: f64, rates: &Rates) -> Result<()> {
+    /// ∂w′/∂λ₂ where it is `traced`, else nothing.
+    fn update(&self, batch: &Batch, lr: f64, rates: &Rates, traced: bool) -> Result<Vec<Tensor>> {
         if rates.l2 > 0.0 && rates.decoupled > 0.0 {
             bail!("l2 and decoupled decay at once in one penalty group: choose one");
         }
@@ -288,14 +342,35 @@ impl Optimizer {
         if rates.l1 > 0.0 && rates.l1_mode == L1Mode::Subgradient {
             kernels::add_sign(&batch.grads, &batch.params, rates.l1)?;
         }
-        if rates.decoupled > 0.0 && !self.rule.decouples() {
-            kernels::scale(&batch.params, 1.0 - lr * rates.decoupled)?;
+        let is_cautious = rates.decoupled > 0.0 && rates.decoupled_mode == DecoupledMode::Cautious;
+        // What decay takes of each weight is `lr`·`own.decoupled`, whatever the mode.
+        let mut own = *rates;
+        if rates.decoupled_mode == DecoupledMode::Relative && self.peak > 0.0 {
+            own.decoupled /= self.peak;
         }
-        self.rule.update(batch, lr, rates)?;
+        let before = match (traced, is_cautious) {
+            (true, _) => Some(Before::with_grads(batch, rates)?),
+            (false, true) => Some(Before::of(batch)?),
+            (false, false) => None,
+        };
+        let strength = lr * own.decoupled;
+        if is_cautious {
+            own.decoupled = 0.0;
+        } else if rates.decoupled > 0.0 && !self.rule.decouples() {
+            kernels::scale(&batch.params, 1.0 - strength)?;
+        }
+        self.rule.update(batch, lr, &own)?;
+        let mut decayed = None;
+        if let (true, Some(before)) = (is_cautious, &before) {
+            decayed = Some(decay::cautious(&before.weights, batch, strength)?);
+        }
         if rates.l1 > 0.0 && rates.l1_mode == L1Mode::Proximal {
             kernels::soft_threshold(&batch.params, lr * rates.l1)?;
         }
-        Ok(())
+        match before.filter(|_| traced) {
+            Some(before) => before.shifts(&*self.rule, batch, lr, rates, strength, decayed),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// ‖g‖₂ as [`Step::grad_norm`] would give it now, for a caller that wants to look before it steps.

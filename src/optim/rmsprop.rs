@@ -2,7 +2,9 @@
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use tch::Tensor;
 
+use super::trace::over_root;
 use super::{Argument, Batch, Rule, Slot, WeightDecay};
 use crate::libtorch::optim::{ForeachRmsProp, RmsPropState};
 use crate::penalty::Rates;
@@ -76,5 +78,21 @@ impl Rule for RmsPropSpec {
             grad_avgs: batch.slot(2 + with_momentum),
         };
         kernel.step(&batch.params, &batch.grads, &state, lr)
+    }
+    /// −η·[1/d − g·r′/d²] with d = r + ε, r the root mean square (centred: the deviation) and r′ = (1 − α)·(g − mean)/r.
+    fn response(&self, batch: &Batch, grads: &[Tensor], lr: f64) -> Result<Vec<Tensor>> {
+        let means = self.centered.then(|| batch.slot(2 + usize::from(self.momentum > 0.0)));
+        let one = |i: usize| -> Result<Tensor> {
+            let (g, square) = (&grads[i], batch.slot(1)[i]);
+            let (root, around) = match means {
+                Some(means) => (square.f_sub(&means[i].f_square()?)?.f_sqrt()?, g.f_sub(means[i])?),
+                None => (square.f_sqrt()?, g.shallow_clone()),
+            };
+            let slope = over_root(&around.f_mul_scalar(1.0 - self.alpha)?, &root)?;
+            let denominator = root.f_add_scalar(self.eps)?;
+            let through_root = g.f_mul(&slope)?.f_div(&denominator.f_square()?)?;
+            Ok(denominator.f_reciprocal()?.f_sub(&through_root)?.f_mul_scalar(-lr)?)
+        };
+        (0..grads.len()).map(one).collect()
     }
 }

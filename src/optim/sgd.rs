@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use tch::Tensor;
 
 use super::{Argument, Batch, Rule, Slot, WeightDecay};
 use crate::libtorch::optim::FusedSgd;
@@ -63,5 +64,19 @@ impl Rule for SgdSpec {
             is_first_step: batch.fresh,
         };
         kernel.step(&batch.params, &batch.grads, batch.slot(0), lr)
+    }
+    fn shrinkage(&self, lr: f64) -> Option<f64> {
+        Some(if self.momentum > 0.0 { lr * (1.0 - self.dampening) / (1.0 - self.momentum) } else { lr })
+    }
+
+    fn response(&self, batch: &Batch, grads: &[Tensor], lr: f64) -> Result<Vec<Tensor>> {
+        // The first buffer is the gradient itself, undampened.
+        let kept = if batch.fresh { 1.0 } else { 1.0 - self.dampening };
+        let factor = match (self.momentum > 0.0, self.nesterov) {
+            (false, _) => 1.0,
+            (true, false) => kept,
+            (true, true) => 1.0 + self.momentum * kept,
+        };
+        grads.iter().map(|g| Ok(g.f_full_like(-lr * factor)?)).collect()
     }
 }

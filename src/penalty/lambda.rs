@@ -1,33 +1,63 @@
-//! A λ over time.
+//! A λ over time, or one that the validation set tunes.
 
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserializer, Error, MapAccess, Visitor};
+use serde::de::{Deserializer, Error, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::schedule::{Clock, anneal, check, progress};
 use crate::yaml::Invalid;
 
-/// A λ, constant or over time: `1e-4`, or `{start: 0, end: 1e-4, epochs: 5}`.
+/// A λ, constant, over time or tuned: `1e-4`, `{start: 0, end: 1e-4, epochs: 5}`, or `auto`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Lambda {
     Constant(f64),
     Ramp(Ramp),
+    Auto { auto: Auto },
 }
 
 /// A λ that goes from `start` at the first step to `end` and stays there.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Ramp {
     pub start: f64,
     pub end: f64,
     /// Length; the whole run when neither this nor `steps` is given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub epochs: Option<f64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
-    #[serde(default)]
     pub curve: RampCurve,
+}
+
+/// A λ₂ that follows the gradient of the validation loss, every penalty group its own: `auto`, or
+/// `{auto: {start: 1e-4, lr: 0.1, every: 5}}`. `crate::adaptive` says how.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Auto {
+    /// λ of the first step, above 0.
+    pub start: f64,
+    /// How far log λ goes in one update at the most, about: above 0.
+    pub lr: f64,
+    /// Optimiser steps from one update to the next.
+    pub every: u64,
+}
+
+impl Default for Auto {
+    fn default() -> Self {
+        Self { start: 1e-4, lr: 0.1, every: 5 }
+    }
+}
+
+/// Everything that a mapping can say of a λ.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    auto: Option<Auto>,
+    start: Option<f64>,
+    end: Option<f64>,
+    epochs: Option<f64>,
+    steps: Option<u64>,
+    curve: Option<RampCurve>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -48,11 +78,20 @@ impl Default for Lambda {
 }
 
 impl Lambda {
-    /// λ at `clock`.
+    /// λ at `clock`; of one that is tuned, where it starts.
     pub fn at(&self, clock: Clock) -> f64 {
         match self {
             Self::Constant(lambda) => *lambda,
             Self::Ramp(ramp) => ramp.at(clock),
+            Self::Auto { auto } => auto.start,
+        }
+    }
+
+    /// How it is tuned, where it is.
+    pub fn auto(&self) -> Option<Auto> {
+        match self {
+            Self::Auto { auto } => Some(*auto),
+            _ => None,
         }
     }
 
@@ -61,6 +100,7 @@ impl Lambda {
         match self {
             Self::Constant(lambda) => *lambda > 0.0,
             Self::Ramp(ramp) => ramp.start > 0.0 || ramp.end > 0.0,
+            Self::Auto { .. } => true,
         }
     }
 
@@ -80,6 +120,37 @@ impl Lambda {
                 }
                 ramp.epochs.map_or(Ok(()), |epochs| check("epochs", epochs, epochs >= 0.0, "at least 0"))
             }
+            Self::Auto { auto } => auto.validate().map_err(|invalid| invalid.under("auto")),
+        }
+    }
+}
+
+impl Auto {
+    fn validate(&self) -> Result<(), Invalid> {
+        check("start", self.start, self.start > 0.0, "its logarithm moves, so it starts above 0")?;
+        check("lr", self.lr, self.lr > 0.0, "above 0")?;
+        if self.every == 0 {
+            return Err(Invalid::new("every", "must be 1 or more"));
+        }
+        Ok(())
+    }
+}
+
+impl Written {
+    fn lambda<E: Error>(self) -> Result<Lambda, E> {
+        match self {
+            Self { auto: Some(auto), start: None, end: None, epochs: None, steps: None, curve: None } => {
+                Ok(Lambda::Auto { auto })
+            }
+            Self { auto: Some(_), .. } => {
+                Err(E::custom("`auto` stands alone: a λ is tuned or follows a schedule; its keys go inside"))
+            }
+            Self { auto: None, start, end, epochs, steps, curve } => {
+                let (Some(start), Some(end)) = (start, end) else {
+                    return Err(E::missing_field(if start.is_none() { "start" } else { "end" }));
+                };
+                Ok(Lambda::Ramp(Ramp { start, end, epochs, steps, curve: curve.unwrap_or_default() }))
+            }
         }
     }
 }
@@ -98,13 +169,13 @@ impl Ramp {
 
 impl<'de> Deserialize<'de> for Lambda {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct NumberOrRamp;
+        struct AnyForm;
 
-        impl<'de> Visitor<'de> for NumberOrRamp {
+        impl<'de> Visitor<'de> for AnyForm {
             type Value = Lambda;
 
             fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-                write!(f, "a number of at least 0, or {{start: 0, end: 1e-4, epochs: 5}}")
+                write!(f, "a number of at least 0, {{start: 0, end: 1e-4, epochs: 5}}, or auto")
             }
 
             fn visit_f64<E: Error>(self, lambda: f64) -> Result<Lambda, E> {
@@ -119,11 +190,18 @@ impl<'de> Deserialize<'de> for Lambda {
                 Ok(Lambda::Constant(lambda as f64))
             }
 
+            fn visit_str<E: Error>(self, word: &str) -> Result<Lambda, E> {
+                match word {
+                    "auto" => Ok(Lambda::Auto { auto: Auto::default() }),
+                    _ => Err(E::invalid_value(Unexpected::Str(word), &self)),
+                }
+            }
+
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Lambda, A::Error> {
-                Ramp::deserialize(MapAccessDeserializer::new(map)).map(Lambda::Ramp)
+                Written::deserialize(MapAccessDeserializer::new(map))?.lambda()
             }
         }
 
-        deserializer.deserialize_any(NumberOrRamp)
+        deserializer.deserialize_any(AnyForm)
     }
 }

@@ -178,6 +178,15 @@ impl Curve {
         }
     }
 
+    /// η₀ but for the curves that rise above it.
+    pub(super) fn peak(&self, base: f64) -> f64 {
+        match self {
+            Self::OneCycle(spec) => spec.max_lr.unwrap_or(base),
+            Self::Linear(spec) => base * spec.start_factor.max(spec.end_factor),
+            _ => base,
+        }
+    }
+
     pub(super) fn validate(&self) -> Result<(), Invalid> {
         let gamma = |gamma: f64| check("gamma", gamma, gamma > 0.0, "above 0");
         let min_lr = |lr: f64| check("min_lr", lr, lr >= 0.0, "at least 0");

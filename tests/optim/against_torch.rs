@@ -13,18 +13,18 @@ use super::{Declared, declared, distance, normal};
 use crate::common;
 
 const STEPS: u64 = 200;
-const NAMES: [&str; 4] = ["conv.weight", "conv.bias", "fc.weight", "fc.bias"];
+pub(super) const NAMES: [&str; 4] = ["conv.weight", "conv.bias", "fc.weight", "fc.bias"];
 const SHAPES: [&[i64]; 4] = [&[4, 1, 3, 3], &[4], &[3, 64], &[3]];
 
 /// A small convolutional classifier on fixed data: 64 images [1, 8, 8] of three classes, in 4 batches of 16.
-struct Problem {
+pub(super) struct Problem {
     xs: Tensor,
     ys: Tensor,
     weights: Vec<Tensor>,
 }
 
 impl Problem {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut draw = Draw::new(7, 1, 0, Purpose::Generate);
         let ys: Vec<i64> = (0..64).map(|_| draw.below(3) as i64).collect();
         let ys = Tensor::from_slice(&ys);
@@ -37,7 +37,7 @@ impl Problem {
         }
     }
 
-    fn write(&self, folder: &Path) {
+    pub(super) fn write(&self, folder: &Path) {
         self.xs.write_npy(folder.join("xs.npy")).unwrap();
         self.ys.write_npy(folder.join("ys.npy")).unwrap();
         for (name, w) in NAMES.iter().zip(&self.weights) {
@@ -45,13 +45,13 @@ impl Problem {
         }
     }
 
-    fn parameters(&self, kind: Kind) -> Vec<(String, Tensor)> {
+    pub(super) fn parameters(&self, kind: Kind) -> Vec<(String, Tensor)> {
         let own = |w: &Tensor| w.to_kind(kind).copy().set_requires_grad(true);
         NAMES.iter().zip(&self.weights).map(|(name, w)| (name.to_string(), own(w))).collect()
     }
 
     /// The mean loss of `count` samples from `start` on.
-    fn loss(&self, params: &[(String, Tensor)], start: i64, count: i64) -> Tensor {
+    pub(super) fn loss(&self, params: &[(String, Tensor)], start: i64, count: i64) -> Tensor {
         let kind = params[0].1.kind();
         let xs = self.xs.narrow(0, start, count).to_kind(kind);
         let hidden = xs.conv2d(&params[0].1, Some(&params[1].1), [1, 1], [1, 1], [1, 1], 1).tanh();
@@ -212,7 +212,7 @@ impl Case {
     }
 }
 
-fn targets() -> Vec<Target<'static>> {
+pub(super) fn targets() -> Vec<Target<'static>> {
     NAMES.iter().map(|name| Target { name, decays: name.ends_with("weight") }).collect()
 }
 
@@ -242,11 +242,11 @@ fn steps(
     }
 }
 
-fn shared(params: &[(String, Tensor)]) -> Vec<(String, Tensor)> {
+pub(super) fn shared(params: &[(String, Tensor)]) -> Vec<(String, Tensor)> {
     params.iter().map(|(name, w)| (name.clone(), w.shallow_clone())).collect()
 }
 
-fn flat(params: &[(String, Tensor)]) -> Tensor {
+pub(super) fn flat(params: &[(String, Tensor)]) -> Tensor {
     Tensor::cat(&params.iter().map(|(_, w)| w.detach().flatten(0, -1)).collect::<Vec<_>>(), 0)
 }
 

@@ -8,13 +8,15 @@ use tch::Tensor;
 use super::Family;
 use crate::checkpoint::state_dict::Value;
 use crate::optim::{Argument, OptimizerSpec};
-use crate::penalty::{Group, Rates};
+use crate::penalty::{DecoupledMode, Group, Rates};
 
 /// An optimiser between two steps.
 pub struct Resumable<'a> {
     pub spec: &'a OptimizerSpec,
     /// The learning rate of the next step.
     pub lr: f64,
+    /// The highest rate of the run, of which relative decay is a share.
+    pub peak: f64,
     /// What it trains, in definition order.
     pub params: &'a [(String, Tensor)],
     /// The penalty groups, a partition of `params`, and what each has for the next step.
@@ -89,11 +91,24 @@ fn param_groups(of: &Resumable, notes: &mut Vec<String>) -> Result<Vec<ParamGrou
                 group.label, rates.decoupled
             ));
         }
+        match rates.decoupled_mode {
+            DecoupledMode::Cautious if rates.decoupled > 0.0 && decouples => notes.push(format!(
+                "penalty group {}: torch.optim has no cautious decay, so Python's steps decay every weight",
+                group.label
+            )),
+            DecoupledMode::Relative if rates.decoupled > 0.0 && decouples => notes.push(format!(
+                "penalty group {}: its weight_decay is the relative decay {} divided by the peak rate",
+                group.label, rates.decoupled
+            )),
+            _ => {}
+        }
         // Without any decay both forms are the same, so that AdamW's groups are all decoupled.
         let adamw = matches!(of.spec, OptimizerSpec::AdamW(_));
         let (weight_decay, decoupled) = match rates {
             Rates { decoupled, .. } if *decoupled > 0.0 => {
-                (if decouples { *decoupled } else { 0.0 }, decouples)
+                let is_relative = rates.decoupled_mode == DecoupledMode::Relative && of.peak > 0.0;
+                let decay = if is_relative { decoupled / of.peak } else { *decoupled };
+                (if decouples { decay } else { 0.0 }, decouples)
             }
             Rates { l2, .. } => (*l2, adamw),
         };

@@ -205,13 +205,21 @@ impl Loader {
 
     /// The batches of an epoch from batch `from_step` on. A batch is the same wherever one starts.
     pub fn epoch(&self, epoch: u64, from_step: usize) -> Batches<'_> {
+        self.batches(epoch, from_step..self.steps())
+    }
+
+    /// One batch of an epoch; None behind its end, or where all its files were undecodable, within the budget.
+    pub fn batch(&self, epoch: u64, step: usize) -> Result<Option<Batch>> {
+        self.batches(epoch, step..self.steps().min(step + 1)).next().transpose()
+    }
+
+    fn batches(&self, epoch: u64, steps: std::ops::Range<usize>) -> Batches<'_> {
         let order = if self.common.train {
             Draw::new(self.common.seed, epoch, 0, Purpose::Order).permutation(self.samples)
         } else {
             (0..self.samples as i64).collect()
         };
         let order = Arc::new(order);
-        let steps = from_step..self.steps();
         let stream = match &self.source {
             Source::Resident(_) | Source::Whole(_) => None,
             Source::Files(stream) => {
