@@ -48,10 +48,15 @@ pub fn train(
         if run.has_stalled() {
             return Ok(Outcome::Early);
         }
-        if let Some(scores) = run.news()?
-            && !watch.goes_on(run.epoch(), &scores)?
-        {
-            return Ok(Outcome::Pruned);
+        if let Some(scores) = run.news()? {
+            if !watch.goes_on(run.epoch(), &scores)? {
+                return Ok(Outcome::Pruned);
+            }
+            // Here and no step later: whoever resumes is to be asked about this epoch again.
+            if stop.is_requested() {
+                run.save()?;
+                return Ok(Outcome::Interrupted);
+            }
         }
         run.begin_epoch();
         let loader = run.loader();

@@ -62,7 +62,7 @@ impl Watch for Asking<'_> {
         tell(&Report::Epoch { epoch, scores: serde_json::to_value(scores)? })?;
         match self.lines.recv() {
             Ok(line) => Ok(serde_json::from_str::<Verdict>(&line)? == Verdict::GoOn),
-            // Nobody decides any more; the loop sees it at its next step, saves and stops.
+            // Nobody decides any more; the loop saves and stops.
             Err(_) => {
                 self.stop.request();
                 Ok(true)

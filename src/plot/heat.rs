@@ -112,13 +112,16 @@ impl Heat<'_> {
                 escape(name)
             ));
         }
-        // Cut to the cell where that leaves something to read.
+        // Names are cut to the cell where that leaves something to read; a number that is cut is another number.
         let room = ((cell - 3.0) / width("o")) as usize;
         let columns: Vec<String> = (self.columns.iter())
-            .map(|name| if room >= 4 { name.chars().take(room).collect() } else { name.clone() })
+            .map(|name| match name.starts_with(char::is_alphabetic) && room >= 4 {
+                true => name.chars().take(room).collect(),
+                false => name.clone(),
+            })
             .collect();
         let widest = columns.iter().map(|column| width(column)).fold(0.0, f64::max);
-        for (column, name) in columns.iter().enumerate().step_by(every(cell, widest)) {
+        for (column, name) in columns.iter().enumerate().step_by(every(cell + 4.0, widest)) {
             let x = left + cell * (column as f64 + 0.5);
             put(format!(
                 "<text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
