@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    completions, convert, decode, doctor, encode, eval, export, init, inspect, interpolate, predict,
+    bench, completions, convert, decode, doctor, encode, eval, export, init, inspect, interpolate, predict,
     report as page, restore, runs, sample, summary, sweep, sweep_worker, train,
 };
 use crate::sweep::worker::COMMAND;
@@ -54,6 +54,7 @@ enum Command {
     Export(export::Options),
     Init(init::Options),
     Doctor(doctor::Options),
+    Bench(bench::Options),
     Completions(completions::Options),
 }
 
@@ -78,6 +79,7 @@ impl Cli {
             Command::Export(options) => export::run(options),
             Command::Init(options) => init::run(options),
             Command::Doctor(options) => doctor::run(options),
+            Command::Bench(options) => bench::run(options),
             Command::Completions(options) => completions::run(options),
         }
     }

@@ -3,7 +3,7 @@
 //! The rooms, lowest floor first; a room imports only rooms below it.
 
 // Floor 0: libtorch, the device, exit codes, the embedded files, renaming rules, arithmetic of images, how a config
-// writes an enum, drawings as pictures.
+// writes an enum, drawings as pictures, the time of phases.
 pub mod device;
 pub mod exit;
 pub mod figure;
@@ -12,6 +12,7 @@ pub mod libtorch;
 pub mod plot;
 pub mod rename;
 pub mod shipped;
+pub mod stopwatch;
 mod tagged;
 // Floor 1: pure functions of files, tensors and steps.
 pub mod codec;
@@ -33,6 +34,7 @@ pub mod export;
 pub mod config;
 // Floor 5: the work.
 pub mod adaptive;
+pub mod bench;
 pub mod compressor;
 pub mod eval;
 pub mod gallery;

@@ -28,6 +28,7 @@ use crate::run_folder::{LockedFolder, RunFolder};
 use crate::schedule::{Clock, Plateau};
 use crate::session::Session;
 use crate::standing;
+use crate::stopwatch::{Phase, Stopwatch};
 use crate::telemetry::{self, Condition, EpochRecord, Record, StepRecord};
 use crate::tensorboard::Board;
 
@@ -63,6 +64,8 @@ pub struct Trainer<'a> {
     samples_since_begin: u64,
     /// The scores (validation, test) of the weights as they are, where the end of an epoch has just told them.
     latest: Option<[Option<Scores>; 2]>,
+    /// Runs in a bench only.
+    stopwatch: Stopwatch,
 }
 
 impl<'a> Trainer<'a> {
@@ -130,6 +133,7 @@ impl<'a> Trainer<'a> {
             samples_since_log: 0,
             samples_since_begin: 0,
             latest: None,
+            stopwatch: Stopwatch::default(),
             session,
             network,
             averaged,
@@ -157,6 +161,15 @@ impl<'a> Trainer<'a> {
 
     pub fn folder(&mut self) -> &mut RunFolder {
         &mut self.folder
+    }
+
+    /// Has the phases of the steps to come timed by `stopwatch`.
+    pub fn time_phases(&mut self, stopwatch: Stopwatch) {
+        self.stopwatch = stopwatch;
+    }
+
+    pub fn stopwatch(&self) -> &Stopwatch {
+        &self.stopwatch
     }
 
     pub fn loader(&self) -> Rc<Loader> {
@@ -227,6 +240,7 @@ impl<'a> Trainer<'a> {
         device::seed(seed);
         let samples: i64 = group.iter().map(|batch| batch.xs.size()[0]).sum();
         let (task, network, clock) = (&self.session.task, &self.network, self.clock());
+        let stopwatch = &self.stopwatch;
         let (device, amp) = (self.session.device, self.session.config.spec.train.amp.map(Amp::kind));
         self.state.batch += group.len();
         let mut step_loss = Tensor::zeros([], (Kind::Double, self.session.device));
@@ -234,11 +248,14 @@ impl<'a> Trainer<'a> {
             let share = batch.xs.size()[0] as f64 / samples as f64;
             step_loss += catching(|| -> Result<Tensor> {
                 let (xs, ys) = task.prepare(batch.xs, batch.ys, true)?;
+                stopwatch.passed(Phase::Prepare);
                 let loss = autocast(device, amp, || -> Result<Tensor> {
                     let answer = task.answer(network, &xs, true)?;
                     Ok(task.loss(&answer, &ys, Some(clock)) * share)
                 })??;
+                stopwatch.passed(Phase::Forward);
                 loss.backward();
+                stopwatch.passed(Phase::Backward);
                 Ok(loss.detach().to_kind(Kind::Double))
             })??;
         }
@@ -252,6 +269,7 @@ impl<'a> Trainer<'a> {
         if let Some((ema, _)) = &mut self.averaged {
             ema.update(&self.network.state())?;
         }
+        self.stopwatch.passed(Phase::Optimizer);
 
         self.health += &step_loss + step.grad_norm.to_kind(Kind::Double);
         self.loss_sum += &step_loss * samples;
@@ -295,10 +313,7 @@ impl<'a> Trainer<'a> {
         let seconds = self.epoch_began.elapsed().as_secs_f64();
         let samples = self.state.samples.max(1) as f64;
         let loss = self.loss_sum.double_value(&[]) / samples;
-        self.state.epoch += 1;
-        self.state.batch = 0;
-        self.state.samples = 0;
-        self.loss_sum = self.loss_sum.zeros_like();
+        self.turn_epoch();
         self.state.seconds += seconds;
         self.state.score = None;
 
@@ -330,6 +345,14 @@ impl<'a> Trainer<'a> {
             board.epoch(&record, &self.network)?;
         }
         Ok(record)
+    }
+
+    /// Moves on to the next epoch, without a look at this one.
+    pub fn turn_epoch(&mut self) {
+        self.state.epoch += 1;
+        self.state.batch = 0;
+        self.state.samples = 0;
+        self.loss_sum = self.loss_sum.zeros_like();
     }
 
     /// The scores of the weights that the run would hand out: the averaged ones where there are any.

@@ -5,6 +5,7 @@ mod common;
 mod adaptive;
 mod amp;
 mod augment;
+mod bench;
 mod compression;
 mod config;
 mod data;

@@ -1,5 +1,6 @@
 //! One file per subcommand: its options and what it does.
 
+pub mod bench;
 pub mod completions;
 pub mod convert;
 pub mod decode;
