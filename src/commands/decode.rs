@@ -10,7 +10,6 @@ use image::ImageFormat;
 
 use super::TrainedOptions;
 use super::outputs::{each, jobs, write_photo};
-use crate::compressor::Compressor;
 use crate::exit::{Exit, OrExit, fail};
 
 /// Bytes that one file may have.
@@ -36,10 +35,7 @@ pub fn run(options: &Options) -> Result<()> {
     let out = &options.output;
     let is_file = !out.is_dir() && ImageFormat::from_path(out).is_ok();
     let jobs = jobs(&options.inputs, out, is_file, options.force, |path| path.with_extension("png"))?;
-    let trained = options.trained.open()?;
-    let weights = trained.weights.name();
-    let compressor = Compressor::new(trained, &options.trained.run)?;
-    eprintln!("{weights}");
+    let compressor = options.trained.compressor()?;
     each(&jobs, "decoded", Exit::Checkpoint, |job| {
         let file = read(&job.input)?;
         let photo = compressor.decode(&file).or_exit(Exit::Checkpoint, || job.input.display())?;

@@ -7,7 +7,6 @@ use clap::Args;
 
 use super::TrainedOptions;
 use super::outputs::{each, jobs, write};
-use crate::compressor::Compressor;
 use crate::exit::Exit;
 
 /// What the files are called.
@@ -36,10 +35,7 @@ pub fn run(options: &Options) -> Result<()> {
     let out = &options.output;
     let is_file = !out.is_dir() && out.extension().is_some();
     let jobs = jobs(&options.inputs, out, is_file, options.force, |path| path.with_extension(EXTENSION))?;
-    let trained = options.trained.open()?;
-    let weights = trained.weights.name();
-    let compressor = Compressor::new(trained, &options.trained.run)?;
-    eprintln!("{weights}");
+    let compressor = options.trained.compressor()?;
     let mut scores = Vec::new();
     let outcome = each(&jobs, "encoded", Exit::Data, |job| {
         let compressed = compressor.encode(&job.input)?;

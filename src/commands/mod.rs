@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::Args;
 
+use crate::compressor::Compressor;
 use crate::config::{Config, Override};
 use crate::device::DeviceSpec;
 use crate::trained::{Choice, Trained};
@@ -94,6 +95,15 @@ impl TrainedOptions {
         let trained = Trained::open(&self.run, &self.set, self.machine.overrides(), &self.weights.choice())?;
         trained.use_threads();
         Ok(trained)
+    }
+
+    /// The compressor of a compression run; says which weights it has. Exit 2 where the run is no compression.
+    fn compressor(&self) -> Result<Compressor> {
+        let trained = self.open()?;
+        let weights = trained.weights.name();
+        let compressor = Compressor::new(trained, &self.run)?;
+        eprintln!("{weights}");
+        Ok(compressor)
     }
 }
 
