@@ -4,7 +4,8 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const SHIM: [&str; 6] = ["shim.cpp", "autocast.cpp", "machine.cpp", "optim.cpp", "script.cpp", "guarded.h"];
+const SHIM: [&str; 7] =
+    ["shim.cpp", "autocast.cpp", "machine.cpp", "optim.cpp", "script.cpp", "stream.cpp", "guarded.h"];
 
 fn main() {
     for file in SHIM {

@@ -159,7 +159,7 @@ fn drive(run: &mut Trainer, extent: Extent, mut each: impl FnMut(&Trainer, usize
             step += 1;
         }
         if step < count {
-            run.turn_epoch();
+            run.turn_epoch()?;
         }
         // What is left of an epoch may be nothing; a whole one is not, unless none of its files can be read.
         idle = if step == before { idle + 1 } else { 0 };

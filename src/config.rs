@@ -75,12 +75,15 @@ impl Dtype {
 #[serde(rename_all = "snake_case")]
 pub enum Amp {
     Bf16,
+    /// With the loss scaled, as `torch.amp.GradScaler` does it; steps that overflow are skipped.
+    Fp16,
 }
 
 impl Amp {
     pub fn kind(self) -> tch::Kind {
         match self {
             Self::Bf16 => tch::Kind::BFloat16,
+            Self::Fp16 => tch::Kind::Half,
         }
     }
 }

@@ -82,6 +82,9 @@ impl Progress {
                 line += &format!(" · λ {}", each.join(", "));
             }
         }
+        if let Some(scaling) = record.scaling.filter(|scaling| scaling.skipped_steps > 0) {
+            line += &format!(" · skipped {} (scale {})", scaling.skipped_steps, scaling.loss_scale);
+        }
         if condition.zeros > 0.0 {
             line += &format!(" · zeros {:.1} %", 100.0 * condition.zeros);
         }

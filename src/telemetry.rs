@@ -34,7 +34,18 @@ pub struct StepRecord {
     pub total: f64,
     /// ‖g‖₂ over all tensors, before clipping, without the penalty.
     pub grad_norm: f64,
+    #[serde(flatten)]
+    pub scaling: Option<Scaling>,
     pub images_per_s: f64,
+}
+
+/// How the loss is scaled for float16.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Scaling {
+    /// In the next step.
+    pub loss_scale: f64,
+    /// Of the whole run so far.
+    pub skipped_steps: u64,
 }
 
 /// One epoch, and what evaluation said after it.
@@ -51,6 +62,8 @@ pub struct EpochRecord {
     /// The λs among `lambda` that the validation set tunes, by the label of the group.
     #[serde(skip)]
     pub tuned: Vec<(String, f64)>,
+    #[serde(flatten)]
+    pub scaling: Option<Scaling>,
     pub images_per_s: f64,
     pub seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]

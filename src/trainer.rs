@@ -22,14 +22,14 @@ use crate::libtorch::autocast::autocast;
 use crate::libtorch::catching;
 use crate::metrics::Scores;
 use crate::model::{ModelSource, Network};
-use crate::optim::{Ema, Optimizer};
+use crate::optim::{Ema, LossScale, Optimizer, Stride};
 use crate::penalty::Rates;
 use crate::run_folder::{LockedFolder, RunFolder};
 use crate::schedule::{Clock, Plateau};
 use crate::session::Session;
 use crate::standing;
 use crate::stopwatch::{Phase, Stopwatch};
-use crate::telemetry::{self, Condition, EpochRecord, Record, StepRecord};
+use crate::telemetry::{self, Condition, EpochRecord, Record, Scaling, StepRecord};
 use crate::tensorboard::Board;
 
 /// Where a run begins.
@@ -48,6 +48,8 @@ pub struct Trainer<'a> {
     optimizer: Optimizer,
     /// The λs that the validation set tunes.
     adaptive: Adaptive<'a>,
+    /// Of `amp: fp16`.
+    scale: Option<LossScale>,
 
     loader: Rc<Loader>,
     folder: RunFolder,
@@ -62,6 +64,7 @@ pub struct Trainer<'a> {
     logged: Instant,
     samples_since_log: u64,
     samples_since_begin: u64,
+    samples_of_step: u64,
     /// The scores (validation, test) of the weights as they are, where the end of an epoch has just told them.
     latest: Option<[Option<Scores>; 2]>,
     /// Runs in a bench only.
@@ -107,6 +110,10 @@ impl<'a> Trainer<'a> {
             None => None,
         };
         let adaptive = Adaptive::new(session, &network, &state.tuned)?;
+        let scale = match spec.train.amp {
+            Some(Amp::Fp16) => Some(LossScale::new(state.scaling, session.device)?),
+            _ => None,
+        };
         let plateau = match &state.plateau {
             serde_json::Value::Null => Plateau::default(),
             saved => serde_json::from_value(saved.clone()).context("the checkpoint's schedule state")?,
@@ -132,6 +139,7 @@ impl<'a> Trainer<'a> {
             logged: Instant::now(),
             samples_since_log: 0,
             samples_since_begin: 0,
+            samples_of_step: 0,
             latest: None,
             stopwatch: Stopwatch::default(),
             session,
@@ -139,6 +147,7 @@ impl<'a> Trainer<'a> {
             averaged,
             optimizer,
             adaptive,
+            scale,
             loader,
             folder,
             board,
@@ -189,12 +198,17 @@ impl<'a> Trainer<'a> {
         self.loader.steps().div_ceil(self.session.config.spec.train.accumulate) as u64
     }
 
-    fn clock(&self) -> Clock {
-        let steps_per_epoch = self.steps_per_epoch();
-        Clock { step: self.state.step, steps_per_epoch, total_steps: self.total_steps() }
+    /// Steps made: a skipped one moves neither learning rate nor λ.
+    fn position(&self) -> u64 {
+        self.state.step - self.state.skipped
     }
 
-    /// The learning rate of the step that `step` others precede.
+    fn clock(&self) -> Clock {
+        let steps_per_epoch = self.steps_per_epoch();
+        Clock { step: self.position(), steps_per_epoch, total_steps: self.total_steps() }
+    }
+
+    /// The learning rate of the step that `step` others, made and not skipped, precede.
     fn lr_at(&self, step: u64) -> f64 {
         let spec = &self.session.config.spec;
         spec.schedule.lr(spec.optimizer.lr(), Clock { step, ..self.clock() }, &self.plateau)
@@ -227,20 +241,12 @@ impl<'a> Trainer<'a> {
     pub fn learn(&mut self, group: Vec<Batch>) -> Result<Option<StepRecord>> {
         let log_every = self.session.config.spec.train.log_every;
         let is_logged = self.state.step % log_every == log_every - 1;
-        let lr = self.lr_at(self.state.step);
-        self.adaptive.bound(&self.optimizer, lr);
-        let rates = self.rates();
-        let before = match is_logged {
-            true => Some(Condition::of(&self.network, &self.session.groups, &rates, lr)?),
-            false => None,
-        };
-
         // Dropout and noise are functions of the seed and the step, so that nothing of the generator needs saving.
         let seed = Draw::new(self.session.config.spec.seed, self.state.step, 0, Purpose::Step).bits();
         device::seed(seed);
         let samples: i64 = group.iter().map(|batch| batch.xs.size()[0]).sum();
         let (task, network, clock) = (&self.session.task, &self.network, self.clock());
-        let stopwatch = &self.stopwatch;
+        let (stopwatch, scale) = (&self.stopwatch, &self.scale);
         let (device, amp) = (self.session.device, self.session.config.spec.train.amp.map(Amp::kind));
         self.state.batch += group.len();
         let mut step_loss = Tensor::zeros([], (Kind::Double, self.session.device));
@@ -254,25 +260,44 @@ impl<'a> Trainer<'a> {
                     Ok(task.loss(&answer, &ys, Some(clock)) * share)
                 })??;
                 stopwatch.passed(Phase::Forward);
-                loss.backward();
+                scale.as_ref().map_or(loss.shallow_clone(), |scale| scale.scaled(&loss)).backward();
                 stopwatch.passed(Phase::Backward);
                 Ok(loss.detach().to_kind(Kind::Double))
             })??;
         }
+        // As late as this: the device has all of the backward pass to do while the step before is asked after.
+        self.settle()?;
+        let lr = self.lr_at(self.position());
+        self.adaptive.bound(&self.optimizer, lr);
+        let rates = self.rates();
+        let before = match is_logged {
+            true => Some(Condition::of(&self.network, &self.session.groups, &rates, lr)?),
+            false => None,
+        };
         let (clip, tuned) =
             (self.session.config.spec.train.clip.as_ref(), self.adaptive.due(self.state.step));
-        let step = self.optimizer.step_traced(lr, &rates, clip, &tuned)?;
-        if !tuned.is_empty() {
+        let scale = self.scale.as_ref();
+        let step = self.optimizer.advance(&Stride { lr, rates: &rates, clip, traced: &tuned, scale })?;
+        if !step.shifts.is_empty() {
             self.adaptive.learn(&self.network, self.state.step, &tuned, &step.shifts)?;
             self.optimizer.zero_grad()?;
         }
         if let Some((ema, _)) = &mut self.averaged {
-            ema.update(&self.network.state())?;
+            ema.update(&self.network.state(), step.found_inf.as_ref())?;
+        }
+        if let (Some(scale), Some(found_inf)) = (&mut self.scale, &step.found_inf) {
+            scale.update(found_inf)?;
         }
         self.stopwatch.passed(Phase::Optimizer);
 
-        self.health += &step_loss + step.grad_norm.to_kind(Kind::Double);
-        self.loss_sum += &step_loss * samples;
+        // A skipped step is no sign of ill health, and no part of the epoch's loss.
+        let made = |number: Tensor| match &step.found_inf {
+            Some(found_inf) => number.masked_fill(&found_inf.gt(0.0), 0.0),
+            None => number,
+        };
+        self.health += made(&step_loss + step.grad_norm.to_kind(Kind::Double));
+        self.loss_sum += made(&step_loss * samples);
+        self.samples_of_step = samples as u64;
         self.state.step += 1;
         self.state.samples += samples as u64;
         self.samples_since_log += samples as u64;
@@ -285,7 +310,30 @@ impl<'a> Trainer<'a> {
         }
     }
 
+    /// Takes note of whether the last step was skipped; waits for its gradients where it could have been.
+    fn settle(&mut self) -> Result<()> {
+        if let Some(scale) = &mut self.scale
+            && scale.was_skipped()?
+        {
+            self.state.skipped += 1;
+            self.state.samples -= self.samples_of_step;
+            if let Some((ema, _)) = &mut self.averaged {
+                ema.uncount();
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the device.
+    fn scaling(&self) -> Result<Option<Scaling>> {
+        let of = |scale: &LossScale| -> Result<Scaling> {
+            Ok(Scaling { loss_scale: scale.state()?.scale, skipped_steps: self.state.skipped })
+        };
+        self.scale.as_ref().map(of).transpose()
+    }
+
     fn log_step(&mut self, before: Condition, loss: &Tensor, grad_norm: &Tensor) -> Result<StepRecord> {
+        self.settle()?;
         self.check_health()?;
         let loss = loss.double_value(&[]);
         let record = StepRecord {
@@ -295,6 +343,7 @@ impl<'a> Trainer<'a> {
             total: loss + before.penalty,
             condition: before,
             grad_norm: grad_norm.double_value(&[]),
+            scaling: self.scaling()?,
             images_per_s: self.samples_since_log as f64 / self.logged.elapsed().as_secs_f64(),
         };
         self.samples_since_log = 0;
@@ -308,12 +357,13 @@ impl<'a> Trainer<'a> {
 
     /// Evaluates, tells the schedule, and moves on to the next epoch.
     pub fn end_epoch(&mut self) -> Result<EpochRecord> {
+        self.settle()?;
         self.check_health()?;
-        let lr = self.lr_at(self.state.step.saturating_sub(1));
+        let lr = self.lr_at(self.position().saturating_sub(1));
         let seconds = self.epoch_began.elapsed().as_secs_f64();
         let samples = self.state.samples.max(1) as f64;
         let loss = self.loss_sum.double_value(&[]) / samples;
-        self.turn_epoch();
+        self.turn_epoch()?;
         self.state.seconds += seconds;
         self.state.score = None;
 
@@ -334,6 +384,7 @@ impl<'a> Trainer<'a> {
             loss,
             condition: Condition::of(&self.network, &self.session.groups, &self.rates(), lr)?,
             tuned: self.adaptive.tuned().iter().map(|one| (one.group.clone(), one.lambda)).collect(),
+            scaling: self.scaling()?,
             images_per_s: self.samples_since_begin as f64 / seconds,
             seconds,
             validation,
@@ -348,11 +399,13 @@ impl<'a> Trainer<'a> {
     }
 
     /// Moves on to the next epoch, without a look at this one.
-    pub fn turn_epoch(&mut self) {
+    pub fn turn_epoch(&mut self) -> Result<()> {
+        self.settle()?;
         self.state.epoch += 1;
         self.state.batch = 0;
         self.state.samples = 0;
         self.loss_sum = self.loss_sum.zeros_like();
+        Ok(())
     }
 
     /// The scores of the weights that the run would hand out: the averaged ones where there are any.
@@ -410,6 +463,7 @@ impl<'a> Trainer<'a> {
 
     /// Writes a checkpoint of this very moment. A broken network is never saved.
     pub fn save(&mut self) -> Result<()> {
+        self.settle()?;
         self.health += telemetry::weight_norm(&self.network)?;
         self.check_health()?;
         let mut state = self.state.clone();
@@ -419,6 +473,7 @@ impl<'a> Trainer<'a> {
         }
         state.plateau = serde_json::to_value(&self.plateau)?;
         state.tuned = self.adaptive.tuned().to_vec();
+        state.scaling = self.scale.as_ref().map(LossScale::state).transpose()?;
         let snapshot = Snapshot {
             state,
             model: self.network.state(),
@@ -431,8 +486,19 @@ impl<'a> Trainer<'a> {
         checkpoints.prune(keep, self.session.task.goal().higher_is_better)
     }
 
-    /// Stops the run when a loss or a gradient was NaN or infinite; waits for the device.
+    /// Stops the run when a loss or a gradient was NaN or infinite, with `amp: fp16` at whatever scale; waits for the device.
     fn check_health(&self) -> Result<()> {
+        if let Some(scale) = &self.scale
+            && scale.state()?.is_spent()
+        {
+            let message = format!(
+                "the loss scale fell to nothing by step {}: at any scale the loss or its float16 gradients were NaN or \
+                 infinite ({} of all steps were skipped). Take `train: {{amp: bf16}}`, whose range is that of float32, lower \
+                 `optimizer` lr, or look for broken inputs",
+                self.state.step, self.state.skipped
+            );
+            return Err(fail(Exit::Numeric, message));
+        }
         if self.health.double_value(&[]).is_finite() {
             return Ok(());
         }

@@ -2,6 +2,7 @@
 
 mod against_torch;
 mod decay;
+mod scaling;
 
 use std::collections::BTreeMap;
 
@@ -200,9 +201,9 @@ fn the_average_of_weights_follows_its_formula_and_copies_counters() {
             if i == 2 {
                 let saved = ema.state().into_iter().map(|(name, tensor)| (name, tensor.copy())).collect();
                 resumed.load_state(&saved).unwrap();
-                resumed.update(&state(w, 3)).unwrap();
+                resumed.update(&state(w, 3), None).unwrap();
             }
-            ema.update(&state(w, i as i64 + 1)).unwrap();
+            ema.update(&state(w, i as i64 + 1), None).unwrap();
             expected = decay * expected + (1.0 - decay) * f64::from(w);
         }
         let weights = ema.weights();

@@ -18,6 +18,7 @@ use tch::Tensor;
 use super::safetensors;
 use super::weights::read_weights;
 use crate::exit::{Exit, OrExit, fail};
+use crate::optim::ScalingState;
 use crate::penalty::Tuned;
 
 /// What an average of weights says of itself, among its tensors, as PyTorch's `AveragedModel` does.
@@ -32,7 +33,7 @@ pub struct State {
     pub format: u32,
     /// The version of tikhonov that wrote it.
     pub version: String,
-    /// Optimiser steps taken.
+    /// Optimiser steps taken, the skipped ones included.
     pub step: u64,
     /// Epochs finished.
     pub epoch: u64,
@@ -54,6 +55,12 @@ pub struct State {
     /// The λs that the validation set tunes, and how they move.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tuned: Vec<Tuned>,
+    /// Steps of [`step`](Self::step) that changed nothing, because their float16 gradients overflowed.
+    #[serde(default)]
+    pub skipped: u64,
+    /// The loss scale of `amp: fp16`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<ScalingState>,
     /// What the data was, so that a resume on other data is refused.
     pub data_fingerprint: String,
     /// Names of the classes, empty for regression.
@@ -119,6 +126,8 @@ impl State {
             gain: None,
             plateau: serde_json::Value::Null,
             tuned: Vec::new(),
+            skipped: 0,
+            scaling: None,
             data_fingerprint,
             classes: Vec::new(),
             features: Vec::new(),

@@ -8,6 +8,7 @@ pub mod machine;
 pub mod memory;
 pub mod optim;
 pub mod script;
+pub mod stream;
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char};

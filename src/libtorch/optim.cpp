@@ -2,6 +2,7 @@
 // Every function returns nullptr, or the text of the exception (free it with tikhonov_free).
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/_amp_foreach_non_finite_check_and_unscale.h>
 #include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_foreach_addcdiv.h>
 #include <ATen/ops/_foreach_addcmul.h>
@@ -35,6 +36,25 @@ struct Borrowed {
 
 using List = std::vector<at::Tensor>;
 
+// What the step is under: its rate, on the host or (where lr_tensor is no nullptr) on the device; and where found_inf is no
+// nullptr and holds 1, the step changes nothing.
+struct Control {
+  double lr;
+  const at::Tensor* lr_tensor;
+  const at::Tensor* found_inf;
+};
+
+std::optional<at::Tensor> optional(const at::Tensor* tensor) { return tensor ? std::optional(*tensor) : std::nullopt; }
+
+template <typename F>
+void with_lr(const Control& control, F&& f) {
+  if (control.lr_tensor) {
+    f(*control.lr_tensor);
+  } else {
+    f(control.lr);
+  }
+}
+
 List list(Borrowed borrowed) {
   List out;
   out.reserve(borrowed.count);
@@ -51,9 +71,22 @@ char* in_place(F&& f) {
   });
 }
 
+// A skipped step is not counted.
+void uncount(const Control& control, const List& counts) {
+  if (control.found_inf) at::_foreach_add_(counts, *control.found_inf, -1);
+}
+
 }  // namespace
 
 extern "C" {
+
+// grads /= the scale; found_inf = 1 where one of them holds NaN or infinity.
+char* tikhonov_unscale(Borrowed grads, const at::Tensor* found_inf, const at::Tensor* inverse_scale) {
+  return in_place([&] {
+    at::Tensor found = *found_inf;
+    at::_amp_foreach_non_finite_check_and_unscale_(list(grads), found, *inverse_scale);
+  });
+}
 
 // grads[i] = the gradient of params[i], or nullptr where it has none. The CPU kernels walk raw memory and
 // trust all tensors of a parameter to be laid out alike, so a gradient that is not is copied into place.
@@ -130,49 +163,79 @@ char* tikhonov_soft_threshold(Borrowed tensors, double threshold) {
   });
 }
 
+// The same by a 0-dim tensor on the device.
+char* tikhonov_soft_threshold_by(Borrowed tensors, const at::Tensor* threshold) {
+  return in_place([&] {
+    for (size_t i = 0; i < tensors.count; ++i) {
+      at::Tensor& w = *tensors.tensors[i];
+      const at::Tensor high = threshold->to(w.scalar_type());
+      w.sub_(at::clamp(w, -high, high));
+    }
+  });
+}
+
+// tensors += weight * (others - tensors) by a 0-dim tensor on the device.
+char* tikhonov_lerp_by(Borrowed tensors, Borrowed others, const at::Tensor* weight) {
+  return in_place([&] {
+    const List ts = list(tensors);
+    List apart = at::_foreach_sub(list(others), ts);
+    at::_foreach_mul_(apart, weight->to(ts[0].scalar_type()));
+    at::_foreach_add_(ts, apart);
+  });
+}
+
 // tensors += weight * (others - tensors)
 char* tikhonov_lerp(Borrowed tensors, Borrowed others, double weight) {
   return in_place([&] { at::_foreach_lerp_(list(tensors), list(others), weight); });
 }
 
 // momentum_buffers is empty where momentum is 0.
-char* tikhonov_fused_sgd(Borrowed params, Borrowed grads, Borrowed momentum_buffers, double lr, double weight_decay,
-                         double momentum, double dampening, bool nesterov, bool is_first_step) {
+char* tikhonov_fused_sgd(Borrowed params, Borrowed grads, Borrowed momentum_buffers, Control control,
+                         double weight_decay, double momentum, double dampening, bool nesterov, bool is_first_step) {
   return in_place([&] {
-    at::_fused_sgd_(list(params), list(grads), list(momentum_buffers), weight_decay, momentum, lr, dampening,
-                    nesterov, /*maximize=*/false, is_first_step);
+    with_lr(control, [&](const auto& lr) {
+      at::_fused_sgd_(list(params), list(grads), list(momentum_buffers), weight_decay, momentum, lr, dampening,
+                      nesterov, /*maximize=*/false, is_first_step, /*grad_scale=*/{}, optional(control.found_inf));
+    });
   });
 }
 
 // max_exp_avg_sqs is empty without amsgrad. decoupled: weight_decay is AdamW's, else Adam's.
 char* tikhonov_fused_adam(Borrowed params, Borrowed grads, Borrowed exp_avgs, Borrowed exp_avg_sqs,
-                          Borrowed max_exp_avg_sqs, Borrowed steps, double lr, double beta1, double beta2,
+                          Borrowed max_exp_avg_sqs, Borrowed steps, Control control, double beta1, double beta2,
                           double weight_decay, double eps, bool amsgrad, bool decoupled) {
   return in_place([&] {
     const List counts = list(steps);
     at::_foreach_add_(counts, 1);
+    const auto found_inf = optional(control.found_inf);
     const auto apply = [&](auto kernel) {
-      kernel(list(params), list(grads), list(exp_avgs), list(exp_avg_sqs), list(max_exp_avg_sqs), counts);
+      with_lr(control, [&](const auto& lr) {
+        kernel(list(params), list(grads), list(exp_avgs), list(exp_avg_sqs), list(max_exp_avg_sqs), counts, lr);
+      });
     };
     if (decoupled) {
       apply([&](auto&&... lists) {
-        at::_fused_adamw_(lists..., lr, beta1, beta2, weight_decay, eps, amsgrad, /*maximize=*/false);
+        at::_fused_adamw_(lists..., beta1, beta2, weight_decay, eps, amsgrad, /*maximize=*/false, {}, found_inf);
       });
     } else {
       apply([&](auto&&... lists) {
-        at::_fused_adam_(lists..., lr, beta1, beta2, weight_decay, eps, amsgrad, /*maximize=*/false);
+        at::_fused_adam_(lists..., beta1, beta2, weight_decay, eps, amsgrad, /*maximize=*/false, {}, found_inf);
       });
     }
+    uncount(control, counts);
   });
 }
 
-char* tikhonov_fused_adagrad(Borrowed params, Borrowed grads, Borrowed sums, Borrowed steps, double lr,
+char* tikhonov_fused_adagrad(Borrowed params, Borrowed grads, Borrowed sums, Borrowed steps, Control control,
                              double lr_decay, double weight_decay, double eps) {
   return in_place([&] {
     const List counts = list(steps);
     at::_foreach_add_(counts, 1);
-    at::_fused_adagrad_(list(params), list(grads), list(sums), counts, lr, lr_decay, weight_decay, eps,
-                        /*maximize=*/false);
+    with_lr(control, [&](const auto& lr) {
+      at::_fused_adagrad_(list(params), list(grads), list(sums), counts, lr, lr_decay, weight_decay, eps,
+                          /*maximize=*/false, /*grad_scale=*/{}, optional(control.found_inf));
+    });
+    uncount(control, counts);
   });
 }
 

@@ -3,7 +3,7 @@
 
 use std::ffi::c_char;
 use std::marker::PhantomData;
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 
 use anyhow::{Result, anyhow};
 use tch::Tensor;
@@ -18,7 +18,41 @@ struct Borrowed<'a> {
     lifetime: PhantomData<&'a C_tensor>,
 }
 
+/// What a step is under.
+#[derive(Clone, Copy)]
+pub struct Control<'a> {
+    pub lr: f64,
+    /// The rate where it is read on the device: 0-dim float32, in the place of `lr`.
+    pub lr_tensor: Option<&'a Tensor>,
+    /// 0-dim float32 on the device: where it is 1 the step changes nothing.
+    pub found_inf: Option<&'a Tensor>,
+}
+
+impl Control<'_> {
+    pub fn at(lr: f64) -> Self {
+        Self { lr, lr_tensor: None, found_inf: None }
+    }
+
+    fn raw(&self) -> RawControl {
+        let pointer = |tensor: Option<&Tensor>| tensor.map_or(null(), |tensor| tensor.as_ptr());
+        RawControl { lr: self.lr, lr_tensor: pointer(self.lr_tensor), found_inf: pointer(self.found_inf) }
+    }
+}
+
+/// Laid out as `Control` in optim.cpp; its pointers live as long as the [`Control`] it is made of.
+#[repr(C)]
+struct RawControl {
+    lr: f64,
+    lr_tensor: *const C_tensor,
+    found_inf: *const C_tensor,
+}
+
 unsafe extern "C" {
+    fn tikhonov_unscale(
+        grads: Borrowed,
+        found_inf: *const C_tensor,
+        inverse_scale: *const C_tensor,
+    ) -> *mut c_char;
     fn tikhonov_gradients(params: Borrowed, grads: *mut *mut C_tensor) -> *mut c_char;
     fn tikhonov_forget_gradients(params: Borrowed) -> *mut c_char;
     fn tikhonov_norms(tensors: Borrowed, ord: f64, in_double: bool, norms: *mut *mut C_tensor)
@@ -29,12 +63,14 @@ unsafe extern "C" {
     fn tikhonov_add(tensors: Borrowed, others: Borrowed, alpha: f64) -> *mut c_char;
     fn tikhonov_add_sign(tensors: Borrowed, others: Borrowed, alpha: f64) -> *mut c_char;
     fn tikhonov_soft_threshold(tensors: Borrowed, threshold: f64) -> *mut c_char;
+    fn tikhonov_soft_threshold_by(tensors: Borrowed, threshold: *const C_tensor) -> *mut c_char;
+    fn tikhonov_lerp_by(tensors: Borrowed, others: Borrowed, weight: *const C_tensor) -> *mut c_char;
     fn tikhonov_lerp(tensors: Borrowed, others: Borrowed, weight: f64) -> *mut c_char;
     fn tikhonov_fused_sgd(
         params: Borrowed,
         grads: Borrowed,
         momentum_buffers: Borrowed,
-        lr: f64,
+        control: RawControl,
         weight_decay: f64,
         momentum: f64,
         dampening: f64,
@@ -48,7 +84,7 @@ unsafe extern "C" {
         exp_avg_sqs: Borrowed,
         max_exp_avg_sqs: Borrowed,
         steps: Borrowed,
-        lr: f64,
+        control: RawControl,
         beta1: f64,
         beta2: f64,
         weight_decay: f64,
@@ -61,7 +97,7 @@ unsafe extern "C" {
         grads: Borrowed,
         sums: Borrowed,
         steps: Borrowed,
-        lr: f64,
+        control: RawControl,
         lr_decay: f64,
         weight_decay: f64,
         eps: f64,
@@ -124,6 +160,11 @@ pub fn gradients(params: &[&Tensor]) -> Result<Vec<Option<Tensor>>> {
     outcome.map(|()| grads)
 }
 
+/// g ← g·`inverse_scale`; `found_inf` ← 1 where one of them holds NaN or infinity. Both are 0-dim float32 on the device.
+pub fn unscale(grads: &[&Tensor], found_inf: &Tensor, inverse_scale: &Tensor) -> Result<()> {
+    kernel!([grads], |[grads]| tikhonov_unscale(grads, found_inf.as_ptr(), inverse_scale.as_ptr()))
+}
+
 /// Makes the gradients undefined (PyTorch's `zero_grad(set_to_none=True)`).
 pub fn forget_gradients(params: &[&Tensor]) -> Result<()> {
     kernel!([params], |[params]| tikhonov_forget_gradients(params))
@@ -171,6 +212,16 @@ pub fn soft_threshold(tensors: &[&Tensor], threshold: f64) -> Result<()> {
     kernel!([tensors], |[tensors]| tikhonov_soft_threshold(tensors, threshold))
 }
 
+/// The same with a 0-dim threshold on the same device.
+pub fn soft_threshold_by(tensors: &[&Tensor], threshold: &Tensor) -> Result<()> {
+    kernel!([tensors], |[tensors]| tikhonov_soft_threshold_by(tensors, threshold.as_ptr()))
+}
+
+/// t ← t + weight·(other − t) with a 0-dim weight on the same device; tensors of one kind.
+pub fn lerp_by(tensors: &[&Tensor], others: &[&Tensor], weight: &Tensor) -> Result<()> {
+    kernel!([tensors, others], |[tensors, others]| tikhonov_lerp_by(tensors, others, weight.as_ptr()))
+}
+
 /// t ← t + weight·(other − t)
 pub fn lerp(tensors: &[&Tensor], others: &[&Tensor], weight: f64) -> Result<()> {
     kernel!([tensors, others], |[tensors, others]| tikhonov_lerp(tensors, others, weight))
@@ -188,13 +239,19 @@ pub struct FusedSgd {
 }
 
 impl FusedSgd {
-    pub fn step(&self, params: &[&Tensor], grads: &[&Tensor], buffers: &[&Tensor], lr: f64) -> Result<()> {
+    pub fn step(
+        &self,
+        params: &[&Tensor],
+        grads: &[&Tensor],
+        buffers: &[&Tensor],
+        control: &Control,
+    ) -> Result<()> {
         let Self { weight_decay, momentum, dampening, nesterov, is_first_step } = *self;
         kernel!([params, grads, buffers], |[params, grads, buffers]| tikhonov_fused_sgd(
             params,
             grads,
             buffers,
-            lr,
+            control.raw(),
             weight_decay,
             momentum,
             dampening,
@@ -223,7 +280,13 @@ pub struct AdamState<'a> {
 
 impl FusedAdam {
     /// Counts the step, then makes it.
-    pub fn step(&self, params: &[&Tensor], grads: &[&Tensor], state: &AdamState, lr: f64) -> Result<()> {
+    pub fn step(
+        &self,
+        params: &[&Tensor],
+        grads: &[&Tensor],
+        state: &AdamState,
+        control: &Control,
+    ) -> Result<()> {
         let Self { betas: (beta1, beta2), eps, weight_decay, decoupled } = *self;
         let amsgrad = !state.max_exp_avg_sqs.is_empty();
         kernel!(
@@ -235,7 +298,7 @@ impl FusedAdam {
                 squares,
                 maxima,
                 steps,
-                lr,
+                control.raw(),
                 beta1,
                 beta2,
                 weight_decay,
@@ -263,7 +326,7 @@ impl FusedAdagrad {
         grads: &[&Tensor],
         sums: &[&Tensor],
         steps: &[&Tensor],
-        lr: f64,
+        control: &Control,
     ) -> Result<()> {
         let Self { lr_decay, eps, weight_decay } = *self;
         kernel!([params, grads, sums, steps], |[params, grads, sums, steps]| tikhonov_fused_adagrad(
@@ -271,7 +334,7 @@ impl FusedAdagrad {
             grads,
             sums,
             steps,
-            lr,
+            control.raw(),
             lr_decay,
             weight_decay,
             eps

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::trace::over_root;
 use super::{Argument, Batch, Rule, Slot, WeightDecay};
-use crate::libtorch::optim::FusedAdagrad;
+use crate::libtorch::optim::{Control, FusedAdagrad};
 use crate::penalty::Rates;
 use crate::schedule::check;
 use crate::yaml::Invalid;
@@ -60,9 +60,9 @@ impl Rule for AdagradSpec {
         vec![Slot::step(), Slot { initial: self.initial_accumulator_value, ..Slot::zeros("sum") }]
     }
 
-    fn update(&self, batch: &Batch, lr: f64, rates: &Rates) -> Result<()> {
+    fn update(&self, batch: &Batch, control: &Control, rates: &Rates) -> Result<()> {
         let kernel = FusedAdagrad { lr_decay: self.lr_decay, eps: self.eps, weight_decay: rates.l2 };
-        kernel.step(&batch.params, &batch.grads, batch.slot(1), batch.slot(0), lr)
+        kernel.step(&batch.params, &batch.grads, batch.slot(1), batch.slot(0), control)
     }
     /// −η·[1/d − g·r′/d²]/(1 + (t − 1)·lr_decay) with d = r + ε, r the root of the sum and r′ = g/r.
     fn response(&self, batch: &Batch, grads: &[Tensor], lr: f64) -> Result<Vec<Tensor>> {

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::trace::over_root;
 use super::{Argument, Batch, Rule, Slot, WeightDecay};
-use crate::libtorch::optim::{AdamState, FusedAdam};
+use crate::libtorch::optim::{AdamState, Control, FusedAdam};
 use crate::penalty::Rates;
 use crate::schedule::check;
 use crate::yaml::Invalid;
@@ -60,7 +60,7 @@ impl Rule for AdamSpec {
         true
     }
 
-    fn update(&self, batch: &Batch, lr: f64, rates: &Rates) -> Result<()> {
+    fn update(&self, batch: &Batch, control: &Control, rates: &Rates) -> Result<()> {
         let decoupled = rates.decoupled > 0.0;
         let kernel = FusedAdam {
             betas: self.betas,
@@ -74,7 +74,7 @@ impl Rule for AdamSpec {
             exp_avg_sqs: batch.slot(2),
             max_exp_avg_sqs: batch.slot(3),
         };
-        kernel.step(&batch.params, &batch.grads, &state, lr)
+        kernel.step(&batch.params, &batch.grads, &state, control)
     }
     /// −η·[(1 − β₁)/d − m·r′/d²]/(1 − β₁ᵗ) with d = r + ε, r = √(v/(1 − β₂ᵗ)) and r′ = ∂r/∂g; where amsgrad holds on to
     /// an older v, r′ = 0.

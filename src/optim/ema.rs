@@ -6,8 +6,8 @@ use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use super::knob::Knob;
 use super::refuse;
-use crate::libtorch::optim as kernels;
 use crate::schedule::check;
 use crate::yaml::Invalid;
 
@@ -55,8 +55,9 @@ impl Ema {
         Ok(Self { spec: spec.clone(), shadow: state.iter().map(copy).collect::<Result<_>>()?, updates: 0 })
     }
 
-    /// shadow ← decay·shadow + (1 − decay)·state. `state` has the tensors of [`Ema::new`], in the same order.
-    pub fn update(&mut self, state: &[(String, Tensor)]) -> Result<()> {
+    /// shadow ← decay·shadow + (1 − decay)·state. `state` has the tensors of [`Ema::new`], in the same order. Where `gate`, 0-dim
+    /// float32 on the device, holds 1, nothing changes but the count of updates: see [`uncount`](Self::uncount).
+    pub fn update(&mut self, state: &[(String, Tensor)], gate: Option<&Tensor>) -> Result<()> {
         if !state.iter().map(|(name, _)| name).eq(self.shadow.iter().map(|(name, _)| name)) {
             bail!("the averaged weights and the network do not have the same tensors");
         }
@@ -69,12 +70,18 @@ impl Ema {
                 averages.push(&*own);
                 news.push(tensor);
             } else {
-                tch::no_grad(|| own.f_copy_(tensor))?;
+                let kept = gate.map(|gate| tensor.f_where_self(&gate.f_eq(0.0)?, own)).transpose()?;
+                tch::no_grad(|| own.f_copy_(kept.as_ref().unwrap_or(tensor)))?;
             }
         }
-        kernels::lerp(&averages, &news, 1.0 - decay)?;
+        Knob::gated(1.0 - decay, 0.0, gate)?.lerp(&averages, &news)?;
         self.updates += 1;
         Ok(())
+    }
+
+    /// Takes back one update that a gate kept from changing anything.
+    pub fn uncount(&mut self) {
+        self.updates = self.updates.saturating_sub(1);
     }
 
     /// The averaged tensors by the network's names, for `Network::load_state`; shallow clones.

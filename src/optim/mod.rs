@@ -6,7 +6,9 @@ mod adam;
 mod clip;
 mod decay;
 mod ema;
+mod knob;
 mod rmsprop;
+mod scaling;
 mod sgd;
 mod trace;
 
@@ -18,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::exit::{Exit, fail};
-use crate::libtorch::optim as kernels;
+use crate::libtorch::optim::{self as kernels, Control};
 use crate::penalty::{DecoupledMode, Group, L1Mode, PenaltySpec, Rates};
 use crate::tagged::{self, Tagged};
 use crate::yaml::Invalid;
@@ -27,7 +29,9 @@ pub use adagrad::AdagradSpec;
 pub use adam::AdamSpec;
 pub use clip::Clip;
 pub use ema::{Ema, EmaSpec};
+use knob::Knob;
 pub use rmsprop::RmsPropSpec;
+pub use scaling::{LossScale, ScalingState};
 pub use sgd::SgdSpec;
 use trace::Before;
 pub use trace::Shift;
@@ -169,9 +173,14 @@ trait Rule: Send {
         false
     }
 
+    /// Whether `update` minds `control.found_inf`.
+    fn takes_gate(&self) -> bool {
+        true
+    }
+
     /// One step on parameters of one penalty group, with `rates.l2` and nothing else of the penalty (save
     /// [`Rule::decouples`]).
-    fn update(&self, batch: &Batch, lr: f64, rates: &Rates) -> Result<()>;
+    fn update(&self, batch: &Batch, control: &Control, rates: &Rates) -> Result<()>;
 
     /// What share of itself a gradient of λ = 1 times the weight takes of a weight per step, in the long run; None where steps
     /// do not grow with the gradient.
@@ -238,13 +247,29 @@ pub struct Optimizer {
     state: Vec<Option<Vec<Tensor>>>,
 }
 
+/// What one step is to do.
+#[derive(Clone, Copy, Default)]
+pub struct Stride<'a> {
+    pub lr: f64,
+    /// One entry per penalty group.
+    pub rates: &'a [Rates],
+    pub clip: Option<&'a Clip>,
+    /// The groups, by index, whose λ₂ is asked what it does to the weights in this one step.
+    pub traced: &'a [usize],
+    /// What the loss was multiplied by. A step whose gradients overflowed is skipped: weights and state stay as they are. The
+    /// device sees to that by itself, save in a first step and with what has no kernel for it, where it is waited for.
+    pub scale: Option<&'a LossScale>,
+}
+
 /// What one step found.
 pub struct Step {
     /// ‖g‖₂ of the data gradient over all parameters, before clipping: 0-dim, on the device, not waited for. NaN or
     /// infinite exactly when some gradient is (or its square overflows).
     pub grad_norm: Tensor,
-    /// ∂w′/∂λ₂ of the parameters in the traced groups, one list per group traced.
+    /// ∂w′/∂λ₂ of the parameters in the traced groups, one list per group traced; empty where the step was skipped.
     pub shifts: Vec<Vec<Shift>>,
+    /// With a scale: 1 where the step was skipped, else 0; 0-dim float32, on the device.
+    pub found_inf: Option<Tensor>,
 }
 
 impl Optimizer {
@@ -270,24 +295,33 @@ impl Optimizer {
     /// To accumulate over micro-batches, call `backward` on each micro-batch's mean loss times its share of the
     /// whole batch before calling this: the sum is then the gradient of the whole batch.
     pub fn step(&mut self, lr: f64, rates: &[Rates], clip: Option<&Clip>) -> Result<Step> {
-        self.step_traced(lr, rates, clip, &[])
+        self.advance(&Stride { lr, rates, clip, ..Stride::default() })
     }
 
-    /// The same, and what λ₂ of the groups `traced` does to the weights in this one step.
-    pub fn step_traced(
-        &mut self,
-        lr: f64,
-        rates: &[Rates],
-        clip: Option<&Clip>,
-        traced: &[usize],
-    ) -> Result<Step> {
+    /// The same with all that a step can do besides.
+    pub fn advance(&mut self, stride: &Stride) -> Result<Step> {
+        let &Stride { rates, clip, traced, .. } = stride;
         if rates.len() != self.groups.len() {
             bail!("{} penalty groups, but the rates of {}", self.groups.len(), rates.len());
         }
         let params: Vec<&Tensor> = self.params.iter().collect();
         let grads = kernels::gradients(&params)?;
         let reached: Vec<&Tensor> = grads.iter().flatten().collect();
+        let found_inf = stride.scale.map(|scale| scale.unscale(&reached)).transpose()?;
         let grad_norm = clip::total_norm(&reached)?;
+        let gate = match &found_inf {
+            Some(found_inf) if self.can_be_gated(&grads, stride) => Some(found_inf),
+            Some(found_inf) if found_inf.f_double_value(&[])? != 0.0 => {
+                kernels::forget_gradients(&params)?;
+                return Ok(Step {
+                    grad_norm,
+                    shifts: Vec::new(),
+                    found_inf: Some(found_inf.shallow_clone()),
+                });
+            }
+            _ => None,
+        };
+        let control = Control { found_inf: gate, ..Control::at(stride.lr) };
         if let Some(clip) = clip {
             clip.apply(&reached, &grad_norm)?;
         }
@@ -320,7 +354,7 @@ impl Optimizer {
                 if batch.params.is_empty() {
                     continue;
                 }
-                let moved = self.update(&batch, lr, rates, trace.is_some())?;
+                let moved = self.update(&batch, &control, rates, trace.is_some())?;
                 if let Some(trace) = trace {
                     let of = |(param, tensor)| Shift { param, tensor };
                     shifts[trace].extend(indices.into_iter().zip(moved).map(of));
@@ -328,11 +362,22 @@ impl Optimizer {
             }
         }
         kernels::forget_gradients(&params)?;
-        Ok(Step { grad_norm, shifts })
+        Ok(Step { grad_norm, shifts, found_inf })
+    }
+
+    /// Whether all of a step can be left to a number on the device. A first step cannot: whether there is a state depends on it.
+    fn can_be_gated(&self, grads: &[Option<Tensor>], stride: &Stride) -> bool {
+        let is_first = grads.iter().zip(&self.state).any(|(grad, state)| grad.is_some() && state.is_none());
+        let is_cautious = |rates: &Rates| rates.decoupled_mode == DecoupledMode::Cautious;
+        self.rule.takes_gate()
+            && stride.traced.is_empty()
+            && !is_first
+            && !stride.rates.iter().any(is_cautious)
     }
 
     /// ∂w′/∂λ₂ where it is `traced`, else nothing.
-    fn update(&self, batch: &Batch, lr: f64, rates: &Rates, traced: bool) -> Result<Vec<Tensor>> {
+    fn update(&self, batch: &Batch, control: &Control, rates: &Rates, traced: bool) -> Result<Vec<Tensor>> {
+        let lr = control.lr;
         if rates.l2 > 0.0 && rates.decoupled > 0.0 {
             bail!("l2 and decoupled decay at once in one penalty group: choose one");
         }
@@ -357,15 +402,15 @@ impl Optimizer {
         if is_cautious {
             own.decoupled = 0.0;
         } else if rates.decoupled > 0.0 && !self.rule.decouples() {
-            kernels::scale(&batch.params, 1.0 - strength)?;
+            Knob::gated(1.0 - strength, 1.0, control.found_inf)?.scale(&batch.params)?;
         }
-        self.rule.update(batch, lr, &own)?;
+        self.rule.update(batch, control, &own)?;
         let mut decayed = None;
         if let (true, Some(before)) = (is_cautious, &before) {
             decayed = Some(decay::cautious(&before.weights, batch, strength)?);
         }
         if rates.l1 > 0.0 && rates.l1_mode == L1Mode::Proximal {
-            kernels::soft_threshold(&batch.params, lr * rates.l1)?;
+            Knob::gated(lr * rates.l1, 0.0, control.found_inf)?.threshold(&batch.params)?;
         }
         match before.filter(|_| traced) {
             Some(before) => before.shifts(&*self.rule, batch, lr, rates, strength, decayed),

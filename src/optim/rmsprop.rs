@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use super::trace::over_root;
 use super::{Argument, Batch, Rule, Slot, WeightDecay};
-use crate::libtorch::optim::{ForeachRmsProp, RmsPropState};
+use crate::libtorch::optim::{Control, ForeachRmsProp, RmsPropState};
 use crate::penalty::Rates;
 use crate::schedule::check;
 use crate::yaml::Invalid;
@@ -63,7 +63,11 @@ impl Rule for RmsPropSpec {
         slots
     }
 
-    fn update(&self, batch: &Batch, lr: f64, rates: &Rates) -> Result<()> {
+    fn takes_gate(&self) -> bool {
+        false
+    }
+
+    fn update(&self, batch: &Batch, control: &Control, rates: &Rates) -> Result<()> {
         let kernel = ForeachRmsProp {
             alpha: self.alpha,
             eps: self.eps,
@@ -77,7 +81,7 @@ impl Rule for RmsPropSpec {
             momentum_buffers: if self.momentum > 0.0 { batch.slot(2) } else { &[] },
             grad_avgs: batch.slot(2 + with_momentum),
         };
-        kernel.step(&batch.params, &batch.grads, &state, lr)
+        kernel.step(&batch.params, &batch.grads, &state, control.lr)
     }
     /// −η·[1/d − g·r′/d²] with d = r + ε, r the root mean square (centred: the deviation) and r′ = (1 − α)·(g − mean)/r.
     fn response(&self, batch: &Batch, grads: &[Tensor], lr: f64) -> Result<Vec<Tensor>> {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::{Argument, Batch, Rule, Slot, WeightDecay};
-use crate::libtorch::optim::FusedSgd;
+use crate::libtorch::optim::{Control, FusedSgd};
 use crate::penalty::Rates;
 use crate::schedule::check;
 use crate::yaml::Invalid;
@@ -55,7 +55,7 @@ impl Rule for SgdSpec {
         if self.momentum == 0.0 { Vec::new() } else { vec![Slot::zeros("momentum_buffer")] }
     }
 
-    fn update(&self, batch: &Batch, lr: f64, rates: &Rates) -> Result<()> {
+    fn update(&self, batch: &Batch, control: &Control, rates: &Rates) -> Result<()> {
         let kernel = FusedSgd {
             weight_decay: rates.l2,
             momentum: self.momentum,
@@ -63,7 +63,7 @@ impl Rule for SgdSpec {
             nesterov: self.nesterov,
             is_first_step: batch.fresh,
         };
-        kernel.step(&batch.params, &batch.grads, batch.slot(0), lr)
+        kernel.step(&batch.params, &batch.grads, batch.slot(0), control)
     }
     fn shrinkage(&self, lr: f64) -> Option<f64> {
         Some(if self.momentum > 0.0 { lr * (1.0 - self.dampening) / (1.0 - self.momentum) } else { lr })

@@ -1,6 +1,7 @@
 //! Cautious and relative decay, and the derivative of one step by λ₂, against loops written by hand in PyTorch.
 
 use tch::Kind;
+use tikhonov::optim::Stride;
 use tikhonov::schedule::{Clock, Plateau};
 
 use super::against_torch::{NAMES, Problem, flat, shared, targets};
@@ -193,7 +194,9 @@ fn decay_in_every_mode_and_the_derivative_of_a_step_by_lambda_equal_autograd_thr
                 let rates: Vec<_> = groups.iter().map(|group| group.rates(clock)).collect();
                 let lr = declared.schedule.lr(declared.optimizer.lr(), clock, &Plateau::default());
                 let traced = if step == steps - 1 { vec![traced] } else { Vec::new() };
-                let made = optimizer.step_traced(lr, &rates, declared.clip.as_ref(), &traced).unwrap();
+                let clip = declared.clip.as_ref();
+                let stride = Stride { lr, rates: &rates, clip, traced: &traced, ..Stride::default() };
+                let made = optimizer.advance(&stride).unwrap();
                 for shift in made.shifts.iter().flatten() {
                     assert!(NAMES[shift.param].ends_with("weight"));
                     problem.loss(&params, 48, 16).backward();
