@@ -99,6 +99,13 @@ pub struct TrainSpec {
     /// Autocast, as `torch.autocast`: weights, gradients and optimiser stay float32, and evaluation is float32 throughout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub amp: Option<Amp>,
+    /// Whether a GPU may round factors to TF32 in float32 convolutions and matrix products. Absent: as PyTorch, in convolutions
+    /// only. No effect on the CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tf32: Option<bool>,
+    /// Whether cuDNN tries its algorithms for each shape of a training step, and keeps the fastest. No effect on the CPU.
+    #[serde(default = "yes")]
+    pub cudnn_benchmark: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip: Option<Clip>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -148,6 +155,10 @@ impl Default for CheckpointSpec {
     fn default() -> Self {
         Self { every_steps: None, every_epochs: 1, keep: 1 }
     }
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn one_batch() -> usize {

@@ -83,6 +83,11 @@ pub fn seed(seed: u64) {
     tch::manual_seed(seed as i64);
 }
 
+/// Lets cuDNN try its algorithms on each new shape of a convolution and keep the fastest. No effect on the CPU.
+pub fn autotune(on: bool) {
+    tch::Cuda::cudnn_set_benchmark(on);
+}
+
 /// Sets the number of threads that one libtorch operation uses on the CPU.
 pub fn set_threads(threads: usize) {
     tch::set_num_threads(threads as i32);

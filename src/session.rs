@@ -15,6 +15,7 @@ use crate::data::{Dataset, Sets, Shelf, Split};
 use crate::device;
 use crate::exit::{Exit, OrExit, fail};
 use crate::layers::ParamKind;
+use crate::libtorch::autocast::allow_tf32;
 use crate::model::{Model, ModelSource, Network};
 use crate::penalty::{Group, PenaltySpec, Target};
 use crate::tasks::Task;
@@ -133,6 +134,9 @@ impl Session {
         let device = spec.device.resolve()?;
         if let Some(threads) = spec.threads {
             device::set_threads(threads);
+        }
+        if let Some(tf32) = spec.train.tf32 {
+            allow_tf32(tf32)?;
         }
         // The run folder must not depend on a model file that may change.
         spec.model = spec.model.inlined()?;

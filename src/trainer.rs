@@ -119,6 +119,7 @@ impl<'a> Trainer<'a> {
             saved => serde_json::from_value(saved.clone()).context("the checkpoint's schedule state")?,
         };
         let on_device = (Kind::Double, session.device);
+        device::autotune(spec.train.cudnn_benchmark);
         // The folder is touched only now that nothing can be refused any more.
         let folder = folder.begin(resumed.then_some(&state))?;
         if let ModelSource::Torchscript { file, sha256: Some(sha256), .. } = &spec.model.source {
@@ -429,8 +430,12 @@ impl<'a> Trainer<'a> {
         let loader = self.session.loader(set, false)?;
         let is_watched = split == Split::Validation || self.session.split(Split::Validation).is_none();
         let mut gallery = Gallery::of(if is_watched { self.session.config.spec.train.pictures } else { 0 });
+        // Images of any size would be tried and timed one by one.
+        device::autotune(false);
         let scores =
-            evaluate(network, &*self.session.task, self.session.model.output(), &loader, &mut gallery)?;
+            evaluate(network, &*self.session.task, self.session.model.output(), &loader, &mut gallery);
+        device::autotune(self.session.config.spec.train.cudnn_benchmark);
+        let scores = scores?;
         gallery.save(&self.folder.path().join("pictures"), &format!("epoch-{:04}", self.state.epoch))?;
         Ok(Some(scores))
     }

@@ -191,6 +191,28 @@ fn a_scale_that_falls_to_nothing_ends_the_run_with_5_and_a_remedy() {
 }
 
 #[test]
+fn what_only_a_gpu_minds_changes_nothing_on_the_cpu() {
+    let home = tempfile::tempdir().unwrap();
+    let config = home.path().join("c.yaml");
+    std::fs::write(&config, steep(home.path(), 1.0)).unwrap();
+    let train = |name: &str, sets: &[&str]| {
+        let out = home.path().join(name);
+        let mut args = vec!["train", config.to_str().unwrap(), "--device", "cpu", "--output"];
+        args.push(out.to_str().unwrap());
+        args.extend(sets.iter().flat_map(|set| ["--set", set]));
+        let (code, _, stderr) = run(&args);
+        assert_eq!(code, 0, "{stderr}");
+        std::fs::read(out.join("checkpoints/last/model.safetensors")).unwrap()
+    };
+    let plain = train("plain", &[]);
+    assert_eq!(train("short", &["train.tf32=true", "train.cudnn_benchmark=false"]), plain);
+    assert_eq!(train("long", &["train.tf32=false", "train.cudnn_benchmark=true"]), plain);
+    let (code, _, stderr) =
+        run(&["train", config.to_str().unwrap(), "--set", "train.tf32=maybe", "--dry-run"]);
+    assert!(code == 2 && stderr.contains("train.tf32"), "{code} {stderr}");
+}
+
+#[test]
 fn a_run_takes_pictures_of_its_work_and_eval_tells_the_score_of_each_image() {
     let home = tempfile::tempdir().unwrap();
     let folder = home.path().join("photographs");

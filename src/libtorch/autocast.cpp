@@ -1,5 +1,6 @@
-// torch.autocast's entering and leaving. Every function returns nullptr, or the text of the exception.
+// torch.autocast's entering and leaving, and TF32. Every function returns nullptr, or the text of the exception.
 
+#include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
 
 #include "guarded.h"
@@ -28,6 +29,14 @@ void tikhonov_autocast_leave(const TikhonovAutocast* was) {
   if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
   at::autocast::set_autocast_enabled(device, was->enabled);
   at::autocast::set_autocast_dtype(device, static_cast<at::ScalarType>(was->dtype));
+}
+
+// As torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32.
+char* tikhonov_allow_tf32(bool on) {
+  return guarded([&] {
+    at::globalContext().setAllowTF32CuBLAS(on);
+    at::globalContext().setAllowTF32CuDNN(on);
+  });
 }
 
 }  // extern "C"

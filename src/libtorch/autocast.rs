@@ -10,6 +10,7 @@ use super::check;
 unsafe extern "C" {
     fn tikhonov_autocast_enter(cuda: bool, bf16: bool, was: *mut AutocastState) -> *mut c_char;
     fn tikhonov_autocast_leave(was: *const AutocastState);
+    fn tikhonov_allow_tf32(on: bool) -> *mut c_char;
 }
 
 /// Laid out as `TikhonovAutocast` in autocast.cpp: what to go back to.
@@ -18,6 +19,13 @@ struct AutocastState {
     cuda: bool,
     enabled: bool,
     dtype: i8,
+}
+
+/// Whether GPUs may round the factors of float32 convolutions and matrix products to TF32, for the whole process. Without a call
+/// convolutions may and matrix products may not. No effect on the CPU.
+pub fn allow_tf32(on: bool) -> Result<()> {
+    // SAFETY: sets options of libtorch.
+    check(unsafe { tikhonov_allow_tf32(on) }).map_err(|message| anyhow!("TF32: {message}"))
 }
 
 /// Ends the region also where tch panics within it.

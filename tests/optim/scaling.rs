@@ -70,7 +70,7 @@ impl Run {
         let mut loss =
             (&self.params[0] * wanted(0)).sum(Kind::Float) + (&self.params[1] * wanted(1)).sum(Kind::Float);
         if overflows {
-            loss = loss * f64::INFINITY;
+            loss *= f64::INFINITY;
         }
         self.scale.as_ref().map_or(loss.shallow_clone(), |scale| scale.scaled(&loss)).backward();
         let (rates, clip, scale) = (&self.rates, self.clip.as_ref(), self.scale.as_ref());
