@@ -4,8 +4,18 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const SHIM: [&str; 7] =
-    ["shim.cpp", "autocast.cpp", "machine.cpp", "optim.cpp", "script.cpp", "stream.cpp", "guarded.h"];
+const SHIM: [&str; 10] = [
+    "shim.cpp",
+    "autocast.cpp",
+    "cores.cpp",
+    "machine.cpp",
+    "norm.cpp",
+    "optim.cpp",
+    "script.cpp",
+    "stream.cpp",
+    "guarded.h",
+    "simd.h",
+];
 
 fn main() {
     for file in SHIM {
@@ -47,6 +57,10 @@ fn main() {
     if let Some(include) = &cuda {
         shim.include(include).define("TIKHONOV_CUDA", None);
     }
+    if let Some(openmp) = openmp(&lib) {
+        shim.flag("-fopenmp");
+        println!("cargo:rustc-link-arg={}", openmp.display());
+    }
     println!("cargo:rustc-env=TIKHONOV_CUDA_HEADERS={}", if cuda.is_some() { "yes" } else { "no" });
     println!("cargo:rustc-env=TIKHONOV_LIBTORCH={}", torch.display());
     // A change in models/ or configs/ brings us here too, and is no reason to compile C++ for half a minute.
@@ -72,6 +86,16 @@ fn fingerprint(lib: &Path, cuda: Option<&Path>) -> Vec<u8> {
         all.extend(fs::read(Path::new("src/libtorch").join(file)).unwrap_or_default());
     }
     all
+}
+
+/// libtorch's own OpenMP, whose threads the shim's loops share: a second one beside it would fight for the cores. Without it
+/// those loops run on one thread.
+fn openmp(lib: &Path) -> Option<PathBuf> {
+    let files = fs::read_dir(lib).ok()?.flatten().map(|file| file.path());
+    let name = |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    files
+        .into_iter()
+        .find(|path| name(path).is_some_and(|name| name.starts_with("libgomp") && name.contains(".so")))
 }
 
 /// The CUDA headers that belong to this libtorch: from the neighbouring PyPI wheels, else from `CUDA_HOME`.

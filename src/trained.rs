@@ -73,11 +73,9 @@ impl Trained {
         Ok(Self { config, plan, weights })
     }
 
-    /// Sets the number of threads, where the config names one.
+    /// Sets the number of threads, where the config names one, and shares the cores.
     pub fn use_threads(&self) {
-        if let Some(threads) = self.config.spec.threads {
-            device::set_threads(threads);
-        }
+        device::use_threads(self.config.spec.threads);
     }
 
     /// The network alone.

@@ -14,6 +14,7 @@ mod generation;
 mod init_from;
 mod loader;
 mod model;
+mod norm;
 mod optim;
 mod optimizer_state;
 mod penalty;

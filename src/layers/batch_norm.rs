@@ -7,6 +7,7 @@ use tch::{Kind, Tensor, no_grad};
 use super::args::{agrees, image, not_negative, same, share, yes};
 use super::text::tensor;
 use super::{Layer, Misfit, Param, ParamKind, Shape, Twin};
+use crate::libtorch::norm::{self, Channels};
 
 /// Normalises each channel of `[C, H, W]` over the batch and the image.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -50,6 +51,11 @@ impl BatchNorm2d {
             .or("eps", self.eps, eps())
             .or("momentum", self.momentum, momentum())
             .or("affine", self.affine, true)
+    }
+
+    /// Its module, to be run together with what follows it.
+    pub(crate) fn joint(&self, path: &nn::Path, input: &[i64]) -> Joint {
+        Joint::new(nn::batch_norm2d(path, input[0], self.config()), path, self)
     }
 
     fn config(&self) -> nn::BatchNormConfig {
@@ -107,7 +113,7 @@ else:
     }
 
     fn build(&self, path: &nn::Path, input: &[i64]) -> Box<dyn ModuleT> {
-        Box::new(Counted::new(nn::batch_norm2d(path, input[0], self.config()), path, self))
+        Box::new(self.joint(path, input))
     }
 }
 
@@ -137,19 +143,20 @@ impl Layer for BatchNorm1d {
     }
 
     fn build(&self, path: &nn::Path, input: &[i64]) -> Box<dyn ModuleT> {
-        Box::new(Counted::new(nn::batch_norm1d(path, input[0], self.0.config()), path, &self.0))
+        Box::new(Joint::new(nn::batch_norm1d(path, input[0], self.0.config()), path, &self.0))
     }
 }
 
-/// tch's batch norm, which lacks `num_batches_tracked`.
+/// tch's batch norm with the `num_batches_tracked` that it lacks, and with the addition and the ReLU that may follow it.
 #[derive(Debug)]
-struct Counted {
+pub(crate) struct Joint {
     norm: nn::BatchNorm,
     batches: Tensor,
     eps: f64,
+    momentum: f64,
 }
 
-impl Counted {
+impl Joint {
     fn new(mut norm: nn::BatchNorm, path: &nn::Path, spec: &BatchNorm2d) -> Self {
         // tch makes the statistics in fp32 whatever the store's kind; set_data reaches the store's own handles.
         for statistics in [&mut norm.running_mean, &mut norm.running_var] {
@@ -157,27 +164,61 @@ impl Counted {
             statistics.set_data(&converted);
         }
         let zero = Tensor::zeros([0i64; 0], (Kind::Int64, path.device()));
-        Self { norm, batches: path.add("num_batches_tracked", zero, false), eps: spec.eps }
+        let batches = path.add("num_batches_tracked", zero, false);
+        Self { norm, batches, eps: spec.eps, momentum: spec.momentum }
     }
-}
 
-impl ModuleT for Counted {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
-        if !train {
-            return self.norm.forward_t(xs, false);
+    /// `relu(norm(xs) + addend)`, both as asked for.
+    pub(crate) fn forward(&self, xs: &Tensor, addend: Option<&Tensor>, relu: bool, train: bool) -> Tensor {
+        if train {
+            no_grad(|| {
+                let _ = self.batches.shallow_clone().g_add_scalar_(1);
+            });
+            if let Some(ys) = self.fused(xs, addend, relu) {
+                return ys;
+            }
         }
-        no_grad(|| {
-            let _ = self.batches.shallow_clone().g_add_scalar_(1);
-        });
+        let ys = self.normalised(xs, train);
+        let mut ys = match addend {
+            Some(addend) => ys + addend,
+            None => ys,
+        };
+        // In place: no gradient before it needs what it overwrites.
+        if relu { ys.relu_() } else { ys }
+    }
+
+    fn fused(&self, xs: &Tensor, addend: Option<&Tensor>, relu: bool) -> Option<Tensor> {
+        let channels = Channels {
+            weight: self.norm.ws.as_ref(),
+            bias: self.norm.bs.as_ref(),
+            running_mean: &self.norm.running_mean,
+            running_var: &self.norm.running_var,
+            momentum: self.momentum,
+            eps: self.eps,
+        };
+        match norm::batch_norm(xs, addend, &channels, relu) {
+            Ok(ys) => ys,
+            // As every operation of tch: whoever called catches it.
+            Err(error) => std::panic::panic_any(error),
+        }
+    }
+
+    fn normalised(&self, xs: &Tensor, train: bool) -> Tensor {
         let size = xs.size();
         let values: i64 =
             size.iter().enumerate().filter(|(axis, _)| *axis != 1).map(|(_, extent)| extent).product();
-        if values == 1 {
+        if train && values == 1 {
             // One value has no variance; it must not put NaN into the running statistics.
             let none = None::<&Tensor>;
             let (ws, bs) = (self.norm.ws.as_ref(), self.norm.bs.as_ref());
             return Tensor::batch_norm(xs, ws, bs, none, none, true, 0.0, self.eps, false);
         }
-        self.norm.forward_t(xs, true)
+        self.norm.forward_t(xs, train)
+    }
+}
+
+impl ModuleT for Joint {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
+        self.forward(xs, None, false, train)
     }
 }

@@ -262,9 +262,13 @@ struct ChannelsLast(nn::Conv2D);
 impl ModuleT for ChannelsLast {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
         let is_slow = train && xs.device() == Device::Cpu && xs.kind() == Kind::Float && xs.stride()[1] != 1;
-        match is_slow {
-            true => self.0.forward(&xs.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])),
-            false => self.0.forward(xs),
+        match (is_slow, xs.size().as_slice()) {
+            // Nothing moves, but libtorch takes the order of a single channel from its strides.
+            (true, &[_, 1, height, width]) if !xs.requires_grad() => {
+                self.0.forward(&xs.contiguous().as_strided(xs.size(), [height * width, 1, width, 1], None))
+            }
+            (true, _) => self.0.forward(&xs.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])),
+            (false, _) => self.0.forward(xs),
         }
     }
 }

@@ -29,6 +29,7 @@ use tch::nn::{self, ModuleT};
 
 pub use activation::Activation;
 pub(crate) use args::shown;
+pub(crate) use batch_norm::Joint;
 pub use text::{Arg, Twin};
 
 /// The shape of one sample, without the batch dimension: `[C, H, W]` or `[F]`.

@@ -4,8 +4,10 @@
 
 pub mod autocast;
 pub mod bytes;
+pub mod cores;
 pub mod machine;
 pub mod memory;
+pub mod norm;
 pub mod optim;
 pub mod script;
 pub mod stream;
