@@ -5,6 +5,7 @@
 //! are clamped to [0, 1], transparent pixels are blended with white. Grey becomes RGB by repetition, RGB becomes grey
 //! by ITU-R BT.601-2 luma as Pillow rounds it. A picture may need 512 MiB when decoded, a file may have 1 GiB.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{Cursor, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -58,6 +59,11 @@ pub enum Resize {
 pub struct ImageFile {
     pub path: PathBuf,
     pub mode: Mode,
+}
+
+thread_local! {
+    /// With the memory that it needs between its two passes.
+    static RESIZER: RefCell<fir::Resizer> = RefCell::new(fir::Resizer::new());
 }
 
 /// 8-bit pixels, `height × width × channels` in `data`, channels innermost.
@@ -172,16 +178,17 @@ fn jpeg_ends(bytes: &[u8]) -> bool {
     let mut at = 2;
     loop {
         // To the next marker, past entropy-coded data, stuffed zeros, restarts and fill bytes.
-        let Some(&[_, marker]) = bytes.get(at..at + 2) else { return false };
-        match (bytes[at], marker) {
-            (0xff, 0xd9) => return true,
-            (0xff, 0xff) => at += 1,
-            (0xff, 0x00 | 0x01 | 0xd0..=0xd8) => at += 2,
-            (0xff, _) => {
+        let Some(ahead) = memchr::memchr(0xff, bytes.get(at..).unwrap_or_default()) else { return false };
+        at += ahead;
+        match bytes.get(at + 1) {
+            None => return false,
+            Some(0xd9) => return true,
+            Some(0xff) => at += 1,
+            Some(0x00 | 0x01 | 0xd0..=0xd8) => at += 2,
+            Some(_) => {
                 let Some(&[high, low]) = bytes.get(at + 2..at + 4) else { return false };
                 at += 2 + usize::from(u16::from_be_bytes([high, low])).max(2);
             }
-            _ => at += 1,
         }
     }
 }
@@ -235,17 +242,36 @@ impl Picture {
 
     /// Scaled with an antialiased bilinear filter, as Pillow's `BILINEAR`.
     pub fn resize(&self, height: usize, width: usize) -> Picture {
-        if (height, width) == (self.height, self.width) {
-            return self.clone();
+        self.cut(0, 0, self.height, self.width, height, width)
+    }
+
+    /// The rectangle `of_height × of_width` whose upper left corner is (`top`, `left`), scaled as by [`resize`](Self::resize) and
+    /// without a look at what lies around it. It is clipped to the picture.
+    fn cut(
+        &self,
+        top: usize,
+        left: usize,
+        of_height: usize,
+        of_width: usize,
+        height: usize,
+        width: usize,
+    ) -> Picture {
+        let (top, left) = (top.min(self.height), left.min(self.width));
+        let (of_height, of_width) = (of_height.min(self.height - top), of_width.min(self.width - left));
+        if (height, width) == (of_height, of_width) {
+            return self.crop(top, left, height, width);
         }
         let kind = if self.channels == 1 { fir::PixelType::U8 } else { fir::PixelType::U8x3 };
         let mut scaled = fir::images::Image::new(width as u32, height as u32, kind);
         let options =
             fir::ResizeOptions::new().resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::Bilinear));
         let source = fir::images::ImageRef::new(self.width as u32, self.height as u32, &self.data, kind);
-        if let Ok(source) = source {
+        let [top, left, of_height, of_width] = [top, left, of_height, of_width].map(|side| side as u32);
+        if let Ok(source) = &source
+            && let Ok(part) = fir::images::CroppedImage::new(source, left, top, of_width, of_height)
+        {
             // Fails only when the pixel types differ, and they are one.
-            let outcome = fir::Resizer::new().resize(&source, &mut scaled, &options);
+            let outcome = RESIZER.with_borrow_mut(|resizer| resizer.resize(&part, &mut scaled, &options));
             debug_assert!(outcome.is_ok());
         }
         Picture { channels: self.channels, height, width, data: scaled.into_vec() }
@@ -302,7 +328,7 @@ impl Fit {
 
     /// A rectangle of the picture as one sample, for random resized crops.
     pub fn region(&self, picture: &Picture, top: usize, left: usize, height: usize, width: usize) -> Picture {
-        self.finish(picture.crop(top, left, height, width).resize(self.height, self.width))
+        self.finish(picture.cut(top, left, height, width, self.height, self.width))
     }
 
     fn finish(&self, mut picture: Picture) -> Picture {

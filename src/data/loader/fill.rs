@@ -4,6 +4,7 @@ use anyhow::{Result, anyhow};
 use tch::{Kind, Tensor};
 
 use super::Common;
+use crate::data::Picture;
 use crate::data::augment::{Augment, Pixels, Stage};
 use crate::libtorch::memory::{Number, Slots};
 
@@ -83,27 +84,30 @@ impl Fill {
         })
     }
 
-    /// Fills slot `slot` with the picture `planes`, `channels × height × width`, as the augmentation's `numbers`
-    /// say. Each slot can be filled once.
+    /// Fills slot `slot` with a picture as the augmentation's `numbers` say. Each slot can be filled once.
     pub fn write(
         &self,
         buffer: &Buffer,
         slot: usize,
-        planes: &[u8],
+        levels: Levels<'_>,
         common: &Common,
         numbers: &[f64],
     ) -> Result<()> {
-        if planes.len() != self.channels * self.from[0] * self.from[1] {
-            return Err(anyhow!("a picture of {} bytes does not fit the samples", planes.len()));
+        let bytes = levels.bytes().len();
+        if bytes != self.channels * self.from[0] * self.from[1] {
+            return Err(anyhow!("a picture of {bytes} bytes does not fit the samples"));
         }
         let taken = || anyhow!("a batch has no free slot {slot}");
         match (buffer, &self.tables) {
-            (Buffer::Levels(slots), _) => slots.slot(slot).ok_or_else(taken)?.copy_from_slice(planes),
+            (Buffer::Levels(slots), _) => match (slots.slot(slot).ok_or_else(taken)?, levels) {
+                (out, Levels::Planes(planes)) => out.copy_from_slice(planes),
+                (out, Levels::Picture(picture)) => picture.write_planes(out),
+            },
             (Buffer::Float(slots), Tables::Float(tables)) => {
-                self.sample(slots.slot(slot).ok_or_else(taken)?, planes, tables, common, numbers);
+                self.sample(slots.slot(slot).ok_or_else(taken)?, levels, tables, common, numbers);
             }
             (Buffer::Double(slots), Tables::Double(tables)) => {
-                self.sample(slots.slot(slot).ok_or_else(taken)?, planes, tables, common, numbers);
+                self.sample(slots.slot(slot).ok_or_else(taken)?, levels, tables, common, numbers);
             }
             _ => return Err(anyhow!("a batch of another kind")),
         }
@@ -113,30 +117,46 @@ impl Fill {
     fn sample<T: Number>(
         &self,
         out: &mut [T],
-        planes: &[u8],
+        levels: Levels<'_>,
         tables: &[[T; 256]],
         common: &Common,
         numbers: &[f64],
     ) {
-        if self.moves {
-            let Maps { down, across, transposed } = self.maps(common, numbers);
-            if transposed {
-                self.turned(out, planes, tables, &down, &across);
-            } else {
-                self.moved(out, planes, tables, &down, &runs(&across));
+        let maps = self.moves.then(|| self.maps(common, numbers));
+        let (maps, plane) = (maps.as_ref(), self.from[0] * self.from[1]);
+        match levels {
+            Levels::Picture(Picture { channels: 3, data, .. }) => {
+                let pixels = data.as_chunks::<3>().0;
+                self.place((0..3).map(|lane| Plane { pixels, lane }), out, tables, maps);
             }
-        } else {
-            let (plane_in, plane_out) = (self.from[0] * self.from[1], self.to[0] * self.to[1]);
-            let planes = planes.chunks_exact(plane_in).zip(out.chunks_exact_mut(plane_out));
-            for ((plane, out), table) in planes.zip(tables) {
-                for (out, &level) in out.iter_mut().zip(plane) {
-                    *out = table[level as usize];
-                }
+            Levels::Picture(picture) if picture.channels > 1 => {
+                self.place(Plane::each(&picture.planes(), plane), out, tables, maps);
             }
+            levels => self.place(Plane::each(levels.bytes(), plane), out, tables, maps),
         }
         for (step, numbers) in common.pipeline.of_sample(numbers) {
             if let Augment::Cutout(cutout) = step {
                 cutout.blank(out, self.to, numbers);
+            }
+        }
+    }
+
+    fn place<'a, T: Number, const STEP: usize>(
+        &self,
+        planes: impl Iterator<Item = Plane<'a, STEP>>,
+        out: &mut [T],
+        tables: &[[T; 256]],
+        maps: Option<&Maps>,
+    ) {
+        let runs = maps.map(|maps| runs(&maps.across)).unwrap_or_default();
+        let outputs = out.chunks_exact_mut(self.to[0] * self.to[1]);
+        for ((plane, out), table) in planes.zip(outputs).zip(tables) {
+            match maps {
+                None => plane.look_up(0, out, table),
+                Some(Maps { down, across, transposed: true }) => {
+                    self.turned(out, plane, table, down, across);
+                }
+                Some(maps) => self.moved(out, plane, table, &maps.down, &runs),
             }
         }
     }
@@ -184,65 +204,94 @@ impl Fill {
     }
 
     /// As [`moved`](Self::moved), rows of the picture running down the sample's columns.
-    fn turned<T: Number>(
+    fn turned<T: Number, const STEP: usize>(
         &self,
         out: &mut [T],
-        planes: &[u8],
-        tables: &[[T; 256]],
+        plane: Plane<'_, STEP>,
+        table: &[T; 256],
         down: &[i32],
         across: &[i32],
     ) {
-        let [height, width] = self.from;
-        let outputs = out.chunks_exact_mut(self.to[0] * self.to[1]);
-        for ((plane, out), table) in planes.chunks_exact(height * width).zip(outputs).zip(tables) {
-            for (&column, out) in down.iter().zip(out.chunks_exact_mut(self.to[1])) {
-                for (&row, out) in across.iter().zip(out) {
-                    let fill = row.min(column);
-                    let at = if fill < 0 {
-                        level(fill)
-                    } else {
-                        plane[row as usize * width + column as usize].into()
-                    };
-                    *out = table[at];
-                }
+        for (&column, out) in down.iter().zip(out.chunks_exact_mut(self.to[1])) {
+            for (&row, out) in across.iter().zip(out) {
+                let fill = row.min(column);
+                let at = if fill < 0 {
+                    level(fill)
+                } else {
+                    plane.pixels[row as usize * self.from[1] + column as usize][plane.lane].into()
+                };
+                *out = table[at];
             }
         }
     }
 
-    fn moved<T: Number>(
+    fn moved<T: Number, const STEP: usize>(
         &self,
         out: &mut [T],
-        planes: &[u8],
-        tables: &[[T; 256]],
+        plane: Plane<'_, STEP>,
+        table: &[T; 256],
         rows: &[i32],
         columns: &[Run],
     ) {
-        let [height, width] = self.from;
-        let outputs = out.chunks_exact_mut(self.to[0] * self.to[1]);
-        for ((plane, out), table) in planes.chunks_exact(height * width).zip(outputs).zip(tables) {
-            for (&row, mut out) in rows.iter().zip(out.chunks_exact_mut(self.to[1])) {
-                let line = plane.get(row.max(0) as usize * width..).unwrap_or_default();
-                for run in columns {
-                    let (part, rest) = out.split_at_mut(run.len);
-                    out = rest;
-                    match run.origin {
-                        // Where padding crosses padding, the later crop's is on top.
-                        _ if row.min(run.first) < 0 => part.fill(table[level(row.min(run.first))]),
-                        Origin::Forward => {
-                            for (out, &level) in part.iter_mut().zip(&line[run.first as usize..]) {
-                                *out = table[level as usize];
-                            }
-                        }
-                        Origin::Backward => {
-                            for (out, &level) in part.iter_mut().zip(line[..=run.first as usize].iter().rev())
-                            {
-                                *out = table[level as usize];
-                            }
-                        }
-                        Origin::Fill => {}
-                    }
+        for (&row, mut out) in rows.iter().zip(out.chunks_exact_mut(self.to[1])) {
+            let line = row.max(0) as usize * self.from[1];
+            for run in columns {
+                let (part, rest) = out.split_at_mut(run.len);
+                out = rest;
+                match run.origin {
+                    // Where padding crosses padding, the later crop's is on top.
+                    _ if row.min(run.first) < 0 => part.fill(table[level(row.min(run.first))]),
+                    Origin::Forward => plane.look_up(line + run.first as usize, part, table),
+                    Origin::Backward => plane.look_up_back(line + run.first as usize, part, table),
+                    Origin::Fill => {}
                 }
             }
+        }
+    }
+}
+
+/// 8-bit pixels of one picture.
+#[derive(Clone, Copy)]
+pub enum Levels<'a> {
+    /// `channels × height × width`.
+    Planes(&'a [u8]),
+    Picture(&'a Picture),
+}
+
+impl<'a> Levels<'a> {
+    fn bytes(self) -> &'a [u8] {
+        match self {
+            Levels::Planes(planes) => planes,
+            Levels::Picture(picture) => &picture.data,
+        }
+    }
+}
+
+/// One channel: a byte of each pixel of `STEP` bytes.
+#[derive(Clone, Copy)]
+struct Plane<'a, const STEP: usize> {
+    pixels: &'a [[u8; STEP]],
+    lane: usize,
+}
+
+impl<'a> Plane<'a, 1> {
+    fn each(planes: &'a [u8], len: usize) -> impl Iterator<Item = Self> {
+        planes.chunks_exact(len).map(|plane| Self { pixels: plane.as_chunks().0, lane: 0 })
+    }
+}
+
+impl<const STEP: usize> Plane<'_, STEP> {
+    /// The values of the pixels from `first` on.
+    fn look_up<T: Number>(&self, first: usize, out: &mut [T], table: &[T; 256]) {
+        for (out, pixel) in out.iter_mut().zip(&self.pixels[first..]) {
+            *out = table[pixel[self.lane] as usize];
+        }
+    }
+
+    /// The values of the pixels from `first` on, backwards.
+    fn look_up_back<T: Number>(&self, first: usize, out: &mut [T], table: &[T; 256]) {
+        for (out, pixel) in out.iter_mut().zip(self.pixels[..=first].iter().rev()) {
+            *out = table[pixel[self.lane] as usize];
         }
     }
 }

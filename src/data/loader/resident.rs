@@ -3,7 +3,7 @@
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
-use super::fill::Fill;
+use super::fill::{Fill, Levels};
 use super::{Assembled, Common};
 use crate::data::draw::{Draw, Purpose};
 use crate::libtorch::memory::Bytes;
@@ -60,7 +60,7 @@ impl Resident {
                 for (slot, &index) in indices.iter().enumerate() {
                     let planes = &bytes.as_slice()[index as usize * per_sample..][..*per_sample];
                     let numbers = &numbers[slot * width..][..width];
-                    fill.write(&buffer, slot, planes, common, numbers)?;
+                    fill.write(&buffer, slot, Levels::Planes(planes), common, numbers)?;
                 }
                 buffer.into_tensor()
             }

@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result, anyhow};
 use tch::{Device, Kind, Tensor};
 
-use super::fill::{Buffer, Fill};
+use super::fill::{Buffer, Fill, Levels};
 use super::{Assembled, Common};
 use crate::data::draw::{Draw, Purpose};
 use crate::data::{Files, Fit, Framing, Picture, Skipped};
@@ -213,7 +213,7 @@ impl Stream {
             Framing::Whole => &picture,
         };
         self.fill
-            .write(&job.batch.buffer, job.slot, &picture.planes(), &self.common, &numbers)
+            .write(&job.batch.buffer, job.slot, Levels::Picture(picture), &self.common, &numbers)
             .or_exit(Exit::Data, || format!("{}: not a sample", self.files.files[file].path.display()))?;
         *lock(&job.batch.samples[job.slot]) = Some(Sample { index: index as i64, numbers });
         Ok(())
