@@ -1,47 +1,96 @@
 //! Writes safetensors files, tensor by tensor: the crate's own writer leaves a file readable by its owner only and forgets the order.
 
 use std::collections::HashMap;
-use std::io::Write;
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::path::Path;
+use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use safetensors::Dtype as Packed;
 use safetensors::tensor::{Metadata, TensorInfo};
+use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-use super::atomic;
+use super::{atomic, digest};
 use crate::exit::{Exit, OrExit};
 use crate::libtorch::bytes;
 
 /// Writes contiguous copies of `tensors` to `path`, atomically; `format: pt` is added to `metadata`. Any device. The order is
 /// kept among tensors of one element size; larger elements come first, which aligns them all.
 pub fn write(path: &Path, tensors: &[(String, Tensor)], metadata: &[(String, String)]) -> Result<()> {
-    let mut order: Vec<_> = tensors.iter().collect();
-    order.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.kind().elt_size_in_bytes()));
-    let mut infos = Vec::with_capacity(order.len());
-    let mut at = 0;
-    for (name, tensor) in &order {
-        let dtype = packed(tensor.kind()).or_exit(Exit::Checkpoint, || {
-            format!("`{name}`: safetensors has no dtype for {:?}; write a .pt", tensor.kind())
-        })?;
-        let end = at + tensor.numel() * tensor.kind().elt_size_in_bytes();
-        let shape = tensor.size().iter().map(|&d| d as usize).collect();
-        infos.push((name.clone(), TensorInfo { dtype, shape, data_offsets: (at, end) }));
-        at = end;
-    }
-    let mut metadata: HashMap<String, String> = metadata.iter().cloned().collect();
-    metadata.insert("format".into(), "pt".into());
-    let mut header = serde_json::to_vec(&Metadata::new(Some(metadata), infos).context("the header")?)?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    atomic::write(path, |file| {
-        file.write_all(&(header.len() as u64).to_le_bytes())?;
-        file.write_all(&header)?;
-        for (_, tensor) in &order {
-            let cpu = tensor.detach().f_to_device(Device::Cpu)?.f_contiguous()?;
-            bytes::with(&cpu, |bytes| file.write_all(bytes))??;
+    let contents = Contents::of(tensors, metadata)?;
+    atomic::write(path, |file| contents.pass_to(|bytes| Ok(file.write_all(bytes)?)))
+}
+
+/// What a file will hold: the header, and the memory of the tensors on the CPU.
+pub struct Contents {
+    header: Vec<u8>,
+    tensors: Vec<Tensor>,
+}
+
+impl Contents {
+    /// As [`write()`] lays them out. Contiguous tensors on the CPU are not copied, so nothing may write to them meanwhile.
+    pub fn of(tensors: &[(String, Tensor)], metadata: &[(String, String)]) -> Result<Self> {
+        let mut order: Vec<_> = tensors.iter().collect();
+        order.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.kind().elt_size_in_bytes()));
+        let mut infos = Vec::with_capacity(order.len());
+        let mut at = 0;
+        for (name, tensor) in &order {
+            let dtype = packed(tensor.kind()).or_exit(Exit::Checkpoint, || {
+                format!("`{name}`: safetensors has no dtype for {:?}; write a .pt", tensor.kind())
+            })?;
+            let end = at + tensor.numel() * tensor.kind().elt_size_in_bytes();
+            let shape = tensor.size().iter().map(|&d| d as usize).collect();
+            infos.push((name.clone(), TensorInfo { dtype, shape, data_offsets: (at, end) }));
+            at = end;
         }
-        Ok(())
-    })
+        let mut metadata: HashMap<String, String> = metadata.iter().cloned().collect();
+        metadata.insert("format".into(), "pt".into());
+        let json = serde_json::to_vec(&Metadata::new(Some(metadata), infos).context("the header")?)?;
+        let len = json.len().next_multiple_of(8);
+        let mut header = (len as u64).to_le_bytes().to_vec();
+        header.extend(json);
+        header.resize(8 + len, b' ');
+        let flat = |tensor: &Tensor| tensor.detach().f_to_device(Device::Cpu)?.f_contiguous();
+        let tensors = order.into_iter().map(|(_, tensor)| flat(tensor)).collect::<Result<_, _>>()?;
+        Ok(Self { header, tensors })
+    }
+
+    /// The same memory once more, for another thread.
+    pub fn share(&self) -> Self {
+        Self {
+            header: self.header.clone(),
+            tensors: self.tensors.iter().map(Tensor::shallow_clone).collect(),
+        }
+    }
+
+    /// The SHA-256 of the file, from memory.
+    pub fn sum(&self) -> Result<String> {
+        let mut sum = Sha256::new();
+        self.pass_to(|bytes| {
+            sum.update(bytes);
+            Ok(())
+        })?;
+        Ok(digest::hexadecimal(sum))
+    }
+
+    /// Writes a new file, syncs it to the disk, and returns the SHA-256 of what reads back meanwhile.
+    pub fn write_synced(&self, path: &Path) -> Result<String> {
+        let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+        self.pass_to(|bytes| Ok(file.write_all(bytes)?))?;
+        let file = file.into_inner()?;
+        thread::scope(|scope| {
+            let sum = scope.spawn(|| digest::of_file(path));
+            file.sync_all().context("flushing to the disk")?;
+            sum.join().map_err(|_| anyhow!("the thread that reads it back has died"))?
+        })
+    }
+
+    fn pass_to(&self, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        take(&self.header)?;
+        self.tensors.iter().try_for_each(|tensor| bytes::with(tensor, &mut take)?)
+    }
 }
 
 fn packed(kind: Kind) -> Option<Packed> {

@@ -9,13 +9,14 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::thread::{self, ScopedJoinHandle};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use tch::Tensor;
 
-use super::safetensors;
+use super::digest;
+use super::safetensors::Contents;
 use super::weights::read_weights;
 use crate::exit::{Exit, OrExit, fail};
 use crate::optim::ScalingState;
@@ -200,28 +201,46 @@ impl Checkpoints {
         let state = &mut snapshot.state;
         let mut parts = vec![("model", &snapshot.model), ("optimizer", &snapshot.optimizer)];
         parts.extend(snapshot.ema.as_ref().map(|ema| ("ema", ema)));
-        for (part, tensors) in parts {
-            let file = format!("{part}.safetensors");
-            let path = draft.join(&file);
-            safetensors::write(&path, tensors, &[])?;
-            state.files.insert(file, sha256(&fs::read(&path)?));
-        }
-        let mut file = File::create(draft.join("state.json"))?;
-        file.write_all(&serde_json::to_vec_pretty(&state)?)?;
-        file.sync_all()?;
-        Ok(sync_folder(draft)?)
+        let parts = parts
+            .into_iter()
+            .map(|(part, tensors)| Ok((format!("{part}.safetensors"), Contents::of(tensors, &[])?)));
+        let parts = parts.collect::<Result<Vec<_>>>()?;
+        let twins = parts.iter().map(|(file, contents)| (file.clone(), contents.share())).collect();
+        // All files are on their way to the disk at once, and their sums are taken meanwhile; the draft becomes a
+        // checkpoint only when all of it is there and reads back as it is in memory.
+        thread::scope(|scope| {
+            let sums = scope.spawn(|| at_once(twins, |_, contents| contents.sum()));
+            let files = scope.spawn(|| {
+                at_once(parts, |file, contents| {
+                    contents.write_synced(&draft.join(file)).with_context(|| file.to_owned())
+                })
+            });
+            state.files = joined(sums)?;
+            let mut file = File::create(draft.join("state.json"))?;
+            file.write_all(&serde_json::to_vec_pretty(&state)?)?;
+            file.sync_all()?;
+            if joined(files)? != state.files || read_state(draft)?.files != state.files {
+                bail!("{} does not read back as written", draft.display());
+            }
+            Ok(sync_folder(draft)?)
+        })
     }
 
-    /// Puts a whole draft in its place; what was there goes when the new one reads back as written.
+    /// Puts a whole draft, which was read back, in its place; what was there goes when the new one reads back there too.
     fn place(&self, draft: &Path, target: &Path) -> Result<()> {
         let old = target.with_file_name(format!(".{}.old", short_name(target)));
         remove_if_there(&old)?;
-        if target.exists() {
+        let replaces = target.exists();
+        if replaces {
             fs::rename(target, &old)?;
         }
         fs::rename(draft, target)?;
         sync_folder(&self.folder)?;
-        verify(target).with_context(|| format!("{} does not read back as written", target.display()))?;
+        if replaces {
+            read_state(target)
+                .and_then(|state| verify(target, &state))
+                .with_context(|| format!("{} does not read back as written", target.display()))?;
+        }
         Ok(remove_if_there(&old)?)
     }
 
@@ -343,27 +362,56 @@ fn read_whole(folder: &Path) -> Result<Loaded> {
             state.version
         );
     }
+    for name in ["model.safetensors", "optimizer.safetensors"] {
+        state.files.get(name).with_context(|| format!("state.json does not list {name}"))?;
+    }
     let read = |name: &str| -> Result<BTreeMap<String, Tensor>> {
-        check(folder, name, &state.files)?;
         Ok(read_weights(&folder.join(name), None)?.tensors.into_iter().collect())
     };
-    let ema = state.files.contains_key("ema.safetensors").then(|| read("ema.safetensors")).transpose()?;
-    let (model, optimizer) = (read("model.safetensors")?, read("optimizer.safetensors")?);
+    // Read by this thread, whose memory is at hand, while others verify; what they find wrong counts first.
+    let (intact, tensors) = thread::scope(|scope| {
+        let intact = scope.spawn(|| verify(folder, &state));
+        let ema = || state.files.contains_key("ema.safetensors").then(|| read("ema.safetensors")).transpose();
+        let tensors =
+            || -> Result<_> { Ok((read("model.safetensors")?, read("optimizer.safetensors")?, ema()?)) };
+        let tensors = tensors();
+        (joined(intact), tensors)
+    });
+    intact?;
+    let (model, optimizer, ema) = tensors?;
     Ok(Loaded { folder: folder.into(), model, optimizer, ema, state })
 }
 
-fn verify(folder: &Path) -> Result<()> {
-    let state = read_state(folder)?;
-    state.files.keys().try_for_each(|name| check(folder, name, &state.files))
+/// Whether every file is what `state` says.
+fn verify(folder: &Path, state: &State) -> Result<()> {
+    let files = state.files.iter().map(|(name, wanted)| (name.clone(), wanted)).collect();
+    at_once(files, |name, wanted| {
+        if digest::of_file(&folder.join(name)).with_context(|| name.to_owned())? != *wanted {
+            bail!("{name} is damaged: its SHA-256 is not the one in state.json");
+        }
+        Ok(())
+    })?;
+    Ok(())
 }
 
-fn check(folder: &Path, name: &str, files: &BTreeMap<String, String>) -> Result<()> {
-    let wanted = files.get(name).with_context(|| format!("state.json does not list {name}"))?;
-    let bytes = fs::read(folder.join(name)).with_context(|| name.to_owned())?;
-    if sha256(&bytes) != *wanted {
-        bail!("{name} is damaged: its SHA-256 is not the one in state.json");
-    }
-    Ok(())
+/// Does the work for every file in a thread of its own; of several errors the first in the order of the files is told.
+fn at_once<T: Send, R: Send>(
+    files: Vec<(String, T)>,
+    work: impl Fn(&str, T) -> Result<R> + Sync,
+) -> Result<BTreeMap<String, R>> {
+    thread::scope(|scope| {
+        let work = &work;
+        let start = |(file, with): (String, T)| {
+            let name = file.clone();
+            (file, scope.spawn(move || work(&name, with)))
+        };
+        let running: Vec<_> = files.into_iter().map(start).collect();
+        running.into_iter().map(|(file, thread)| Ok((file, joined(thread)?))).collect()
+    })
+}
+
+fn joined<T>(thread: ScopedJoinHandle<Result<T>>) -> Result<T> {
+    thread.join().unwrap_or_else(|_| Err(anyhow!("a thread has died at it")))
 }
 
 fn read_state(folder: &Path) -> Result<State> {
@@ -385,11 +433,6 @@ fn remove_if_there(folder: &Path) -> std::io::Result<()> {
 /// A rename is on the disk only when the folder that holds the name is.
 fn sync_folder(folder: &Path) -> std::io::Result<()> {
     File::open(folder)?.sync_all()
-}
-
-/// In lower-case hexadecimal.
-fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
