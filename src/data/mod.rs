@@ -4,6 +4,7 @@ pub mod augment;
 pub mod draw;
 mod files;
 mod fingerprint;
+mod jpeg;
 pub mod loader;
 pub mod normalize;
 pub mod photo;

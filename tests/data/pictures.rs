@@ -68,6 +68,87 @@ fn every_form_of_picture_decodes_to_the_pixels_that_pillow_sees() {
     }
 }
 
+/// JPEG files as cameras and programs write them, then those of which no part is decoded by itself.
+const JPEGS: &str = "
+from PIL import Image
+rng = np.random.default_rng(3)
+def picture(height, width):
+    yy, xx = np.mgrid[:height, :width]
+    rgb = np.stack([xx * 3 + yy, yy * 5, (xx - yy) * 2], 2).astype(np.uint8)
+    rgb[height // 4:height // 2] = rng.integers(0, 256, (height // 2 - height // 4, width, 3))
+    return Image.fromarray(rgb)
+for height, width in [(64, 64), (65, 97), (131, 70), (72, 335), (199, 129)]:
+    for s in ['4:4:4', '4:2:2', '4:2:0', '4:4:0']:
+        for quality, options in [(30, {}), (95, {'optimize': True}), (75, {'restart_marker_blocks': 3})]:
+            name = f'{height}-{width}-{s[2:]}-{quality}.jpg'.replace(':', '')
+            try: picture(height, width).save(name, quality=quality, subsampling=s, **options)
+            except (TypeError, ValueError): continue
+            print('part', name)
+exif = Image.Exif(); exif[0x0112] = 1; picture(100, 90).save('upright.jpg', exif=exif); print('part upright.jpg')
+exif[0x0112] = 6; picture(100, 90).save('turned.jpg', exif=exif); print('whole turned.jpg')
+picture(100, 90).save('progressive.jpg', progressive=True); print('whole progressive.jpg')
+picture(100, 90).convert('L').save('grey.jpg'); print('whole grey.jpg')
+picture(100, 90).convert('CMYK').save('cmyk.jpg'); print('whole cmyk.jpg')
+picture(100, 90).save('png.jpg', format='png'); print('whole png.jpg')
+";
+
+#[test]
+fn a_part_of_a_jpeg_has_the_bits_that_it_has_in_the_whole() {
+    let (folder, listed) = made_by(JPEGS);
+    let listed: Vec<_> = listed.lines().map(|line| line.split_once(' ').unwrap()).collect();
+    assert!(listed.iter().filter(|(kind, _)| *kind == "part").count() > 40);
+    for (number, &(kind, name)) in listed.iter().enumerate() {
+        let file = ImageFile { path: folder.path().join(name), mode: Mode::Rgb };
+        let whole = file.decode().unwrap();
+        for draw in 0..40 {
+            let mut random = Draw::new(5, number as u64, draw, Purpose::Augment);
+            let mut part = |side: usize| {
+                let len = if draw == 0 { side } else { 1 + random.below(side as u64) as usize };
+                (random.below((side - len) as u64 + 1) as usize, len)
+            };
+            let ((top, height), (left, width)) = (part(whole.height), part(whole.width));
+            let got = file.decode_part(|sides| {
+                assert_eq!(sides, [whole.height, whole.width], "{name}");
+                Some([top, left, height, width])
+            });
+            let wanted = (kind == "part").then(|| whole.crop(top, left, height, width));
+            assert!(got == wanted, "{name}: {height}x{width} at {top}, {left}");
+        }
+    }
+}
+
+#[test]
+fn a_part_of_a_damaged_jpeg_is_left_to_the_full_decoder_or_has_the_size_asked_for() {
+    let (folder, _) = made_by("
+from PIL import Image
+Image.fromarray(np.random.default_rng(1).integers(0, 256, (90, 120, 3), np.uint8)).save('noise.jpg', quality=60)
+");
+    let intact = fs::read(folder.path().join("noise.jpg")).unwrap();
+    let file = ImageFile { path: folder.path().join("damaged.jpg"), mode: Mode::Rgb };
+    let (mut declined, mut decoded) = (0, 0);
+    for number in 0..2000 {
+        let mut random = Draw::new(6, 0, number, Purpose::Augment);
+        let mut bytes = intact.clone();
+        for _ in 0..=random.below(3) {
+            let at = random.below(bytes.len() as u64) as usize;
+            bytes[at] = random.below(256) as u8;
+        }
+        if number % 5 == 0 {
+            bytes.truncate(random.below(intact.len() as u64) as usize);
+            bytes.extend([0xff, 0xd9]);
+        }
+        fs::write(&file.path, &bytes).unwrap();
+        match file.decode_part(|[height, width]| Some([0, 0, height, width.min(77)])) {
+            Some(part) => {
+                assert_eq!(part.data.len(), part.height * part.width * 3);
+                decoded += 1;
+            }
+            None => declined += 1,
+        }
+    }
+    assert!(declined > 500 && decoded > 300, "{declined} declined, {decoded} decoded");
+}
+
 #[test]
 fn lossy_and_turned_jpegs_and_webps_decode_close_to_pillow() {
     let (folder, _) = made_by(

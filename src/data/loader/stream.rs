@@ -185,8 +185,29 @@ impl Stream {
         Err(fail(Exit::Data, message))
     }
 
+    /// Where a random resized crop is made from the file and the rest of it is not needed: the sample and its numbers.
+    fn part(&self, index: usize, epoch: u64) -> Option<(Picture, Vec<f64>)> {
+        let (Framing::Fit(fit), [], Some(_)) =
+            (&self.framing, self.files.partners.as_slice(), self.common.pipeline.decoder_crop())
+        else {
+            return None;
+        };
+        let mut numbers = Vec::with_capacity(self.common.pipeline.width());
+        let part = self.files.files[index].decode_part(|sides| {
+            let mut draw = Draw::new(self.common.seed, epoch, index as u64, Purpose::Augment);
+            self.common.pipeline.draw(&mut draw, sides, &mut numbers);
+            numbers.first_chunk().map(|corner: &[f64; 4]| corner.map(|number| number as usize))
+        })?;
+        Some((fit.part(&part), numbers))
+    }
+
     /// Decodes, crops or resizes, and fills the slot.
     fn make(&self, job: &Job, epoch: u64) -> Result<()> {
+        // A file that was found damaged is asked again: its parts may be whole, and what becomes of a sample must not depend on
+        // what was seen before.
+        if let Some((picture, numbers)) = self.part(job.index, epoch) {
+            return self.put(job, job.index, &picture, numbers);
+        }
         let per_image = self.files.per_image();
         let Some((file, picture)) = self.decode(job.index / per_image)? else { return Ok(()) };
         let index = file * per_image + job.index % per_image;
@@ -212,9 +233,14 @@ impl Stream {
             }
             Framing::Whole => &picture,
         };
+        self.put(job, index, picture, numbers)
+    }
+
+    fn put(&self, job: &Job, index: usize, picture: &Picture, numbers: Vec<f64>) -> Result<()> {
+        let file = || self.files.files[index / self.files.per_image()].path.display();
         self.fill
             .write(&job.batch.buffer, job.slot, Levels::Picture(picture), &self.common, &numbers)
-            .or_exit(Exit::Data, || format!("{}: not a sample", self.files.files[file].path.display()))?;
+            .or_exit(Exit::Data, || format!("{}: not a sample", file()))?;
         *lock(&job.batch.samples[job.slot]) = Some(Sample { index: index as i64, numbers });
         Ok(())
     }
