@@ -57,7 +57,10 @@ impl LockedFolder {
             .filter(|line| serde_json::from_str(line).is_ok_and(|position| keep(&position)))
             .map(|line| format!("{line}\n"))
             .collect();
-        replace(&metrics, kept.as_bytes()).context("metrics.jsonl")?;
+        // Waiting for the disk where nothing is taken back would only make the start slower.
+        if kept != past {
+            replace(&metrics, kept.as_bytes()).context("metrics.jsonl")?;
+        }
         let append = |name: &str| {
             OpenOptions::new()
                 .append(true)

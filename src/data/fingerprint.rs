@@ -2,9 +2,10 @@
 
 use anyhow::Result;
 use sha2::{Digest, Sha256};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::{Dataset, Samples, Targets};
+use crate::libtorch::bytes;
 
 /// Tensors above this many bytes are hashed in part.
 const WHOLE: usize = 256 << 20;
@@ -59,27 +60,17 @@ fn hex(hash: Sha256) -> String {
 
 fn tensor(hash: &mut Sha256, tensor: &Tensor) -> Result<()> {
     hash.update(format!("{:?} {:?}\n", tensor.size(), tensor.kind()));
-    let flat = tensor.f_contiguous()?.f_view([-1])?;
     let width = tensor.kind().elt_size_in_bytes();
-    let bytes = flat.numel() * width;
-    let part = PART_BYTES / width;
-    let mut buffer = vec![0; part * width];
-    let mut take = |start: usize, count: usize| -> Result<()> {
-        let piece = flat.f_narrow(0, start as i64, count as i64)?;
-        piece.f_copy_data_u8(&mut buffer, count)?;
-        hash.update(&buffer[..count * width]);
-        Ok(())
-    };
-    if bytes <= WHOLE {
-        for start in (0..flat.numel()).step_by(part) {
-            take(start, part.min(flat.numel() - start))?;
+    bytes::with(&tensor.f_contiguous()?, |bytes| {
+        if bytes.len() <= WHOLE {
+            hash.update(bytes);
+            return;
         }
-    } else {
-        let last = flat.numel() - part;
+        let part = PART_BYTES / width;
+        let last = bytes.len() / width - part;
         for index in 0..PARTS {
-            take(last / (PARTS - 1) * index + last % (PARTS - 1) * index / (PARTS - 1), part)?;
+            let start = last / (PARTS - 1) * index + last % (PARTS - 1) * index / (PARTS - 1);
+            hash.update(&bytes[start * width..(start + part) * width]);
         }
-    }
-    debug_assert_ne!(tensor.kind(), Kind::BFloat16);
-    Ok(())
+    })
 }

@@ -1,14 +1,12 @@
 //! Normalisation: each channel or feature to zero mean and unit standard deviation, as torchvision's `Normalize`.
 
-use std::num::NonZero;
-
 use anyhow::{Result, ensure};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::{Dataset, Files, Samples};
+use super::{Dataset, Files, Samples, cores};
 use crate::exit::{Exit, OrExit, fail};
 use crate::libtorch::memory::Bytes;
 use crate::yaml::Invalid;
@@ -132,11 +130,15 @@ fn measure(set: &Dataset) -> Result<Normalize> {
             let size = xs.size();
             let (channels, pixels) = (size[1] as usize, size[2..].iter().product::<i64>() as usize);
             let bytes = Bytes::new(xs)?;
-            let mut counts = vec![[0u64; 256]; channels];
-            for (plane, values) in bytes.as_slice().chunks_exact(pixels.max(1)).enumerate() {
-                count(values, &mut counts[plane % channels]);
-            }
-            Ok(from_counts(&counts))
+            let sample = (channels * pixels).max(1);
+            let shares = bytes.as_slice().chunks(sample * set.len().div_ceil(cores()).max(1));
+            Ok(from_counts(&in_threads(shares, |samples| {
+                let mut counts = vec![[0u64; 256]; channels];
+                for (plane, values) in samples.chunks_exact(pixels.max(1)).enumerate() {
+                    count(values, &mut counts[plane % channels]);
+                }
+                counts
+            })?))
         }
         Samples::Resident(xs) => {
             let dims: Vec<i64> = (0..xs.dim() as i64).filter(|&dim| dim != 1).collect();
@@ -195,35 +197,14 @@ fn from_counts(counts: &[[u64; 256]]) -> Normalize {
     }))
 }
 
-/// Decodes on every core; whole numbers add up the same in any order.
-fn measure_files(files: &Files) -> Result<Normalize> {
-    let sample = files.files.len().min(FILES);
-    let chosen: Vec<_> = (0..sample).map(|place| place * files.files.len() / sample).collect();
-    let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(sample);
-    let per_thread = sample.div_ceil(threads);
+/// The sums of what the threads, one for each share, count; whole numbers add up the same in any order.
+fn in_threads<'a, T: Sync + 'a>(
+    shares: impl Iterator<Item = &'a [T]>,
+    count: impl Fn(&'a [T]) -> Vec<[u64; 256]> + Sync,
+) -> Result<Vec<[u64; 256]>> {
     let parts = std::thread::scope(|scope| {
-        let workers: Vec<_> = chosen
-            .chunks(per_thread)
-            .map(|chosen| {
-                scope.spawn(move || {
-                    let mut counts: Vec<[u64; 256]> = Vec::new();
-                    for &index in chosen {
-                        // What cannot be decoded is counted and named when its turn comes in training.
-                        let Ok(mut picture) = files.picture(index) else { continue };
-                        if let Some(fit) = files.fit() {
-                            picture = fit.whole(&picture).into();
-                        }
-                        counts.resize(picture.channels, [0; 256]);
-                        for pixel in picture.data.chunks_exact(picture.channels) {
-                            for (counts, &value) in counts.iter_mut().zip(pixel) {
-                                counts[value as usize] += 1;
-                            }
-                        }
-                    }
-                    counts
-                })
-            })
-            .collect();
+        let count = &count;
+        let workers: Vec<_> = shares.map(|share| scope.spawn(move || count(share))).collect();
         workers.into_iter().map(|worker| worker.join()).collect::<Result<Vec<_>, _>>()
     });
     let parts =
@@ -235,6 +216,30 @@ fn measure_files(files: &Files) -> Result<Normalize> {
             total.iter_mut().zip(part).for_each(|(total, count)| *total += count);
         }
     }
+    Ok(counts)
+}
+
+/// Decodes on every core.
+fn measure_files(files: &Files) -> Result<Normalize> {
+    let sample = files.files.len().min(FILES);
+    let chosen: Vec<_> = (0..sample).map(|place| place * files.files.len() / sample).collect();
+    let counts = in_threads(chosen.chunks(sample.div_ceil(cores()).max(1)), |chosen| {
+        let mut counts: Vec<[u64; 256]> = Vec::new();
+        for &index in chosen {
+            // What cannot be decoded is counted and named when its turn comes in training.
+            let Ok(mut picture) = files.picture(index) else { continue };
+            if let Some(fit) = files.fit() {
+                picture = fit.whole(&picture).into();
+            }
+            counts.resize(picture.channels, [0; 256]);
+            for pixel in picture.data.chunks_exact(picture.channels) {
+                for (counts, &value) in counts.iter_mut().zip(pixel) {
+                    counts[value as usize] += 1;
+                }
+            }
+        }
+        counts
+    })?;
     ensure!(
         !counts.is_empty(),
         fail(Exit::Data, "normalize: auto found no decodable file in the training set; check the folder")

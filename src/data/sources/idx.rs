@@ -1,8 +1,9 @@
 //! The idx format of MNIST and Fashion-MNIST (yann.lecun.com/exdb/mnist), plain or gzipped.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Result;
 use flate2::bufread::MultiGzDecoder;
@@ -12,6 +13,7 @@ use tch::{Kind, Tensor};
 use super::{ClassNames, FilePath, Opening, Source, class_count, class_names, positive_limit, resident};
 use crate::data::{Dataset, Targets};
 use crate::exit::{Exit, OrExit, fail};
+use crate::libtorch::bytes;
 use crate::yaml::Invalid;
 
 /// `{idx: {images: FILE, labels: FILE}}`: grey pictures `[N, 1, H, W]` with their classes.
@@ -46,20 +48,15 @@ impl Source for IdxSpec {
             );
             return Err(fail(Exit::Data, message));
         }
-        let taken = labels_read.len() as i64;
-        let xs = Tensor::f_from_data_size(&pixels, &[taken, 1, height as i64, width as i64], Kind::Uint8)?;
-        let labels: Vec<i64> = labels_read.iter().map(|&label| i64::from(label)).collect();
+        let labels = Vec::<i64>::try_from(labels_read.f_to_kind(Kind::Int64)?)?;
+        let xs = pixels.f_view([labels.len() as i64, 1, height as i64, width as i64])?;
         let classes = class_names(&self.classes, class_count(&labels))?;
         Ok(resident(xs, Targets::Classes(labels), classes))
     }
 }
 
-/// The dimensions that the header tells and the bytes of the first `limit` entries.
-fn read_idx<const D: usize>(
-    path: &Path,
-    limit: Option<usize>,
-    wanted: &str,
-) -> Result<([usize; D], Vec<u8>)> {
+/// The dimensions that the header tells and the bytes of the first `limit` entries, flat.
+fn read_idx<const D: usize>(path: &Path, limit: Option<usize>, wanted: &str) -> Result<([usize; D], Tensor)> {
     let name = path.display();
     let damaged = |what: &str| fail(Exit::Data, format!("{name}: {what}; fetch the file again"));
     let unreadable = || format!("{name}: cannot be read");
@@ -69,7 +66,8 @@ fn read_idx<const D: usize>(
     let zipped = file.fill_buf().or_exit(Exit::Data, unreadable)?.starts_with(&[0x1f, 0x8b]);
     // Deflate packs at most 1032 to 1, so the file's size bounds what a header may promise.
     let bound = if zipped { size.saturating_mul(1032) } else { size };
-    let mut reader: Box<dyn Read> = if zipped { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
+    let mut reader: Box<dyn Read + Send> =
+        if zipped { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
 
     let mut magic = [0; 4];
     reader.read_exact(&mut magic).map_err(|_| damaged("ends within the idx header"))?;
@@ -106,15 +104,23 @@ fn read_idx<const D: usize>(
     }
     let taken = limit.map_or(dims[0], |limit| limit.min(dims[0]));
     let bytes = entry as usize * taken;
-    let mut data = Vec::with_capacity(bytes);
-    let read = reader.by_ref().take(bytes as u64).read_to_end(&mut data);
-    if read.is_err() || data.len() < bytes {
-        let cause = read.err().map_or(String::new(), |error| format!(" ({error})"));
-        return Err(damaged(&format!(
-            "is truncated or damaged after {} of {promised} bytes{cause}",
-            data.len()
-        )));
-    }
+    // Straight into the tensor: what is read here is most of the start of a run.
+    let shared = Mutex::new(&mut reader);
+    let data = bytes::filled(&[bytes as u64], |_, memory| {
+        let mut reader = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut at = 0;
+        let cause = loop {
+            match reader.read(&mut memory[at..]) {
+                Ok(0) if at == memory.len() => return Ok(()),
+                Ok(0) => break String::new(),
+                Ok(len) => at += len,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => break format!(" ({error})"),
+            }
+        };
+        Err(damaged(&format!("is truncated or damaged after {at} of {promised} bytes{cause}")))
+    })?;
+    let data = data.into_iter().next().or_exit(Exit::Data, unreadable)?;
     if taken == dims[0] {
         // Reading to the end also makes gzip compare its checksum.
         let trailing = reader.read(&mut [0]).map_err(|error| damaged(&format!("is damaged ({error})")))?;
