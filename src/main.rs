@@ -1,15 +1,18 @@
 //! The process: parse, run, report, exit code.
 
-use std::process::ExitCode;
-
 use clap::Parser;
 use tikhonov::cli::{Cli, report};
+use tikhonov::libtorch::leave;
 
-fn main() -> ExitCode {
+fn main() {
     report::install_panic_hook();
-    let cli = Cli::parse();
-    match cli.run() {
-        Ok(()) => ExitCode::SUCCESS,
+    // Help, the version and mistakes on the command line end here.
+    let cli = Cli::try_parse().unwrap_or_else(|told| {
+        let _ = told.print();
+        leave(told.exit_code() as u8)
+    });
+    leave(match cli.run() {
+        Ok(()) => 0,
         Err(error) => report::failure(&error, cli.debug),
-    }
+    })
 }

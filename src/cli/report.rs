@@ -2,15 +2,14 @@
 
 use std::io::{ErrorKind, Write};
 use std::panic::PanicHookInfo;
-use std::process::ExitCode;
 
 use crate::exit::{self, Exit};
 use crate::libtorch;
 
 /// Prints `error` and what caused it; returns the exit code that belongs to it.
-pub fn failure(error: &anyhow::Error, debug: bool) -> ExitCode {
+pub fn failure(error: &anyhow::Error, debug: bool) -> u8 {
     if error.chain().any(is_broken_pipe) {
-        return ExitCode::SUCCESS;
+        return 0;
     }
     let mut text = format!("error: {error}\n");
     for cause in error.chain().skip(1) {
@@ -25,7 +24,7 @@ pub fn failure(error: &anyhow::Error, debug: bool) -> ExitCode {
     }
     // Where stderr is closed too there is nobody left to tell.
     let _ = std::io::stderr().write_all(text.as_bytes());
-    ExitCode::from(code)
+    code
 }
 
 /// Whether whoever read our output has gone, as `head` does; that is no failure. The writers of JSON and CSV hide

@@ -1,5 +1,6 @@
 //! `tikhonov predict`: what a trained network says of pictures or of the rows of a table.
 
+use std::io::{BufWriter, StdoutLock, Write, stdout};
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -13,6 +14,7 @@ use crate::data::sources::folder::pictures;
 use crate::data::{Dataset, SourceSpec};
 use crate::exit::{Exit, fail};
 use crate::libtorch::catching;
+use crate::libtorch::machine::keep_memory;
 use crate::session::loader;
 use crate::tasks::Prediction;
 
@@ -49,6 +51,7 @@ pub fn run(options: &Options) -> Result<()> {
     let task = spec.task.build();
 
     let set = inputs(spec, trained.weights.features(), model.input(), &options.inputs)?;
+    keep_memory();
     let mut printer = Printer::new(options, trained.weights.classes().unwrap_or_default().to_vec());
     for batch in loader(spec, network.device(), &set, false)?.epoch(0, 0) {
         let batch = batch?;
@@ -63,6 +66,7 @@ pub fn run(options: &Options) -> Result<()> {
             let name = set.names.get(index).cloned().unwrap_or_else(|| format!("row {}", index + 1));
             printer.print(&name, prediction)?;
         }
+        printer.out.flush()?;
     }
     for skipped in &set.skipped {
         eprintln!("skipped {}: {}", skipped.name, skipped.reason);
@@ -86,11 +90,13 @@ struct Printer<'a> {
     options: &'a Options,
     classes: Vec<String>,
     has_header: bool,
+    /// Flushed after each batch.
+    out: BufWriter<StdoutLock<'static>>,
 }
 
 impl<'a> Printer<'a> {
     fn new(options: &'a Options, classes: Vec<String>) -> Self {
-        Self { options, classes, has_header: false }
+        Self { options, classes, has_header: false, out: BufWriter::new(stdout().lock()) }
     }
 
     fn print(&mut self, name: &str, prediction: Prediction) -> Result<()> {
@@ -100,19 +106,19 @@ impl<'a> Printer<'a> {
                 let fields = header.into_iter().zip(cells);
                 let object: serde_json::Map<String, Value> =
                     [("input".to_owned(), json!(name))].into_iter().chain(fields).collect();
-                println!("{}", Value::Object(object));
+                writeln!(self.out, "{}", Value::Object(object))?;
             }
             Format::Csv => {
-                let mut row = csv::Writer::from_writer(std::io::stdout());
+                let mut row = csv::Writer::from_writer(Vec::new());
                 if !std::mem::replace(&mut self.has_header, true) {
                     row.write_record(["input"].into_iter().chain(header.iter().map(String::as_str)))?;
                 }
                 row.write_record([name.to_owned()].into_iter().chain(cells.iter().map(exact)))?;
-                row.flush()?;
+                self.out.write_all(&row.into_inner()?)?;
             }
             Format::Table => {
                 let cells: Vec<_> = cells.iter().map(plain).collect();
-                println!("{name}  {}", cells.join("  "));
+                writeln!(self.out, "{name}  {}", cells.join("  "))?;
             }
         }
         Ok(())

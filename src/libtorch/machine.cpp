@@ -9,6 +9,8 @@
 #endif
 
 #include "guarded.h"
+#include <cstdio>
+#include <unistd.h>
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
@@ -30,6 +32,12 @@ struct TikhonovGpu {
 };
 
 extern "C" {
+
+// Ends the process without destructors.
+[[noreturn]] void tikhonov_leave(int32_t code) {
+  fflush(nullptr);
+  _exit(code);
+}
 
 void tikhonov_keep_memory() {
 #ifdef __GLIBC__

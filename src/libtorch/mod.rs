@@ -14,6 +14,7 @@ pub mod stream;
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char};
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Result, anyhow};
@@ -23,6 +24,7 @@ unsafe extern "C" {
     fn tikhonov_cuda_count(count: *mut i64) -> *mut c_char;
     fn tikhonov_cpu_capability() -> *const c_char;
     fn tikhonov_version() -> *const c_char;
+    fn tikhonov_leave(code: i32) -> !;
 }
 
 /// Takes the message that a shim function returns: null means that all went well.
@@ -57,6 +59,15 @@ pub fn cpu_capability() -> String {
 pub fn version() -> String {
     // SAFETY: the shim returns a static string.
     unsafe { CStr::from_ptr(tikhonov_version()) }.to_string_lossy().into_owned()
+}
+
+/// Ends the process, with everything that was printed, but without the destructors of libtorch's libraries: taking every
+/// operator out of its tables again takes longer than many a command.
+pub fn leave(code: u8) -> ! {
+    // Who reads them may have gone; there is nobody left to tell.
+    let _ = (std::io::stdout().flush(), std::io::stderr().flush());
+    // SAFETY: the shim flushes C's streams and ends the process.
+    unsafe { tikhonov_leave(code.into()) }
 }
 
 /// Lets this thread record gradients or not; returns whether it did.
