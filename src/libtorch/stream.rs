@@ -1,10 +1,10 @@
-//! Work that goes on while the host does: a number of the device, read when it is needed.
+//! Work that goes on while the host does: a number of the device, read when it is needed; a batch copied ahead of its turn.
 
 use std::ffi::c_char;
 use std::ptr::null_mut;
 
 use anyhow::{Result, anyhow};
-use tch::Tensor;
+use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
 use super::check;
@@ -18,6 +18,83 @@ unsafe extern "C" {
     fn tikhonov_read_later(number: *const C_tensor, reading: *mut *mut RawReading) -> *mut c_char;
     fn tikhonov_read_now(reading: *const RawReading, number: *mut f64) -> *mut c_char;
     fn tikhonov_read_free(reading: *mut RawReading);
+    fn tikhonov_courier_new(cuda: i64, courier: *mut *mut RawCourier) -> *mut c_char;
+    fn tikhonov_courier_free(courier: *mut RawCourier);
+    fn tikhonov_courier_send(
+        courier: *const RawCourier,
+        here: *const C_tensor,
+        parcel: *mut *mut RawParcel,
+    ) -> *mut c_char;
+    fn tikhonov_parcel_receive(parcel: *mut RawParcel, there: *mut *mut C_tensor) -> *mut c_char;
+    fn tikhonov_parcel_free(parcel: *mut RawParcel);
+}
+
+#[repr(C)]
+struct RawCourier {
+    _private: [u8; 0],
+}
+
+#[repr(C)]
+struct RawParcel {
+    _private: [u8; 0],
+}
+
+/// A stream of a GPU beside the one that computes, for copies to it.
+pub struct Courier(*mut RawCourier);
+
+// SAFETY: a stream belongs to no thread, and the handle does not change.
+unsafe impl Send for Courier {}
+// SAFETY: as above.
+unsafe impl Sync for Courier {}
+
+impl Courier {
+    /// None for the CPU, where there is nothing to copy.
+    pub fn to(device: Device) -> Result<Option<Self>> {
+        let Device::Cuda(index) = device else { return Ok(None) };
+        let mut courier = null_mut();
+        // SAFETY: `courier` outlives the call.
+        check(unsafe { tikhonov_courier_new(index as i64, &mut courier) })
+            .map_err(|message| anyhow!("a stream for copies: {message}"))?;
+        Ok(Some(Self(courier)))
+    }
+
+    /// Starts to copy a tensor of the CPU, in page-locked memory, to the device.
+    pub fn send(&self, here: &Tensor) -> Result<Parcel> {
+        let mut parcel = null_mut();
+        // SAFETY: courier and tensor are alive, `parcel` outlives the call.
+        check(unsafe { tikhonov_courier_send(self.0, here.as_ptr(), &mut parcel) })
+            .map_err(|message| anyhow!("copying a batch to the device: {message}"))?;
+        Ok(Parcel(parcel))
+    }
+}
+
+impl Drop for Courier {
+    fn drop(&mut self) {
+        // SAFETY: made by the shim with `new`, freed once.
+        unsafe { tikhonov_courier_free(self.0) }
+    }
+}
+
+/// A tensor on its way to a GPU.
+pub struct Parcel(*mut RawParcel);
+
+impl Parcel {
+    /// The tensor on the device. What the device is asked for from now on waits for the copy; the host does not.
+    pub fn receive(self) -> Result<Tensor> {
+        let mut there = null_mut();
+        // SAFETY: the parcel is alive until `drop`, `there` outlives the call.
+        check(unsafe { tikhonov_parcel_receive(self.0, &mut there) })
+            .map_err(|message| anyhow!("copying a batch to the device: {message}"))?;
+        // SAFETY: the shim made it with `new` for us to own.
+        Ok(unsafe { Tensor::from_ptr(there) })
+    }
+}
+
+impl Drop for Parcel {
+    fn drop(&mut self) {
+        // SAFETY: made by the shim with `new`, freed once.
+        unsafe { tikhonov_parcel_free(self.0) }
+    }
 }
 
 /// A tensor of one number on its way to the host. What is asked of the device afterwards is not waited for.

@@ -67,7 +67,7 @@ enum Source {
     Resident(Resident),
     Files(Arc<Stream>),
     /// Images of their own sizes, a batch each.
-    Whole(Stream),
+    Whole(Box<Stream>),
 }
 
 /// What every source needs to know.
@@ -153,7 +153,7 @@ impl Loader {
                 Samples::Resident(xs) => Source::Resident(Resident::new(xs, &common)?),
                 Samples::Files(files) => {
                     let stream = Stream::new(files.clone(), &shape, set.names.clone(), &common)?;
-                    if is_whole { Source::Whole(stream) } else { Source::Files(Arc::new(stream)) }
+                    if is_whole { Source::Whole(Box::new(stream)) } else { Source::Files(Arc::new(stream)) }
                 }
             };
             let targets = match &set.targets {

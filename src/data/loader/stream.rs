@@ -20,6 +20,7 @@ use crate::data::draw::{Draw, Purpose};
 use crate::data::{Files, Fit, Framing, Picture, Skipped};
 use crate::exit::{Exit, OrExit, fail};
 use crate::libtorch::catching;
+use crate::libtorch::stream::{Courier, Parcel};
 
 /// How many batches are made ahead of the one that is asked for.
 const AHEAD: usize = 2;
@@ -30,6 +31,8 @@ pub struct Stream {
     framing: Framing,
     fill: Fill,
     common: Common,
+    /// Copies batches to the GPU while it computes.
+    courier: Option<Courier>,
     names: Vec<String>,
     /// Why a file cannot be decoded, by its index.
     damaged: Mutex<BTreeMap<usize, String>>,
@@ -42,6 +45,8 @@ pub struct Streaming {
     finished: Receiver<(usize, Result<Finished>)>,
     /// Batches that came before their turn.
     early: BTreeMap<usize, Finished>,
+    /// The pixels of the next batch, where they are on their way to the GPU already.
+    sent: Option<Parcel>,
     steps: Range<usize>,
 }
 
@@ -108,7 +113,8 @@ impl Stream {
             }
             framing => framing.clone(),
         };
-        Ok(Self { files, framing, fill, common: common.clone(), names, damaged: Mutex::default() })
+        let courier = Courier::to(common.device)?;
+        Ok(Self { files, framing, fill, common: common.clone(), courier, names, damaged: Mutex::default() })
     }
 
     pub fn skipped(&self) -> Vec<Skipped> {
@@ -275,7 +281,7 @@ impl Streaming {
             thread.spawn(move || shared.work(&sender)).ok()
         };
         let workers = (0..workers).filter_map(spawn).collect();
-        Self { shared, workers, finished, early: BTreeMap::new(), steps }
+        Self { shared, workers, finished, early: BTreeMap::new(), sent: None, steps }
     }
 
     /// The next batch of the epoch, all but mixed.
@@ -310,8 +316,26 @@ impl Streaming {
         if self.shared.stream.fill.finishes() || indices.is_empty() {
             return Ok(Assembled { xs, indices });
         }
-        let xs = xs.to_device_(common.device, xs.kind(), true, false);
+        let xs = match self.sent.take() {
+            Some(sent) => sent.receive()?,
+            None => xs.to_device_(common.device, xs.kind(), true, false),
+        };
+        self.send_ahead(step + 1)?;
         Ok(Assembled { xs: common.finish(xs, &numbers), indices })
+    }
+
+    /// Starts to copy batch `step` to the GPU, if it is made already.
+    fn send_ahead(&mut self, step: usize) -> Result<()> {
+        let Some(courier) = &self.shared.stream.courier else { return Ok(()) };
+        while let Ok((done, finished)) = self.finished.try_recv() {
+            self.early.insert(done, finished?);
+        }
+        if let Some(next) = self.early.get(&step)
+            && next.samples.iter().all(Option::is_some)
+        {
+            self.sent = Some(courier.send(&next.xs)?);
+        }
+        Ok(())
     }
 }
 
