@@ -4,7 +4,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const SHIM: [&str; 10] = [
+const SHIM: [&str; 11] = [
     "shim.cpp",
     "autocast.cpp",
     "cores.cpp",
@@ -12,6 +12,7 @@ const SHIM: [&str; 10] = [
     "norm.cpp",
     "optim.cpp",
     "script.cpp",
+    "segment.cpp",
     "stream.cpp",
     "guarded.h",
     "simd.h",

@@ -1,9 +1,11 @@
 //! A run as declared: the rooms' specs composed, loaded with overrides, validated, and written back in full.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
+use serde::de::{Deserializer, Error, Unexpected, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
 use crate::data::normalize::NormalizeSpec;
@@ -88,6 +90,50 @@ impl Amp {
     }
 }
 
+/// Into how many segments each list of layers is cut whose activations are computed twice: `true` for the root of its length, or
+/// a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Segments {
+    None,
+    Root,
+    Number(usize),
+}
+
+impl Serialize for Segments {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::None => serializer.serialize_bool(false),
+            Self::Root => serializer.serialize_bool(true),
+            Self::Number(number) => serializer.serialize_u64(*number as u64),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Segments {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Written;
+        impl Visitor<'_> for Written {
+            type Value = Segments;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("true, false or a number of segments from 2 up")
+            }
+
+            fn visit_bool<E: Error>(self, on: bool) -> Result<Segments, E> {
+                Ok(if on { Segments::Root } else { Segments::None })
+            }
+
+            fn visit_u64<E: Error>(self, number: u64) -> Result<Segments, E> {
+                match usize::try_from(number) {
+                    Ok(number) if number >= 2 => Ok(Segments::Number(number)),
+                    _ => Err(E::invalid_value(Unexpected::Unsigned(number), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(Written)
+    }
+}
+
 /// How long to train and what to do on the way.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -106,6 +152,10 @@ pub struct TrainSpec {
     /// Whether cuDNN tries its algorithms for each shape of a training step, and keeps the fastest. No effect on the CPU.
     #[serde(default = "yes")]
     pub cudnn_benchmark: bool,
+    /// Keep the activations at the ends of segments alone, and compute the others again in the backward pass: less memory, more
+    /// time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_activations: Option<Segments>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip: Option<Clip>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -248,6 +298,17 @@ impl RunConfig {
         if self.train.amp.is_some() && self.dtype == Dtype::Float64 {
             let message = "shortens float32; leave out `dtype: float64` or `amp`";
             return Err(Invalid::new("train.amp", message));
+        }
+        let cuts = !matches!(self.train.checkpoint_activations, None | Some(Segments::None));
+        let uncut = match (&self.task, &self.model.source) {
+            (TaskSpec::Generation(_), _) => Some("generation runs its network in parts"),
+            (TaskSpec::Compression(_), _) => Some("compression runs its network in parts"),
+            (_, ModelSource::Torchscript { .. }) => Some("a TorchScript program is one piece"),
+            _ => None,
+        };
+        if let (true, Some(reason)) = (cuts, uncut) {
+            let message = format!("{reason}, which cannot be cut into segments: leave it out");
+            return Err(Invalid::new("train.checkpoint_activations", message));
         }
         let measured_in_place = match self.task {
             TaskSpec::Reconstruction(_) => Some("reconstruction"),

@@ -10,7 +10,7 @@ use crate::adaptive::Adaptive;
 use crate::checkpoint::initial::Initial;
 use crate::checkpoint::store::Loaded;
 use crate::checkpoint::{Snapshot, State};
-use crate::config::{Amp, CONFIG_FILE, PROGRAM_FILE};
+use crate::config::{Amp, CONFIG_FILE, PROGRAM_FILE, Segments};
 use crate::data::Split;
 use crate::data::draw::{Draw, Purpose};
 use crate::data::loader::{Batch, Loader};
@@ -74,7 +74,12 @@ pub struct Trainer<'a> {
 impl<'a> Trainer<'a> {
     pub fn new(session: &'a Session, folder: LockedFolder, start: Start) -> Result<Self> {
         let spec = &session.config.spec;
-        let network = session.network()?;
+        let mut network = session.network()?;
+        match spec.train.checkpoint_activations {
+            None | Some(Segments::None) => {}
+            Some(Segments::Root) => network.recompute(None),
+            Some(Segments::Number(number)) => network.recompute(Some(number)),
+        }
         let named = network.parameters().iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect();
         let peak = spec.schedule.peak(spec.optimizer.lr());
         let mut optimizer = spec.optimizer.build(named, &session.groups)?.with_peak(peak);

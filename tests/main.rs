@@ -6,6 +6,7 @@ mod adaptive;
 mod amp;
 mod augment;
 mod bench;
+mod checkpointing;
 mod compression;
 mod config;
 mod data;

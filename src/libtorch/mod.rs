@@ -10,6 +10,7 @@ pub mod memory;
 pub mod norm;
 pub mod optim;
 pub mod script;
+pub mod segment;
 pub mod stream;
 
 use std::cell::Cell;

@@ -8,6 +8,7 @@ mod network;
 mod padding;
 mod scope;
 pub(crate) mod scripted;
+mod segments;
 mod spec;
 mod summary;
 mod tree;

@@ -1,6 +1,7 @@
 //! The network itself: a tree of tch modules over one variable store, its tensors in definition order.
 
 use std::collections::{BTreeMap, HashSet};
+use std::rc::Rc;
 
 use anyhow::{Context, Result};
 use tch::nn::{self, ModuleT};
@@ -8,6 +9,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use super::padding::Padding;
 use super::scripted::{self, Scripted};
+use super::segments::{self, Chain, Plan};
 use super::tree::{Node, Op};
 use super::{Model, join};
 use crate::exit::{Exit, fail};
@@ -19,7 +21,9 @@ use crate::libtorch::catching;
 pub struct Network {
     vars: nn::VarStore,
     /// The top-level layers, by label without `_`.
-    layers: Vec<(String, Box<dyn ModuleT>)>,
+    layers: Chain<(String, Box<dyn ModuleT>)>,
+    /// How it is cut in training, where it is.
+    plan: Option<Plan>,
     /// How images of any size are made to fit, where the network takes them.
     fit: Option<Padding>,
     parameters: Vec<Parameter>,
@@ -83,7 +87,9 @@ impl Model {
             }
             state.push((param.name.clone(), tensor));
         }
-        Ok(Network { vars, layers, fit: Padding::of(&self.root), parameters, buffers, state })
+        let weights = weights(&self.root.children, layers.iter().map(|(name, _)| name));
+        let layers = Chain::new(layers, weights);
+        Ok(Network { vars, layers, plan: None, fit: Padding::of(&self.root), parameters, buffers, state })
     }
 }
 
@@ -93,9 +99,20 @@ impl Network {
     /// as tch does where libtorch refuses (memory, a sample of another shape): see [`crate::libtorch::catching`].
     pub fn forward(&self, xs: &Tensor, train: bool) -> Tensor {
         let through = |xs: &Tensor| {
-            self.layers.iter().fold(xs.shallow_clone(), |xs, (_, layer)| layer.forward_t(&xs, train))
+            self.layers.through(xs, train, |layers, xs, train| {
+                layers.iter().fold(xs.shallow_clone(), |xs, (_, layer)| layer.forward_t(&xs, train))
+            })
         };
-        self.fit.as_ref().map_or_else(|| through(xs), |fit| fit.around(xs, through))
+        segments::planned(self.plan.clone(), || {
+            self.fit.as_ref().map_or_else(|| through(xs), |fit| fit.around(xs, through))
+        })
+    }
+
+    /// From now on a forward pass that trains keeps the activations at the ends of segments alone; the others are computed again
+    /// in the backward pass. The outermost lists of four layers or more are cut, into so many `segments` each, else into as
+    /// many as the root of their length.
+    pub fn recompute(&mut self, segments: Option<usize>) {
+        self.plan = Some(Plan { segments, buffers: Rc::new(self.buffers()) });
     }
 
     /// Whether it takes `xs` `[N, ...input]` without padding.
@@ -105,7 +122,7 @@ impl Network {
 
     /// The top-level layer `name`, written so or as `_name`, for tasks that run the network in parts.
     pub fn child(&self, name: &str) -> Option<&dyn ModuleT> {
-        self.layers.iter().find(|(known, _)| known == name).map(|(_, layer)| layer.as_ref())
+        self.layers.layers().iter().find(|(known, _)| known == name).map(|(_, layer)| layer.as_ref())
     }
 
     /// What training changes, in definition order; frozen tensors are not among it.
@@ -173,6 +190,12 @@ impl Network {
     }
 }
 
+/// How many layers of `nodes` each of the modules holds that were made of them, by label; those that joined one do not count.
+fn weights<'a>(nodes: &[Node], labels: impl Iterator<Item = &'a String>) -> Vec<usize> {
+    let of = |label: &String| nodes.iter().find(|node| node.name() == label.as_str());
+    labels.map(|label| of(label).map_or(1, |node| node.leaves().len())).collect()
+}
+
 /// Makes modules of nodes, in definition order, which is that of the random draws.
 struct Builder<'a> {
     root: &'a nn::Path<'a>,
@@ -188,7 +211,7 @@ impl Builder<'_> {
                 if self.is_frozen(node) { Box::new(Frozen(layer)) } else { layer }
             }
             // Only the root can be one, and it is made in `assemble`.
-            Op::Script(_) => Box::new(Sequential(Vec::new())),
+            Op::Script(_) => Box::new(Sequential(self.unnamed(&[]))),
             Op::Sequential => Box::new(Sequential(self.unnamed(&node.children))),
             Op::Residual => match self.residual(node, false) {
                 Some(residual) => Box::new(residual),
@@ -227,8 +250,9 @@ impl Builder<'_> {
         modules
     }
 
-    fn unnamed(&self, nodes: &[Node]) -> Vec<Box<dyn ModuleT>> {
-        self.sequence(nodes).into_iter().map(|(_, module)| module).collect()
+    fn unnamed(&self, nodes: &[Node]) -> Chain<Box<dyn ModuleT>> {
+        let (names, layers): (Vec<_>, Vec<_>) = self.sequence(nodes).into_iter().unzip();
+        Chain::new(layers, weights(nodes, names.iter()))
     }
 
     /// A residual whose layers end in a batch norm, which does the addition too.
@@ -269,12 +293,14 @@ impl ModuleT for Frozen {
 }
 
 #[derive(Debug)]
-struct Sequential(Vec<Box<dyn ModuleT>>);
+struct Sequential(Chain<Box<dyn ModuleT>>);
 
 impl ModuleT for Sequential {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
-        let Some((first, rest)) = self.0.split_first() else { return xs.shallow_clone() };
-        rest.iter().fold(first.forward_t(xs, train), |xs, layer| layer.forward_t(&xs, train))
+        self.0.through(xs, train, |layers, xs, train| {
+            let Some((first, rest)) = layers.split_first() else { return xs.shallow_clone() };
+            rest.iter().fold(first.forward_t(xs, train), |xs, layer| layer.forward_t(&xs, train))
+        })
     }
 }
 
