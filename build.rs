@@ -4,10 +4,11 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const SHIM: [&str; 11] = [
+const SHIM: [&str; 12] = [
     "shim.cpp",
     "autocast.cpp",
     "cores.cpp",
+    "graph.cpp",
     "machine.cpp",
     "norm.cpp",
     "optim.cpp",

@@ -90,6 +90,58 @@ impl Amp {
     }
 }
 
+/// Whether steps are recorded as a CUDA graph.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CudaGraph {
+    #[default]
+    Off,
+    /// Where it can be; where not, the reason is told once and steps run as they are.
+    Auto,
+    /// Else the run ends with the reason.
+    On,
+}
+
+impl CudaGraph {
+    fn is_off(&self) -> bool {
+        *self == Self::Off
+    }
+}
+
+impl Serialize for CudaGraph {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Off => serializer.serialize_bool(false),
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::On => serializer.serialize_bool(true),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for CudaGraph {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Written;
+        impl Visitor<'_> for Written {
+            type Value = CudaGraph;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("auto, true or false")
+            }
+
+            fn visit_bool<E: Error>(self, on: bool) -> Result<CudaGraph, E> {
+                Ok(if on { CudaGraph::On } else { CudaGraph::Off })
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<CudaGraph, E> {
+                match text {
+                    "auto" => Ok(CudaGraph::Auto),
+                    _ => Err(E::invalid_value(Unexpected::Str(text), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(Written)
+    }
+}
+
 /// Into how many segments each list of layers is cut whose activations are computed twice: `true` for the root of its length, or
 /// a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,6 +204,9 @@ pub struct TrainSpec {
     /// Whether cuDNN tries its algorithms for each shape of a training step, and keeps the fastest. No effect on the CPU.
     #[serde(default = "yes")]
     pub cudnn_benchmark: bool,
+    /// Whether a GPU gets the whole training step as one recorded graph. No effect on the CPU.
+    #[serde(default, skip_serializing_if = "CudaGraph::is_off")]
+    pub cuda_graph: CudaGraph,
     /// Keep the activations at the ends of segments alone, and compute the others again in the backward pass: less memory, more
     /// time.
     #[serde(default, skip_serializing_if = "Option::is_none")]

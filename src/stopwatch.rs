@@ -71,6 +71,10 @@ impl Stopwatch {
         })))
     }
 
+    pub fn is_running(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// `phase` ends here; it began where the one before it ended.
     pub fn passed(&self, phase: Phase) {
         let Some(running) = &self.0 else { return };

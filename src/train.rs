@@ -63,6 +63,9 @@ pub fn train(
         for group in run.unlearnt_batches(&loader) {
             let group = group?;
             let logged = run.learn(group)?;
+            if let Some(note) = run.take_note() {
+                progress.say(&note, run.folder())?;
+            }
             progress.step(run.epoch(), run.step());
             if let Some(record) = logged {
                 progress.numbers(&record);

@@ -1,5 +1,7 @@
 //! A run in progress: network, optimiser, penalty and position, and the steps that the loop is told in.
 
+mod graphed;
+
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -31,6 +33,7 @@ use crate::standing;
 use crate::stopwatch::{Phase, Stopwatch};
 use crate::telemetry::{self, Condition, EpochRecord, Record, Scaling, StepRecord};
 use crate::tensorboard::Board;
+use graphed::Graphing;
 
 /// Where a run begins.
 pub enum Start {
@@ -50,6 +53,9 @@ pub struct Trainer<'a> {
     adaptive: Adaptive<'a>,
     /// Of `amp: fp16`.
     scale: Option<LossScale>,
+    graphing: Graphing,
+    /// What the user is to be told.
+    note: Option<String>,
 
     loader: Rc<Loader>,
     folder: RunFolder,
@@ -69,6 +75,18 @@ pub struct Trainer<'a> {
     latest: Option<[Option<Scores>; 2]>,
     /// Runs in a bench only.
     stopwatch: Stopwatch,
+}
+
+/// What one step made of the weights.
+struct Made {
+    /// Of the data, 0-dim float64 on the device.
+    loss: Tensor,
+    grad_norm: Tensor,
+    /// As in [`crate::optim::Step`].
+    found_inf: Option<Tensor>,
+    /// How the weights stood before it, where it is logged.
+    before: Option<Condition>,
+    samples: i64,
 }
 
 impl<'a> Trainer<'a> {
@@ -125,6 +143,7 @@ impl<'a> Trainer<'a> {
         };
         let on_device = (Kind::Double, session.device);
         device::autotune(spec.train.cudnn_benchmark);
+        let (graphing, note) = Graphing::new(session)?;
         // The folder is touched only now that nothing can be refused any more.
         let folder = folder.begin(resumed.then_some(&state))?;
         if let ModelSource::Torchscript { file, sha256: Some(sha256), .. } = &spec.model.source {
@@ -154,6 +173,8 @@ impl<'a> Trainer<'a> {
             optimizer,
             adaptive,
             scale,
+            graphing,
+            note,
             loader,
             folder,
             board,
@@ -247,18 +268,48 @@ impl<'a> Trainer<'a> {
     pub fn learn(&mut self, group: Vec<Batch>) -> Result<Option<StepRecord>> {
         let log_every = self.session.config.spec.train.log_every;
         let is_logged = self.state.step % log_every == log_every - 1;
-        // Dropout and noise are functions of the seed and the step, so that nothing of the generator needs saving.
-        let seed = Draw::new(self.session.config.spec.seed, self.state.step, 0, Purpose::Step).bits();
-        device::seed(seed);
+        let batches = group.len();
+        self.seed();
+        let made = match self.replayed(group, is_logged)? {
+            Ok(made) => made,
+            Err(group) => self.make(group, is_logged)?,
+        };
+        self.state.batch += batches;
+        self.account(&made);
+        match made.before {
+            Some(before) => self.log_step(before, &made.loss, &made.grad_norm).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Dropout and noise are functions of the seed and the step, so that nothing of the generator needs saving.
+    fn seed(&self) {
+        let mut draw = Draw::new(self.session.config.spec.seed, self.state.step, 0, Purpose::Step);
+        device::seed(draw.bits());
+    }
+
+    /// The learning rate and the λs of the step to come; waits for the gradients of the one before where it could have been skipped.
+    fn rate(&mut self) -> Result<(f64, Vec<Rates>)> {
+        self.settle()?;
+        let lr = self.lr_at(self.position());
+        self.adaptive.bound(&self.optimizer, lr);
+        Ok((lr, self.rates()))
+    }
+
+    fn condition(&self, is_logged: bool, lr: f64, rates: &[Rates]) -> Result<Option<Condition>> {
+        is_logged.then(|| Condition::of(&self.network, &self.session.groups, rates, lr)).transpose()
+    }
+
+    /// The gradient of the batches together, and a step by it.
+    fn make(&mut self, group: Vec<Batch>, is_logged: bool) -> Result<Made> {
         let samples: i64 = group.iter().map(|batch| batch.xs.size()[0]).sum();
         let (task, network, clock) = (&self.session.task, &self.network, self.clock());
         let (stopwatch, scale) = (&self.stopwatch, &self.scale);
         let (device, amp) = (self.session.device, self.session.config.spec.train.amp.map(Amp::kind));
-        self.state.batch += group.len();
-        let mut step_loss = Tensor::zeros([], (Kind::Double, self.session.device));
+        let mut loss_sum = Tensor::zeros([], (Kind::Double, self.session.device));
         for batch in group {
             let share = batch.xs.size()[0] as f64 / samples as f64;
-            step_loss += catching(|| -> Result<Tensor> {
+            loss_sum += catching(|| -> Result<Tensor> {
                 let (xs, ys) = task.prepare(batch.xs, batch.ys, true)?;
                 stopwatch.passed(Phase::Prepare);
                 let loss = autocast(device, amp, || -> Result<Tensor> {
@@ -272,18 +323,13 @@ impl<'a> Trainer<'a> {
             })??;
         }
         // As late as this: the device has all of the backward pass to do while the step before is asked after.
-        self.settle()?;
-        let lr = self.lr_at(self.position());
-        self.adaptive.bound(&self.optimizer, lr);
-        let rates = self.rates();
-        let before = match is_logged {
-            true => Some(Condition::of(&self.network, &self.session.groups, &rates, lr)?),
-            false => None,
-        };
+        let (lr, rates) = self.rate()?;
+        let before = self.condition(is_logged, lr, &rates)?;
         let (clip, tuned) =
             (self.session.config.spec.train.clip.as_ref(), self.adaptive.due(self.state.step));
         let scale = self.scale.as_ref();
-        let step = self.optimizer.advance(&Stride { lr, rates: &rates, clip, traced: &tuned, scale })?;
+        let stride = Stride { lr, rates: &rates, clip, traced: &tuned, scale, dials: None };
+        let step = self.optimizer.advance(&stride)?;
         if !step.shifts.is_empty() {
             self.adaptive.learn(&self.network, self.state.step, &tuned, &step.shifts)?;
             self.optimizer.zero_grad()?;
@@ -295,25 +341,31 @@ impl<'a> Trainer<'a> {
             scale.update(found_inf)?;
         }
         self.stopwatch.passed(Phase::Optimizer);
+        Ok(Made { loss: loss_sum, grad_norm: step.grad_norm, found_inf: step.found_inf, before, samples })
+    }
 
+    /// Counts a step, and adds its loss to the epoch's; nothing waits for the device.
+    fn account(&mut self, step: &Made) {
         // A skipped step is no sign of ill health, and no part of the epoch's loss.
         let made = |number: Tensor| match &step.found_inf {
             Some(found_inf) => number.masked_fill(&found_inf.gt(0.0), 0.0),
             None => number,
         };
-        self.health += made(&step_loss + step.grad_norm.to_kind(Kind::Double));
-        self.loss_sum += made(&step_loss * samples);
-        self.samples_of_step = samples as u64;
+        let samples = step.samples as u64;
+        self.health += made(&step.loss + step.grad_norm.to_kind(Kind::Double));
+        self.loss_sum += made(&step.loss * step.samples);
+        self.samples_of_step = samples;
         self.state.step += 1;
-        self.state.samples += samples as u64;
-        self.samples_since_log += samples as u64;
-        self.samples_since_begin += samples as u64;
+        self.state.samples += samples;
+        self.samples_since_log += samples;
+        self.samples_since_begin += samples;
         self.state.score = None;
         self.latest = None;
-        match before {
-            Some(before) => self.log_step(before, &step_loss, &step.grad_norm).map(Some),
-            None => Ok(None),
-        }
+    }
+
+    /// What the user is to be told, once.
+    pub fn take_note(&mut self) -> Option<String> {
+        self.note.take()
     }
 
     /// Takes note of whether the last step was skipped; waits for its gradients where it could have been.

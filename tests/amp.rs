@@ -207,6 +207,18 @@ fn what_only_a_gpu_minds_changes_nothing_on_the_cpu() {
     let plain = train("plain", &[]);
     assert_eq!(train("short", &["train.tf32=true", "train.cudnn_benchmark=false"]), plain);
     assert_eq!(train("long", &["train.tf32=false", "train.cudnn_benchmark=true"]), plain);
+    assert_eq!(train("graph", &["train.cuda_graph=auto"]), plain);
+    assert_eq!(train("told", &["train.cuda_graph=true"]), plain);
+    let log = |name: &str| std::fs::read_to_string(home.path().join(name).join("log.txt")).unwrap();
+    assert!(
+        log("told").contains("no CUDA graph: the run is on the CPU") && !log("graph").contains("CUDA graph")
+    );
+    let args = ["train", config.to_str().unwrap(), "--set", "train.cuda_graph=maybe", "--dry-run"];
+    let (code, _, stderr) = run(&args);
+    assert!(
+        code == 2 && stderr.contains("train.cuda_graph") && stderr.contains("auto, true or false"),
+        "{stderr}"
+    );
     let (code, _, stderr) =
         run(&["train", config.to_str().unwrap(), "--set", "train.tf32=maybe", "--dry-run"]);
     assert!(code == 2 && stderr.contains("train.tf32"), "{code} {stderr}");

@@ -2,6 +2,7 @@
 
 mod against_torch;
 mod decay;
+mod dials;
 mod scaling;
 
 use std::collections::BTreeMap;

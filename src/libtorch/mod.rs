@@ -5,6 +5,7 @@
 pub mod autocast;
 pub mod bytes;
 pub mod cores;
+pub mod graph;
 pub mod machine;
 pub mod memory;
 pub mod norm;

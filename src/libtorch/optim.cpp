@@ -8,6 +8,7 @@
 #include <ATen/ops/_foreach_addcmul.h>
 #include <ATen/ops/_foreach_clamp_max.h>
 #include <ATen/ops/_foreach_clamp_min.h>
+#include <ATen/ops/_foreach_div.h>
 #include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
@@ -69,6 +70,15 @@ char* in_place(F&& f) {
     const c10::AutoGradMode off(false);
     f();
   });
+}
+
+// ws -= lr * steps
+void move(const Control& control, const List& ws, const List& steps) {
+  if (control.lr_tensor) {
+    at::_foreach_add_(ws, at::_foreach_mul(steps, control.lr_tensor->to(ws[0].scalar_type())), -1);
+  } else {
+    at::_foreach_add_(ws, steps, -control.lr);
+  }
 }
 
 // A skipped step is not counted.
@@ -146,6 +156,16 @@ char* tikhonov_scale_by(Borrowed tensors, const at::Tensor* factor) {
 // tensors += alpha * others
 char* tikhonov_add(Borrowed tensors, Borrowed others, double alpha) {
   return in_place([&] { at::_foreach_add_(list(tensors), list(others), alpha); });
+}
+
+// tensors += alpha * others, or alpha * sign(others), by a 0-dim tensor on the device.
+char* tikhonov_add_by(Borrowed tensors, Borrowed others, bool signs, const at::Tensor* alpha) {
+  return in_place([&] {
+    const List from = list(others);
+    List scaled = signs ? at::_foreach_sign(from) : from;
+    scaled = at::_foreach_mul(scaled, alpha->to(from[0].scalar_type()));
+    at::_foreach_add_(list(tensors), scaled);
+  });
 }
 
 // tensors += alpha * sign(others)
@@ -241,7 +261,7 @@ char* tikhonov_fused_adagrad(Borrowed params, Borrowed grads, Borrowed sums, Bor
 
 // momentum_buffers is empty where momentum is 0, grad_avgs where the variance is not centred.
 char* tikhonov_foreach_rmsprop(Borrowed params, Borrowed grads, Borrowed square_avgs, Borrowed momentum_buffers,
-                               Borrowed grad_avgs, Borrowed steps, double lr, double alpha, double eps,
+                               Borrowed grad_avgs, Borrowed steps, Control control, double alpha, double eps,
                                double weight_decay, double momentum) {
   return in_place([&] {
     const List ws = list(params), gs = list(grads), squares = list(square_avgs);
@@ -263,9 +283,11 @@ char* tikhonov_foreach_rmsprop(Borrowed params, Borrowed grads, Borrowed square_
       const List buffers = list(momentum_buffers);
       at::_foreach_mul_(buffers, momentum);
       at::_foreach_addcdiv_(buffers, gs, denominators);
-      at::_foreach_add_(ws, buffers, -lr);
+      move(control, ws, buffers);
+    } else if (control.lr_tensor) {
+      move(control, ws, at::_foreach_div(gs, denominators));
     } else {
-      at::_foreach_addcdiv_(ws, gs, denominators, -lr);
+      at::_foreach_addcdiv_(ws, gs, denominators, -control.lr);
     }
   });
 }

@@ -59,6 +59,12 @@ unsafe extern "C" {
     -> *mut c_char;
     fn tikhonov_clamp(tensors: Borrowed, low: f64, high: f64) -> *mut c_char;
     fn tikhonov_scale(tensors: Borrowed, factor: f64) -> *mut c_char;
+    fn tikhonov_add_by(
+        tensors: Borrowed,
+        others: Borrowed,
+        signs: bool,
+        alpha: *const C_tensor,
+    ) -> *mut c_char;
     fn tikhonov_scale_by(tensors: Borrowed, factor: *const C_tensor) -> *mut c_char;
     fn tikhonov_add(tensors: Borrowed, others: Borrowed, alpha: f64) -> *mut c_char;
     fn tikhonov_add_sign(tensors: Borrowed, others: Borrowed, alpha: f64) -> *mut c_char;
@@ -109,7 +115,7 @@ unsafe extern "C" {
         momentum_buffers: Borrowed,
         grad_avgs: Borrowed,
         steps: Borrowed,
-        lr: f64,
+        control: RawControl,
         alpha: f64,
         eps: f64,
         weight_decay: f64,
@@ -205,6 +211,11 @@ pub fn add(tensors: &[&Tensor], others: &[&Tensor], alpha: f64) -> Result<()> {
 /// t ← t + alpha·sign(other), sign(0) = 0
 pub fn add_sign(tensors: &[&Tensor], others: &[&Tensor], alpha: f64) -> Result<()> {
     kernel!([tensors, others], |[tensors, others]| tikhonov_add_sign(tensors, others, alpha))
+}
+
+/// t ← t + alpha·other with a 0-dim alpha on the same device; `signs`: of the others, sign(0) = 0.
+pub fn add_by(tensors: &[&Tensor], others: &[&Tensor], signs: bool, alpha: &Tensor) -> Result<()> {
+    kernel!([tensors, others], |[tensors, others]| tikhonov_add_by(tensors, others, signs, alpha.as_ptr()))
 }
 
 /// w ← sign(w)·max(|w| − threshold, 0): exact zeros; NaN stays NaN.
@@ -362,7 +373,13 @@ pub struct RmsPropState<'a> {
 
 impl ForeachRmsProp {
     /// Counts the step, then makes it.
-    pub fn step(&self, params: &[&Tensor], grads: &[&Tensor], state: &RmsPropState, lr: f64) -> Result<()> {
+    pub fn step(
+        &self,
+        params: &[&Tensor],
+        grads: &[&Tensor],
+        state: &RmsPropState,
+        control: &Control,
+    ) -> Result<()> {
         let Self { alpha, eps, weight_decay, momentum } = *self;
         kernel!(
             [params, grads, state.square_avgs, state.momentum_buffers, state.grad_avgs, state.steps],
@@ -373,7 +390,7 @@ impl ForeachRmsProp {
                 buffers,
                 means,
                 steps,
-                lr,
+                control.raw(),
                 alpha,
                 eps,
                 weight_decay,

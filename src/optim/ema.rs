@@ -58,25 +58,42 @@ impl Ema {
     /// shadow ← decay·shadow + (1 − decay)·state. `state` has the tensors of [`Ema::new`], in the same order. Where `gate`, 0-dim
     /// float32 on the device, holds 1, nothing changes but the count of updates: see [`uncount`](Self::uncount).
     pub fn update(&mut self, state: &[(String, Tensor)], gate: Option<&Tensor>) -> Result<()> {
+        self.blended(state, gate, Knob::gated(self.weight(), 0.0, gate)?)?;
+        self.count();
+        Ok(())
+    }
+
+    /// What the next update gives the new weights: 1 − decay.
+    pub fn weight(&self) -> f64 {
+        let n = self.updates as f64;
+        1.0 - if self.spec.warmup { self.spec.decay.min((1.0 + n) / (10.0 + n)) } else { self.spec.decay }
+    }
+
+    /// The same as [`update`](Self::update) without its count, by a `weight` that is read on the device.
+    pub fn blend(&self, state: &[(String, Tensor)], weight: &Tensor) -> Result<()> {
+        self.blended(state, None, Knob::Device(weight.shallow_clone()))
+    }
+
+    /// Counts one update that [`blend`](Self::blend) recorded.
+    pub fn count(&mut self) {
+        self.updates += 1;
+    }
+
+    fn blended(&self, state: &[(String, Tensor)], gate: Option<&Tensor>, weight: Knob) -> Result<()> {
         if !state.iter().map(|(name, _)| name).eq(self.shadow.iter().map(|(name, _)| name)) {
             bail!("the averaged weights and the network do not have the same tensors");
         }
-        let n = self.updates as f64;
-        let decay =
-            if self.spec.warmup { self.spec.decay.min((1.0 + n) / (10.0 + n)) } else { self.spec.decay };
         let (mut averages, mut news) = (Vec::new(), Vec::new());
-        for ((_, own), (_, tensor)) in self.shadow.iter_mut().zip(state) {
+        for ((_, own), (_, tensor)) in self.shadow.iter().zip(state) {
             if matches!(own.kind(), Kind::Float | Kind::Double) {
-                averages.push(&*own);
+                averages.push(own);
                 news.push(tensor);
             } else {
                 let kept = gate.map(|gate| tensor.f_where_self(&gate.f_eq(0.0)?, own)).transpose()?;
-                tch::no_grad(|| own.f_copy_(kept.as_ref().unwrap_or(tensor)))?;
+                tch::no_grad(|| own.shallow_clone().f_copy_(kept.as_ref().unwrap_or(tensor)))?;
             }
         }
-        Knob::gated(1.0 - decay, 0.0, gate)?.lerp(&averages, &news)?;
-        self.updates += 1;
-        Ok(())
+        weight.lerp(&averages, &news)
     }
 
     /// Takes back one update that a gate kept from changing anything.

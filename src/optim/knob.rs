@@ -1,9 +1,12 @@
 //! The numbers of a step beside its rate, such as η·λ: known to the host, or held by the device where nothing may wait for it.
 
 use anyhow::Result;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
+use super::Optimizer;
+use crate::libtorch::graph::copy_ahead;
 use crate::libtorch::optim as kernels;
+use crate::penalty::Rates;
 
 /// A number that a step scales by or thresholds at.
 pub(super) enum Knob {
@@ -41,5 +44,63 @@ impl Knob {
             Self::Host(weight) => kernels::lerp(tensors, others, *weight),
             Self::Device(weight) => kernels::lerp_by(tensors, others, weight),
         }
+    }
+}
+
+/// All numbers of a step that change from step to step, on the device: what was recorded once is replayed under others.
+pub struct Dials {
+    /// `[2 + 4·groups]` float32: the rate, the weight of the average, and those of each group.
+    all: Tensor,
+    lr: Tensor,
+    average: Tensor,
+    groups: Vec<GroupDials>,
+}
+
+/// Those of one penalty group.
+pub(super) struct GroupDials {
+    pub l2: Tensor,
+    /// What decay apart from the gradient leaves of a weight.
+    pub keep: Tensor,
+    pub l1: Tensor,
+    pub threshold: Tensor,
+}
+
+impl Dials {
+    /// All 0, for so many penalty groups.
+    pub fn new(groups: usize, device: Device) -> Result<Self> {
+        let all = Tensor::f_zeros([2 + 4 * groups as i64], (Kind::Float, device))?;
+        let at = |index: usize| all.f_select(0, index as i64);
+        let of = |group: usize| -> Result<GroupDials> {
+            let first = 2 + 4 * group;
+            let [l2, keep, l1, threshold] = [at(first)?, at(first + 1)?, at(first + 2)?, at(first + 3)?];
+            Ok(GroupDials { l2, keep, l1, threshold })
+        };
+        let groups = (0..groups).map(of).collect::<Result<_>>()?;
+        Ok(Self { lr: at(0)?, average: at(1)?, groups, all })
+    }
+
+    /// Sets them for the next step of `optimizer`; `average` is the weight that an average of the weights gives the new ones. Nothing
+    /// waits for the device.
+    pub fn set(&mut self, optimizer: &Optimizer, lr: f64, rates: &[Rates], average: f64) -> Result<()> {
+        let of = |rates: &Rates| [rates.l2, 1.0 - optimizer.strength(lr, rates), rates.l1, lr * rates.l1];
+        let numbers: Vec<f64> = [lr, average].into_iter().chain(rates.iter().flat_map(of)).collect();
+        let mut numbers = Tensor::from_slice(&numbers).f_to_kind(Kind::Float)?;
+        if self.all.device().is_cuda() {
+            numbers = numbers.f_pin_memory(self.all.device())?;
+        }
+        copy_ahead(&self.all, &numbers)
+    }
+
+    /// The weight that an average of the weights gives the new ones.
+    pub fn average(&self) -> &Tensor {
+        &self.average
+    }
+
+    pub(super) fn lr(&self) -> &Tensor {
+        &self.lr
+    }
+
+    pub(super) fn group(&self, index: usize) -> &GroupDials {
+        &self.groups[index]
     }
 }

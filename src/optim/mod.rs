@@ -29,7 +29,8 @@ pub use adagrad::AdagradSpec;
 pub use adam::AdamSpec;
 pub use clip::Clip;
 pub use ema::{Ema, EmaSpec};
-use knob::Knob;
+pub use knob::Dials;
+use knob::{GroupDials, Knob};
 pub use rmsprop::RmsPropSpec;
 pub use scaling::{LossScale, ScalingState};
 pub use sgd::SgdSpec;
@@ -259,6 +260,9 @@ pub struct Stride<'a> {
     /// What the loss was multiplied by. A step whose gradients overflowed is skipped: weights and state stay as they are. The
     /// device sees to that by itself, save in a first step and with what has no kernel for it, where it is waited for.
     pub scale: Option<&'a LossScale>,
+    /// Where the step reads `lr` and `rates` on the device, to be recorded; which of the rates are 0 is recorded with it. Not with
+    /// `traced`, and not for cautious decay.
+    pub dials: Option<&'a Dials>,
 }
 
 /// What one step found.
@@ -321,7 +325,7 @@ impl Optimizer {
             }
             _ => None,
         };
-        let control = Control { found_inf: gate, ..Control::at(stride.lr) };
+        let control = Control { lr: stride.lr, lr_tensor: stride.dials.map(Dials::lr), found_inf: gate };
         if let Some(clip) = clip {
             clip.apply(&reached, &grad_norm)?;
         }
@@ -336,6 +340,7 @@ impl Optimizer {
         let mut shifts: Vec<Vec<Shift>> = traced.iter().map(|_| Vec::new()).collect();
         for (at, (members, rates)) in self.groups.iter().zip(rates).enumerate() {
             let trace = traced.iter().position(|&group| group == at);
+            let dials = stride.dials.map(|dials| dials.group(at));
             for first in [false, true] {
                 let mut indices = Vec::new();
                 let mut batch = Batch {
@@ -354,7 +359,7 @@ impl Optimizer {
                 if batch.params.is_empty() {
                     continue;
                 }
-                let moved = self.update(&batch, &control, rates, trace.is_some())?;
+                let moved = self.update(&batch, &control, rates, dials, trace.is_some())?;
                 if let Some(trace) = trace {
                     let of = |(param, tensor)| Shift { param, tensor };
                     shifts[trace].extend(indices.into_iter().zip(moved).map(of));
@@ -375,8 +380,21 @@ impl Optimizer {
             && !stride.rates.iter().any(is_cautious)
     }
 
+    /// What share of itself decay apart from the gradient takes of a weight in a step.
+    fn strength(&self, lr: f64, rates: &Rates) -> f64 {
+        let is_relative = rates.decoupled_mode == DecoupledMode::Relative && self.peak > 0.0;
+        lr * if is_relative { rates.decoupled / self.peak } else { rates.decoupled }
+    }
+
     /// ∂w′/∂λ₂ where it is `traced`, else nothing.
-    fn update(&self, batch: &Batch, control: &Control, rates: &Rates, traced: bool) -> Result<Vec<Tensor>> {
+    fn update(
+        &self,
+        batch: &Batch,
+        control: &Control,
+        rates: &Rates,
+        dials: Option<&GroupDials>,
+        traced: bool,
+    ) -> Result<Vec<Tensor>> {
         let lr = control.lr;
         if rates.l2 > 0.0 && rates.decoupled > 0.0 {
             bail!("l2 and decoupled decay at once in one penalty group: choose one");
@@ -385,7 +403,10 @@ impl Optimizer {
             bail!(ADAMW_REFUSES_L2);
         }
         if rates.l1 > 0.0 && rates.l1_mode == L1Mode::Subgradient {
-            kernels::add_sign(&batch.grads, &batch.params, rates.l1)?;
+            match dials {
+                Some(dials) => kernels::add_by(&batch.grads, &batch.params, true, &dials.l1)?,
+                None => kernels::add_sign(&batch.grads, &batch.params, rates.l1)?,
+            }
         }
         let is_cautious = rates.decoupled > 0.0 && rates.decoupled_mode == DecoupledMode::Cautious;
         // What decay takes of each weight is `lr`·`own.decoupled`, whatever the mode.
@@ -398,9 +419,18 @@ impl Optimizer {
             (false, true) => Some(Before::of(batch)?),
             (false, false) => None,
         };
-        let strength = lr * own.decoupled;
+        let strength = self.strength(lr, rates);
         if is_cautious {
             own.decoupled = 0.0;
+        } else if let Some(dials) = dials {
+            // The kernels know λ as a number of the host only.
+            if rates.decoupled > 0.0 {
+                kernels::scale_by(&batch.params, &dials.keep)?;
+            }
+            if rates.l2 > 0.0 {
+                kernels::add_by(&batch.grads, &batch.params, false, &dials.l2)?;
+            }
+            (own.decoupled, own.l2) = (0.0, 0.0);
         } else if rates.decoupled > 0.0 && !self.rule.decouples() {
             Knob::gated(1.0 - strength, 1.0, control.found_inf)?.scale(&batch.params)?;
         }
@@ -410,7 +440,11 @@ impl Optimizer {
             decayed = Some(decay::cautious(&before.weights, batch, strength)?);
         }
         if rates.l1 > 0.0 && rates.l1_mode == L1Mode::Proximal {
-            Knob::gated(lr * rates.l1, 0.0, control.found_inf)?.threshold(&batch.params)?;
+            let at = match dials {
+                Some(dials) => Knob::Device(dials.threshold.shallow_clone()),
+                None => Knob::gated(lr * rates.l1, 0.0, control.found_inf)?,
+            };
+            at.threshold(&batch.params)?;
         }
         match before.filter(|_| traced) {
             Some(before) => before.shifts(&*self.rule, batch, lr, rates, strength, decayed),

@@ -81,7 +81,7 @@ impl Rule for RmsPropSpec {
             momentum_buffers: if self.momentum > 0.0 { batch.slot(2) } else { &[] },
             grad_avgs: batch.slot(2 + with_momentum),
         };
-        kernel.step(&batch.params, &batch.grads, &state, control.lr)
+        kernel.step(&batch.params, &batch.grads, &state, control)
     }
     /// −η·[1/d − g·r′/d²] with d = r + ε, r the root mean square (centred: the deviation) and r′ = (1 − α)·(g − mean)/r.
     fn response(&self, batch: &Batch, grads: &[Tensor], lr: f64) -> Result<Vec<Tensor>> {

@@ -120,6 +120,10 @@ impl Task for Generation {
         (reconstruction + kl * self.weight(clock)).mean(None::<Kind>)
     }
 
+    fn follows_the_clock(&self) -> bool {
+        self.kl_warmup_steps > 0
+    }
+
     fn meter(&self, _output: &[i64]) -> Box<dyn Meter> {
         let likelihood = self.likelihood;
         Box::new(GenerationMeter::new(Box::new(move |answer, ys| nats(likelihood, answer, ys))))

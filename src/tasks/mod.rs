@@ -177,6 +177,11 @@ pub trait Task {
     /// smoothing and the like.
     fn loss(&self, answer: &Answer, ys: &Tensor, clock: Option<Clock>) -> Tensor;
 
+    /// Whether the loss of the same answer may be another at another `clock`.
+    fn follows_the_clock(&self) -> bool {
+        false
+    }
+
     /// `output` is the network's output shape without batch.
     fn meter(&self, output: &[i64]) -> Box<dyn Meter>;
 

@@ -6,7 +6,7 @@ use tikhonov::penalty::{Rates, Target};
 
 use super::{declared, normal};
 
-const OPTIMIZERS: [&str; 9] = [
+pub(super) const OPTIMIZERS: [&str; 9] = [
     "sgd: {lr: 0.1}",
     "sgd: {lr: 0.1, momentum: 0.9, nesterov: true}",
     "sgd: {lr: 0.1, momentum: 0.9, dampening: 0.5}",
@@ -27,18 +27,18 @@ const PENALTIES: [&str; 5] = [
 ];
 
 /// A weight and a bias with their optimiser, the average of both, and a scale that overflows where it is told to.
-struct Run {
-    params: Vec<Tensor>,
-    optimizer: Optimizer,
-    rates: Vec<Rates>,
-    clip: Option<tikhonov::optim::Clip>,
-    ema: Ema,
+pub(super) struct Run {
+    pub params: Vec<Tensor>,
+    pub optimizer: Optimizer,
+    pub rates: Vec<Rates>,
+    pub clip: Option<tikhonov::optim::Clip>,
+    pub ema: Ema,
     scale: Option<LossScale>,
     made: u64,
 }
 
 impl Run {
-    fn new(config: &str, scaled: bool) -> Self {
+    pub fn new(config: &str, scaled: bool) -> Self {
         let declared = declared(config);
         let params: Vec<Tensor> = [(vec![5i64, 7], 1), (vec![7], 2)]
             .map(|(shape, which)| normal(&shape, 1.0, which).to_kind(Kind::Float).set_requires_grad(true))
@@ -89,7 +89,7 @@ impl Run {
         self.made += u64::from(!overflows);
     }
 
-    fn named(&self) -> Vec<(String, Tensor)> {
+    pub fn named(&self) -> Vec<(String, Tensor)> {
         ["w", "b"]
             .into_iter()
             .zip(&self.params)
@@ -98,7 +98,7 @@ impl Run {
     }
 
     /// Everything that a step changes.
-    fn state(&self) -> Vec<(String, Tensor)> {
+    pub fn state(&self) -> Vec<(String, Tensor)> {
         let ema = self.ema.state().into_iter().map(|(name, tensor)| (format!("ema.{name}"), tensor));
         let all = self.named().into_iter().chain(self.optimizer.state()).chain(ema);
         all.map(|(name, tensor)| (name, tensor.detach().copy())).collect()

@@ -1,0 +1,63 @@
+//! Steps that read their rates on the device, as a recorded step does.
+
+use tch::{Device, Kind};
+use tikhonov::optim::{Dials, Stride};
+
+use super::normal;
+use super::scaling::{OPTIMIZERS, Run};
+
+const PENALTIES: [&str; 5] = [
+    "{}",
+    "{l2: 0.1, l1: 0.01}",
+    "{decoupled: 0.1}",
+    "{decoupled: 0.1, decoupled_mode: relative, l1: 0.01, groups: [{match: b, l2: 0.2}]}",
+    "{l1: 0.1, l1_mode: subgradient}",
+];
+
+#[test]
+fn a_step_by_numbers_on_the_device_is_the_step_by_those_of_the_host() {
+    for optimizer in OPTIMIZERS {
+        for penalty in PENALTIES {
+            if optimizer.starts_with("adamw") && penalty.contains("l2") {
+                continue;
+            }
+            let config = format!("optimizer: {{{optimizer}}}\npenalty: {penalty}\nclip: {{norm: 0.5}}");
+            let (mut host, mut device) = (Run::new(&config, false), Run::new(&config, false));
+            let mut dials = Dials::new(device.rates.len(), Device::Cpu).unwrap();
+            for step in 0..8u64 {
+                // Everything moves, as under a schedule: a dial that is not read shows.
+                let lr = 0.05 / (1 + step) as f64;
+                for run in [&mut host, &mut device] {
+                    for rates in &mut run.rates {
+                        rates.l2 *= 1.3;
+                        rates.decoupled *= 1.3;
+                        rates.l1 *= 0.7;
+                    }
+                }
+                for run in [&host, &device] {
+                    let wanted = |i: usize| {
+                        normal(&run.params[i].size(), 1.0, 10 * step + i as u64).to_kind(Kind::Float)
+                    };
+                    let loss = (&run.params[0] * wanted(0)).sum(Kind::Float)
+                        + (&run.params[1] * wanted(1)).sum(Kind::Float);
+                    loss.backward();
+                }
+                let (rates, clip) = (&host.rates, host.clip.as_ref());
+                host.optimizer.advance(&Stride { lr, rates, clip, ..Stride::default() }).unwrap();
+                let named = host.named();
+                host.ema.update(&named, None).unwrap();
+
+                dials.set(&device.optimizer, lr, &device.rates, device.ema.weight()).unwrap();
+                // What the recorded step was given when it was recorded does not count.
+                let (rates, clip) = (&device.rates, device.clip.as_ref());
+                let stride = Stride { lr: 7.0, rates, clip, dials: Some(&dials), ..Stride::default() };
+                device.optimizer.advance(&stride).unwrap();
+                device.ema.blend(&device.named(), dials.average()).unwrap();
+                device.ema.count();
+            }
+            for ((name, ours), (_, theirs)) in device.state().iter().zip(host.state()) {
+                assert!(ours.allclose(&theirs, 1e-5, 1e-6, false), "{name} {ours} {theirs}: {config}");
+            }
+        }
+    }
+}
