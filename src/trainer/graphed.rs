@@ -200,3 +200,46 @@ impl Trainer<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::penalty::Target;
+    use crate::yaml::Document;
+
+    /// What keeps a run on a GPU that says `lines` besides from being recorded.
+    fn reason(lines: &str) -> Option<&'static str> {
+        let text = format!(
+            "model: {{name: mlp}}\ntask: classification\ndata: {{train: {{shapes: {{count: 20, size: 16}}}}, \
+             validation: {{fraction: 0.5}}}}\noptimizer: sgd\n{lines}\n"
+        );
+        let document = Document::parse("test", text).unwrap();
+        let spec = Config::from_document(document, &[], [], Path::new("run")).unwrap().spec;
+        let groups = spec.penalty.assign(&[Target { name: "w", decays: true }]).unwrap();
+        obstacle(&spec, Device::Cuda(0), &groups, spec.task.build().follows_the_clock())
+    }
+
+    #[test]
+    fn a_plain_step_can_be_recorded_and_what_cannot_says_why() {
+        let plain = "penalty: {decoupled: {start: 0.1, end: 0.2, epochs: 1}, l1: 0.1}\nschedule: cosine\n\
+                     train: {epochs: 1, amp: bf16, clip: {norm: 1.0}, ema: {decay: 0.9, warmup: true}}";
+        assert_eq!(reason(plain), None);
+        for (lines, word) in [
+            ("train: {epochs: 1, accumulate: 2}", "accumulate"),
+            ("train: {epochs: 1, amp: fp16}", "fp16"),
+            ("train: {epochs: 1, checkpoint_activations: 4}", "checkpoint_activations"),
+            ("penalty: {l2: auto}\ntrain: {epochs: 1}", "auto"),
+            ("penalty: {decoupled: 0.1, decoupled_mode: cautious}\ntrain: {epochs: 1}", "cautious"),
+        ] {
+            assert!(
+                reason(lines).is_some_and(|reason| reason.contains(word)),
+                "{lines}: {:?}",
+                reason(lines)
+            );
+        }
+        assert_eq!(reason("train: {epochs: 1, checkpoint_activations: false}"), None);
+    }
+}
