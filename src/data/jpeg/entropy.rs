@@ -34,6 +34,8 @@ const AHEAD: u32 = 11;
 pub struct Huffman {
     /// For the next bits: a whole coefficient with its value, where all of it fits; else a symbol; else nothing.
     fast: [Entry; 1 << AHEAD],
+    /// For the next bits: how many of them are whole coefficients, how far those lead, and whether the block ends with them.
+    leaps: [Leap; 1 << AHEAD],
     /// Codes of each length end before this, as 16 bits.
     ends: [u32; 17],
     /// What to add to a code of each length for the index of its symbol.
@@ -54,10 +56,18 @@ struct Entry {
     symbol: u8,
 }
 
+#[derive(Clone, Copy, Default)]
+struct Leap {
+    bits: u8,
+    places: u8,
+    ends: bool,
+}
+
 impl Huffman {
     pub fn new(counts: &[u8; 16], symbols: &[u8]) -> Option<Box<Self>> {
         let mut table = Box::new(Self {
             fast: [Entry::default(); 1 << AHEAD],
+            leaps: [Leap::default(); 1 << AHEAD],
             ends: [0; 17],
             offsets: [0; 17],
             symbols: [0; 256],
@@ -91,7 +101,27 @@ impl Huffman {
             table.ends[len as usize] = code << (16 - len);
             code <<= 1;
         }
+        for bits in 0..1 << AHEAD {
+            table.leaps[bits] = table.leap(bits);
+        }
         Some(table)
+    }
+
+    fn leap(&self, bits: usize) -> Leap {
+        let mut leap = Leap::default();
+        loop {
+            let entry = self.fast[bits << leap.bits & ((1 << AHEAD) - 1)];
+            let (run, size) = (entry.symbol >> 4, entry.symbol & 15);
+            let len = leap.bits + entry.code + size;
+            if entry.code == 0 || u32::from(len) > AHEAD {
+                return leap;
+            }
+            leap.bits = len;
+            match (run, size) {
+                (0..15, 0) => return Leap { ends: true, ..leap },
+                _ => leap.places += run + 1,
+            }
+        }
     }
 }
 
@@ -234,13 +264,18 @@ impl<'a> Bits<'a> {
             if self.count < 32 {
                 self.fill();
             }
-            let entry = table.fast[self.peek(AHEAD)];
-            if entry.bits > 0 {
-                at += usize::from(entry.run) + 1;
-                self.drop(entry.bits.into());
+            let leap = table.leaps[self.peek(AHEAD)];
+            let behind = at + usize::from(leap.places);
+            // Bits behind the last coefficient of a block are no more of its business.
+            if leap.bits > 0 && behind < 64 {
+                self.drop(leap.bits.into());
+                if leap.ends {
+                    return Some(());
+                }
+                at = behind;
                 continue;
             }
-            let symbol = self.symbol(entry, table)?;
+            let symbol = self.symbol(table.fast[self.peek(AHEAD)], table)?;
             let (run, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
             if size > 0 {
                 at += run + 1;

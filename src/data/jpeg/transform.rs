@@ -63,14 +63,19 @@ fn transform_all(block: &mut [i32; 64], out: &mut [u8], stride: usize) {
 fn invert<const USED: usize>(block: &mut [i32; 64], out: &mut [u8], stride: usize) {
     let mut half = [[0i32; 8]; 8];
     let rows = block.as_chunks::<8>().0;
-    for (place, half) in half.iter_mut().enumerate() {
-        let mut sums = [512i32; 8];
-        for (row, basis) in rows.iter().zip(&BASIS).take(USED) {
-            for (sum, &coefficient) in sums.iter_mut().zip(row) {
-                *sum = sum.wrapping_add(coefficient.wrapping_mul(basis[place]));
+    for place in 0..4 {
+        // What even coefficients add is symmetric, what odd ones add is not but for the sign.
+        let (mut even, mut odd) = ([512i32; 8], [0i32; 8]);
+        for (rows, bases) in rows.as_chunks::<2>().0.iter().zip(BASIS.as_chunks::<2>().0).take(USED / 2) {
+            for column in 0..8 {
+                even[column] = even[column].wrapping_add(rows[0][column].wrapping_mul(bases[0][place]));
+                odd[column] = odd[column].wrapping_add(rows[1][column].wrapping_mul(bases[1][place]));
             }
         }
-        *half = sums.map(|sum| sum >> 10);
+        for column in 0..8 {
+            half[place][column] = even[column].wrapping_add(odd[column]) >> 10;
+            half[7 - place][column] = even[column].wrapping_sub(odd[column]) >> 10;
+        }
     }
     *block = [0; 64];
     for (half, line) in half.iter().zip(out.chunks_mut(stride)) {
