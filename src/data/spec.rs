@@ -14,7 +14,7 @@ use super::sources::{
     Opening, ShapesSpec, Source, Split,
 };
 use super::split::{Fold, Share};
-use super::{Dataset, Fit, Mode, Resize, Sets, Shelf, Targets, split};
+use super::{Dataset, Fit, Mode, Resize, Sets, Shelf, Targets, cores, split};
 use crate::exit::{Exit, OrExit, fail};
 use crate::yaml::Invalid;
 
@@ -38,7 +38,8 @@ pub struct DataSpec {
     pub smooth: Option<SmoothSpec>,
     #[serde(default)]
     pub augment: Vec<Augment>,
-    /// Threads that decode and augment while the network computes.
+    /// Threads that decode and augment while the network computes; those that are ahead of it sleep. As many as there
+    /// are cores, 2 to 8, unless said otherwise.
     #[serde(default = "default_workers")]
     pub workers: usize,
     /// A folder whose decoded images need no more than this is decoded once and kept in memory.
@@ -55,7 +56,7 @@ fn default_batch_size() -> usize {
 }
 
 fn default_workers() -> usize {
-    2
+    cores().clamp(2, 8)
 }
 
 fn default_memory_gib() -> f64 {
