@@ -2,17 +2,17 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::Path;
 use std::thread;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use safetensors::Dtype as Packed;
 use safetensors::tensor::{Metadata, TensorInfo};
-use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-use super::{atomic, digest};
+use super::atomic;
+use super::digest::{Summing, Sums};
 use crate::exit::{Exit, OrExit};
 use crate::libtorch::bytes;
 
@@ -65,26 +65,41 @@ impl Contents {
         }
     }
 
-    /// The SHA-256 of the file, from memory.
-    pub fn sum(&self) -> Result<String> {
-        let mut sum = Sha256::new();
+    /// The sums of the file, from memory.
+    pub fn sums(&self) -> Result<Sums> {
+        let mut summing = Summing::default();
         self.pass_to(|bytes| {
-            sum.update(bytes);
+            summing.update(bytes);
             Ok(())
         })?;
-        Ok(digest::hexadecimal(sum))
+        Ok(summing.finish())
     }
 
-    /// Writes a new file, syncs it to the disk, and returns the SHA-256 of what reads back meanwhile.
-    pub fn write_synced(&self, path: &Path) -> Result<String> {
+    /// Writes a new file and syncs it to the disk; meanwhile it is read back and compared with memory.
+    pub fn write_synced(&self, path: &Path) -> Result<()> {
         let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
         self.pass_to(|bytes| Ok(file.write_all(bytes)?))?;
         let file = file.into_inner()?;
+        let twin = self.share();
         thread::scope(|scope| {
-            let sum = scope.spawn(|| digest::of_file(path));
+            let compared = scope.spawn(move || twin.reads_back(path));
             file.sync_all().context("flushing to the disk")?;
-            sum.join().map_err(|_| anyhow!("the thread that reads it back has died"))?
+            compared.join().map_err(|_| anyhow!("the thread that reads it back has died"))?
         })
+    }
+
+    fn reads_back(&self, path: &Path) -> Result<()> {
+        let (mut file, mut buffer) = (File::open(path)?, vec![0; 256 << 10]);
+        self.pass_to(|bytes| {
+            bytes.chunks(buffer.len()).try_for_each(|wanted| {
+                let read = &mut buffer[..wanted.len()];
+                file.read_exact(read)?;
+                ensure!(read == wanted, "it does not read back as written");
+                Ok(())
+            })
+        })?;
+        ensure!(file.read(&mut [0])? == 0, "it is longer than what was written");
+        Ok(())
     }
 
     fn pass_to(&self, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {

@@ -9,13 +9,14 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ScopedJoinHandle};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::digest;
+use super::digest::{self, PIECE};
 use super::safetensors::Contents;
 use super::weights::read_weights;
 use crate::exit::{Exit, OrExit, fail};
@@ -74,6 +75,9 @@ pub struct State {
     /// SHA-256 of each tensor file.
     #[serde(default)]
     pub files: BTreeMap<String, String>,
+    /// SHA-256 of every 8 MiB of it, by which it is verified where they are there: all cores can.
+    #[serde(default)]
+    pub pieces: BTreeMap<String, Vec<String>>,
 }
 
 /// A validation result, and when it was reached.
@@ -134,6 +138,7 @@ impl State {
             features: Vec::new(),
             config: serde_json::Value::Null,
             files: BTreeMap::new(),
+            pieces: BTreeMap::new(),
         }
     }
 }
@@ -209,18 +214,21 @@ impl Checkpoints {
         // All files are on their way to the disk at once, and their sums are taken meanwhile; the draft becomes a
         // checkpoint only when all of it is there and reads back as it is in memory.
         thread::scope(|scope| {
-            let sums = scope.spawn(|| at_once(twins, |_, contents| contents.sum()));
+            let sums = scope.spawn(|| at_once(twins, |_, contents| contents.sums()));
             let files = scope.spawn(|| {
                 at_once(parts, |file, contents| {
                     contents.write_synced(&draft.join(file)).with_context(|| file.to_owned())
                 })
             });
-            state.files = joined(sums)?;
+            let sums = joined(sums)?;
+            state.files = sums.iter().map(|(file, sums)| (file.clone(), sums.whole.clone())).collect();
+            state.pieces = sums.into_iter().map(|(file, sums)| (file, sums.pieces)).collect();
             let mut file = File::create(draft.join("state.json"))?;
             file.write_all(&serde_json::to_vec_pretty(&state)?)?;
             file.sync_all()?;
-            if joined(files)? != state.files || read_state(draft)?.files != state.files {
-                bail!("{} does not read back as written", draft.display());
+            joined(files)?;
+            if read_state(draft)?.files != state.files {
+                bail!("state.json does not read back as written");
             }
             Ok(sync_folder(draft)?)
         })
@@ -382,16 +390,43 @@ fn read_whole(folder: &Path) -> Result<Loaded> {
     Ok(Loaded { folder: folder.into(), model, optimizer, ema, state })
 }
 
-/// Whether every file is what `state` says.
+/// Whether every file is what `state` says. Of several that are not, the first by name is told.
 fn verify(folder: &Path, state: &State) -> Result<()> {
-    let files = state.files.iter().map(|(name, wanted)| (name.clone(), wanted)).collect();
-    at_once(files, |name, wanted| {
-        if digest::of_file(&folder.join(name)).with_context(|| name.to_owned())? != *wanted {
-            bail!("{name} is damaged: its SHA-256 is not the one in state.json");
+    let mut jobs = Vec::new();
+    for (name, whole) in &state.files {
+        let path = folder.join(name);
+        let len = path.metadata().with_context(|| name.to_owned())?.len();
+        match state.pieces.get(name) {
+            Some(pieces) if len.div_ceil(PIECE as u64) == pieces.len() as u64 => {
+                jobs.extend((0..).zip(pieces).map(|(number, sum)| (name, Some(number), sum)));
+            }
+            _ => jobs.push((name, None, whole)),
         }
-        Ok(())
-    })?;
-    Ok(())
+    }
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(jobs.len());
+    let (jobs, failures) = (Mutex::new(jobs.into_iter()), Mutex::new(BTreeMap::new()));
+    let work = || loop {
+        let Some((name, number, wanted)) = unpoisoned(&jobs).next() else { return };
+        let path = folder.join(name);
+        let sum = number.map_or_else(|| digest::of_file(&path), |number| digest::of_piece(&path, number));
+        let failure = match sum {
+            Ok(sum) if sum == *wanted => continue,
+            Ok(_) => anyhow!("{name} is damaged: its SHA-256 is not the one in state.json"),
+            Err(error) => error.context(name.to_owned()),
+        };
+        unpoisoned(&failures).entry(name).or_insert(failure);
+    };
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    let failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
+    failures.into_values().next().map_or(Ok(()), Err)
+}
+
+fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Does the work for every file in a thread of its own; of several errors the first in the order of the files is told.
@@ -437,6 +472,8 @@ fn sync_folder(folder: &Path) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use tch::{Device, Kind};
+
     use super::*;
 
     fn snapshot(step: u64, batch: usize, score: Option<f64>) -> Snapshot {
@@ -460,6 +497,33 @@ mod tests {
         assert_eq!(loaded.state.step, 10);
         assert!(complaints[0].contains("model.safetensors is damaged"), "{complaints:?}");
         assert!(store.named("last").is_err());
+    }
+
+    #[test]
+    fn damage_anywhere_in_a_large_file_is_found_and_so_is_a_missing_or_another_end() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Checkpoints::new(home.path().join("checkpoints"));
+        let mut large = snapshot(10, 0, None);
+        large.model = vec![("w".into(), Tensor::arange(5 << 20, (Kind::Float, Device::Cpu)))];
+        let folder = store.save(large, false).unwrap();
+        assert_eq!(load(&folder).unwrap().state.pieces["model.safetensors"].len(), 3);
+        let file = folder.join("model.safetensors");
+        let intact = fs::read(&file).unwrap();
+        for at in [0, PIECE - 1, PIECE, 2 * PIECE + 5, intact.len() - 1] {
+            let mut bytes = intact.clone();
+            bytes[at] ^= 1;
+            fs::write(&file, bytes).unwrap();
+            let error = format!("{:#}", load(&folder).err().unwrap());
+            assert!(error.contains("model.safetensors is damaged"), "{at}: {error}");
+        }
+        for len in [intact.len() - 1, 2 * PIECE, 0] {
+            fs::write(&file, &intact[..len]).unwrap();
+            assert!(load(&folder).is_err(), "{len}");
+        }
+        fs::write(&file, [&intact[..], &[0; PIECE]].concat()).unwrap();
+        assert!(load(&folder).is_err());
+        fs::write(&file, intact).unwrap();
+        assert!(load(&folder).is_ok());
     }
 
     #[test]
