@@ -1,6 +1,5 @@
 //! Where tensors live (`cpu`, `cuda`, `cuda:N`, `auto`), the seed and the number of threads.
 
-use std::env;
 use std::str::FromStr;
 
 use anyhow::Result;
@@ -89,13 +88,7 @@ pub fn autotune(on: bool) {
     tch::Cuda::cudnn_set_benchmark(on);
 }
 
-/// Sets the number of threads that one libtorch operation uses on the CPU, where it is named (all cores otherwise), and has
-/// them give way to other processes, unless OpenMP's environment says how they are to wait.
-pub fn use_threads(threads: Option<usize>) {
-    if let Some(threads) = threads {
-        tch::set_num_threads(threads as i32);
-    }
-    if ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"].iter().all(|name| env::var_os(name).is_none()) {
-        libtorch::cores::share_cores();
-    }
+/// Sets the number of threads that one libtorch operation uses on the CPU.
+pub fn set_threads(threads: usize) {
+    tch::set_num_threads(threads as i32);
 }

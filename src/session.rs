@@ -132,7 +132,9 @@ impl Session {
         let Plan { model, groups } = plan;
         let spec = &mut config.spec;
         let device = spec.device.resolve()?;
-        device::use_threads(spec.threads);
+        if let Some(threads) = spec.threads {
+            device::set_threads(threads);
+        }
         if let Some(tf32) = spec.train.tf32 {
             allow_tf32(tf32)?;
         }

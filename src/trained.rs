@@ -73,9 +73,11 @@ impl Trained {
         Ok(Self { config, plan, weights })
     }
 
-    /// Sets the number of threads, where the config names one, and shares the cores.
+    /// Sets the number of threads, where the config names one.
     pub fn use_threads(&self) {
-        device::use_threads(self.config.spec.threads);
+        if let Some(threads) = self.config.spec.threads {
+            device::set_threads(threads);
+        }
     }
 
     /// The network alone.

@@ -4,7 +4,6 @@
 
 pub mod autocast;
 pub mod bytes;
-pub mod cores;
 pub mod graph;
 pub mod machine;
 pub mod memory;
@@ -27,7 +26,12 @@ unsafe extern "C" {
     fn tikhonov_cpu_capability() -> *const c_char;
     fn tikhonov_version() -> *const c_char;
     fn tikhonov_leave(code: i32) -> !;
+    fn tikhonov_cores();
 }
+
+/// Has the linker take cores.cpp, of which nothing is called.
+#[used]
+static CORES: unsafe extern "C" fn() = tikhonov_cores;
 
 /// Takes the message that a shim function returns: null means that all went well.
 fn check(message: *mut c_char) -> Result<(), String> {

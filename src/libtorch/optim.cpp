@@ -26,6 +26,9 @@
 #include <c10/core/GradMode.h>
 
 #include "guarded.h"
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 namespace {
 
@@ -85,6 +88,29 @@ void move(const Control& control, const List& ws, const List& steps) {
 void uncount(const Control& control, const List& counts) {
   if (control.found_inf) at::_foreach_add_(counts, *control.found_inf, -1);
 }
+
+// libtorch's fused kernels wake all threads for any number of values; for few of them one thread is done sooner.
+class Serial {
+ public:
+  explicit Serial(Borrowed params) {
+#ifdef _OPENMP
+    int64_t values = 0;
+    for (size_t i = 0; i < params.count; ++i) values += params.tensors[i]->numel();
+    if (values > 65536 || omp_in_parallel()) return;
+    threads = omp_get_max_threads();
+    omp_set_num_threads(1);
+#endif
+  }
+  Serial(const Serial&) = delete;
+  ~Serial() {
+#ifdef _OPENMP
+    if (threads > 0) omp_set_num_threads(threads);
+#endif
+  }
+
+ private:
+  int threads = 0;
+};
 
 }  // namespace
 
@@ -213,6 +239,7 @@ char* tikhonov_lerp(Borrowed tensors, Borrowed others, double weight) {
 char* tikhonov_fused_sgd(Borrowed params, Borrowed grads, Borrowed momentum_buffers, Control control,
                          double weight_decay, double momentum, double dampening, bool nesterov, bool is_first_step) {
   return in_place([&] {
+    const Serial serial(params);
     with_lr(control, [&](const auto& lr) {
       at::_fused_sgd_(list(params), list(grads), list(momentum_buffers), weight_decay, momentum, lr, dampening,
                       nesterov, /*maximize=*/false, is_first_step, /*grad_scale=*/{}, optional(control.found_inf));
@@ -225,6 +252,7 @@ char* tikhonov_fused_adam(Borrowed params, Borrowed grads, Borrowed exp_avgs, Bo
                           Borrowed max_exp_avg_sqs, Borrowed steps, Control control, double beta1, double beta2,
                           double weight_decay, double eps, bool amsgrad, bool decoupled) {
   return in_place([&] {
+    const Serial serial(params);
     const List counts = list(steps);
     at::_foreach_add_(counts, 1);
     const auto found_inf = optional(control.found_inf);
@@ -249,6 +277,7 @@ char* tikhonov_fused_adam(Borrowed params, Borrowed grads, Borrowed exp_avgs, Bo
 char* tikhonov_fused_adagrad(Borrowed params, Borrowed grads, Borrowed sums, Borrowed steps, Control control,
                              double lr_decay, double weight_decay, double eps) {
   return in_place([&] {
+    const Serial serial(params);
     const List counts = list(steps);
     at::_foreach_add_(counts, 1);
     with_lr(control, [&](const auto& lr) {
@@ -264,6 +293,7 @@ char* tikhonov_foreach_rmsprop(Borrowed params, Borrowed grads, Borrowed square_
                                Borrowed grad_avgs, Borrowed steps, Control control, double alpha, double eps,
                                double weight_decay, double momentum) {
   return in_place([&] {
+    const Serial serial(params);
     const List ws = list(params), gs = list(grads), squares = list(square_avgs);
     at::_foreach_add_(list(steps), 1);
     if (weight_decay != 0) at::_foreach_add_(gs, ws, weight_decay);
