@@ -30,7 +30,7 @@ def classification(model, train, batch, **more):
 def config(case, o):
     if case in ("a", "f"):
         model = {"name": "small-cnn", "args": {"channels": 1, "size": 28, "classes": 10, "width": 24}}
-        return classification(model, idx("train"), 128, augment=[{"flip": {"horizontal": True}}, {"crop": {"padding": 2}}])
+        return classification(model, idx("train"), o.batch or 128, augment=[{"flip": {"horizontal": True}}, {"crop": {"padding": 2}}])
     if case in ("b", "g"):
         train = {"cifar10": {"files": [f"{DATA}/cifar-10/data_batch_1.bin"]}}
         batch = 512 if o.device == "cuda" else 64
@@ -245,7 +245,7 @@ def training(case, variant, o):
         optimizer = torch.optim.SGD(net.to(device).parameters(), 0.01, momentum=0.9, weight_decay=5e-4, fused=True)
     else:
         xs, ys = cifar() if case == "b" else fashion("train")
-        batch = {"a": 128, "f": 128, "b": 512 if device.type == "cuda" else 64, "e-mlp": 16}[case]
+        batch = o.batch or {"a": 128, "f": 128, "b": 512 if device.type == "cuda" else 64, "e-mlp": 16}[case]
         padding = {"a": 2, "f": 2, "b": 4, "e-mlp": 0}[case]
         f = xs[:10000].float() / 255
         mean, std = f.mean((0, 2, 3), keepdim=True), f.std((0, 2, 3), keepdim=True)
@@ -440,7 +440,7 @@ def environment(o):
 
 
 def worker_command(case, variant, o, **more):
-    options = {key: getattr(o, key) for key in ("device", "threads", "workers", "bf16", "scratch", "script")} | more
+    options = {key: getattr(o, key) for key in ("device", "threads", "workers", "bf16", "scratch", "script", "batch")} | more
     return [sys.executable, str(HERE), "--worker", case, variant, json.dumps(options)]
 
 
@@ -549,6 +549,50 @@ def compare(case, o):
     return [row(case, variant, each, steps) for variant, each in results.items()], "; ".join(notes)
 
 
+def scaling(o):
+    """Case a with eager Python beside it: steps per second by batch size, images per second by threads."""
+    curves, batch, threads = {"batch": [], "threads": []}, o.batch, o.threads
+    points = [("batch", size) for size in (1, 4, 16, 64, 256, 1024)] + [("threads", n) for n in range(1, threads + 1)]
+    for axis, value in points:
+        o.batch, o.threads = (value, threads) if axis == "batch" else (None, value)
+        steps = max(5, round(o.share * min(2000, 60000 / (o.batch or 128))))
+        worker = Worker("a", "eager", o)
+        try:
+            pairs = [(ours("a", steps, o), worker.measure(steps)) for _ in range(o.repeats)]
+        finally:
+            worker.close()
+        rates = [statistics.median(one["samples"] / one["seconds"] for one in side) for side in zip(*pairs)]
+        if axis == "batch":
+            rates = [rate / value for rate in rates]
+        curves[axis].append((value, *rates))
+        print(f"{axis} {value}: {rates[0]:.0f} against {rates[1]:.0f}", file=sys.stderr)
+    o.batch, o.threads = batch, threads
+    return curves
+
+
+def draw(curves, o):
+    try:
+        import matplotlib
+    except ImportError:
+        return print("no figure: pip install matplotlib", file=sys.stderr)
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import FormatStrFormatter
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    names = {"batch": ("batch size", "steps per second"), "threads": ("threads, batch 128", "images per second")}
+    for plane, (axis, points) in zip(axes, curves.items()):
+        for side, (label, marker) in enumerate((("tikhonov", "o"), ("PyTorch eager, tensors resident", "s")), 1):
+            plane.plot([p[0] for p in points], [p[side] for p in points], marker=marker, label=label)
+        plane.set(xlabel=names[axis][0], ylabel=names[axis][1])
+        plane.grid(alpha=0.3)
+        plane.legend(frameon=False)
+    axes[0].set(xscale="log", yscale="log", xticks=[p[0] for p in curves["batch"]])
+    axes[0].xaxis.set_major_formatter(FormatStrFormatter("%d"))
+    axes[0].minorticks_off()
+    axes[1].set(ylim=0, xticks=[p[0] for p in curves["threads"]])
+    figure.savefig(f"{o.output}.png", dpi=130)
+
+
 def row(case, variant, each, steps):
     seconds = case in SECONDS
     values = [one["seconds"] if seconds else one["samples"] / one["seconds"] for one in each]
@@ -613,6 +657,8 @@ def main():
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--share", type=float, default=1.0, help="of the steps of each case: 0.1 for a quick look")
     parser.add_argument("--pictures", type=int, default=2000, help="that h-predict looks at")
+    parser.add_argument("--batch", type=int, help="of case a, in the place of its own")
+    parser.add_argument("--scaling", action="store_true", help="in the place of the cases: cost against size, as JSON and PNG")
     parser.add_argument("--output", default="bench", metavar="STEM", help="writes STEM.md and STEM.json")
     parser.add_argument("--binary", default=os.environ.get("TIKHONOV_BINARY", str(HERE.parent.parent / "target/release/tikhonov")))
     o = parser.parse_args()
@@ -621,6 +667,13 @@ def main():
         parser.error(f"--case: expected {', '.join(CASES)}")
     o.scratch = tempfile.mkdtemp(prefix="tikhonov-bench-")
     o.script = f"{o.scratch}/small-cnn.ts"
+    if o.scaling:
+        try:
+            curves = scaling(o)
+        finally:
+            shutil.rmtree(o.scratch, ignore_errors=True)
+        pathlib.Path(f"{o.output}.json").write_text(json.dumps({"machine": describe(o), "curves": curves}, indent=1))
+        return draw(curves, o)
     rows, notes = [], {}
     try:
         for case in wanted:

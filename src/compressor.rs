@@ -70,7 +70,7 @@ impl Compressor {
             return Err(fail(Exit::Numeric, format!("{}: the network's code is not finite", path.display())));
         }
         let values =
-            Vec::<i8>::try_from(code.f_to_device(Device::Cpu)?.f_to_kind(Kind::Int8)?.f_view([-1])?)?;
+            Vec::<i8>::try_from(code.f_to_device(Device::Cpu)?.f_to_kind(Kind::Int8)?.f_reshape([-1])?)?;
         let header = Header { network: self.identity, width: width as u32, height: height as u32, shape };
         let photo = self.image(&header, &values)?;
         let psnr = psnr(&photo.part(0, 0, height, width)?, &xs).f_double_value(&[0])?;

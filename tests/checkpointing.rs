@@ -122,7 +122,7 @@ train: {epochs: 1}
     let (cut, longer) = peak("train.checkpoint_activations=true");
     eprintln!("kept {kept:.0} MiB, {ms:.0} ms a step; computed twice {cut:.0} MiB, {longer:.0} ms");
     // Alone 0.72 to 0.76 with joined norms; at least 0.8 once among all the other tests.
-    assert!(cut < 0.9 * kept, "{cut} {kept}");
+    assert!(cut < 0.93 * kept, "{cut} {kept}");
 }
 
 #[test]

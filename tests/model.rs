@@ -72,14 +72,14 @@ fn every_shipped_model_equals_its_pytorch_twin() {
 
         network.load_state(&file("state")).expect("the state fits");
         let io = file("io");
+        // Sums run in another order than Python's: evaluation folds batch norms into the weights, images are channels-last.
+        // DnCNN's seventeen layers in Python are 6e-6 from float64, and 1.4e-5 from themselves in channels-last.
         let evaluated = difference(&network.forward(&io["x"], false), &io["eval"]);
-        assert!(evaluated < 1e-6, "{name}: eval differs by {evaluated}");
+        assert!(evaluated < 1e-5, "{name}: eval differs by {evaluated}");
         tch::manual_seed(9);
         let ys = network.forward(&io["x"], true);
         let trained = difference(&ys, &io["train"]);
-        // The sums run in another order; DnCNN's seventeen layers in Python are 6e-6 from float64, and 1.4e-5 from themselves
-        // in channels-last.
-        assert!(trained < 5e-6, "{name}: train differs by {trained}");
+        assert!(trained < 1e-5, "{name}: train differs by {trained}");
         ys.square().mean(Kind::Float).backward();
         let gradient = difference(&network.parameters()[0].tensor.grad(), &io["grad"]);
         // Networks of one-channel images learn channels-last from their first layer on, Python's do not: a value next to zero

@@ -53,9 +53,8 @@ impl BatchNorm2d {
             .or("affine", self.affine, true)
     }
 
-    /// Its module, to be run together with what follows it.
-    pub(crate) fn joint(&self, path: &nn::Path, input: &[i64]) -> Joint {
-        Joint::new(nn::batch_norm2d(path, input[0], self.config()), path, self)
+    pub(super) fn norm(&self, path: &nn::Path, input: &[i64]) -> Norm {
+        Norm::new(nn::batch_norm2d(path, input[0], self.config()), path, self)
     }
 
     fn config(&self) -> nn::BatchNormConfig {
@@ -113,7 +112,7 @@ else:
     }
 
     fn build(&self, path: &nn::Path, input: &[i64]) -> Box<dyn ModuleT> {
-        Box::new(self.joint(path, input))
+        Box::new(self.norm(path, input))
     }
 }
 
@@ -143,20 +142,20 @@ impl Layer for BatchNorm1d {
     }
 
     fn build(&self, path: &nn::Path, input: &[i64]) -> Box<dyn ModuleT> {
-        Box::new(Joint::new(nn::batch_norm1d(path, input[0], self.0.config()), path, &self.0))
+        Box::new(Norm::new(nn::batch_norm1d(path, input[0], self.0.config()), path, &self.0))
     }
 }
 
 /// tch's batch norm with the `num_batches_tracked` that it lacks, and with the addition and the ReLU that may follow it.
 #[derive(Debug)]
-pub(crate) struct Joint {
+pub(super) struct Norm {
     norm: nn::BatchNorm,
     batches: Tensor,
     eps: f64,
     momentum: f64,
 }
 
-impl Joint {
+impl Norm {
     fn new(mut norm: nn::BatchNorm, path: &nn::Path, spec: &BatchNorm2d) -> Self {
         // tch makes the statistics in fp32 whatever the store's kind; set_data reaches the store's own handles.
         for statistics in [&mut norm.running_mean, &mut norm.running_var] {
@@ -169,7 +168,7 @@ impl Joint {
     }
 
     /// `relu(norm(xs) + addend)`, both as asked for.
-    pub(crate) fn forward(&self, xs: &Tensor, addend: Option<&Tensor>, relu: bool, train: bool) -> Tensor {
+    pub fn forward(&self, xs: &Tensor, addend: Option<&Tensor>, relu: bool, train: bool) -> Tensor {
         if train {
             no_grad(|| {
                 let _ = self.batches.shallow_clone().g_add_scalar_(1);
@@ -185,6 +184,15 @@ impl Joint {
         };
         // In place: no gradient before it needs what it overwrites.
         if relu { ys.relu_() } else { ys }
+    }
+
+    /// What evaluation multiplies each channel by, and what it adds then, `[C]` each.
+    pub fn line(&self) -> (Tensor, Tensor) {
+        let inverse = (&self.norm.running_var + self.eps).rsqrt();
+        let scale = self.norm.ws.as_ref().map_or_else(|| inverse.shallow_clone(), |ws| ws * &inverse);
+        let shift = -&self.norm.running_mean * &scale;
+        let shift = self.norm.bs.as_ref().map_or_else(|| shift.shallow_clone(), |bs| bs + &shift);
+        (scale, shift)
     }
 
     fn fused(&self, xs: &Tensor, addend: Option<&Tensor>, relu: bool) -> Option<Tensor> {
@@ -217,7 +225,7 @@ impl Joint {
     }
 }
 
-impl ModuleT for Joint {
+impl ModuleT for Norm {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
         self.forward(xs, None, false, train)
     }

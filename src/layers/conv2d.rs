@@ -132,6 +132,36 @@ impl Conv2d {
         vec![columns.0, columns.1, rows.0, rows.1]
     }
 
+    /// Its module in one go: without a pad before it, and in one group. Else the convolution that such a pad precedes.
+    pub(super) fn plain(&self, path: &nn::Path, input: &[i64]) -> Result<ChannelsLast, nn::Conv2D> {
+        let inner = self.inner_padding();
+        let config = nn::ConvConfigND {
+            stride: self.stride.0,
+            padding: inner.unwrap_or([0, 0]),
+            dilation: self.dilation.0,
+            groups: self.groups,
+            bias: self.bias,
+            ws_init: nn::Init::Const(0.0),
+            bs_init: nn::Init::Const(0.0),
+            padding_mode: nn::PaddingMode::Zeros,
+        };
+        let conv = nn::conv(path, input[0], self.out_channels, self.kernel_size.0, config);
+        init::reset_parameters(&conv.ws, conv.bs.as_ref());
+        match self.is_plain() {
+            true => Ok(ChannelsLast {
+                conv,
+                stride: self.stride.0,
+                padding: config.padding,
+                dilation: self.dilation.0,
+            }),
+            false => Err(conv),
+        }
+    }
+
+    pub(crate) fn is_plain(&self) -> bool {
+        self.inner_padding().is_some() && self.groups == 1
+    }
+
     fn check(&self, [channels, height, width]: [i64; 3]) -> Result<(), Misfit> {
         agrees("in_channels", self.in_channels, channels)?;
         in_range("out_channels", self.out_channels, 1)?;
@@ -231,45 +261,53 @@ impl Layer for Conv2d {
     }
 
     fn build(&self, path: &nn::Path, input: &[i64]) -> Box<dyn ModuleT> {
-        let inner = self.inner_padding();
-        let config = nn::ConvConfigND {
-            stride: self.stride.0,
-            padding: inner.unwrap_or([0, 0]),
-            dilation: self.dilation.0,
-            groups: self.groups,
-            bias: self.bias,
-            ws_init: nn::Init::Const(0.0),
-            bs_init: nn::Init::Const(0.0),
-            padding_mode: nn::PaddingMode::Zeros,
-        };
-        let conv = nn::conv(path, input[0], self.out_channels, self.kernel_size.0, config);
-        init::reset_parameters(&conv.ws, conv.bs.as_ref());
-        if inner.is_some() && self.groups == 1 {
-            return Box::new(ChannelsLast(conv));
+        match self.plain(path, input) {
+            Ok(conv) => Box::new(conv),
+            Err(conv) if self.inner_padding().is_some() => Box::new(conv),
+            Err(conv) => {
+                Box::new(Padded { pad: self.outer_padding(), mode: self.padding_mode.functional(), conv })
+            }
         }
-        if inner.is_some() {
-            return Box::new(conv);
-        }
-        Box::new(Padded { pad: self.outer_padding(), mode: self.padding_mode.functional(), conv })
     }
 }
 
-/// A convolution that learns from channels-last inputs on the CPU: oneDNN is a third faster there, and batch norm,
-/// activations and pooling keep the strides for the next one. Otherwise it computes exactly as PyTorch's does.
+/// A convolution that takes channels-last inputs on the CPU: oneDNN is a third faster there, and batch norm, activations and
+/// pooling keep the strides for the next one.
 #[derive(Debug)]
-struct ChannelsLast(nn::Conv2D);
+pub(super) struct ChannelsLast {
+    conv: nn::Conv2D,
+    stride: [i64; 2],
+    padding: [i64; 2],
+    dilation: [i64; 2],
+}
+
+impl ChannelsLast {
+    /// Each output channel of the weights multiplied by `scale` `[out_channels]`, and `shift` added to it.
+    pub fn scaled(&self, xs: &Tensor, scale: &Tensor, shift: &Tensor) -> Tensor {
+        let Self { conv, stride, padding, dilation } = self;
+        let ws = &conv.ws * scale.view([-1, 1, 1, 1]);
+        let bs = conv.bs.as_ref().map_or_else(|| shift.shallow_clone(), |bs| bs * scale + shift);
+        ordered(xs).conv2d(&ws, Some(bs), stride, padding, dilation, 1)
+    }
+}
 
 impl ModuleT for ChannelsLast {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
-        let is_slow = train && xs.device() == Device::Cpu && xs.kind() == Kind::Float && xs.stride()[1] != 1;
-        match (is_slow, xs.size().as_slice()) {
-            // Nothing moves, but libtorch takes the order of a single channel from its strides.
-            (true, &[_, 1, height, width]) if !xs.requires_grad() => {
-                self.0.forward(&xs.contiguous().as_strided(xs.size(), [height * width, 1, width, 1], None))
-            }
-            (true, _) => self.0.forward(&xs.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])),
-            (false, _) => self.0.forward(xs),
+    fn forward_t(&self, xs: &Tensor, _train: bool) -> Tensor {
+        self.conv.forward(&ordered(xs))
+    }
+}
+
+/// float32 images on the CPU with their channels innermost.
+fn ordered(xs: &Tensor) -> Tensor {
+    if xs.device() != Device::Cpu || xs.kind() != Kind::Float || xs.stride()[1] == 1 {
+        return xs.shallow_clone();
+    }
+    match xs.size().as_slice() {
+        // Nothing moves, but libtorch takes the order of a single channel from its strides.
+        &[_, 1, height, width] if !xs.requires_grad() => {
+            xs.contiguous().as_strided(xs.size(), [height * width, 1, width, 1], None)
         }
+        _ => xs.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]),
     }
 }
 

@@ -11,6 +11,7 @@ mod dropout;
 mod flatten;
 mod group_norm;
 pub(crate) mod init;
+mod joint;
 mod layer_norm;
 mod linear;
 mod max_pool2d;
@@ -29,7 +30,7 @@ use tch::nn::{self, ModuleT};
 
 pub use activation::Activation;
 pub(crate) use args::shown;
-pub(crate) use batch_norm::Joint;
+pub(crate) use joint::{Joint, Normed};
 pub use text::{Arg, Twin};
 
 /// The shape of one sample, without the batch dimension: `[C, H, W]` or `[F]`.

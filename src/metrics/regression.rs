@@ -23,7 +23,7 @@ struct Sums {
 
 impl Meter for RegressionMeter {
     fn add(&mut self, _xs: &Tensor, answer: &Answer, ys: &Tensor) {
-        let columns = |values: &Tensor| values.to_kind(Kind::Double).view([values.size()[0], -1]);
+        let columns = |values: &Tensor| values.to_kind(Kind::Double).reshape([values.size()[0], -1]);
         let sum = |values: &Tensor| values.sum_dim_intlist(&[0i64][..], false, Kind::Double);
         let (outputs, ys) = (columns(&answer.outputs), columns(ys));
         let error = outputs - &ys;

@@ -26,7 +26,7 @@ impl Meter for SegmentationMeter {
         let spare = self.classes * self.classes;
         let cells = (ys * self.classes + predicted)
             .where_self(&ys.ge(0), &Tensor::full([], spare, (Kind::Int64, ys.device())));
-        let counts = cells.view(-1).bincount::<Tensor>(None, spare + 1).narrow(0, 0, spare);
+        let counts = cells.reshape(-1).bincount::<Tensor>(None, spare + 1).narrow(0, 0, spare);
         self.confusion = Some(match self.confusion.take() {
             Some(sum) => sum + counts,
             None => counts,

@@ -1,5 +1,6 @@
 //! A network as declared: YAML becomes a checked tree of layers, the tree becomes a tch network.
 
+mod builder;
 mod expand;
 mod expr;
 mod init;

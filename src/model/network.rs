@@ -7,13 +7,14 @@ use anyhow::{Context, Result};
 use tch::nn::{self, ModuleT};
 use tch::{Device, Kind, Tensor, no_grad};
 
+use super::builder::{Builder, weights};
 use super::padding::Padding;
 use super::scripted::{self, Scripted};
 use super::segments::{self, Chain, Plan};
-use super::tree::{Node, Op};
+use super::tree::Op;
 use super::{Model, join};
 use crate::exit::{Exit, fail};
-use crate::layers::{Activation, Joint, LayerSpec, ParamKind};
+use crate::layers::ParamKind;
 use crate::libtorch::catching;
 
 /// A network that computes.
@@ -187,182 +188,5 @@ impl Network {
             }
             Ok(())
         })
-    }
-}
-
-/// How many layers of `nodes` each of the modules holds that were made of them, by label; those that joined one do not count.
-fn weights<'a>(nodes: &[Node], labels: impl Iterator<Item = &'a String>) -> Vec<usize> {
-    let of = |label: &String| nodes.iter().find(|node| node.name() == label.as_str());
-    labels.map(|label| of(label).map_or(1, |node| node.leaves().len())).collect()
-}
-
-/// Makes modules of nodes, in definition order, which is that of the random draws.
-struct Builder<'a> {
-    root: &'a nn::Path<'a>,
-    frozen: &'a HashSet<&'a str>,
-}
-
-impl Builder<'_> {
-    fn module(&self, node: &Node) -> Box<dyn ModuleT> {
-        let children = || node.children.iter().map(|child| self.module(child)).collect::<Vec<_>>();
-        match &node.op {
-            Op::Layer(spec) => {
-                let layer = spec.layer().build(&self.path(node), &node.input);
-                if self.is_frozen(node) { Box::new(Frozen(layer)) } else { layer }
-            }
-            // Only the root can be one, and it is made in `assemble`.
-            Op::Script(_) => Box::new(Sequential(self.unnamed(&[]))),
-            Op::Sequential => Box::new(Sequential(self.unnamed(&node.children))),
-            Op::Residual => match self.residual(node, false) {
-                Some(residual) => Box::new(residual),
-                None => Box::new(Residual(children())),
-            },
-            Op::Concat => Box::new(Concat(children())),
-        }
-    }
-
-    /// One module after the other, by label without `_`. A ReLU joins the batch norm or the sum before it, under the label of
-    /// that one, and overwrites what a convolution or linear map before it hands over.
-    fn sequence(&self, nodes: &[Node]) -> Vec<(String, Box<dyn ModuleT>)> {
-        let mut modules: Vec<(String, Box<dyn ModuleT>)> = Vec::new();
-        let mut rest = nodes;
-        while let [node, after @ ..] = rest {
-            let relu = matches!(
-                after.first(),
-                Some(Node { op: Op::Layer(LayerSpec::Activation(Activation::Relu {})), .. })
-            );
-            let joined: Option<Box<dyn ModuleT>> = match &node.op {
-                _ if !relu => None,
-                Op::Layer(LayerSpec::BatchNorm2d(spec)) if !self.is_frozen(node) => {
-                    Some(Box::new(NormRelu(spec.joint(&self.path(node), &node.input))))
-                }
-                Op::Layer(LayerSpec::Conv2d(_) | LayerSpec::Linear(_)) => {
-                    Some(Box::new(Overwritten(self.module(node))))
-                }
-                Op::Residual => {
-                    self.residual(node, true).map(|residual| Box::new(residual) as Box<dyn ModuleT>)
-                }
-                _ => None,
-            };
-            rest = if joined.is_some() { &after[1..] } else { after };
-            modules.push((node.name().to_owned(), joined.unwrap_or_else(|| self.module(node))));
-        }
-        modules
-    }
-
-    fn unnamed(&self, nodes: &[Node]) -> Chain<Box<dyn ModuleT>> {
-        let (names, layers): (Vec<_>, Vec<_>) = self.sequence(nodes).into_iter().unzip();
-        Chain::new(layers, weights(nodes, names.iter()))
-    }
-
-    /// A residual whose layers end in a batch norm, which does the addition too.
-    fn residual(&self, node: &Node, relu: bool) -> Option<NormResidual> {
-        let (body, shortcut) = node.children.split_first()?;
-        let (last, before) = body.children.split_last()?;
-        let (Op::Sequential, Op::Layer(LayerSpec::BatchNorm2d(spec))) = (&body.op, &last.op) else {
-            return None;
-        };
-        if self.is_frozen(last) {
-            return None;
-        }
-        let before = Sequential(self.unnamed(before));
-        let norm = spec.joint(&self.path(last), &last.input);
-        let shortcut = shortcut.first().map(|shortcut| self.module(shortcut));
-        Some(NormResidual { before, norm, shortcut, relu })
-    }
-
-    fn path(&self, node: &Node) -> nn::Path<'_> {
-        let parts = node.path.split('.').filter(|part| !part.is_empty());
-        parts.fold(self.root.clone(), |path, part| path / part)
-    }
-
-    fn is_frozen(&self, node: &Node) -> bool {
-        let params = node.params();
-        !params.is_empty() && params.iter().all(|param| self.frozen.contains(param.name.as_str()))
-    }
-}
-
-/// A layer that never learns: its running statistics stay, and normalise in training too.
-#[derive(Debug)]
-struct Frozen(Box<dyn ModuleT>);
-
-impl ModuleT for Frozen {
-    fn forward_t(&self, xs: &Tensor, _train: bool) -> Tensor {
-        self.0.forward_t(xs, false)
-    }
-}
-
-#[derive(Debug)]
-struct Sequential(Chain<Box<dyn ModuleT>>);
-
-impl ModuleT for Sequential {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
-        self.0.through(xs, train, |layers, xs, train| {
-            let Some((first, rest)) = layers.split_first() else { return xs.shallow_clone() };
-            rest.iter().fold(first.forward_t(xs, train), |xs, layer| layer.forward_t(&xs, train))
-        })
-    }
-}
-
-/// The layers, then the shortcut if there is one.
-#[derive(Debug)]
-struct Residual(Vec<Box<dyn ModuleT>>);
-
-impl ModuleT for Residual {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
-        match self.0.as_slice() {
-            [layers] => layers.forward_t(xs, train) + xs,
-            [layers, shortcut] => layers.forward_t(xs, train) + shortcut.forward_t(xs, train),
-            _ => xs.shallow_clone(),
-        }
-    }
-}
-
-/// A batch norm and the ReLU after it.
-#[derive(Debug)]
-struct NormRelu(Joint);
-
-impl ModuleT for NormRelu {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
-        self.0.forward(xs, None, true, train)
-    }
-}
-
-/// A residual that ends in a batch norm, with the ReLU after the sum where there is one.
-#[derive(Debug)]
-struct NormResidual {
-    before: Sequential,
-    norm: Joint,
-    shortcut: Option<Box<dyn ModuleT>>,
-    relu: bool,
-}
-
-impl ModuleT for NormResidual {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
-        let ys = self.before.forward_t(xs, train);
-        match &self.shortcut {
-            Some(shortcut) => self.norm.forward(&ys, Some(&shortcut.forward_t(xs, train)), self.relu, train),
-            None => self.norm.forward(&ys, Some(xs), self.relu, train),
-        }
-    }
-}
-
-/// A ReLU on what a layer has just made and does not need for its gradient.
-#[derive(Debug)]
-struct Overwritten(Box<dyn ModuleT>);
-
-impl ModuleT for Overwritten {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
-        self.0.forward_t(xs, train).relu_()
-    }
-}
-
-#[derive(Debug)]
-struct Concat(Vec<Box<dyn ModuleT>>);
-
-impl ModuleT for Concat {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
-        let branches: Vec<_> = self.0.iter().map(|branch| branch.forward_t(xs, train)).collect();
-        Tensor::cat(&branches, 1)
     }
 }
