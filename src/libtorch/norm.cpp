@@ -135,19 +135,12 @@ struct Gather {
   }
 };
 
-// The same after an addition: the result says where it was zero, and dz is kept, which is the addend's gradient.
+// dz after an addition, where the result says what was zero; it is the addend's gradient too.
 template <typename T>
-struct GatherAdded {
-  static TIKHONOV_INLINE void run(const T* TIKHONOV_NO_ALIAS dys, const T* TIKHONOV_NO_ALIAS xs, const T* TIKHONOV_NO_ALIAS ys,
-                                  T* TIKHONOV_NO_ALIAS dzs, int64_t count, int64_t width, const float* TIKHONOV_NO_ALIAS mean,
-                                  float* TIKHONOV_NO_ALIAS sum, float* TIKHONOV_NO_ALIAS product) {
-    float* const out[2] = {sum, product};
-    columns<2>(count, width, out, [=](int64_t at, int64_t i, float* own) TIKHONOV_LAMBDA {
-      const float dz = widen(ys[at]) <= 0 ? 0 : widen(dys[at]);
-      narrow(dz, dzs + at);
-      own[0] = dz;
-      own[1] = dz * (widen(xs[at]) - mean[i]);
-    });
+struct Undo {
+  static TIKHONOV_INLINE void run(const T* TIKHONOV_NO_ALIAS dys, const T* TIKHONOV_NO_ALIAS ys, T* TIKHONOV_NO_ALIAS dzs,
+                                  int64_t count) {
+    for (int64_t i = 0; i < count; ++i) dzs[i] = widen(ys[i]) <= 0 ? T{0} : dys[i];
   }
 };
 
@@ -307,10 +300,12 @@ struct Normalize : torch::autograd::Function<Normalize> {
         const T* x = memory<const T>(xs) + first;
         const float *m = mean.data(), *a = scale.data(), *b = shift.data();
         if (added && relu) {
-          const T* y = memory<const T>(ys) + first;
           T* dz = memory<T>(dzs) + first;
-          simd<GatherAdded<T>>(dy, x, y, dz, count, rows.width, m, sum, product);
-        } else if (relu) {
+          simd<Undo<T>>(dy, memory<const T>(ys) + first, dz, count);
+          // A piece is in the cache still.
+          dy = dz;
+        }
+        if (relu && !added) {
           simd<Gather<T, true>>(dy, x, count, rows.width, m, a, b, sum, product);
         } else {
           simd<Gather<T, false>>(dy, x, count, rows.width, m, a, b, sum, product);
