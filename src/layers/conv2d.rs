@@ -132,12 +132,17 @@ impl Conv2d {
         vec![columns.0, columns.1, rows.0, rows.1]
     }
 
-    /// Its module in one go: without a pad before it, and in one group. Else the convolution that such a pad precedes.
-    pub(super) fn plain(&self, path: &nn::Path, input: &[i64]) -> Result<ChannelsLast, nn::Conv2D> {
-        let inner = self.inner_padding();
+    /// Its module where that is a convolution and no more: without a pad before it, and in one group.
+    pub(super) fn plain(&self, path: &nn::Path, input: &[i64]) -> Option<ChannelsLast> {
+        let padding = self.inner_padding().filter(|_| self.is_plain())?;
+        let conv = self.conv(path, input);
+        Some(ChannelsLast { conv, stride: self.stride.0, padding, dilation: self.dilation.0 })
+    }
+
+    fn conv(&self, path: &nn::Path, input: &[i64]) -> nn::Conv2D {
         let config = nn::ConvConfigND {
             stride: self.stride.0,
-            padding: inner.unwrap_or([0, 0]),
+            padding: self.inner_padding().unwrap_or([0, 0]),
             dilation: self.dilation.0,
             groups: self.groups,
             bias: self.bias,
@@ -147,15 +152,7 @@ impl Conv2d {
         };
         let conv = nn::conv(path, input[0], self.out_channels, self.kernel_size.0, config);
         init::reset_parameters(&conv.ws, conv.bs.as_ref());
-        match self.is_plain() {
-            true => Ok(ChannelsLast {
-                conv,
-                stride: self.stride.0,
-                padding: config.padding,
-                dilation: self.dilation.0,
-            }),
-            false => Err(conv),
-        }
+        conv
     }
 
     pub(crate) fn is_plain(&self) -> bool {
@@ -261,10 +258,13 @@ impl Layer for Conv2d {
     }
 
     fn build(&self, path: &nn::Path, input: &[i64]) -> Box<dyn ModuleT> {
-        match self.plain(path, input) {
-            Ok(conv) => Box::new(conv),
-            Err(conv) if self.inner_padding().is_some() => Box::new(conv),
-            Err(conv) => {
+        if let Some(plain) = self.plain(path, input) {
+            return Box::new(plain);
+        }
+        let conv = self.conv(path, input);
+        match self.inner_padding() {
+            Some(_) => Box::new(conv),
+            None => {
                 Box::new(Padded { pad: self.outer_padding(), mode: self.padding_mode.functional(), conv })
             }
         }

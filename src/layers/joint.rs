@@ -26,9 +26,7 @@ impl Joint {
     ) -> Option<Self> {
         let LayerSpec::BatchNorm2d(norm) = norm else { return None };
         let conv = match conv {
-            Some((LayerSpec::Conv2d(conv), path, input)) if conv.is_plain() => {
-                Some(conv.plain(path, input).ok()?)
-            }
+            Some((LayerSpec::Conv2d(conv), path, input)) => Some(conv.plain(path, input)?),
             Some(_) => return None,
             None => None,
         };
