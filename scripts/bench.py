@@ -551,7 +551,7 @@ def compare(case, o):
 
 def scaling(o):
     """Case a with eager Python beside it: steps per second by batch size, images per second by threads."""
-    curves, batch, threads = {"batch": [], "threads": []}, o.batch, o.threads
+    curves, threads = {"batch": [], "threads": []}, o.threads
     points = [("batch", size) for size in (1, 4, 16, 64, 256, 1024)] + [("threads", n) for n in range(1, threads + 1)]
     for axis, value in points:
         o.batch, o.threads = (value, threads) if axis == "batch" else (None, value)
@@ -566,7 +566,7 @@ def scaling(o):
             rates = [rate / value for rate in rates]
         curves[axis].append((value, *rates))
         print(f"{axis} {value}: {rates[0]:.0f} against {rates[1]:.0f}", file=sys.stderr)
-    o.batch, o.threads = batch, threads
+    o.batch, o.threads = None, threads
     return curves
 
 
@@ -657,7 +657,6 @@ def main():
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--share", type=float, default=1.0, help="of the steps of each case: 0.1 for a quick look")
     parser.add_argument("--pictures", type=int, default=2000, help="that h-predict looks at")
-    parser.add_argument("--batch", type=int, help="of case a, in the place of its own")
     parser.add_argument("--scaling", action="store_true", help="in the place of the cases: cost against size, as JSON and PNG")
     parser.add_argument("--output", default="bench", metavar="STEM", help="writes STEM.md and STEM.json")
     parser.add_argument("--binary", default=os.environ.get("TIKHONOV_BINARY", str(HERE.parent.parent / "target/release/tikhonov")))
@@ -665,6 +664,8 @@ def main():
     wanted = [case for case in CASES if not o.case or case in o.case or case.split("-")[0] in o.case]
     if not wanted or any(name not in CASES and not any(case.startswith(name + "-") for case in CASES) for name in o.case or []):
         parser.error(f"--case: expected {', '.join(CASES)}")
+    # Only --scaling has case a in other sizes than its own.
+    o.batch = None
     o.scratch = tempfile.mkdtemp(prefix="tikhonov-bench-")
     o.script = f"{o.scratch}/small-cnn.ts"
     if o.scaling:

@@ -283,6 +283,11 @@ fn fifty() -> u64 {
 }
 
 impl TrainSpec {
+    /// Whether activations are computed twice.
+    pub fn is_cut(&self) -> bool {
+        !matches!(self.checkpoint_activations, None | Some(Segments::None))
+    }
+
     pub fn validate(&self) -> Result<(), Invalid> {
         let at_least_one = |key: &str, value: u64| match value {
             0 => Err(Invalid::new(key, "must be 1 or more")),
@@ -354,14 +359,13 @@ impl RunConfig {
             let message = "shortens float32; leave out `dtype: float64` or `amp`";
             return Err(Invalid::new("train.amp", message));
         }
-        let cuts = !matches!(self.train.checkpoint_activations, None | Some(Segments::None));
         let uncut = match (&self.task, &self.model.source) {
             (TaskSpec::Generation(_), _) => Some("generation runs its network in parts"),
             (TaskSpec::Compression(_), _) => Some("compression runs its network in parts"),
             (_, ModelSource::Torchscript { .. }) => Some("a TorchScript program is one piece"),
             _ => None,
         };
-        if let (true, Some(reason)) = (cuts, uncut) {
+        if let (true, Some(reason)) = (self.train.is_cut(), uncut) {
             let message = format!("{reason}, which cannot be cut into segments: leave it out");
             return Err(Invalid::new("train.checkpoint_activations", message));
         }

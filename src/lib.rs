@@ -3,8 +3,9 @@
 //! The rooms, lowest floor first; a room imports only rooms below it.
 
 // Floor 0: libtorch, the device, exit codes, the embedded files, renaming rules, arithmetic of images, how a config
-// writes an enum, drawings as pictures, the time of phases.
+// writes an enum, drawings as pictures, the time of phases, SHA-256.
 pub mod device;
+mod digest;
 pub mod exit;
 pub mod figure;
 pub mod imaging;

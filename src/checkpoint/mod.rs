@@ -1,7 +1,6 @@
 //! Checkpoints: our own folders, and what Python users saved.
 
 pub mod atomic;
-mod digest;
 pub mod fit;
 pub mod initial;
 pub mod python;

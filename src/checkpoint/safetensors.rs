@@ -12,7 +12,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use tch::{Device, Kind, Tensor};
 
 use super::atomic;
-use super::digest::{Summing, Sums};
+use crate::digest::{Summing, Sums};
 use crate::exit::{Exit, OrExit};
 use crate::libtorch::bytes;
 

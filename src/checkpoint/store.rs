@@ -16,9 +16,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::digest::{self, PIECE};
 use super::safetensors::Contents;
 use super::weights::read_weights;
+use crate::digest::{self, PIECE};
 use crate::exit::{Exit, OrExit, fail};
 use crate::optim::ScalingState;
 use crate::penalty::Tuned;

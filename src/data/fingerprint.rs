@@ -5,6 +5,7 @@ use sha2::{Digest, Sha256};
 use tch::Tensor;
 
 use super::{Dataset, Samples, Targets};
+use crate::digest::hexadecimal;
 use crate::libtorch::bytes;
 
 /// Tensors above this many bytes are hashed in part.
@@ -39,7 +40,7 @@ impl Dataset {
             Targets::Masks { levels } => hash.update(levels),
             Targets::Images { .. } | Targets::Unknown => {}
         }
-        self.fingerprint = hex(hash);
+        self.fingerprint = hexadecimal(hash);
         Ok(())
     }
 }
@@ -51,11 +52,7 @@ pub(super) fn of_part(whole: &str, indices: &[i64]) -> String {
     for index in indices {
         hash.update(index.to_le_bytes());
     }
-    hex(hash)
-}
-
-fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hexadecimal(hash)
 }
 
 fn tensor(hash: &mut Sha256, tensor: &Tensor) -> Result<()> {

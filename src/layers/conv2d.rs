@@ -134,7 +134,7 @@ impl Conv2d {
 
     /// Its module where that is a convolution and no more: without a pad before it, and in one group.
     pub(super) fn plain(&self, path: &nn::Path, input: &[i64]) -> Option<ChannelsLast> {
-        let padding = self.inner_padding().filter(|_| self.is_plain())?;
+        let padding = self.inner_padding().filter(|_| self.groups == 1)?;
         let conv = self.conv(path, input);
         Some(ChannelsLast { conv, stride: self.stride.0, padding, dilation: self.dilation.0 })
     }
@@ -155,6 +155,7 @@ impl Conv2d {
         conv
     }
 
+    /// Whether [`plain`](Self::plain) makes one.
     pub(crate) fn is_plain(&self) -> bool {
         self.inner_padding().is_some() && self.groups == 1
     }

@@ -40,6 +40,12 @@ struct Rows {
     });
   }
 
+  // Adds the columns of a row up by channel.
+  void fold(const float* row, float* sums) const {
+    for (int64_t i = 0; i < width; i += channels)
+      for (int64_t c = 0; c < channels; ++c) sums[c] += row[i + c];
+  }
+
   // A value per channel, repeated along a row.
   template <typename F>
   std::vector<float> repeated(F&& value) const {
@@ -190,20 +196,15 @@ void statistics(const Rows& rows, const T* xs, double* mean, double* variance) {
   rows.each([&](int64_t piece, int64_t first, int64_t count) {
     float* own_mean = means.data() + piece * channels;
     float* own_square = squares.data() + piece * channels;
-    const auto fold = [&](const std::vector<float>& row, float* out) {
-      std::fill_n(out, channels, 0.f);
-      for (int64_t i = 0; i < rows.width; i += channels)
-        for (int64_t c = 0; c < channels; ++c) out[c] += row[i + c];
-    };
     std::vector<float> sum(rows.width);
     simd<Sum<T>>(xs + first, count, rows.width, sum.data());
-    fold(sum, own_mean);
+    rows.fold(sum.data(), own_mean);
     const float pixels = static_cast<float>(count / channels);
     for (int64_t c = 0; c < channels; ++c) own_mean[c] /= pixels;
     const std::vector<float> centre = rows.repeated([&](int64_t c) { return own_mean[c]; });
     std::fill(sum.begin(), sum.end(), 0.f);
     simd<Deviation<T>>(xs + first, count, rows.width, static_cast<const float*>(centre.data()), sum.data());
-    fold(sum, own_square);
+    rows.fold(sum.data(), own_square);
   });
   std::fill_n(mean, channels, 0.0);
   std::fill_n(variance, channels, 0.0);
@@ -311,11 +312,8 @@ struct Normalize : torch::autograd::Function<Normalize> {
           simd<Gather<T, false>>(dy, x, count, rows.width, m, a, b, sum, product);
         }
         float* out = sums.data() + piece * 2 * channels;
-        for (int64_t i = 0; i < rows.width; i += channels)
-          for (int64_t c = 0; c < channels; ++c) {
-            out[c] += sum[i + c];
-            out[channels + c] += product[i + c];
-          }
+        rows.fold(sum, out);
+        rows.fold(product, out + channels);
       });
     });
     at::Tensor dweight = at::empty({channels}, at::kFloat), dbias = at::empty({channels}, at::kFloat);

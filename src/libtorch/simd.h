@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__GNUC__) && !defined(__clang_analyzer__)
+#if defined(__GNUC__)
 #define TIKHONOV_INLINE inline __attribute__((always_inline))
 #define TIKHONOV_LAMBDA __attribute__((always_inline))
 #define TIKHONOV_NO_ALIAS __restrict__

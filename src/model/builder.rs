@@ -77,17 +77,25 @@ impl Builder<'_> {
 
     /// None where these are not a batch norm that learns, and a convolution that it can join where one is given.
     fn joint(&self, conv: Option<&Node>, norm: &Node) -> Option<Joint> {
-        let spec = |node: &Node| match &node.op {
-            Op::Layer(spec) if !self.is_frozen(node) => Some(spec.clone()),
-            _ => None,
-        };
-        let norm_spec = spec(norm)?;
+        let norm_spec = self.learning(norm)?;
         let conv = match conv {
-            Some(conv) => Some((spec(conv)?, self.path(conv), &conv.input)),
+            Some(conv) => Some((self.learning(conv)?, self.path(conv), conv.input.as_slice())),
             None => None,
         };
-        let conv = conv.as_ref().map(|(spec, path, input)| (spec, path, input.as_slice()));
-        Joint::new(conv, (&norm_spec, &self.path(norm), &norm.input))
+        let conv = conv.as_ref().map(|(spec, path, input)| (*spec, path, *input));
+        Joint::new(conv, (norm_spec, &self.path(norm), &norm.input))
+    }
+
+    fn is_plain(&self, node: &Node) -> bool {
+        matches!(self.learning(node), Some(LayerSpec::Conv2d(conv)) if conv.is_plain())
+    }
+
+    /// The layer of a node that is not frozen.
+    fn learning<'n>(&self, node: &'n Node) -> Option<&'n LayerSpec> {
+        match &node.op {
+            Op::Layer(spec) if !self.is_frozen(node) => Some(spec),
+            _ => None,
+        }
     }
 
     fn unnamed(&self, nodes: &[Node]) -> Chain<Box<dyn ModuleT>> {
@@ -99,13 +107,10 @@ impl Builder<'_> {
     fn residual(&self, node: &Node, relu: bool) -> Option<NormResidual> {
         let (body, shortcut) = node.children.split_first()?;
         let (Op::Sequential, [before @ .., norm]) = (&body.op, body.children.as_slice()) else { return None };
-        if !matches!(norm.op, Op::Layer(LayerSpec::BatchNorm2d(_))) || self.is_frozen(norm) {
-            return None;
-        }
+        let Some(LayerSpec::BatchNorm2d(_)) = self.learning(norm) else { return None };
         // Tensors are made in the order of definition, so what comes before is made first.
         let (conv, others) = before.split_last()?;
-        let (others, conv) =
-            if is_plain(conv) && !self.is_frozen(conv) { (others, Some(conv)) } else { (before, None) };
+        let (others, conv) = if self.is_plain(conv) { (others, Some(conv)) } else { (before, None) };
         let before = Sequential(self.unnamed(others));
         let joint = self.joint(conv, norm)?;
         let shortcut = shortcut.first().map(|shortcut| self.module(shortcut));
@@ -132,10 +137,6 @@ fn with_relu(joint: Joint, after: &[Node]) -> (Box<dyn ModuleT>, &[Node]) {
 fn without_relu(nodes: &[Node]) -> Option<&[Node]> {
     let (first, rest) = nodes.split_first()?;
     matches!(first.op, Op::Layer(LayerSpec::Activation(Activation::Relu {}))).then_some(rest)
-}
-
-fn is_plain(node: &Node) -> bool {
-    matches!(&node.op, Op::Layer(LayerSpec::Conv2d(conv)) if conv.is_plain())
 }
 
 /// A layer that never learns: its running statistics stay, and normalise in training too.

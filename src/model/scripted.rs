@@ -13,10 +13,10 @@ use std::panic::panic_any;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use sha2::{Digest, Sha256};
 use tch::nn::ModuleT;
 use tch::{Device, Kind, Tensor, no_grad};
 
+use crate::digest;
 use crate::exit::{Exit, OrExit};
 use crate::layers::{Param, ParamKind, Shape};
 use crate::libtorch::is_recording;
@@ -35,12 +35,8 @@ pub(crate) struct Script {
 
 /// SHA-256 of a file, in hex. Exit 4 where it cannot be read.
 pub(crate) fn fingerprint(file: &str) -> Result<String> {
-    let hash = || -> Result<String> {
-        let mut hasher = Sha256::new();
-        io::copy(&mut File::open(file)?, &mut hasher)?;
-        Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-    };
-    hash().or_exit(Exit::Checkpoint, || format!("the TorchScript {file} cannot be read"))
+    digest::of_file(Path::new(file))
+        .or_exit(Exit::Checkpoint, || format!("the TorchScript {file} cannot be read"))
 }
 
 /// Loads `file` on `device` with its floating-point tensors in `kind`. libtorch's reader trusts what it reads, so that the file is

@@ -9,7 +9,7 @@ use anyhow::{Result, anyhow};
 use tch::{Device, Kind, Tensor};
 
 use super::{Made, Trainer};
-use crate::config::{Amp, CudaGraph, RunConfig, Segments};
+use crate::config::{Amp, CudaGraph, RunConfig};
 use crate::data::loader::Batch;
 use crate::exit::{Exit, fail};
 use crate::libtorch::autocast::autocast;
@@ -79,10 +79,7 @@ fn obstacle(
         (device == Device::Cpu, "the run is on the CPU"),
         (train.accumulate > 1, "`accumulate` makes a step of several batches"),
         (train.amp == Some(Amp::Fp16), "`amp: fp16` decides after each step whether it counts; take bf16"),
-        (
-            !matches!(train.checkpoint_activations, None | Some(Segments::None)),
-            "`checkpoint_activations` looks at the generator's state",
-        ),
+        (train.is_cut(), "`checkpoint_activations` looks at the generator's state"),
         (groups.iter().any(|group| group.auto().is_some()), "a λ that is `auto` looks at the weights"),
         (groups.iter().any(is_cautious), "cautious decay has no recorded form"),
         (follows_the_clock, "the loss changes from step to step (`kl_warmup_steps`)"),

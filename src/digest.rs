@@ -76,7 +76,7 @@ fn of(mut from: impl Read) -> Result<String> {
     }
 }
 
-fn hexadecimal(sum: Sha256) -> String {
+pub fn hexadecimal(sum: Sha256) -> String {
     sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
