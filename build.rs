@@ -1,13 +1,14 @@
-//! Links libtorch (with its CUDA half, which `--as-needed` would drop) and compiles the C++ shim.
+//! Links libtorch (without its CUDA half, which is loaded when a GPU is asked for) and compiles the C++ shim.
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const SHIM: [&str; 12] = [
+const SHIM: [&str; 14] = [
     "shim.cpp",
     "autocast.cpp",
     "cores.cpp",
+    "cuda.cpp",
     "graph.cpp",
     "machine.cpp",
     "norm.cpp",
@@ -15,12 +16,15 @@ const SHIM: [&str; 12] = [
     "script.cpp",
     "segment.cpp",
     "stream.cpp",
+    "cuda.h",
     "guarded.h",
     "simd.h",
 ];
+/// What needs symbols of libtorch's CUDA half: a library of its own, which the binary carries.
+const HALF: &str = "cuda_half.cpp";
 
 fn main() {
-    for file in SHIM {
+    for file in SHIM.iter().chain([&HALF]) {
         println!("cargo:rerun-if-changed=src/libtorch/{file}");
     }
     println!("cargo:rerun-if-env-changed=CUDA_HOME");
@@ -36,12 +40,6 @@ fn main() {
     // An rpath to the real folder: reached through a symlink, libtorch would not find its own neighbours.
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     println!("cargo:rustc-link-arg=-Wl,--allow-shlib-undefined");
-    if lib.join("libtorch_cuda.so").exists() {
-        println!("cargo:rustc-link-arg=-L{}", lib.display());
-        println!("cargo:rustc-link-arg=-Wl,--no-as-needed");
-        println!("cargo:rustc-link-arg=-ltorch_cuda");
-        println!("cargo:rustc-link-arg=-lc10_cuda");
-    }
 
     let mut shim = cc::Build::new();
     shim.cpp(true)
@@ -55,10 +53,11 @@ fn main() {
                 .filter(|file| file.ends_with(".cpp"))
                 .map(|file| Path::new("src/libtorch").join(file)),
         );
-    let cuda = lib.join("libtorch_cuda.so").exists().then(|| cuda_headers(torch)).flatten();
-    if let Some(include) = &cuda {
-        shim.include(include).define("TIKHONOV_CUDA", None);
+    let has_cuda = lib.join("libtorch_cuda.so").exists();
+    if has_cuda {
+        shim.define("TIKHONOV_CUDA", None);
     }
+    let cuda = has_cuda.then(|| cuda_headers(torch)).flatten();
     if let Some(openmp) = openmp(&lib) {
         shim.flag("-fopenmp");
         println!("cargo:rustc-link-arg={}", openmp.display());
@@ -68,7 +67,7 @@ fn main() {
     // A change in models/ or configs/ brings us here too, and is no reason to compile C++ for half a minute.
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo says where to build"));
     let stamp = out.join("shim.stamp");
-    let now = fingerprint(&lib, cuda.as_deref());
+    let now = fingerprint(&lib, has_cuda, cuda.as_deref());
     let is_built = out.join("libtikhonov_shim.a").exists() && fs::read(&stamp).is_ok_and(|then| then == now);
     if is_built {
         println!("cargo:rustc-link-search=native={}", out.display());
@@ -76,15 +75,27 @@ fn main() {
         println!("cargo:rustc-link-lib=stdc++");
     } else {
         shim.compile("tikhonov_shim");
+        let half = out.join("tikhonov_cuda.so");
+        match &cuda {
+            Some(headers) => link_half(shim.include(headers), &half),
+            None => fs::write(&half, []).expect("OUT_DIR can be written"),
+        }
         fs::write(&stamp, now).expect("OUT_DIR can be written");
     }
 }
 
+/// Its symbols are libtorch's, which is loaded by then: nothing is linked to it.
+fn link_half(shim: &cc::Build, half: &Path) {
+    let mut command = shim.get_compiler().to_command();
+    command.args(["-shared", "-s", "-o"]).arg(half).arg(Path::new("src/libtorch").join(HALF));
+    assert!(command.status().is_ok_and(|status| status.success()), "{command:?} failed");
+}
+
 /// All that the compiled shim depends on: its sources, the libtorch and the CUDA headers that it is compiled against.
-fn fingerprint(lib: &Path, cuda: Option<&Path>) -> Vec<u8> {
-    let mut all =
-        format!("{} {cuda:?} {:?}\n", lib.display(), fs::read_to_string("build.rs").ok()).into_bytes();
-    for file in SHIM {
+fn fingerprint(lib: &Path, has_cuda: bool, headers: Option<&Path>) -> Vec<u8> {
+    let own = fs::read_to_string("build.rs").ok();
+    let mut all = format!("{} {has_cuda} {headers:?} {own:?}\n", lib.display()).into_bytes();
+    for file in SHIM.iter().chain([&HALF]) {
         all.extend(fs::read(Path::new("src/libtorch").join(file)).unwrap_or_default());
     }
     all

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tch::Device;
 
 use crate::exit::{Exit, fail};
-use crate::libtorch;
+use crate::libtorch::cuda;
 
 /// The device as the user writes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,10 +60,10 @@ impl DeviceSpec {
     pub fn resolve(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Auto if libtorch::cuda_count().is_ok_and(|count| count > 0) => Ok(Device::Cuda(0)),
+            Self::Auto if cuda::is_there() => Ok(Device::Cuda(0)),
             Self::Auto => Ok(Device::Cpu),
             Self::Cuda(index) => {
-                let count = libtorch::cuda_count().map_err(|reason| {
+                let count = cuda::count().map_err(|reason| {
                     let message = format!("device cuda:{index} cannot be used: {reason}; use --device cpu");
                     fail(Exit::Usage, message)
                 })?;

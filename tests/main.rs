@@ -10,6 +10,7 @@ mod checkpointing;
 mod compression;
 mod config;
 mod data;
+mod device;
 mod export;
 mod generation;
 mod init_from;

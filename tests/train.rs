@@ -433,19 +433,3 @@ print(all(np.isfinite(w).all() for w in load_file({model:?}).values()))"
         }
     }
 }
-
-#[test]
-fn a_gpu_that_is_not_there_is_exit_2_and_no_silent_cpu_run() {
-    if tikhonov::libtorch::cuda_count().is_ok() {
-        eprintln!("SKIPPED a_gpu_that_is_not_there: this machine has one");
-        return;
-    }
-    let home = tempfile::tempdir().unwrap();
-    let config = write_config(home.path(), EVERYTHING);
-    let output = home.path().join("run");
-    let (code, _, stderr) =
-        run(&["train", &config, "--device", "cuda", "--output", output.to_str().unwrap()]);
-    assert_eq!(code, 2);
-    assert!(stderr.contains("cuda:0 cannot be used") && stderr.contains("--device cpu"), "{stderr}");
-    assert!(!output.exists(), "nothing is written before the device is known");
-}

@@ -11,8 +11,8 @@ use clap::Args;
 use serde::Serialize;
 use tch::Device;
 
-use crate::libtorch;
 use crate::libtorch::machine::{self, Gpu};
+use crate::libtorch::{self, cuda};
 
 /// Check libtorch, the CPU and the GPUs.
 ///
@@ -97,6 +97,8 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 fn examine() -> Report {
+    // First: libtorch looks for it once.
+    let half = cuda::load();
     let built = machine::show_config();
     let setting = |name: &str| {
         let rest = &built[built.find(&format!("{name}="))? + name.len() + 1..];
@@ -130,11 +132,7 @@ fn examine() -> Report {
         },
     ];
     if cuda_exists {
-        let problem = "libtorch_cuda.so is there and not loaded; build again";
-        checks.push(Check {
-            name: "libtorch's CUDA half is linked".into(),
-            problem: (!cuda_loaded).then(|| problem.into()),
-        });
+        checks.push(Check { name: "libtorch's CUDA half can be loaded".into(), problem: half.err() });
     }
     let (devices, reason) = gpus();
     let usable = devices.iter().enumerate().filter(|(_, gpu)| gpu.is_ok());
@@ -179,7 +177,7 @@ fn examine() -> Report {
 
 /// Every GPU (or why it does not answer), and the precise reason where there is none.
 fn gpus() -> (Vec<Result<Gpu, String>>, Option<String>) {
-    match libtorch::cuda_count() {
+    match cuda::count() {
         Ok(count) => ((0..count).map(machine::gpu).collect(), None),
         Err(reason) => (Vec::new(), Some(reason.trim().replace('\n', " "))),
     }

@@ -2,34 +2,14 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Version.h>
-#ifdef TIKHONOV_CUDA
-#include <ATen/DeviceAccelerator.h>
-#include <c10/core/DeviceType.h>
-#include <cuda_runtime_api.h>
-#endif
 
+#include "cuda.h"
 #include "guarded.h"
 #include <cstdio>
 #include <unistd.h>
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
-
-#ifdef TIKHONOV_CUDA
-// Declared here because its header, ATen/cuda/CUDAContext.h, wants CUDA headers that no PyPI wheel beside torch holds.
-namespace at::cuda {
-cudaDeviceProp* getDeviceProperties(c10::DeviceIndex device);
-}
-#endif
-
-struct TikhonovGpu {
-  char name[256];
-  int64_t total;
-  int64_t free;
-  int32_t major;
-  int32_t minor;
-  int32_t processors;
-};
 
 extern "C" {
 
@@ -55,21 +35,7 @@ char* tikhonov_show_config() {
 }
 
 char* tikhonov_gpu(int64_t index, TikhonovGpu* gpu) {
-  return guarded([&] {
-#ifdef TIKHONOV_CUDA
-    const auto device = static_cast<c10::DeviceIndex>(index);
-    const cudaDeviceProp* properties = at::cuda::getDeviceProperties(device);
-    strncpy(gpu->name, properties->name, sizeof(gpu->name) - 1);
-    gpu->major = properties->major;
-    gpu->minor = properties->minor;
-    gpu->processors = properties->multiProcessorCount;
-    const auto memory = at::getDeviceAllocator(c10::DeviceType::CUDA)->getMemoryInfo(device);
-    gpu->free = static_cast<int64_t>(memory.first);
-    gpu->total = static_cast<int64_t>(memory.second);
-#else
-    TORCH_CHECK(false, "the binary was built without CUDA's headers");
-#endif
-  });
+  return guarded([&] { tikhonov::cuda().describe(static_cast<c10::DeviceIndex>(index), *gpu); });
 }
 
 }  // extern "C"

@@ -4,6 +4,7 @@
 
 pub mod autocast;
 pub mod bytes;
+pub mod cuda;
 pub mod graph;
 pub mod machine;
 pub mod memory;
@@ -22,7 +23,6 @@ use anyhow::{Result, anyhow};
 
 unsafe extern "C" {
     fn tikhonov_free(text: *mut c_char);
-    fn tikhonov_cuda_count(count: *mut i64) -> *mut c_char;
     fn tikhonov_cpu_capability() -> *const c_char;
     fn tikhonov_version() -> *const c_char;
     fn tikhonov_leave(code: i32) -> !;
@@ -45,14 +45,6 @@ fn check(message: *mut c_char) -> Result<(), String> {
         text
     };
     Err(text)
-}
-
-/// The number of CUDA devices, or the precise reason why there are none.
-pub fn cuda_count() -> Result<usize, String> {
-    let mut count = 0;
-    // SAFETY: `count` outlives the call.
-    check(unsafe { tikhonov_cuda_count(&mut count) })?;
-    Ok(count as usize)
 }
 
 /// The instruction set that libtorch's CPU kernels were chosen for, such as `AVX512`.

@@ -1,0 +1,77 @@
+// Loads libtorch's CUDA half when a GPU is asked for. Every function returns nullptr, or the text of the exception.
+
+#include "cuda.h"
+
+#include <ATen/Context.h>
+#include <stdexcept>
+#ifdef TIKHONOV_CUDA
+#include <dlfcn.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+#include "guarded.h"
+
+namespace {
+
+const tikhonov::Cuda* half = nullptr;
+
+#ifdef TIKHONOV_CUDA
+void* open_library(const char* name, int mode) {
+  void* library = dlopen(name, mode);
+  if (!library) throw std::runtime_error(std::string("libtorch's CUDA half cannot be loaded: ") + dlerror());
+  return library;
+}
+
+// `own` is the library with what cuda.h declares, as a file has it: empty where the binary was built without CUDA's headers.
+void load(const char* own, size_t size) {
+  // Its constructors tell libtorch of its kernels, its allocator and its hooks; `own` finds its symbols.
+  open_library("libtorch_cuda.so", RTLD_LAZY | RTLD_GLOBAL);
+  if (size == 0) return;
+  const int file = memfd_create("tikhonov_cuda", MFD_CLOEXEC);
+  if (file < 0 || write(file, own, size) != static_cast<ssize_t>(size))
+    throw std::runtime_error(std::string("no memory for the library that asks for GPUs: ") + strerror(errno));
+  void* library = open_library(("/proc/self/fd/" + std::to_string(file)).c_str(), RTLD_NOW);
+  close(file);
+  half = reinterpret_cast<const tikhonov::Cuda* (*)()>(dlsym(library, "tikhonov_cuda_half"))();
+}
+#else
+void load(const char*, size_t) { throw std::runtime_error("this libtorch was built without CUDA"); }
+#endif
+
+}  // namespace
+
+const tikhonov::Cuda& tikhonov::cuda() {
+  if (!half) throw std::runtime_error("the binary was built without CUDA's headers");
+  return *half;
+}
+
+extern "C" {
+
+// Whether a driver is there, without loading what needs one.
+bool tikhonov_cuda_driver() {
+#ifdef TIKHONOV_CUDA
+  return dlopen("libcuda.so.1", RTLD_LAZY);
+#else
+  return false;
+#endif
+}
+
+// `own` as in `load`. Before anything is computed: libtorch looks for the half once.
+char* tikhonov_cuda_load(const char* own, size_t size) {
+  return guarded([&] {
+    static const bool loaded = (load(own, size), true);
+    if (loaded && !at::detail::getCUDAHooks().isBuilt())
+      throw std::runtime_error("libtorch has computed without its CUDA half, and looks for it only once");
+  });
+}
+
+char* tikhonov_cuda_count(int64_t* count) {
+  return guarded([&] {
+    // Says precisely why there is none.
+    at::globalContext().lazyInitDevice(at::kCUDA);
+    *count = at::detail::getCUDAHooks().deviceCount();
+  });
+}
+
+}  // extern "C"
