@@ -4,12 +4,13 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const SHIM: [&str; 14] = [
+const SHIM: [&str; 15] = [
     "shim.cpp",
     "autocast.cpp",
     "cores.cpp",
     "cuda.cpp",
     "graph.cpp",
+    "heap.cpp",
     "machine.cpp",
     "norm.cpp",
     "optim.cpp",

@@ -36,7 +36,7 @@ void load(const char* own, size_t size) {
   half = reinterpret_cast<const tikhonov::Cuda* (*)()>(dlsym(library, "tikhonov_cuda_half"))();
 }
 #else
-void load(const char*, size_t) { throw std::runtime_error("this libtorch was built without CUDA"); }
+void load(const char*, size_t) { throw std::runtime_error("the libtorch that the binary was built with has no CUDA"); }
 #endif
 
 }  // namespace

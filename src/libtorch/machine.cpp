@@ -7,9 +7,6 @@
 #include "guarded.h"
 #include <cstdio>
 #include <unistd.h>
-#ifdef __GLIBC__
-#include <malloc.h>
-#endif
 
 extern "C" {
 
@@ -17,14 +14,6 @@ extern "C" {
 [[noreturn]] void tikhonov_leave(int32_t code) {
   fflush(nullptr);
   _exit(code);
-}
-
-void tikhonov_keep_memory() {
-#ifdef __GLIBC__
-  mallopt(M_MMAP_MAX, 0);
-  mallopt(M_TRIM_THRESHOLD, -1);
-  mallopt(M_TOP_PAD, 64 << 20);
-#endif
 }
 
 // libtorch's own account of how it was built (freed with tikhonov_free).
