@@ -1,12 +1,13 @@
 //! A run in progress: network, optimiser, penalty and position, and the steps that the loop is told in.
 
 mod graphed;
+mod number;
 
 use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::adaptive::Adaptive;
 use crate::checkpoint::initial::Initial;
@@ -34,6 +35,7 @@ use crate::stopwatch::{Phase, Stopwatch};
 use crate::telemetry::{self, Condition, EpochRecord, Record, Scaling, StepRecord};
 use crate::tensorboard::Board;
 use graphed::Graphing;
+use number::Number;
 
 /// Where a run begins.
 pub enum Start {
@@ -62,10 +64,10 @@ pub struct Trainer<'a> {
     board: Option<Board>,
     state: State,
     plateau: Plateau,
-    /// Data loss × samples over this epoch, float64 on the device: read only when it is shown or saved.
-    loss_sum: Tensor,
+    /// Data loss × samples over this epoch: read only when it is shown or saved.
+    loss_sum: Number,
     /// Sum of losses and gradient norms: finite as long as all of them were.
-    health: Tensor,
+    health: Number,
     epoch_began: Instant,
     logged: Instant,
     samples_since_log: u64,
@@ -79,9 +81,9 @@ pub struct Trainer<'a> {
 
 /// What one step made of the weights.
 struct Made {
-    /// Of the data, 0-dim float64 on the device.
-    loss: Tensor,
-    grad_norm: Tensor,
+    /// Of the data.
+    loss: Number,
+    grad_norm: Number,
     /// As in [`crate::optim::Step`].
     found_inf: Option<Tensor>,
     /// How the weights stood before it, where it is logged.
@@ -141,7 +143,6 @@ impl<'a> Trainer<'a> {
             serde_json::Value::Null => Plateau::default(),
             saved => serde_json::from_value(saved.clone()).context("the checkpoint's schedule state")?,
         };
-        let on_device = (Kind::Double, session.device);
         device::autotune(spec.train.cudnn_benchmark);
         let (graphing, note) = Graphing::new(session)?;
         // The folder is touched only now that nothing can be refused any more.
@@ -158,8 +159,8 @@ impl<'a> Trainer<'a> {
             folder.checkpoints().settle(&state).or_exit(Exit::Storage, || "tidying the checkpoints")?;
         }
         Ok(Self {
-            loss_sum: Tensor::full([], state.loss_sum, on_device),
-            health: Tensor::zeros([], on_device),
+            loss_sum: Number::new(state.loss_sum, session.device),
+            health: Number::new(0.0, session.device),
             epoch_began: Instant::now(),
             logged: Instant::now(),
             samples_since_log: 0,
@@ -306,21 +307,23 @@ impl<'a> Trainer<'a> {
         let (task, network, clock) = (&self.session.task, &self.network, self.clock());
         let (stopwatch, scale) = (&self.stopwatch, &self.scale);
         let (device, amp) = (self.session.device, self.session.config.spec.train.amp.map(Amp::kind));
-        let mut loss_sum = Tensor::zeros([], (Kind::Double, self.session.device));
+        let mut loss_sum = Number::new(0.0, device);
         for batch in group {
             let share = batch.xs.size()[0] as f64 / samples as f64;
-            loss_sum += catching(|| -> Result<Tensor> {
+            let part = catching(|| -> Result<Number> {
                 let (xs, ys) = task.prepare(batch.xs, batch.ys, true)?;
                 stopwatch.passed(Phase::Prepare);
                 let loss = autocast(device, amp, || -> Result<Tensor> {
                     let answer = task.answer(network, &xs, true)?;
-                    Ok(task.loss(&answer, &ys, Some(clock)) * share)
+                    let loss = task.loss(&answer, &ys, Some(clock));
+                    Ok(if share < 1.0 { loss * share } else { loss })
                 })??;
                 stopwatch.passed(Phase::Forward);
                 scale.as_ref().map_or(loss.shallow_clone(), |scale| scale.scaled(&loss)).backward();
                 stopwatch.passed(Phase::Backward);
-                Ok(loss.detach().to_kind(Kind::Double))
+                Ok(Number::of(&loss))
             })??;
+            loss_sum.add(&part, 1.0);
         }
         // As late as this: the device has all of the backward pass to do while the step before is asked after.
         let (lr, rates) = self.rate()?;
@@ -341,19 +344,19 @@ impl<'a> Trainer<'a> {
             scale.update(found_inf)?;
         }
         self.stopwatch.passed(Phase::Optimizer);
-        Ok(Made { loss: loss_sum, grad_norm: step.grad_norm, found_inf: step.found_inf, before, samples })
+        let grad_norm = Number::of(&step.grad_norm);
+        Ok(Made { loss: loss_sum, grad_norm, found_inf: step.found_inf, before, samples })
     }
 
     /// Counts a step, and adds its loss to the epoch's; nothing waits for the device.
     fn account(&mut self, step: &Made) {
-        // A skipped step is no sign of ill health, and no part of the epoch's loss.
-        let made = |number: Tensor| match &step.found_inf {
-            Some(found_inf) => number.masked_fill(&found_inf.gt(0.0), 0.0),
-            None => number,
-        };
         let samples = step.samples as u64;
-        self.health += made(&step.loss + step.grad_norm.to_kind(Kind::Double));
-        self.loss_sum += made(&step.loss * step.samples);
+        // A skipped step is no sign of ill health, and no part of the epoch's loss.
+        let [loss, grad_norm] =
+            [&step.loss, &step.grad_norm].map(|number| number.unless(step.found_inf.as_ref()));
+        self.health.add(&loss, 1.0);
+        self.health.add(&grad_norm, 1.0);
+        self.loss_sum.add(&loss, step.samples as f64);
         self.samples_of_step = samples;
         self.state.step += 1;
         self.state.samples += samples;
@@ -390,17 +393,17 @@ impl<'a> Trainer<'a> {
         self.scale.as_ref().map(of).transpose()
     }
 
-    fn log_step(&mut self, before: Condition, loss: &Tensor, grad_norm: &Tensor) -> Result<StepRecord> {
+    fn log_step(&mut self, before: Condition, loss: &Number, grad_norm: &Number) -> Result<StepRecord> {
         self.settle()?;
         self.check_health()?;
-        let loss = loss.double_value(&[]);
+        let loss = loss.read();
         let record = StepRecord {
             epoch: self.state.epoch + 1,
             step: self.state.step,
             loss,
             total: loss + before.penalty,
             condition: before,
-            grad_norm: grad_norm.double_value(&[]),
+            grad_norm: grad_norm.read(),
             scaling: self.scaling()?,
             images_per_s: self.samples_since_log as f64 / self.logged.elapsed().as_secs_f64(),
         };
@@ -420,7 +423,7 @@ impl<'a> Trainer<'a> {
         let lr = self.lr_at(self.position().saturating_sub(1));
         let seconds = self.epoch_began.elapsed().as_secs_f64();
         let samples = self.state.samples.max(1) as f64;
-        let loss = self.loss_sum.double_value(&[]) / samples;
+        let loss = self.loss_sum.read() / samples;
         self.turn_epoch()?;
         self.state.seconds += seconds;
         self.state.score = None;
@@ -462,7 +465,7 @@ impl<'a> Trainer<'a> {
         self.state.epoch += 1;
         self.state.batch = 0;
         self.state.samples = 0;
-        self.loss_sum = self.loss_sum.zeros_like();
+        self.loss_sum = Number::new(0.0, self.session.device);
         Ok(())
     }
 
@@ -526,10 +529,10 @@ impl<'a> Trainer<'a> {
     /// Writes a checkpoint of this very moment. A broken network is never saved.
     pub fn save(&mut self) -> Result<()> {
         self.settle()?;
-        self.health += telemetry::weight_norm(&self.network)?;
+        self.health.add(&Number::Here(telemetry::weight_norm(&self.network)?), 1.0);
         self.check_health()?;
         let mut state = self.state.clone();
-        state.loss_sum = self.loss_sum.double_value(&[]);
+        state.loss_sum = self.loss_sum.read();
         if state.batch > 0 {
             state.seconds += self.epoch_began.elapsed().as_secs_f64();
         }
@@ -561,7 +564,7 @@ impl<'a> Trainer<'a> {
             );
             return Err(fail(Exit::Numeric, message));
         }
-        if self.health.double_value(&[]).is_finite() {
+        if self.health.read().is_finite() {
             return Ok(());
         }
         let message = format!(

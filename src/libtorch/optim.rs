@@ -57,6 +57,7 @@ unsafe extern "C" {
     fn tikhonov_forget_gradients(params: Borrowed) -> *mut c_char;
     fn tikhonov_norms(tensors: Borrowed, ord: f64, in_double: bool, norms: *mut *mut C_tensor)
     -> *mut c_char;
+    fn tikhonov_total_norm(tensors: Borrowed, norm: *mut *mut C_tensor) -> *mut c_char;
     fn tikhonov_clamp(tensors: Borrowed, low: f64, high: f64) -> *mut c_char;
     fn tikhonov_scale(tensors: Borrowed, factor: f64) -> *mut c_char;
     fn tikhonov_add_by(
@@ -181,11 +182,22 @@ pub fn forget_gradients(params: &[&Tensor]) -> Result<()> {
 pub fn norms(tensors: &[&Tensor], ord: f64, in_double: bool) -> Result<Tensor> {
     let mut norms = null_mut();
     kernel!([tensors], |[tensors]| tikhonov_norms(tensors, ord, in_double, &mut norms))?;
-    if norms.is_null() {
+    owned(norms)
+}
+
+/// The 2-norm of n > 0 tensors together, 0-dim, on their device.
+pub fn total_norm(tensors: &[&Tensor]) -> Result<Tensor> {
+    let mut norm = null_mut();
+    kernel!([tensors], |[tensors]| tikhonov_total_norm(tensors, &mut norm))?;
+    owned(norm)
+}
+
+fn owned(norm: *mut C_tensor) -> Result<Tensor> {
+    if norm.is_null() {
         return Err(anyhow!("the norms of no tensors"));
     }
     // SAFETY: the shim made it with `new` for us to own.
-    Ok(unsafe { Tensor::from_ptr(norms) })
+    Ok(unsafe { Tensor::from_ptr(norm) })
 }
 
 /// t ← min(max(t, low), high)

@@ -29,13 +29,18 @@ __attribute__((target("avx2,fma"))) void on_avx2(Args... args) {
   Kernel::run(args...);
 }
 
+// Whether this CPU has 32 registers of 16 floats.
+inline bool has_avx512() {
+  static const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  return has;
+}
+
 // Kernel::run(args...), which must be TIKHONOV_INLINE, with the widest vectors that this CPU has.
 template <typename Kernel, typename... Args>
 void simd(Args... args) {
-  static const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (avx512) {
+  if (has_avx512()) {
     on_avx512<Kernel>(args...);
   } else if (avx2) {
     on_avx2<Kernel>(args...);
@@ -46,11 +51,19 @@ void simd(Args... args) {
 
 #else
 
+inline bool has_avx512() { return false; }
+
 template <typename Kernel, typename... Args>
 void simd(Args... args) {
   Kernel::run(args...);
 }
 
+#endif
+
+#if defined(__GNUC__)
+constexpr int64_t LANES = 16;
+// A vector of the widest kind, or as many narrower ones as hold the same.
+using Lanes = float __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
 #endif
 
 // float32 and bfloat16 (as its bits) to float32 and back, rounded to nearest even; NaN stays NaN.

@@ -52,5 +52,5 @@ pub(super) fn total_norm(grads: &[&Tensor]) -> Result<Tensor> {
     if grads.is_empty() {
         return Ok(Tensor::f_zeros([0; 0], (Kind::Float, Device::Cpu))?);
     }
-    Ok(kernels::norms(grads, 2.0, false)?.f_norm()?)
+    kernels::total_norm(grads)
 }

@@ -8,6 +8,7 @@
 use anyhow::{Result, anyhow};
 use tch::{Device, Kind, Tensor};
 
+use super::number::Number;
 use super::{Made, Trainer};
 use crate::config::{Amp, CudaGraph, RunConfig};
 use crate::data::loader::Batch;
@@ -150,7 +151,7 @@ impl Trainer<'_> {
         if let Some((ema, _)) = &mut self.averaged {
             ema.count();
         }
-        let (loss, grad_norm) = (recorded.loss.shallow_clone(), recorded.grad_norm.shallow_clone());
+        let (loss, grad_norm) = (Number::of(&recorded.loss), Number::of(&recorded.grad_norm));
         self.stopwatch.passed(Phase::Optimizer);
         Ok(Ok(Made { loss, grad_norm, found_inf: None, before, samples: full }))
     }
