@@ -4,13 +4,15 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const SHIM: [&str; 15] = [
+const SHIM: [&str; 17] = [
     "shim.cpp",
     "autocast.cpp",
     "cores.cpp",
     "cuda.cpp",
+    "dense.cpp",
     "graph.cpp",
     "heap.cpp",
+    "loss.cpp",
     "machine.cpp",
     "norm.cpp",
     "optim.cpp",

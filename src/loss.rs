@@ -4,13 +4,22 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
 
 use crate::imaging::ssim;
+use crate::libtorch::{loss as fused, raised};
 use crate::yaml::Invalid;
 
 /// Cross-entropy of logits `[N, K]` against classes (int64 `[N]`) or probabilities (`[N, K]`, after mixup or
 /// cutmix), as `torch.nn.CrossEntropyLoss(label_smoothing=…)`. 0-dim.
 pub fn cross_entropy(logits: &Tensor, ys: &Tensor, label_smoothing: f64) -> Tensor {
     const IGNORE_NOTHING: i64 = -100;
+    if let Some(loss) = raised(fused::cross_entropy(logits, ys, label_smoothing)) {
+        return loss;
+    }
     logits.cross_entropy_loss::<Tensor>(ys, None, Reduction::Mean, IGNORE_NOTHING, label_smoothing)
+}
+
+fn squared_error(outputs: &Tensor, ys: &Tensor, factor: f64) -> Tensor {
+    raised(fused::squared_error(outputs, ys, factor))
+        .unwrap_or_else(|| outputs.mse_loss(ys, Reduction::Mean) * factor)
 }
 
 /// Cross-entropy of logits `[N, K, H, W]` against classes int64 `[N, H, W]`, of which negative ones do not count;
@@ -118,8 +127,8 @@ impl RegressionLoss {
     /// The loss as a 0-dim tensor.
     pub fn of(&self, outputs: &Tensor, ys: &Tensor) -> Tensor {
         match *self {
-            Self::Mse => outputs.mse_loss(ys, Reduction::Mean),
-            Self::HalfMse => outputs.mse_loss(ys, Reduction::Mean) * 0.5,
+            Self::Mse => squared_error(outputs, ys, 1.0),
+            Self::HalfMse => squared_error(outputs, ys, 0.5),
             Self::Mae => outputs.l1_loss(ys, Reduction::Mean),
             Self::Huber { delta } => outputs.huber_loss(ys, Reduction::Mean, delta),
             Self::Charbonnier { eps } => ((outputs - ys).square() + eps * eps).sqrt().mean(None::<Kind>),

@@ -8,6 +8,7 @@ use super::args::{agrees, image, not_negative, same, share, yes};
 use super::text::tensor;
 use super::{Layer, Misfit, Param, ParamKind, Shape, Twin};
 use crate::libtorch::norm::{self, Channels};
+use crate::libtorch::raised;
 
 /// Normalises each channel of `[C, H, W]` over the batch and the image.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -204,11 +205,7 @@ impl Norm {
             momentum: self.momentum,
             eps: self.eps,
         };
-        match norm::batch_norm(xs, addend, &channels, relu) {
-            Ok(ys) => ys,
-            // As every operation of tch: whoever called catches it.
-            Err(error) => std::panic::panic_any(error),
-        }
+        raised(norm::batch_norm(xs, addend, &channels, relu))
     }
 
     fn normalised(&self, xs: &Tensor, train: bool) -> Tensor {

@@ -1,11 +1,13 @@
 //! Fully connected layer, as `torch.nn.Linear`.
 
 use serde::{Deserialize, Serialize};
-use tch::nn::{self, ModuleT};
+use tch::Tensor;
+use tch::nn::{self, Module, ModuleT};
 
 use super::args::{agrees, count, in_range, yes};
 use super::text::tensor;
 use super::{Layer, Misfit, Param, ParamKind, Shape, Twin, init};
+use crate::libtorch::{dense, raised};
 
 /// `[F]` to `[out_features]`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -53,10 +55,35 @@ impl Layer for Linear {
     }
 
     fn build(&self, path: &nn::Path, input: &[i64]) -> Box<dyn ModuleT> {
+        Box::new(self.dense(path, input, false))
+    }
+}
+
+impl Linear {
+    /// With the ReLU after it, where there is one.
+    pub(crate) fn dense(&self, path: &nn::Path, input: &[i64], relu: bool) -> Dense {
         let zeros = nn::Init::Const(0.0);
         let config = nn::LinearConfig { ws_init: zeros, bs_init: Some(zeros), bias: self.bias };
         let linear = nn::linear(path, input[0], self.out_features, config);
         init::reset_parameters(&linear.ws, linear.bs.as_ref());
-        Box::new(linear)
+        Dense { linear, relu }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Dense {
+    linear: nn::Linear,
+    relu: bool,
+}
+
+impl Module for Dense {
+    fn forward(&self, xs: &Tensor) -> Tensor {
+        let nn::Linear { ws, bs } = &self.linear;
+        if let Some(ys) = raised(dense::linear(xs, ws, bs.as_ref(), self.relu)) {
+            return ys;
+        }
+        let mut ys = self.linear.forward(xs);
+        // In place: no gradient needs what it overwrites.
+        if self.relu { ys.relu_() } else { ys }
     }
 }

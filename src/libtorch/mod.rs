@@ -5,7 +5,9 @@
 pub mod autocast;
 pub mod bytes;
 pub mod cuda;
+pub mod dense;
 pub mod graph;
+pub mod loss;
 pub mod machine;
 pub mod memory;
 pub mod norm;
@@ -20,6 +22,8 @@ use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Result, anyhow};
+use tch::Tensor;
+use torch_sys::C_tensor;
 
 unsafe extern "C" {
     fn tikhonov_free(text: *mut c_char);
@@ -45,6 +49,18 @@ fn check(message: *mut c_char) -> Result<(), String> {
         text
     };
     Err(text)
+}
+
+/// The tensor that a shim function made, where it made one.
+fn made(message: *mut c_char, out: *mut C_tensor) -> Result<Option<Tensor>> {
+    check(message).map_err(|message| anyhow!("libtorch: {message}"))?;
+    // SAFETY: a non-null pointer is a tensor that the shim made with `new` for us to own.
+    Ok((!out.is_null()).then(|| unsafe { Tensor::from_ptr(out) }))
+}
+
+/// What an operation with an error path gives, in the place of one of tch: whoever called catches its panic.
+pub fn raised<T>(outcome: Result<T>) -> T {
+    outcome.unwrap_or_else(|error| std::panic::panic_any(error))
 }
 
 /// The instruction set that libtorch's CPU kernels were chosen for, such as `AVX512`.

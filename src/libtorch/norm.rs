@@ -3,11 +3,11 @@
 use std::ffi::c_char;
 use std::ptr::{null, null_mut};
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use super::check;
+use super::made;
 
 unsafe extern "C" {
     fn tikhonov_batch_norm(
@@ -48,7 +48,7 @@ pub fn batch_norm(
     let Channels { weight, bias, running_mean, running_var, momentum, eps } = *channels;
     let mut out = null_mut();
     // SAFETY: all pointers are to live tensors or null where null is allowed; `out` outlives the call.
-    check(unsafe {
+    let message = unsafe {
         tikhonov_batch_norm(
             xs.as_ptr(),
             pointer(addend),
@@ -61,8 +61,6 @@ pub fn batch_norm(
             relu,
             &mut out,
         )
-    })
-    .map_err(|message| anyhow!("libtorch: {message}"))?;
-    // SAFETY: a non-null pointer is a tensor that the shim made with `new` for us to own.
-    Ok((!out.is_null()).then(|| unsafe { Tensor::from_ptr(out) }))
+    };
+    made(message, out)
 }

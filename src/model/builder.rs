@@ -68,6 +68,9 @@ impl Builder<'_> {
         let after = without_relu(after)?;
         match &first.op {
             Op::Residual => Some((Box::new(self.residual(first, true)?), after)),
+            Op::Layer(LayerSpec::Linear(linear)) if !self.is_frozen(first) => {
+                Some((Box::new(linear.dense(&self.path(first), &first.input, true)), after))
+            }
             Op::Layer(LayerSpec::Conv2d(_) | LayerSpec::Linear(_)) => {
                 Some((Box::new(Overwritten(self.module(first))), after))
             }
