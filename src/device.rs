@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tch::Device;
 
 use crate::exit::{Exit, fail};
-use crate::libtorch::cuda;
+use crate::libtorch::{self, cuda};
 
 /// The device as the user writes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,5 +90,5 @@ pub fn autotune(on: bool) {
 
 /// Sets the number of threads that one libtorch operation uses on the CPU.
 pub fn set_threads(threads: usize) {
-    tch::set_num_threads(threads as i32);
+    libtorch::set_threads(threads);
 }

@@ -1,7 +1,11 @@
-// What libtorch makes of the cores: how long its threads wait for each other, and which kernels MKL takes. Nothing here is
-// called: the linker puts it in the place of what libtorch would find.
+// What libtorch makes of the cores: how many threads it takes, how long they wait for each other, and which kernels MKL takes. The
+// latter two are not called: the linker puts them in the place of what libtorch would find.
 
+#include <ATen/Parallel.h>
 #include <cstddef>
+
+// MKL's, within libtorch; absent where libtorch has none.
+extern "C" __attribute__((weak)) void MKL_Set_Dynamic(int);
 
 #if defined(__linux__) && defined(_OPENMP)
 
@@ -56,7 +60,13 @@ extern "C" {
 __attribute__((visibility("default"))) int mkl_serv_intel_cpu_true() { return 1; }
 #endif
 
-// What Rust refers to, so that the linker takes this file.
-void tikhonov_cores() {}
+// at::set_num_threads, without what it does beside that: it starts a pool of threads for quantised networks, waits for them and has them
+// spin, a tenth of a second of the cores' time. No need for it where the number is what libtorch has found out itself.
+void tikhonov_set_threads(int32_t threads) {
+  if (at::get_num_threads() != threads)
+    at::set_num_threads(threads);
+  else if (MKL_Set_Dynamic)
+    MKL_Set_Dynamic(0);
+}
 
 }  // extern "C"

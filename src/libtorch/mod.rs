@@ -30,12 +30,12 @@ unsafe extern "C" {
     fn tikhonov_cpu_capability() -> *const c_char;
     fn tikhonov_version() -> *const c_char;
     fn tikhonov_leave(code: i32) -> !;
-    fn tikhonov_cores();
+    fn tikhonov_set_threads(threads: i32);
 }
 
-/// Has the linker take cores.cpp, of which nothing is called.
+/// Has the linker take cores.cpp whole, also where nobody sets threads.
 #[used]
-static CORES: unsafe extern "C" fn() = tikhonov_cores;
+static CORES: unsafe extern "C" fn(i32) = tikhonov_set_threads;
 
 /// Takes the message that a shim function returns: null means that all went well.
 fn check(message: *mut c_char) -> Result<(), String> {
@@ -73,6 +73,12 @@ pub fn cpu_capability() -> String {
 pub fn version() -> String {
     // SAFETY: the shim returns a static string.
     unsafe { CStr::from_ptr(tikhonov_version()) }.to_string_lossy().into_owned()
+}
+
+/// Sets the number of threads that one operation uses on the CPU.
+pub fn set_threads(threads: usize) {
+    // SAFETY: sets the numbers of libtorch, OpenMP and MKL.
+    unsafe { tikhonov_set_threads(threads as i32) }
 }
 
 /// Ends the process, with everything that was printed, but without the destructors of libtorch's libraries: taking every
