@@ -347,12 +347,9 @@ pub fn norm(ws: &[&Tensor]) -> Result<Tensor> {
 
 /// The share of exact zeros in all of `ws`, in [0, 1], as a 0-dim float64 tensor; nothing waits for the device.
 pub fn zeros(ws: &[&Tensor]) -> Result<Tensor> {
-    let device = ws.first().map_or(Device::Cpu, |w| w.device());
-    let mut zeros = Tensor::f_zeros([0; 0], (Kind::Int64, device))?;
-    let mut all = 0;
-    for w in ws {
-        zeros = zeros.f_add(&w.f_eq(0)?.f_sum(Kind::Int64)?)?;
-        all += w.numel();
+    if ws.is_empty() {
+        return Ok(Tensor::f_zeros([0; 0], (Kind::Double, Device::Cpu))?);
     }
-    Ok(zeros.f_to_kind(Kind::Double)?.f_div_scalar(all.max(1) as f64)?)
+    let all: usize = ws.iter().map(|w| w.numel()).sum();
+    Ok(kernels::zeros(ws)?.f_to_kind(Kind::Double)?.f_div_scalar(all.max(1) as f64)?)
 }

@@ -22,6 +22,7 @@
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sgd.h>
 #include <ATen/ops/clamp.h>
+#include <ATen/ops/eq.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/stack.h>
@@ -223,10 +224,25 @@ char* tikhonov_forget_gradients(Borrowed params) {
 char* tikhonov_norms(Borrowed tensors, double ord, bool in_double, at::Tensor** norms) {
   return in_place([&] {
     *norms = nullptr;
+    const Serial serial(tensors);
     const auto kind = in_double ? std::optional(at::kDouble) : std::nullopt;
     List each = at::_foreach_norm(list(tensors), ord, kind);
     for (at::Tensor& norm : each) norm = norm.to(each[0].options());
     *norms = new at::Tensor(at::stack(each));
+  });
+}
+
+// zeros = how many values of all tensors together are 0, 0-dim int64 on their device.
+char* tikhonov_zeros(Borrowed tensors, at::Tensor** zeros) {
+  return in_place([&] {
+    *zeros = nullptr;
+    const Serial serial(tensors);
+    at::Tensor sum;
+    for (size_t i = 0; i < tensors.count; ++i) {
+      const at::Tensor own = at::eq(*tensors.tensors[i], 0).sum();
+      sum = sum.defined() ? sum.add(own) : own;
+    }
+    *zeros = new at::Tensor(std::move(sum));
   });
 }
 

@@ -58,6 +58,7 @@ unsafe extern "C" {
     fn tikhonov_norms(tensors: Borrowed, ord: f64, in_double: bool, norms: *mut *mut C_tensor)
     -> *mut c_char;
     fn tikhonov_total_norm(tensors: Borrowed, norm: *mut *mut C_tensor) -> *mut c_char;
+    fn tikhonov_zeros(tensors: Borrowed, zeros: *mut *mut C_tensor) -> *mut c_char;
     fn tikhonov_clamp(tensors: Borrowed, low: f64, high: f64) -> *mut c_char;
     fn tikhonov_scale(tensors: Borrowed, factor: f64) -> *mut c_char;
     fn tikhonov_add_by(
@@ -182,22 +183,29 @@ pub fn forget_gradients(params: &[&Tensor]) -> Result<()> {
 pub fn norms(tensors: &[&Tensor], ord: f64, in_double: bool) -> Result<Tensor> {
     let mut norms = null_mut();
     kernel!([tensors], |[tensors]| tikhonov_norms(tensors, ord, in_double, &mut norms))?;
-    owned(norms)
+    owned(norms, "norms")
+}
+
+/// How many values of n > 0 tensors together are 0: 0-dim int64, on their device.
+pub fn zeros(tensors: &[&Tensor]) -> Result<Tensor> {
+    let mut zeros = null_mut();
+    kernel!([tensors], |[tensors]| tikhonov_zeros(tensors, &mut zeros))?;
+    owned(zeros, "zeros")
 }
 
 /// The 2-norm of n > 0 tensors together, 0-dim, on their device.
 pub fn total_norm(tensors: &[&Tensor]) -> Result<Tensor> {
     let mut norm = null_mut();
     kernel!([tensors], |[tensors]| tikhonov_total_norm(tensors, &mut norm))?;
-    owned(norm)
+    owned(norm, "norm")
 }
 
-fn owned(norm: *mut C_tensor) -> Result<Tensor> {
-    if norm.is_null() {
-        return Err(anyhow!("the norms of no tensors"));
+fn owned(out: *mut C_tensor, what: &str) -> Result<Tensor> {
+    if out.is_null() {
+        return Err(anyhow!("the {what} of no tensors"));
     }
     // SAFETY: the shim made it with `new` for us to own.
-    Ok(unsafe { Tensor::from_ptr(norm) })
+    Ok(unsafe { Tensor::from_ptr(out) })
 }
 
 /// t ← min(max(t, low), high)
