@@ -19,9 +19,11 @@ const SHIM: [&str; 17] = [
     "script.cpp",
     "segment.cpp",
     "stream.cpp",
+    "winograd.cpp",
     "cuda.h",
     "guarded.h",
     "simd.h",
+    "winograd.h",
 ];
 /// What needs symbols of libtorch's CUDA half: a library of its own, which the binary carries.
 const HALF: &str = "cuda_half.cpp";

@@ -201,6 +201,10 @@ pub struct TrainSpec {
     /// only. No effect on the CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tf32: Option<bool>,
+    /// Whether the CPU convolves by Winograd's method where it pays: the same to rounding, in a third of the time. No effect on a
+    /// GPU, where cuDNN decides.
+    #[serde(default = "yes")]
+    pub winograd: bool,
     /// Whether cuDNN tries its algorithms for each shape of a training step, and keeps the fastest. No effect on the CPU.
     #[serde(default = "yes")]
     pub cudnn_benchmark: bool,

@@ -16,6 +16,7 @@ use crate::device;
 use crate::exit::{Exit, OrExit, fail};
 use crate::layers::ParamKind;
 use crate::libtorch::autocast::allow_tf32;
+use crate::libtorch::winograd;
 use crate::model::{Model, ModelSource, Network};
 use crate::penalty::{Group, PenaltySpec, Target};
 use crate::tasks::Task;
@@ -138,6 +139,7 @@ impl Session {
         if let Some(tf32) = spec.train.tf32 {
             allow_tf32(tf32)?;
         }
+        winograd::allow(spec.train.winograd);
         // The run folder must not depend on a model file that may change.
         spec.model = spec.model.inlined()?;
         let (task, kind) = (spec.task.build(), spec.dtype.kind());

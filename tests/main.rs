@@ -31,3 +31,4 @@ mod scripted;
 mod sweep;
 mod tasks;
 mod train;
+mod winograd;

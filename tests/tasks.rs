@@ -343,6 +343,7 @@ task: {reconstruction: {degrade: {super_resolution: {scale: 2, input: small}}, l
 data: {train: {shapes: {count: 600, size: 28, noise: 0}}, test: {shapes: {count: 100, size: 28, noise: 0}}, batch_size: 20, normalize: none}
 threads: 1
 optimizer: {adam: {lr: 4.0e-3}}
+schedule: {cosine: {}}
 train: {epochs: 15}
 ";
     let result = finish(home.path(), "espcn", config);

@@ -3,7 +3,7 @@
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
-use tch::nn::{self, Module, ModuleT};
+use tch::nn::{self, ModuleT};
 use tch::{Device, Kind, Tensor};
 
 use super::args::{
@@ -12,6 +12,7 @@ use super::args::{
 };
 use super::text::{Arg, Literal, tensor};
 use super::{Layer, Misfit, Param, ParamKind, Shape, Twin, init};
+use crate::libtorch::winograd;
 
 /// `[C, H, W]` to `[out_channels, H', W']`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -135,8 +136,12 @@ impl Conv2d {
     /// Its module where that is a convolution and no more: without a pad before it, and in one group.
     pub(super) fn plain(&self, path: &nn::Path, input: &[i64]) -> Option<ChannelsLast> {
         let padding = self.inner_padding().filter(|_| self.groups == 1)?;
+        Some(self.channels_last(path, input, padding))
+    }
+
+    fn channels_last(&self, path: &nn::Path, input: &[i64], padding: [i64; 2]) -> ChannelsLast {
         let conv = self.conv(path, input);
-        Some(ChannelsLast { conv, stride: self.stride.0, padding, dilation: self.dilation.0 })
+        ChannelsLast { conv, stride: self.stride.0, padding, dilation: self.dilation.0 }
     }
 
     fn conv(&self, path: &nn::Path, input: &[i64]) -> nn::Conv2D {
@@ -262,13 +267,14 @@ impl Layer for Conv2d {
         if let Some(plain) = self.plain(path, input) {
             return Box::new(plain);
         }
-        let conv = self.conv(path, input);
-        match self.inner_padding() {
-            Some(_) => Box::new(conv),
-            None => {
-                Box::new(Padded { pad: self.outer_padding(), mode: self.padding_mode.functional(), conv })
-            }
+        if self.inner_padding().is_some() {
+            return Box::new(self.conv(path, input));
         }
+        let conv: Box<dyn ModuleT> = match self.groups {
+            1 => Box::new(self.channels_last(path, input, [0, 0])),
+            _ => Box::new(self.conv(path, input)),
+        };
+        Box::new(Padded { pad: self.outer_padding(), mode: self.padding_mode.functional(), conv })
     }
 }
 
@@ -285,16 +291,29 @@ pub(super) struct ChannelsLast {
 impl ChannelsLast {
     /// Each output channel of the weights multiplied by `scale` `[out_channels]`, and `shift` added to it.
     pub fn scaled(&self, xs: &Tensor, scale: &Tensor, shift: &Tensor) -> Tensor {
-        let Self { conv, stride, padding, dilation } = self;
+        let conv = &self.conv;
         let ws = &conv.ws * scale.view([-1, 1, 1, 1]);
         let bs = conv.bs.as_ref().map_or_else(|| shift.shallow_clone(), |bs| bs * scale + shift);
-        ordered(xs).conv2d(&ws, Some(bs), stride, padding, dilation, 1)
+        self.convolve(xs, &ws, Some(&bs))
+    }
+
+    fn convolve(&self, xs: &Tensor, ws: &Tensor, bs: Option<&Tensor>) -> Tensor {
+        let (xs, &Self { stride, padding, dilation, .. }) = (ordered(xs), self);
+        if stride == [1, 1] && dilation == [1, 1] && padding[0] == padding[1] {
+            match winograd::conv2d(&xs, ws, bs, padding[0]) {
+                Ok(Some(ys)) => return ys,
+                Ok(None) => {}
+                // As every operation of tch: whoever called catches it.
+                Err(error) => std::panic::panic_any(error),
+            }
+        }
+        xs.conv2d(ws, bs, stride, padding, dilation, 1)
     }
 }
 
 impl ModuleT for ChannelsLast {
     fn forward_t(&self, xs: &Tensor, _train: bool) -> Tensor {
-        self.conv.forward(&ordered(xs))
+        self.convolve(xs, &self.conv.ws, self.conv.bs.as_ref())
     }
 }
 
@@ -317,11 +336,11 @@ fn ordered(xs: &Tensor) -> Tensor {
 struct Padded {
     pad: Vec<i64>,
     mode: &'static str,
-    conv: nn::Conv2D,
+    conv: Box<dyn ModuleT>,
 }
 
-impl Module for Padded {
-    fn forward(&self, xs: &Tensor) -> Tensor {
-        self.conv.forward(&xs.pad(&self.pad, self.mode, None))
+impl ModuleT for Padded {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
+        self.conv.forward_t(&xs.pad(&self.pad, self.mode, None), train)
     }
 }

@@ -15,6 +15,7 @@ pub mod optim;
 pub mod script;
 pub mod segment;
 pub mod stream;
+pub mod winograd;
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char};

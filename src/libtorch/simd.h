@@ -2,8 +2,11 @@
 
 #pragma once
 
+#include <ATen/Version.h>
+
 #include <cstdint>
 #include <cstring>
+#include <string>
 
 #if defined(__GNUC__)
 #define TIKHONOV_INLINE inline __attribute__((always_inline))
@@ -29,36 +32,41 @@ __attribute__((target("avx2,fma"))) void on_avx2(Args... args) {
   Kernel::run(args...);
 }
 
-// Whether this CPU has 32 registers of 16 floats.
-inline bool has_avx512() {
-  static const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  return has;
+#else
+
+template <typename Kernel, typename... Args>
+void on_avx512(Args...) {}
+
+template <typename Kernel, typename... Args>
+void on_avx2(Args...) {}
+
+#endif
+
+// How many floats the widest vectors hold that libtorch uses: all that this CPU has, or fewer by ATEN_CPU_CAPABILITY.
+inline int simd_lanes() {
+  static const std::string capability = at::get_cpu_capability();
+  return capability == "AVX512" ? 16 : capability == "AVX2" ? 8 : 4;
 }
 
-// Kernel::run(args...), which must be TIKHONOV_INLINE, with the widest vectors that this CPU has.
-template <typename Kernel, typename... Args>
-void simd(Args... args) {
-  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (has_avx512()) {
-    on_avx512<Kernel>(args...);
-  } else if (avx2) {
-    on_avx2<Kernel>(args...);
-  } else {
-    Kernel::run(args...);
+// Kernel<lanes>::run(args...), which must be TIKHONOV_INLINE, with the widest vectors that this CPU has.
+template <template <int> class Kernel, typename... Args>
+void by_lanes(Args... args) {
+  switch (simd_lanes()) {
+    case 16: return on_avx512<Kernel<16>>(args...);
+    case 8: return on_avx2<Kernel<8>>(args...);
+    default: return Kernel<4>::run(args...);
   }
 }
 
-#else
-
-inline bool has_avx512() { return false; }
-
+// The same for a kernel that leaves the vectors to the compiler.
 template <typename Kernel, typename... Args>
 void simd(Args... args) {
-  Kernel::run(args...);
+  switch (simd_lanes()) {
+    case 16: return on_avx512<Kernel>(args...);
+    case 8: return on_avx2<Kernel>(args...);
+    default: return Kernel::run(args...);
+  }
 }
-
-#endif
 
 #if defined(__GNUC__)
 constexpr int64_t LANES = 16;

@@ -1,0 +1,45 @@
+//! 3x3 convolutions by Winograd's minimal filtering on the CPU (Lavin & Gray 2016), which oneDNN does not have there.
+
+use std::ffi::c_char;
+use std::ptr::{null, null_mut};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Result, anyhow};
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+use super::check;
+
+unsafe extern "C" {
+    fn tikhonov_winograd(
+        xs: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        padding: i64,
+        out: *mut *mut C_tensor,
+    ) -> *mut c_char;
+}
+
+static ALLOWED: AtomicBool = AtomicBool::new(true);
+
+/// Whether [`conv2d`] may take anything, for the whole process.
+pub fn allow(on: bool) {
+    ALLOWED.store(on, Ordering::Relaxed);
+}
+
+/// The convolution of images `[N, C, H, W]` by `weight` `[O, C, 3, 3]`, of stride 1 with `padding` zeros around, plus `bias`
+/// `[O]`, with a gradient (and no second one). About twice the rounding error of a direct convolution, a third of its time.
+/// None, and nothing done, where it would not pay or `xs` is not channels-last float32 on the CPU: then libtorch's own is to be
+/// used.
+pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, padding: i64) -> Result<Option<Tensor>> {
+    if !ALLOWED.load(Ordering::Relaxed) {
+        return Ok(None);
+    }
+    let bias = bias.map_or(null(), |bias| bias.as_ptr());
+    let mut out = null_mut();
+    // SAFETY: all pointers are to live tensors, or null for no bias; `out` outlives the call.
+    check(unsafe { tikhonov_winograd(xs.as_ptr(), weight.as_ptr(), bias, padding, &mut out) })
+        .map_err(|message| anyhow!("libtorch: {message}"))?;
+    // SAFETY: a non-null pointer is a tensor that the shim made with `new` for us to own.
+    Ok((!out.is_null()).then(|| unsafe { Tensor::from_ptr(out) }))
+}
