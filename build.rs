@@ -4,7 +4,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const SHIM: [&str; 17] = [
+const SHIM: [&str; 19] = [
     "shim.cpp",
     "autocast.cpp",
     "cores.cpp",

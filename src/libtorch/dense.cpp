@@ -82,7 +82,7 @@ struct Product {
 };
 
 void product(Rows<const float> a, Rows<const float> b, Rows<float> c, int64_t rows, int64_t columns, int64_t depth) {
-  if (has_avx512()) {
+  if (simd_lanes() == 16) {
     simd<Product<true>>(a, b, c, rows, columns, depth);
   } else {
     simd<Product<false>>(a, b, c, rows, columns, depth);

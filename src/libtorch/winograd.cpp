@@ -130,72 +130,161 @@ at::Tensor convolve(const at::Tensor& xs, const Filters<const float>& filters, i
   return ys;
 }
 
-// What the cores share while they sum a gradient, in the cache that they share.
-constexpr int64_t kSharedFloats = 6 * 1024 * 1024 / sizeof(float);
+// The gradient of the weights from xs [N, C, H, W] and the gradient dys [N, O, H', W'] of the results. Every sum is made in an
+// order that does not depend on the number of threads.
+class WeightGradient {
+  const Pass pass;
+  const int64_t in_channels, out_channels, padding;
+  // Of each plane of the gradient: rows of input channels.
+  const Panels sums;
+  const float *x, *dy;
+  const Filters<float> filters;
 
-// The gradient [O, C, 3, 3] of the weights, from xs [N, C, H, W] and the gradient dys [N, O, H', W'] of the results. Every
-// sum is made by one thread, in an order that does not depend on their number.
-at::Tensor gradient(const at::Tensor& xs, const at::Tensor& dys, int64_t padding) {
-  const Pass pass(xs, dys.size(1), padding);
-  const int64_t in_channels = xs.size(1), out_channels = dys.size(1), tiles = pass.tiles, lanes = pass.lanes;
-  const int64_t fitting = std::max<int64_t>(32, kSharedFloats / (kPlanes * (in_channels + up(out_channels, lanes))));
-  const int64_t block = pass.few() ? tiles : std::min(tiles, fitting);
-  const Panels panels(block, out_channels, lanes), sums(up(in_channels, kRows), out_channels, lanes);
-  const int64_t in_plane = block * in_channels + 16, wide = panels.width(0);
-  at::Tensor out = at::empty({out_channels, in_channels, 3, 3}, xs.options());
-  const Filters<float> filters{out.data_ptr<float>(), kTaps, in_channels * kTaps, false};
-  // The last row's last group reads a little beyond it, which the planes' gap allows.
-  const float *x = xs.data_ptr<float>(), *dy = dys.data_ptr<float>();
-  const int64_t widest = std::max(in_channels, out_channels), products = pass.by_panels() ? 0 : kPlanes * sums.size();
-  const float* zeros;
-  float* in;
-  std::tie(zeros, in) = shared.after_zeros(widest, kPlanes * (in_plane + panels.size()) + products);
-  float* gradients = in + kPlanes * in_plane;
-  const auto transform = [&](int64_t tile, int64_t count) {
-    at::parallel_for(0, count, 4, [&](int64_t begin, int64_t end) {
-      by_lanes<OfInput>(&pass.source, x, zeros, padding, tile + begin, tile + end, in + begin * in_channels, in_plane);
-      by_lanes<OfGradient>(&pass.result, dy, zeros, tile + begin, tile + end, gradients, &panels, begin);
-    });
+  // Tiles in planes, as they are multiplied.
+  struct Block {
+    const float* zeros;
+    float *in, *gradients;
+    int64_t in_plane;
+    Panels panels;
   };
-  const auto multiply = [&](int64_t plane, int64_t group, int64_t groups, int64_t panel, int64_t count, float* sum, bool add) {
-    by_lanes<Multiply>(static_cast<const float*>(in + plane * in_plane + group * kRows), int64_t{1}, in_channels, groups,
-                       static_cast<const float*>(gradients + plane * panels.size() + panels.start(panel)),
-                       panels.width(panel), count, sum, add);
-  };
-  const int64_t groups = sums.rows / kRows;
-  if (pass.by_panels()) {
-    transform(0, tiles);
-    at::parallel_for(0, panels.count(), 1, [&](int64_t begin, int64_t end) {
-      float* sum = own.take(kPlanes * Panels(sums.rows, wide, lanes).size());
+
+  int64_t widest() const { return up(std::max(in_channels, out_channels), 16); }
+
+  // Rows of `count` tiles. The last row's last group of channels reads a little beyond it, which the planes' gap allows.
+  Block block(int64_t count) const {
+    return {nullptr, nullptr, nullptr, count * in_channels + 16, Panels(count, out_channels, pass.lanes)};
+  }
+
+  static int64_t size(const Block& block) { return kPlanes * (block.in_plane + block.panels.size()); }
+
+  // The tiles [tile, tile + count) into the block's rows from `row` on.
+  void transform(const Block& block, int64_t row, int64_t tile, int64_t count) const {
+    by_lanes<OfInput>(&pass.source, x, block.zeros, padding, tile, tile + count, block.in + row * in_channels, block.in_plane);
+    by_lanes<OfGradient>(&pass.result, dy, block.zeros, tile, tile + count, block.gradients, &block.panels, row);
+  }
+
+  // What `count` tiles of the block give to a panel of a plane: groups of kRows rows from `group` on.
+  void multiply(const Block& block, int64_t count, int64_t plane, int64_t panel, int64_t group, int64_t groups, float* sum,
+                bool add) const {
+    const Panels& panels = block.panels;
+    const float* in = block.in + plane * block.in_plane + group * kRows;
+    const float* gradients = block.gradients + plane * panels.size() + panels.start(panel);
+    by_lanes<Multiply>(in, int64_t{1}, in_channels, groups, gradients, panels.width(panel), count, sum, add);
+  }
+
+  // Few tiles: all at once, then each thread makes panels of the gradient.
+  void by_panels() const {
+    Block all = block(pass.tiles);
+    float* memory = shared.take(widest() + size(all));
+    all.zeros = memory;
+    all.in = std::fill_n(memory, widest(), 0.f);
+    all.gradients = all.in + kPlanes * all.in_plane;
+    at::parallel_for(0, pass.tiles, 4, [&](int64_t begin, int64_t end) { transform(all, begin, begin, end - begin); });
+    at::parallel_for(0, sums.count(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t panel = begin; panel < end; ++panel) {
-        const Panels one(sums.rows, panels.width(panel), lanes);
+        const Panels one(sums.rows, sums.width(panel), pass.lanes);
+        float* sum = own.take(kPlanes * one.size());
         for (int64_t plane = 0; plane < kPlanes; ++plane)
-          multiply(plane, 0, groups, panel, tiles, sum + plane * one.size(), false);
-        const Filters<float> some = filters.from(panel * wide);
-        by_lanes<ToWeight>(static_cast<const float*>(sum), &one, std::min(wide, out_channels - panel * wide), int64_t{0},
-                           in_channels, &some);
-      }
-    });
-    return out;
-  }
-  float* product = gradients + kPlanes * panels.size();
-  for (int64_t tile = 0; tile < tiles; tile += block) {
-    const int64_t count = std::min(block, tiles - tile);
-    transform(tile, count);
-    at::parallel_for(0, kPlanes * groups, 1, [&](int64_t begin, int64_t end) {
-      while (begin < end) {
-        const int64_t plane = begin / groups, group = begin % groups, some = std::min(groups - group, end - begin);
-        for (int64_t panel = 0; panel < panels.count(); ++panel)
-          multiply(plane, group, some, panel, count,
-                   product + plane * sums.size() + sums.start(panel) + group * kRows * panels.width(panel), tile > 0);
-        begin += some;
+          multiply(all, pass.tiles, plane, panel, 0, sums.rows / kRows, sum + plane * one.size(), false);
+        const Filters<float> some = filters.from(panel * sums.width(0));
+        by_lanes<ToWeight>(static_cast<const float*>(sum), &one, std::min(sums.width(0), out_channels - panel * sums.width(0)),
+                           int64_t{0}, in_channels, &some);
       }
     });
   }
-  at::parallel_for(0, in_channels, 8, [&](int64_t begin, int64_t end) {
-    by_lanes<ToWeight>(static_cast<const float*>(product), &sums, out_channels, begin, end, &filters);
-  });
-  return out;
+
+  // Few channels: the sums of a share of the tiles stay in a core's cache, and the shares are added in the end.
+  void by_shares() const {
+    const int64_t row = in_channels + sums.vectors * pass.lanes, whole = kPlanes * sums.size();
+    const int64_t count = std::max<int64_t>(4 * kRows, 2 * kBlockFloats / (kPlanes * row));
+    const int64_t most = std::min<int64_t>(64, (pass.tiles + count - 1) / count);
+    const int64_t shares = std::min(std::max<int64_t>(kShared / whole, 16), most);
+    float* sum = shared.take(shares * whole);
+    at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
+      Block some = block(count);
+      float* memory = own.take(widest() + size(some));
+      some.zeros = memory;
+      some.in = std::fill_n(memory, widest(), 0.f);
+      some.gradients = some.in + kPlanes * some.in_plane;
+      for (int64_t share = begin; share < end; ++share) {
+        const int64_t start = share * pass.tiles / shares, last = (share + 1) * pass.tiles / shares;
+        for (int64_t tile = start; tile < last; tile += count) {
+          const int64_t tiles = std::min(count, last - tile);
+          transform(some, 0, tile, tiles);
+          for (int64_t plane = 0; plane < kPlanes; ++plane)
+            for (int64_t panel = 0; panel < sums.count(); ++panel)
+              multiply(some, tiles, plane, panel, 0, sums.rows / kRows,
+                       sum + share * whole + plane * sums.size() + sums.start(panel), tile > start);
+        }
+      }
+    });
+    at::parallel_for(0, in_channels, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t plane = 0; plane < kPlanes; ++plane)
+        for (int64_t panel = 0; panel < sums.count(); ++panel) {
+          const int64_t width = sums.width(panel);
+          float* total = sum + plane * sums.size() + sums.start(panel) + begin * width;
+          for (int64_t share = 1; share < shares; ++share)
+            simd<Add>(static_cast<const float*>(total + share * whole), total, (end - begin) * width);
+        }
+      by_lanes<ToWeight>(static_cast<const float*>(sum), &sums, out_channels, begin, end, &filters);
+    });
+  }
+
+  // Many of both: blocks of tiles in the cache that the cores share, and each thread sums the planes that are its own.
+  void by_planes() const {
+    const int64_t fitting = std::max<int64_t>(32, kShared / (kPlanes * (in_channels + up(out_channels, pass.lanes))));
+    const int64_t count = pass.few() ? pass.tiles : std::min(pass.tiles, fitting), groups = sums.rows / kRows;
+    Block all = block(count);
+    float* memory = shared.take(widest() + size(all) + kPlanes * sums.size());
+    all.zeros = memory;
+    all.in = std::fill_n(memory, widest(), 0.f);
+    all.gradients = all.in + kPlanes * all.in_plane;
+    float* sum = all.gradients + kPlanes * all.panels.size();
+    for (int64_t tile = 0; tile < pass.tiles; tile += count) {
+      const int64_t tiles = std::min(count, pass.tiles - tile);
+      at::parallel_for(0, tiles, 4, [&](int64_t begin, int64_t end) { transform(all, begin, tile + begin, end - begin); });
+      at::parallel_for(0, kPlanes * groups, 1, [&](int64_t begin, int64_t end) {
+        while (begin < end) {
+          const int64_t plane = begin / groups, group = begin % groups, some = std::min(groups - group, end - begin);
+          for (int64_t panel = 0; panel < sums.count(); ++panel)
+            multiply(all, tiles, plane, panel, group, some,
+                     sum + plane * sums.size() + sums.start(panel) + group * kRows * sums.width(panel), tile > 0);
+          begin += some;
+        }
+      });
+    }
+    at::parallel_for(0, in_channels, 8, [&](int64_t begin, int64_t end) {
+      by_lanes<ToWeight>(static_cast<const float*>(sum), &sums, out_channels, begin, end, &filters);
+    });
+  }
+
+  // Floats that fit the cache that the cores share, with room for more.
+  static constexpr int64_t kShared = 6 * 1024 * 1024 / sizeof(float);
+
+ public:
+  // weights [O, C, 3, 3] is written.
+  WeightGradient(const at::Tensor& xs, const at::Tensor& dys, int64_t padding, at::Tensor& weights)
+      : pass(xs, dys.size(1), padding),
+        in_channels(xs.size(1)),
+        out_channels(dys.size(1)),
+        padding(padding),
+        sums(up(in_channels, kRows), out_channels, pass.lanes),
+        x(xs.data_ptr<float>()),
+        dy(dys.data_ptr<float>()),
+        filters{weights.data_ptr<float>(), kTaps, in_channels * kTaps, false} {}
+
+  void run() const {
+    if (pass.by_panels()) return by_panels();
+    // What a core may sum in a cache of its own.
+    const bool is_narrow = kPlanes * sums.size() <= 256 * 1024;
+    return is_narrow && !pass.few() ? by_shares() : by_planes();
+  }
+};
+
+at::Tensor gradient(const at::Tensor& xs, const at::Tensor& dys, int64_t padding) {
+  at::Tensor weights = at::empty({dys.size(1), xs.size(1), 3, 3}, xs.options());
+  WeightGradient(xs, dys, padding, weights).run();
+  return weights;
 }
 
 // Each row of filters a channel of the images.

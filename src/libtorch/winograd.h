@@ -381,4 +381,10 @@ struct Multiply {
   }
 };
 
+struct Add {
+  static TIKHONOV_INLINE void run(const float* TIKHONOV_NO_ALIAS xs, float* TIKHONOV_NO_ALIAS sum, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) sum[i] += xs[i];
+  }
+};
+
 }  // namespace
