@@ -110,7 +110,9 @@ train: {epochs: 1}
     .unwrap();
     let peak = |set: &str| {
         let args = ["bench", file.to_str().unwrap(), "--device", "cpu", "--steps", "2", "--warmup", "1"];
-        let (code, stdout, stderr) = run(&[&args[..], &["--no-eval", "--json", "--set", set]].concat());
+        // Direct convolutions: what Winograd's leave between the activations varies with the heap by as much as is saved.
+        let sets = ["--no-eval", "--json", "--set", "train.winograd=false", "--set", set];
+        let (code, stdout, stderr) = run(&[&args[..], &sets].concat());
         assert_eq!(code, 0, "{stderr}");
         let told: Value = serde_json::from_str(&stdout).unwrap();
         (
@@ -121,7 +123,7 @@ train: {epochs: 1}
     let (kept, ms) = peak("train.checkpoint_activations=false");
     let (cut, longer) = peak("train.checkpoint_activations=true");
     eprintln!("kept {kept:.0} MiB, {ms:.0} ms a step; computed twice {cut:.0} MiB, {longer:.0} ms");
-    // Alone 0.72 to 0.76 with joined norms; at least 0.8 once among all the other tests.
+    // Alone 0.72 to 0.8 with joined norms, more among all the other tests.
     assert!(cut < 0.93 * kept, "{cut} {kept}");
 }
 

@@ -281,12 +281,6 @@ class WeightGradient {
   }
 };
 
-at::Tensor gradient(const at::Tensor& xs, const at::Tensor& dys, int64_t padding) {
-  at::Tensor weights = at::empty({dys.size(1), xs.size(1), 3, 3}, xs.options());
-  WeightGradient(xs, dys, padding, weights).run();
-  return weights;
-}
-
 // Each row of filters a channel of the images.
 at::Tensor forwards(const at::Tensor& xs, const at::Tensor& weight, const float* bias, int64_t padding) {
   const int64_t out_channels = weight.size(0), in_channels = weight.size(1);
@@ -303,8 +297,10 @@ using torch::autograd::variable_list;
 
 struct Winograd : torch::autograd::Function<Winograd> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& xs, const at::Tensor& weight,
-                            const std::optional<at::Tensor>& bias, int64_t padding) {
+                            const std::optional<at::Tensor>& bias, int64_t padding, bool learns) {
     context->save_for_backward({xs, weight});
+    // Its memory is taken now: in the backward pass it would lie in the place of an activation, and that place be lost.
+    if (learns) context->saved_data["gradient"] = at::empty_like(weight);
     context->saved_data["padding"] = padding;
     context->saved_data["bias"] = bias.has_value();
     return forwards(xs, weight, bias ? bias->data_ptr<float>() : nullptr, padding);
@@ -316,9 +312,14 @@ struct Winograd : torch::autograd::Function<Winograd> {
     const at::Tensor &xs = kept[0], &weight = kept[1];
     const int64_t padding = context->saved_data["padding"].toInt();
     const at::Tensor dys = gradients[0].contiguous(at::MemoryFormat::ChannelsLast);
-    variable_list out(4);
+    variable_list out(5);
     if (context->needs_input_grad(0)) out[0] = backwards(dys, weight, padding);
-    if (context->needs_input_grad(1)) out[1] = gradient(xs, dys, padding);
+    if (context->needs_input_grad(1)) {
+      auto& saved = context->saved_data["gradient"];
+      out[1] = saved.isTensor() ? std::move(saved).toTensor() : at::empty_like(weight);
+      context->saved_data.erase("gradient");
+      WeightGradient(xs, dys, padding, out[1]).run();
+    }
     if (context->saved_data["bias"].toBool()) out[2] = dys.sum(at::IntArrayRef{0, 2, 3});
     return out;
   }
@@ -351,7 +352,8 @@ char* tikhonov_winograd(const at::Tensor* xs, const at::Tensor* weight, const at
     if (!fits(*xs, at::MemoryFormat::ChannelsLast) || !fits(*weight, at::MemoryFormat::Contiguous)) return;
     if (bias && !(fits(*bias, at::MemoryFormat::Contiguous) && bias->dim() == 1 && bias->size(0) == weight->size(0))) return;
     if (at::autocast::is_autocast_enabled(at::kCPU) || !pays(*xs, weight->size(0), padding)) return;
-    *out = new at::Tensor(Winograd::apply(*xs, *weight, bias ? std::optional<at::Tensor>(*bias) : std::nullopt, padding));
+    const bool learns = at::GradMode::is_enabled() && weight->requires_grad();
+    *out = new at::Tensor(Winograd::apply(*xs, *weight, bias ? std::optional<at::Tensor>(*bias) : std::nullopt, padding, learns));
   });
 }
 
