@@ -2,13 +2,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
-use std::time::Duration;
 
 use serde_json::Value;
 use tikhonov::data::draw::{Draw, Purpose};
 
-use crate::common::{run, tikhonov};
+use crate::common::{killed_at, records, run, write_config};
 
 /// 200 noisy samples to learn three overlapping classes from, and 200 to tune by: λ decides.
 const OVERFITS: &str = "
@@ -62,23 +60,11 @@ fn write_overfits(folder: &Path) -> String {
     write_config(folder, &OVERFITS.replace("FOLDER", folder.to_str().unwrap()))
 }
 
-fn write_config(folder: &Path, text: &str) -> String {
-    let path = folder.join("config-under-test.yaml");
-    fs::write(&path, text).unwrap();
-    path.to_str().unwrap().to_owned()
-}
-
 fn train(config: &str, output: &Path, sets: &[&str]) {
     let mut args = vec!["train", config, "--quiet", "--output", output.to_str().unwrap()];
     args.extend(sets.iter().flat_map(|set| ["--set", set]));
     let (code, _, stderr) = run(&args);
     assert_eq!(code, 0, "{sets:?}: {stderr}");
-}
-
-fn records(run: &Path, kind: &str) -> Vec<Value> {
-    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    lines.filter(|record| record["kind"] == kind).collect()
 }
 
 fn last(run: &Path, kind: &str, pointer: &str) -> f64 {
@@ -130,23 +116,8 @@ fn a_run_with_tuned_lambdas_that_is_killed_ends_bit_for_bit_as_one_that_is_not()
     let config = write_config(home.path(), EVERYTHING);
     let [whole, killed] = ["whole", "killed"].map(|name| home.path().join(name));
     train(&config, &whole, &[]);
-    let mut kills = 0;
-    for wait in 0.. {
-        let mut child = tikhonov()
-            .args(["train", &config, "--resume", "--output", killed.to_str().unwrap()])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(Duration::from_millis(700 + 150 * wait));
-        if child.try_wait().unwrap().is_some() {
-            break;
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
-        kills += 1;
-    }
-    println!("{kills} kills");
+    let resumed = ["train", &config, "--resume", "--output", killed.to_str().unwrap()];
+    let kills = killed_at(&[0, 1, 5, 9, 13], &killed.join("metrics.jsonl"), &resumed);
     assert!(kills > 1, "the run ended before it was killed");
     assert_eq!(state(&killed), state(&whole));
     let lambdas = |run: &Path| -> Vec<_> {

@@ -5,13 +5,11 @@ use std::path::Path;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use crate::common::{python, run};
+use crate::common::{python, records, run};
 
 /// The data loss of each step of a run that logs every one.
 fn losses(run: &Path) -> Vec<f64> {
-    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    let records = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    records.filter(|record| record["kind"] == "step").map(|record| record["loss"].as_f64().unwrap()).collect()
+    records(run, "step").iter().map(|record| record["loss"].as_f64().unwrap()).collect()
 }
 
 /// How thirty steps of ours under `amp` and of Python's under `dtype` go.
@@ -112,12 +110,6 @@ train: {{epochs: 6, log_every: 1, amp: fp16, clip: {{norm: 1.0}}, ema: {{decay: 
     )
 }
 
-fn steps(run: &Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    let records = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    records.filter(|record| record["kind"] == "step").collect()
-}
-
 #[test]
 fn steps_that_overflow_are_skipped_and_a_resume_goes_on_with_the_scale_bit_for_bit() {
     let home = tempfile::tempdir().unwrap();
@@ -134,7 +126,7 @@ fn steps_that_overflow_are_skipped_and_a_resume_goes_on_with_the_scale_bit_for_b
         (out.clone(), stderr)
     };
     let (whole, stderr) = train("whole", 6, false);
-    let logged = steps(&whole);
+    let logged = records(&whole, "step");
     assert_eq!(logged.len(), 24);
     let skipped: Vec<u64> = logged.iter().map(|step| step["skipped_steps"].as_u64().unwrap()).collect();
     let (first, last) = (skipped[0], skipped[23]);
@@ -187,7 +179,7 @@ fn a_scale_that_falls_to_nothing_ends_the_run_with_5_and_a_remedy() {
         "{code} {stderr}"
     );
     // 2¹⁶ to below 2⁻²⁴ in 41 halvings.
-    assert_eq!(steps(&out).len(), 40);
+    assert_eq!(records(&out, "step").len(), 40);
 }
 
 #[test]

@@ -2,7 +2,10 @@
 #![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 /// The `tikhonov` binary, ready for arguments.
 pub fn tikhonov() -> Command {
@@ -21,6 +24,41 @@ pub fn outcome(output: Output) -> (i32, String, String) {
         String::from_utf8_lossy(&output.stdout).into_owned(),
         String::from_utf8_lossy(&output.stderr).into_owned(),
     )
+}
+
+/// A config of this text in the folder.
+pub fn write_config(folder: &Path, text: &str) -> String {
+    let path = folder.join("config-under-test.yaml");
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// What a run told of itself, of this kind: `step` or `epoch`.
+pub fn records(run: &Path, kind: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines.filter(|record| record["kind"] == kind).collect()
+}
+
+/// Starts a command that resumes once for each of `moments`, kills it shortly after the file `told` has so many lines, and
+/// in the end lets it finish. How often there was something to kill.
+pub fn killed_at(moments: &[usize], told: &Path, args: &[&str]) -> usize {
+    let lines = || std::fs::read_to_string(told).map_or(0, |text| text.lines().count());
+    let mut kills = 0;
+    for &wanted in moments {
+        let mut child = tikhonov().args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let began = Instant::now();
+        while lines() < wanted && child.try_wait().unwrap().is_none() && began.elapsed().as_secs() < 300 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        std::thread::sleep(Duration::from_millis(15));
+        kills += usize::from(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let (code, _, stderr) = run(args);
+    assert_eq!(code, 0, "{stderr}");
+    kills
 }
 
 /// The Python whose torch the binary is linked with: `TIKHONOV_PYTHON`, else the one that owns libtorch's folder.

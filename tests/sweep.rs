@@ -2,12 +2,10 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::common::{python, run, tikhonov};
+use crate::common::{python, run};
 
 mod path;
 mod search;
@@ -139,53 +137,23 @@ fn a_sweep_killed_in_the_middle_ends_with_the_table_of_an_undisturbed_one() {
     let config = home.path().join("network.yaml");
     fs::write(&config, NETWORK).unwrap();
     let (undisturbed, killed) = (home.path().join("undisturbed"), home.path().join("killed"));
-    let arguments = |output: &Path| {
-        let (config, output) = (config.to_str().unwrap().to_owned(), output.to_str().unwrap().to_owned());
-        let fixed =
-            ["--over", "penalty.l2=0,1e-2", "--seeds", "2", "--jobs", "2", "--threads", "1", "--output"];
-        let mut all = vec!["sweep".to_owned(), config];
-        all.extend(fixed.map(str::to_owned));
-        all.push(output);
-        all
-    };
-    let outcome = tikhonov().args(arguments(&undisturbed)).output().unwrap();
-    assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
-
-    let trials = killed.join("trials.jsonl");
-    for wanted in [0, 1, 3] {
-        let mut child = tikhonov()
-            .args(arguments(&killed))
-            .arg("--resume")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let began = Instant::now();
-        let done = || fs::read_to_string(&trials).map_or(0, |text| text.lines().count());
-        while began.elapsed() < Duration::from_secs(60)
-            && child.try_wait().unwrap().is_none()
-            && done() < wanted
-        {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        // Somewhere within the next trials.
-        std::thread::sleep(Duration::from_millis(700));
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-    let outcome = tikhonov().args(arguments(&killed)).arg("--resume").output().unwrap();
-    assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
+    let fixed =
+        ["sweep", config.to_str().unwrap(), "--over", "penalty.l2=0,1e-2", "--seeds", "2", "--jobs", "2"];
+    let arguments = [fixed.as_slice(), &["--threads", "1"]].concat();
+    let sweep = |more: &[&str]| run(&[&arguments, more].concat());
+    let (code, _, stderr) = sweep(&["--output", undisturbed.to_str().unwrap()]);
+    assert_eq!(code, 0, "{stderr}");
+    search::killed_after(&arguments, &killed, &[0, 1, 3]);
     assert_eq!(result(&undisturbed), result(&killed));
     let scores = |folder: &Path| lines(folder).iter().map(|line| line["scores"].clone()).collect::<Vec<_>>();
     assert_eq!(scores(&undisturbed), scores(&killed));
     assert_eq!(lines(&killed).len(), 4);
 
     // The same folder does not take another sweep, nor the same one by accident.
-    let (code, _, stderr) = crate::common::outcome(tikhonov().args(arguments(&killed)).output().unwrap());
+    let output = killed.to_str().unwrap();
+    let (code, _, stderr) = sweep(&["--output", output]);
     assert!(code == 2 && stderr.contains("holds a sweep already"), "{stderr}");
-    let other =
-        tikhonov().args(arguments(&killed)).args(["--resume", "--set", "train.epochs=3"]).output().unwrap();
-    let (code, _, stderr) = crate::common::outcome(other);
+    let (code, _, stderr) = sweep(&["--output", output, "--resume", "--set", "train.epochs=3"]);
     assert!(code == 2 && stderr.contains("begun with another base"), "{stderr}");
 }
 

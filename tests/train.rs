@@ -3,12 +3,12 @@
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tikhonov::data::draw::{Draw, Purpose};
 
-use crate::common::{outcome, python, run, tikhonov};
+use crate::common::{outcome, python, records, run, tikhonov, write_config};
 
 /// Dropout, augmentation, accumulation, EMA, momentum, a λ schedule and a validation split: all that a resume could
 /// get wrong.
@@ -35,21 +35,9 @@ train:
   checkpoint: {every_steps: 5, keep: 2}
 ";
 
-fn write_config(folder: &Path, text: &str) -> String {
-    let path = folder.join("config-under-test.yaml");
-    fs::write(&path, text).unwrap();
-    path.to_str().unwrap().to_owned()
-}
-
 fn weights(run: &Path) -> [Vec<u8>; 3] {
     let last = run.join("checkpoints/last");
     ["model", "optimizer", "ema"].map(|part| fs::read(last.join(format!("{part}.safetensors"))).unwrap())
-}
-
-fn records(run: &Path, kind: &str) -> Vec<Value> {
-    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    lines.filter(|record| record["kind"] == kind).collect()
 }
 
 #[test]
@@ -57,8 +45,10 @@ fn a_run_killed_at_twenty_random_moments_ends_with_the_same_weights_bit_for_bit(
     let home = tempfile::tempdir().unwrap();
     let config = write_config(home.path(), EVERYTHING);
     let undisturbed = home.path().join("undisturbed");
+    let began = Instant::now();
     let (code, _, stderr) = run(&["train", &config, "--output", undisturbed.to_str().unwrap()]);
     assert_eq!(code, 0, "{stderr}");
+    let whole = began.elapsed();
 
     let killed = home.path().join("killed");
     let mut moments = Draw::new(1, 0, 0, Purpose::Order);
@@ -71,7 +61,7 @@ fn a_run_killed_at_twenty_random_moments_ends_with_the_same_weights_bit_for_bit(
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        std::thread::sleep(Duration::from_secs_f64(moments.between(0.3, 2.0)));
+        std::thread::sleep(whole.mul_f64(moments.between(0.1, 1.1)));
         if child.try_wait().unwrap().is_none() {
             child.kill().unwrap();
             kills += 1;

@@ -2,38 +2,19 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use super::{LINEAR, lines, result, table};
-use crate::common::{run, tikhonov};
+use crate::common::{killed_at, run};
 
 /// The linear model, judged after each of 8 epochs.
 const EPOCHS: [&str; 4] = ["--set", "train.epochs=8", "--set", "train.eval_every=1"];
 
-/// Kills the sweep a moment after `trials` of it are over; resumes it until it is done.
-fn killed_after(arguments: &[&str], output: &Path, moments: &[usize]) {
-    for &wanted in moments {
-        let mut child = tikhonov()
-            .args(arguments)
-            .args(["--output", output.to_str().unwrap(), "--resume"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let began = Instant::now();
-        let over = || fs::read_to_string(output.join("trials.jsonl")).map_or(0, |text| text.lines().count());
-        while over() < wanted && child.try_wait().unwrap().is_none() && began.elapsed().as_secs() < 300 {
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        std::thread::sleep(Duration::from_millis(30));
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-    let (code, _, stderr) = run(&[arguments, &["--output", output.to_str().unwrap(), "--resume"]].concat());
-    assert_eq!(code, 0, "{stderr}");
+/// Kills the sweep a moment after so many of its trials are over; resumes it until it is done.
+pub fn killed_after(arguments: &[&str], output: &Path, moments: &[usize]) {
+    let resumed = [arguments, &["--output", output.to_str().unwrap(), "--resume"]].concat();
+    killed_at(moments, &output.join("trials.jsonl"), &resumed);
 }
 
 fn told(folder: &Path) -> Vec<(Value, Value, Value)> {
