@@ -12,7 +12,7 @@ use super::args::{
 };
 use super::text::{Arg, Literal, tensor};
 use super::{Layer, Misfit, Param, ParamKind, Shape, Twin, init};
-use crate::libtorch::winograd;
+use crate::libtorch::{raised, winograd};
 
 /// `[C, H, W]` to `[out_channels, H', W']`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -299,13 +299,12 @@ impl ChannelsLast {
 
     fn convolve(&self, xs: &Tensor, ws: &Tensor, bs: Option<&Tensor>) -> Tensor {
         let (xs, &Self { stride, padding, dilation, .. }) = (ordered(xs), self);
-        if stride == [1, 1] && dilation == [1, 1] && padding[0] == padding[1] {
-            match winograd::conv2d(&xs, ws, bs, padding[0]) {
-                Ok(Some(ys)) => return ys,
-                Ok(None) => {}
-                // As every operation of tch: whoever called catches it.
-                Err(error) => std::panic::panic_any(error),
-            }
+        if stride == [1, 1]
+            && dilation == [1, 1]
+            && padding[0] == padding[1]
+            && let Some(ys) = raised(winograd::conv2d(&xs, ws, bs, padding[0]))
+        {
+            return ys;
         }
         xs.conv2d(ws, bs, stride, padding, dilation, 1)
     }

@@ -100,14 +100,6 @@ void share(int64_t count, int64_t each, int64_t step, F&& f) {
   });
 }
 
-// The gradient before the ReLU: none where the result was zero.
-struct Undo {
-  static TIKHONOV_INLINE void run(const float* TIKHONOV_NO_ALIAS dys, const float* TIKHONOV_NO_ALIAS ys, float* TIKHONOV_NO_ALIAS dzs,
-                                  int64_t count) {
-    for (int64_t i = 0; i < count; ++i) dzs[i] = ys[i] <= 0 ? 0 : dys[i];
-  }
-};
-
 struct Scratch {
   std::unique_ptr<float[]> memory;
 
@@ -201,7 +193,7 @@ struct Dense : torch::autograd::Node {
     const float* result = relu ? y.const_data_ptr<float>() : nullptr;
     // The gradient before the ReLU, and turned.
     const Scratch own(relu ? rows * width : 0), turned(rows * width);
-    if (relu) simd<Undo>(dy, result, own.get(), rows * width);
+    if (relu) simd<Undo<float>>(dy, result, own.get(), rows * width);
     const float* dz = relu ? own.get() : dy;
     turn({dz, width}, {turned.get(), rows}, rows, width);
     if (wanted[0]) {

@@ -141,15 +141,6 @@ struct Gather {
   }
 };
 
-// dz after an addition, where the result says what was zero; it is the addend's gradient too.
-template <typename T>
-struct Undo {
-  static TIKHONOV_INLINE void run(const T* TIKHONOV_NO_ALIAS dys, const T* TIKHONOV_NO_ALIAS ys, T* TIKHONOV_NO_ALIAS dzs,
-                                  int64_t count) {
-    for (int64_t i = 0; i < count; ++i) dzs[i] = widen(ys[i]) <= 0 ? T{0} : dys[i];
-  }
-};
-
 // dx = scale (dz - offset - slope (x - mean))
 template <typename T, bool relu>
 struct Spread {
@@ -301,6 +292,7 @@ struct Normalize : torch::autograd::Function<Normalize> {
         const T* x = memory<const T>(xs) + first;
         const float *m = mean.data(), *a = scale.data(), *b = shift.data();
         if (added && relu) {
+          // Of the addend too.
           T* dz = memory<T>(dzs) + first;
           simd<Undo<T>>(dy, memory<const T>(ys) + first, dz, count);
           // A piece is in the cache still.

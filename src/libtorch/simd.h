@@ -44,8 +44,11 @@ void on_avx2(Args...) {}
 
 // How many floats the widest vectors hold that libtorch uses: all that this CPU has, or fewer by ATEN_CPU_CAPABILITY.
 inline int simd_lanes() {
-  static const std::string capability = at::get_cpu_capability();
-  return capability == "AVX512" ? 16 : capability == "AVX2" ? 8 : 4;
+  static const int lanes = [] {
+    const std::string capability = at::get_cpu_capability();
+    return capability == "AVX512" ? 16 : capability == "AVX2" ? 8 : 4;
+  }();
+  return lanes;
 }
 
 // Kernel<lanes>::run(args...), which must be TIKHONOV_INLINE, with the widest vectors that this CPU has.
@@ -92,5 +95,14 @@ TIKHONOV_INLINE void narrow(float value, uint16_t* out) {
   const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   *out = static_cast<uint16_t>(value != value ? 0x7fc0 : rounded);
 }
+
+// The gradient before a ReLU: none where its result was zero.
+template <typename T>
+struct Undo {
+  static TIKHONOV_INLINE void run(const T* TIKHONOV_NO_ALIAS dys, const T* TIKHONOV_NO_ALIAS ys, T* TIKHONOV_NO_ALIAS dzs,
+                                  int64_t count) {
+    for (int64_t i = 0; i < count; ++i) dzs[i] = widen(ys[i]) <= 0 ? T{0} : dys[i];
+  }
+};
 
 }  // namespace

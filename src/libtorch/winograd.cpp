@@ -148,14 +148,15 @@ class WeightGradient {
     Panels panels;
   };
 
-  int64_t widest() const { return up(std::max(in_channels, out_channels), 16); }
-
-  // Rows of `count` tiles. The last row's last group of channels reads a little beyond it, which the planes' gap allows.
-  Block block(int64_t count) const {
-    return {nullptr, nullptr, nullptr, count * in_channels + 16, Panels(count, out_channels, pass.lanes)};
+  // Rows of `count` tiles, and so many floats after its gradients. The last row's last group of channels reads a little beyond
+  // it, which the planes' gap allows.
+  Block block(Scratch& scratch, int64_t count, int64_t more) const {
+    const Panels panels(count, out_channels, pass.lanes);
+    const int64_t in_plane = count * in_channels + 16, ins = kPlanes * in_plane;
+    const auto [zeros, in] =
+        scratch.after_zeros(std::max(in_channels, out_channels), ins + kPlanes * panels.size() + more);
+    return {zeros, in, in + ins, in_plane, panels};
   }
-
-  static int64_t size(const Block& block) { return kPlanes * (block.in_plane + block.panels.size()); }
 
   // The tiles [tile, tile + count) into the block's rows from `row` on.
   void transform(const Block& block, int64_t row, int64_t tile, int64_t count) const {
@@ -174,11 +175,7 @@ class WeightGradient {
 
   // Few tiles: all at once, then each thread makes panels of the gradient.
   void by_panels() const {
-    Block all = block(pass.tiles);
-    float* memory = shared.take(widest() + size(all));
-    all.zeros = memory;
-    all.in = std::fill_n(memory, widest(), 0.f);
-    all.gradients = all.in + kPlanes * all.in_plane;
+    const Block all = block(shared, pass.tiles, 0);
     at::parallel_for(0, pass.tiles, 4, [&](int64_t begin, int64_t end) { transform(all, begin, begin, end - begin); });
     at::parallel_for(0, sums.count(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t panel = begin; panel < end; ++panel) {
@@ -201,11 +198,7 @@ class WeightGradient {
     const int64_t shares = std::min(std::max<int64_t>(kShared / whole, 16), most);
     float* sum = shared.take(shares * whole);
     at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
-      Block some = block(count);
-      float* memory = own.take(widest() + size(some));
-      some.zeros = memory;
-      some.in = std::fill_n(memory, widest(), 0.f);
-      some.gradients = some.in + kPlanes * some.in_plane;
+      const Block some = block(own, count, 0);
       for (int64_t share = begin; share < end; ++share) {
         const int64_t start = share * pass.tiles / shares, last = (share + 1) * pass.tiles / shares;
         for (int64_t tile = start; tile < last; tile += count) {
@@ -234,11 +227,7 @@ class WeightGradient {
   void by_planes() const {
     const int64_t fitting = std::max<int64_t>(32, kShared / (kPlanes * (in_channels + up(out_channels, pass.lanes))));
     const int64_t count = pass.few() ? pass.tiles : std::min(pass.tiles, fitting), groups = sums.rows / kRows;
-    Block all = block(count);
-    float* memory = shared.take(widest() + size(all) + kPlanes * sums.size());
-    all.zeros = memory;
-    all.in = std::fill_n(memory, widest(), 0.f);
-    all.gradients = all.in + kPlanes * all.in_plane;
+    const Block all = block(shared, count, kPlanes * sums.size());
     float* sum = all.gradients + kPlanes * all.panels.size();
     for (int64_t tile = 0; tile < pass.tiles; tile += count) {
       const int64_t tiles = std::min(count, pass.tiles - tile);

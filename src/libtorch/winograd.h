@@ -97,6 +97,11 @@ struct Panels {
   int64_t count() const { return (vectors + wide() - 1) / wide(); }
   int64_t width(int64_t panel) const { return lanes * std::min(wide(), vectors - panel * wide()); }
   int64_t start(int64_t panel) const { return panel * wide() * lanes * rows; }
+  // Where a vector of a row lies in its plane.
+  int64_t at(int64_t row, int64_t vector) const {
+    const int64_t panel = vector / wide();
+    return start(panel) + row * width(panel) + vector % wide() * lanes;
+  }
   // From one plane to the next; uneven, lest the 36 values of a place fall on the same lines of the cache.
   int64_t size() const { return rows * vectors * lanes + 16; }
 };
@@ -193,8 +198,7 @@ struct OfGradient {
       tiles->look<kOut>(images, std::min(tile + 1, end - 1), 0, zeros, next);
       for (int64_t vector = 0; vector < panels->vectors; ++vector) {
         for (int i = 0; i < kOut * kOut; ++i) __builtin_prefetch(next[i] + vector * lanes);
-        const int64_t panel = vector / panels->wide();
-        float* to = out + panels->start(panel) + row * panels->width(panel) + vector % panels->wide() * lanes;
+        float* to = out + panels->at(row, vector);
         V t[kIn * kOut], made[kIn];
         const int64_t rest = channels - vector * lanes;
         for (int j = 0; j < kOut; ++j) {
@@ -286,9 +290,9 @@ struct OfWeight {
     using V = typename Vector<lanes>::type;
     const int64_t plane = panels->size();
     for (int64_t vector = 0; vector < panels->vectors; ++vector) {
-      const int64_t panel = vector / panels->wide(), width = panels->width(panel);
+      const int64_t width = panels->width(vector / panels->wide());
       const int64_t count = std::min<int64_t>(lanes, columns - vector * lanes);
-      float* to = out + panels->start(panel) + begin * width + vector % panels->wide() * lanes;
+      float* to = out + panels->at(begin, vector);
       for (int64_t row = begin; row < end; ++row, to += width) {
         float taps[kTaps][lanes] = {};
         for (int64_t lane = 0; lane < count; ++lane) {
@@ -315,9 +319,9 @@ struct ToWeight {
     using V = typename Vector<lanes>::type;
     const int64_t plane = panels->size();
     for (int64_t vector = 0; vector < panels->vectors; ++vector) {
-      const int64_t panel = vector / panels->wide(), width = panels->width(panel);
+      const int64_t width = panels->width(vector / panels->wide());
       const int64_t count = std::min<int64_t>(lanes, columns - vector * lanes);
-      const float* from = in + panels->start(panel) + begin * width + vector % panels->wide() * lanes;
+      const float* from = in + panels->at(begin, vector);
       for (int64_t row = begin; row < end; ++row, from += width) {
         V s[kPlanes], t[3 * kIn], made[3];
         for (int k = 0; k < kPlanes; ++k) s[k] = load<V>(from + k * plane);

@@ -4,11 +4,11 @@ use std::ffi::c_char;
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use super::check;
+use super::made;
 
 unsafe extern "C" {
     fn tikhonov_winograd(
@@ -38,8 +38,6 @@ pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, padding: i64)
     let bias = bias.map_or(null(), |bias| bias.as_ptr());
     let mut out = null_mut();
     // SAFETY: all pointers are to live tensors, or null for no bias; `out` outlives the call.
-    check(unsafe { tikhonov_winograd(xs.as_ptr(), weight.as_ptr(), bias, padding, &mut out) })
-        .map_err(|message| anyhow!("libtorch: {message}"))?;
-    // SAFETY: a non-null pointer is a tensor that the shim made with `new` for us to own.
-    Ok((!out.is_null()).then(|| unsafe { Tensor::from_ptr(out) }))
+    let message = unsafe { tikhonov_winograd(xs.as_ptr(), weight.as_ptr(), bias, padding, &mut out) };
+    made(message, out)
 }

@@ -1,7 +1,5 @@
 //! Samples in memory: one tensor on the device, a batch is a selection of its rows.
 
-use std::hint::black_box;
-
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
@@ -9,9 +7,6 @@ use super::fill::{Fill, Levels};
 use super::{Assembled, Common};
 use crate::data::draw::{Draw, Purpose};
 use crate::libtorch::memory::Bytes;
-
-/// Bytes that come from memory at once.
-const CACHE_LINE: usize = 64;
 
 pub enum Resident {
     /// A table `[N, F]`, normalised once and for all.
@@ -62,13 +57,8 @@ impl Resident {
             Resident::Pictures(xs) => common.finish(common.rows(xs, indices), &numbers),
             Resident::Levels { bytes, per_sample, fill } => {
                 let buffer = fill.buffer(indices.len(), false)?;
-                let sample = |index: i64| &bytes.as_slice()[index as usize * per_sample..][..*per_sample];
-                // They lie anywhere in memory: asked for together, they are not waited for one after the other.
-                for &index in indices {
-                    black_box(sample(index).iter().step_by(CACHE_LINE).fold(0, |all, byte| all ^ byte));
-                }
                 for (slot, &index) in indices.iter().enumerate() {
-                    let planes = sample(index);
+                    let planes = &bytes.as_slice()[index as usize * per_sample..][..*per_sample];
                     let numbers = &numbers[slot * width..][..width];
                     fill.write(&buffer, slot, Levels::Planes(planes), common, numbers)?;
                 }
