@@ -1,11 +1,11 @@
 //! A run as declared: the rooms' specs composed, loaded with overrides, validated, and written back in full.
 
-use std::fmt;
+mod train;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use serde::de::{Deserializer, Error, Unexpected, Visitor};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::data::normalize::NormalizeSpec;
@@ -13,12 +13,13 @@ use crate::data::{DataSpec, Split};
 use crate::device::DeviceSpec;
 use crate::exit::{Exit, OrExit, fail};
 use crate::model::{ModelSource, ModelSpec};
-use crate::optim::{Clip, EmaSpec, OptimizerSpec};
+use crate::optim::OptimizerSpec;
 use crate::penalty::PenaltySpec;
 use crate::schedule::ScheduleSpec;
 use crate::shipped;
 use crate::tasks::TaskSpec;
 use crate::yaml::{Document, Invalid, nearest};
+pub use train::{Amp, CheckpointSpec, CudaGraph, EarlyStopping, Segments, TrainSpec};
 
 /// The resolved config in a run folder.
 pub const CONFIG_FILE: &str = "config.yaml";
@@ -69,253 +70,6 @@ impl Dtype {
             Self::Float32 => tch::Kind::Float,
             Self::Float64 => tch::Kind::Double,
         }
-    }
-}
-
-/// The shorter number format of the convolutions and linear maps of a training step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Amp {
-    Bf16,
-    /// With the loss scaled, as `torch.amp.GradScaler` does it; steps that overflow are skipped.
-    Fp16,
-}
-
-impl Amp {
-    pub fn kind(self) -> tch::Kind {
-        match self {
-            Self::Bf16 => tch::Kind::BFloat16,
-            Self::Fp16 => tch::Kind::Half,
-        }
-    }
-}
-
-/// Whether steps are recorded as a CUDA graph.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CudaGraph {
-    #[default]
-    Off,
-    /// Where it can be; where not, the reason is told once and steps run as they are.
-    Auto,
-    /// Else the run ends with the reason.
-    On,
-}
-
-impl CudaGraph {
-    fn is_off(&self) -> bool {
-        *self == Self::Off
-    }
-}
-
-impl Serialize for CudaGraph {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Off => serializer.serialize_bool(false),
-            Self::Auto => serializer.serialize_str("auto"),
-            Self::On => serializer.serialize_bool(true),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for CudaGraph {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Written;
-        impl Visitor<'_> for Written {
-            type Value = CudaGraph;
-
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("auto, true or false")
-            }
-
-            fn visit_bool<E: Error>(self, on: bool) -> Result<CudaGraph, E> {
-                Ok(if on { CudaGraph::On } else { CudaGraph::Off })
-            }
-
-            fn visit_str<E: Error>(self, text: &str) -> Result<CudaGraph, E> {
-                match text {
-                    "auto" => Ok(CudaGraph::Auto),
-                    _ => Err(E::invalid_value(Unexpected::Str(text), &self)),
-                }
-            }
-        }
-        deserializer.deserialize_any(Written)
-    }
-}
-
-/// Into how many segments each list of layers is cut whose activations are computed twice: `true` for the root of its length, or
-/// a number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Segments {
-    None,
-    Root,
-    Number(usize),
-}
-
-impl Serialize for Segments {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::None => serializer.serialize_bool(false),
-            Self::Root => serializer.serialize_bool(true),
-            Self::Number(number) => serializer.serialize_u64(*number as u64),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Segments {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Written;
-        impl Visitor<'_> for Written {
-            type Value = Segments;
-
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("true, false or a number of segments from 2 up")
-            }
-
-            fn visit_bool<E: Error>(self, on: bool) -> Result<Segments, E> {
-                Ok(if on { Segments::Root } else { Segments::None })
-            }
-
-            fn visit_u64<E: Error>(self, number: u64) -> Result<Segments, E> {
-                match usize::try_from(number) {
-                    Ok(number) if number >= 2 => Ok(Segments::Number(number)),
-                    _ => Err(E::invalid_value(Unexpected::Unsigned(number), &self)),
-                }
-            }
-        }
-        deserializer.deserialize_any(Written)
-    }
-}
-
-/// How long to train and what to do on the way.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TrainSpec {
-    pub epochs: u64,
-    /// Batches whose gradients are averaged into one optimiser step.
-    #[serde(default = "one_batch")]
-    pub accumulate: usize,
-    /// Autocast, as `torch.autocast`: weights, gradients and optimiser stay float32, and evaluation is float32 throughout.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub amp: Option<Amp>,
-    /// Whether a GPU may round factors to TF32 in float32 convolutions and matrix products. Absent: as PyTorch, in convolutions
-    /// only. No effect on the CPU.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tf32: Option<bool>,
-    /// Whether the CPU convolves by Winograd's method where it pays: the same to rounding, in a third of the time. No effect on a
-    /// GPU, where cuDNN decides.
-    #[serde(default = "yes")]
-    pub winograd: bool,
-    /// Whether cuDNN tries its algorithms for each shape of a training step, and keeps the fastest. No effect on the CPU.
-    #[serde(default = "yes")]
-    pub cudnn_benchmark: bool,
-    /// Whether a GPU gets the whole training step as one recorded graph. No effect on the CPU.
-    #[serde(default, skip_serializing_if = "CudaGraph::is_off")]
-    pub cuda_graph: CudaGraph,
-    /// Keep the activations at the ends of segments alone, and compute the others again in the backward pass: less memory, more
-    /// time.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub checkpoint_activations: Option<Segments>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub clip: Option<Clip>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ema: Option<EmaSpec>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub early_stopping: Option<EarlyStopping>,
-    #[serde(default)]
-    pub checkpoint: CheckpointSpec,
-    /// Optimiser steps between two lines of metrics.
-    #[serde(default = "fifty")]
-    pub log_every: u64,
-    /// Epochs between two evaluations; the last epoch is always evaluated.
-    #[serde(default = "one")]
-    pub eval_every: u64,
-    /// Side-by-side pictures to write at each evaluation, of image tasks.
-    #[serde(default = "three")]
-    pub pictures: usize,
-    /// Whether the run writes event files for TensorBoard.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub tensorboard: bool,
-}
-
-/// Stop when the task's metric has not improved on the validation set for `patience` epochs.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EarlyStopping {
-    pub patience: u64,
-    /// What counts as an improvement at the least.
-    #[serde(default)]
-    pub min_delta: f64,
-}
-
-/// When to save, and how many checkpoints to keep beside the last.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct CheckpointSpec {
-    /// Within an epoch, after this many optimiser steps; only at the ends of epochs where absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub every_steps: Option<u64>,
-    /// Epochs between two checkpoints; the best and the last are always saved.
-    pub every_epochs: u64,
-    /// How many to keep beside `last` and `best`: those with the best validation scores, else the newest.
-    pub keep: usize,
-}
-
-impl Default for CheckpointSpec {
-    fn default() -> Self {
-        Self { every_steps: None, every_epochs: 1, keep: 1 }
-    }
-}
-
-fn yes() -> bool {
-    true
-}
-
-fn one_batch() -> usize {
-    1
-}
-
-fn one() -> u64 {
-    1
-}
-
-fn three() -> usize {
-    3
-}
-
-fn fifty() -> u64 {
-    50
-}
-
-impl TrainSpec {
-    /// Whether activations are computed twice.
-    pub fn is_cut(&self) -> bool {
-        !matches!(self.checkpoint_activations, None | Some(Segments::None))
-    }
-
-    pub fn validate(&self) -> Result<(), Invalid> {
-        let at_least_one = |key: &str, value: u64| match value {
-            0 => Err(Invalid::new(key, "must be 1 or more")),
-            _ => Ok(()),
-        };
-        at_least_one("epochs", self.epochs)?;
-        at_least_one("accumulate", self.accumulate as u64)?;
-        at_least_one("log_every", self.log_every)?;
-        at_least_one("eval_every", self.eval_every)?;
-        at_least_one("checkpoint.every_steps", self.checkpoint.every_steps.unwrap_or(1))?;
-        at_least_one("checkpoint.every_epochs", self.checkpoint.every_epochs)?;
-        if let Some(stopping) = &self.early_stopping {
-            at_least_one("early_stopping.patience", stopping.patience)?;
-            if stopping.min_delta < 0.0 {
-                return Err(Invalid::new("early_stopping.min_delta", "must be 0 or more"));
-            }
-        }
-        if let Some(clip) = &self.clip {
-            clip.validate().map_err(|invalid| invalid.under("clip"))?;
-        }
-        if let Some(ema) = &self.ema {
-            ema.validate().map_err(|invalid| invalid.under("ema"))?;
-        }
-        Ok(())
     }
 }
 

@@ -3,10 +3,9 @@
 use anyhow::{Context, Result};
 use tch::Tensor;
 
-use crate::checkpoint::State;
 use crate::checkpoint::python_optimizer::{self, Resumable};
 use crate::checkpoint::state_dict::Value;
-use crate::checkpoint::store::Loaded;
+use crate::checkpoint::{Loaded, State};
 use crate::config::RunConfig;
 use crate::exit::{Exit, OrExit};
 use crate::layers::ParamKind;

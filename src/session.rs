@@ -5,8 +5,7 @@ use serde_json::Value;
 use tch::{Device, Kind};
 
 use crate::checkpoint::initial::Initial;
-use crate::checkpoint::store::Loaded;
-use crate::checkpoint::{Checkpoints, State};
+use crate::checkpoint::{Checkpoints, Loaded, State};
 use crate::config::{Config, PROGRAM_FILE, RunConfig};
 use crate::data::draw::{Draw, Purpose};
 use crate::data::loader::{Loader, LoaderOptions, Preparation};

@@ -6,8 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::checkpoint::initial::Initial;
-use crate::checkpoint::store::Loaded;
-use crate::checkpoint::{Checkpoints, State};
+use crate::checkpoint::{Checkpoints, Loaded, State};
 use crate::config::{CONFIG_FILE, Config, Override};
 use crate::device;
 use crate::exit::{Exit, OrExit};

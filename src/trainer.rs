@@ -1,33 +1,32 @@
 //! A run in progress: network, optimiser, penalty and position, and the steps that the loop is told in.
 
+mod evaluation;
 mod graphed;
 mod number;
+mod saving;
+mod start;
 
 use std::rc::Rc;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use tch::Tensor;
 
 use crate::adaptive::Adaptive;
-use crate::checkpoint::initial::Initial;
-use crate::checkpoint::store::Loaded;
-use crate::checkpoint::{Snapshot, State};
-use crate::config::{Amp, CONFIG_FILE, PROGRAM_FILE, Segments};
+use crate::checkpoint::State;
+use crate::config::Amp;
 use crate::data::Split;
 use crate::data::draw::{Draw, Purpose};
 use crate::data::loader::{Batch, Loader};
 use crate::device;
-use crate::eval::evaluate;
-use crate::exit::{Exit, OrExit, fail};
-use crate::gallery::Gallery;
+use crate::exit::{Exit, fail};
 use crate::libtorch::autocast::autocast;
 use crate::libtorch::catching;
 use crate::metrics::Scores;
-use crate::model::{ModelSource, Network};
+use crate::model::Network;
 use crate::optim::{Ema, LossScale, Optimizer, Stride};
 use crate::penalty::Rates;
-use crate::run_folder::{LockedFolder, RunFolder};
+use crate::run_folder::RunFolder;
 use crate::schedule::{Clock, Plateau};
 use crate::session::Session;
 use crate::standing;
@@ -36,14 +35,7 @@ use crate::telemetry::{self, Condition, EpochRecord, Record, Scaling, StepRecord
 use crate::tensorboard::Board;
 use graphed::Graphing;
 use number::Number;
-
-/// Where a run begins.
-pub enum Start {
-    /// With weights drawn by the seed, and those of a file where the config names one.
-    Fresh(Option<Initial>),
-    /// Where a checkpoint left it.
-    Resumed(Box<Loaded>),
-}
+pub use start::Start;
 
 pub struct Trainer<'a> {
     session: &'a Session,
@@ -91,99 +83,7 @@ struct Made {
     samples: i64,
 }
 
-impl<'a> Trainer<'a> {
-    pub fn new(session: &'a Session, folder: LockedFolder, start: Start) -> Result<Self> {
-        let spec = &session.config.spec;
-        let mut network = session.network()?;
-        match spec.train.checkpoint_activations {
-            None | Some(Segments::None) => {}
-            Some(Segments::Root) => network.recompute(None),
-            Some(Segments::Number(number)) => network.recompute(Some(number)),
-        }
-        let named = network.parameters().iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect();
-        let peak = spec.schedule.peak(spec.optimizer.lr());
-        let mut optimizer = spec.optimizer.build(named, &session.groups)?.with_peak(peak);
-        let train = session.train()?;
-        let loader = Rc::new(session.loader(train, true)?);
-        let (mut state, saved_average, resumed) = match start {
-            Start::Resumed(loaded) => {
-                let from = || format!("resuming from {}", loaded.folder.display());
-                network.load_state(&loaded.model).with_context(from)?;
-                optimizer.load_state(&loaded.optimizer).or_exit(Exit::Checkpoint, from)?;
-                (loaded.state, loaded.ema, true)
-            }
-            Start::Fresh(initial) => {
-                if let Some(initial) = &initial {
-                    initial.load_into(&network)?;
-                    optimizer.load_state(&initial.optimizer)?;
-                }
-                (State::new(train.fingerprint.clone()), None, false)
-            }
-        };
-        state.classes = train.classes.clone();
-        state.features = train.features.clone();
-        state.config = serde_json::to_value(spec)?;
-        let averaged = match &spec.train.ema {
-            Some(ema) => {
-                // An average that a resume adds starts from the weights as they are.
-                let mut ema = Ema::new(ema, &network.state())?;
-                if let Some(saved) = saved_average {
-                    ema.load_state(&saved).or_exit(Exit::Checkpoint, || "resuming the averaged weights")?;
-                }
-                Some((ema, session.network()?))
-            }
-            None => None,
-        };
-        let adaptive = Adaptive::new(session, &network, &state.tuned)?;
-        let scale = match spec.train.amp {
-            Some(Amp::Fp16) => Some(LossScale::new(state.scaling, session.device)?),
-            _ => None,
-        };
-        let plateau = match &state.plateau {
-            serde_json::Value::Null => Plateau::default(),
-            saved => serde_json::from_value(saved.clone()).context("the checkpoint's schedule state")?,
-        };
-        device::autotune(spec.train.cudnn_benchmark);
-        let (graphing, note) = Graphing::new(session)?;
-        // The folder is touched only now that nothing can be refused any more.
-        let folder = folder.begin(resumed.then_some(&state))?;
-        if let ModelSource::Torchscript { file, sha256: Some(sha256), .. } = &spec.model.source {
-            folder.keep_program(PROGRAM_FILE, file, sha256)?;
-        }
-        let board = match spec.train.tensorboard {
-            true => Some(Board::open(folder.path(), resumed.then_some(&state))?),
-            false => None,
-        };
-        folder.write(CONFIG_FILE, &session.config.resolved()?)?;
-        if resumed {
-            folder.checkpoints().settle(&state).or_exit(Exit::Storage, || "tidying the checkpoints")?;
-        }
-        Ok(Self {
-            loss_sum: Number::new(state.loss_sum, session.device),
-            health: Number::new(0.0, session.device),
-            epoch_began: Instant::now(),
-            logged: Instant::now(),
-            samples_since_log: 0,
-            samples_since_begin: 0,
-            samples_of_step: 0,
-            latest: None,
-            stopwatch: Stopwatch::default(),
-            session,
-            network,
-            averaged,
-            optimizer,
-            adaptive,
-            scale,
-            graphing,
-            note,
-            loader,
-            folder,
-            board,
-            state,
-            plateau,
-        })
-    }
-
+impl Trainer<'_> {
     pub fn epoch(&self) -> u64 {
         self.state.epoch
     }
@@ -467,88 +367,6 @@ impl<'a> Trainer<'a> {
         self.state.samples = 0;
         self.loss_sum = Number::new(0.0, self.session.device);
         Ok(())
-    }
-
-    /// The scores of the weights that the run would hand out: the averaged ones where there are any.
-    pub fn scores(&self, split: Split) -> Result<Option<Scores>> {
-        let known = match (&self.latest, split) {
-            (Some([validation, _]), Split::Validation) => validation.clone(),
-            (Some([_, test]), Split::Test) => test.clone(),
-            _ => None,
-        };
-        if known.is_some() {
-            return Ok(known);
-        }
-        let Some(set) = self.session.split(split) else { return Ok(None) };
-        let network = match &self.averaged {
-            Some((ema, network)) => {
-                network.load_state(&ema.weights())?;
-                network
-            }
-            None => &self.network,
-        };
-        let loader = self.session.loader(set, false)?;
-        let is_watched = split == Split::Validation || self.session.split(Split::Validation).is_none();
-        let mut gallery = Gallery::of(if is_watched { self.session.config.spec.train.pictures } else { 0 });
-        // Images of any size would be tried and timed one by one.
-        device::autotune(false);
-        let scores =
-            evaluate(network, &*self.session.task, self.session.model.output(), &loader, &mut gallery);
-        device::autotune(self.session.config.spec.train.cudnn_benchmark);
-        let scores = scores?;
-        gallery.save(&self.folder.path().join("pictures"), &format!("epoch-{:04}", self.state.epoch))?;
-        Ok(Some(scores))
-    }
-
-    /// The scores on the validation set, between two epochs of which the first has ended with an evaluation.
-    pub fn news(&self) -> Result<Option<Scores>> {
-        if self.state.score.is_some() { self.scores(Split::Validation) } else { Ok(None) }
-    }
-
-    pub fn has_stalled(&self) -> bool {
-        standing::has_stalled(&self.state, &self.session.config.spec.train)
-    }
-
-    /// Whether the config wants a checkpoint at this step, within an epoch.
-    pub fn is_checkpoint_due(&self) -> bool {
-        let is_end_of_epoch = self.state.batch >= self.loader.steps();
-        let every = self.session.config.spec.train.checkpoint.every_steps;
-        !is_end_of_epoch && every.is_some_and(|every| self.state.step.is_multiple_of(every))
-    }
-
-    /// Saves at the end of an epoch if it is the best, the last, or simply time.
-    pub fn save_if_due(&mut self) -> Result<()> {
-        let every = self.session.config.spec.train.checkpoint.every_epochs;
-        let is_due = self.is_over()
-            || standing::is_best(&self.state)
-            || self.has_stalled()
-            || self.state.epoch.is_multiple_of(every);
-        if is_due { self.save() } else { Ok(()) }
-    }
-
-    /// Writes a checkpoint of this very moment. A broken network is never saved.
-    pub fn save(&mut self) -> Result<()> {
-        self.settle()?;
-        self.health.add(&Number::Here(telemetry::weight_norm(&self.network)?), 1.0);
-        self.check_health()?;
-        let mut state = self.state.clone();
-        state.loss_sum = self.loss_sum.read();
-        if state.batch > 0 {
-            state.seconds += self.epoch_began.elapsed().as_secs_f64();
-        }
-        state.plateau = serde_json::to_value(&self.plateau)?;
-        state.tuned = self.adaptive.tuned().to_vec();
-        state.scaling = self.scale.as_ref().map(LossScale::state).transpose()?;
-        let snapshot = Snapshot {
-            state,
-            model: self.network.state(),
-            optimizer: self.optimizer.state(),
-            ema: self.averaged.as_ref().map(|(ema, _)| ema.state()),
-        };
-        let checkpoints = self.folder.checkpoints();
-        checkpoints.save(snapshot, standing::is_best(&self.state))?;
-        let keep = self.session.config.spec.train.checkpoint.keep;
-        checkpoints.prune(keep, self.session.task.goal().higher_is_better)
     }
 
     /// Stops the run when a loss or a gradient was NaN or infinite, with `amp: fp16` at whatever scale; waits for the device.

@@ -11,7 +11,7 @@ use super::fit::{Fit, Named, fit_names};
 use super::python::Container;
 use super::python_optimizer::{Known, PythonOptimizer};
 use super::weights::{Weights, read_weights};
-use super::{Checkpoints, store};
+use super::{Checkpoints, load};
 use crate::exit::{Exit, OrExit, fail};
 use crate::layers::{Param, ParamKind};
 use crate::model::{InitFrom, Model, Network, Patterns};
@@ -47,7 +47,7 @@ pub fn read_place(path: &Path, key: Option<&str>) -> Result<Weights> {
     }
     let checkpoints = path.join("checkpoints");
     let loaded = if path.join("state.json").is_file() {
-        store::load(path)?
+        load(path)?
     } else if checkpoints.is_dir() {
         Checkpoints::new(checkpoints).chosen(None)?
     } else {

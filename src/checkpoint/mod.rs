@@ -2,12 +2,16 @@
 
 pub mod atomic;
 pub mod fit;
+mod folder;
 pub mod initial;
 pub mod python;
 pub mod python_optimizer;
 pub mod safetensors;
+mod state;
 pub mod state_dict;
-pub mod store;
+mod store;
 pub mod weights;
 
-pub use store::{Best, Checkpoints, Snapshot, State};
+pub use folder::{Loaded, Snapshot, load};
+pub use state::{Best, State};
+pub use store::Checkpoints;

@@ -5,143 +5,14 @@
 //! `last` and `best` are links. A folder is written under another name, synced, checked and renamed; the old
 //! one goes only afterwards.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread::{self, ScopedJoinHandle};
 
-use anyhow::{Context, Result, anyhow, bail};
-use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use anyhow::{Context, Result};
 
-use super::safetensors::Contents;
-use super::weights::read_weights;
-use crate::digest::{self, PIECE};
+use super::folder::{Loaded, Snapshot, load, read_state, remove_if_there, sync_folder, verify, write};
+use super::state::State;
 use crate::exit::{Exit, OrExit, fail};
-use crate::optim::ScalingState;
-use crate::penalty::Tuned;
-
-/// What an average of weights says of itself, among its tensors, as PyTorch's `AveragedModel` does.
-const EMA_UPDATES: &str = "n_averaged";
-
-/// The version of this layout; a newer one is refused.
-const FORMAT: u32 = 1;
-
-/// Everything that a run needs to go on, tensors apart.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct State {
-    pub format: u32,
-    /// The version of tikhonov that wrote it.
-    pub version: String,
-    /// Optimiser steps taken, the skipped ones included.
-    pub step: u64,
-    /// Epochs finished.
-    pub epoch: u64,
-    /// Batches of the unfinished epoch that are already learnt.
-    pub batch: usize,
-    /// Sums over the unfinished epoch: data loss × samples, and samples.
-    pub loss_sum: f64,
-    pub samples: u64,
-    /// Seconds of training so far, pauses apart.
-    pub seconds: f64,
-    /// The goal metric on the validation set at this point, where it was measured.
-    pub score: Option<f64>,
-    pub best: Option<Best>,
-    /// The last validation result that early stopping counts as a gain.
-    #[serde(default)]
-    pub gain: Option<Best>,
-    /// State of the learning-rate schedule that looks at the metric.
-    pub plateau: serde_json::Value,
-    /// The λs that the validation set tunes, and how they move.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub tuned: Vec<Tuned>,
-    /// Steps of [`step`](Self::step) that changed nothing, because their float16 gradients overflowed.
-    #[serde(default)]
-    pub skipped: u64,
-    /// The loss scale of `amp: fp16`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub scaling: Option<ScalingState>,
-    /// What the data was, so that a resume on other data is refused.
-    pub data_fingerprint: String,
-    /// Names of the classes, empty for regression.
-    pub classes: Vec<String>,
-    /// Names of a table's columns, empty for images.
-    #[serde(default)]
-    pub features: Vec<String>,
-    /// The resolved config.
-    pub config: serde_json::Value,
-    /// SHA-256 of each tensor file.
-    #[serde(default)]
-    pub files: BTreeMap<String, String>,
-    /// SHA-256 of every 8 MiB of it, by which it is verified where they are there: all cores can.
-    #[serde(default)]
-    pub pieces: BTreeMap<String, Vec<String>>,
-}
-
-/// A validation result, and when it was reached.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Best {
-    pub metric: String,
-    pub value: f64,
-    pub epoch: u64,
-}
-
-/// A checkpoint in memory: PyTorch's names, shallow tensors.
-pub struct Snapshot {
-    pub state: State,
-    pub model: Vec<(String, Tensor)>,
-    pub optimizer: Vec<(String, Tensor)>,
-    pub ema: Option<Vec<(String, Tensor)>>,
-}
-
-/// A checkpoint as read: tensors on the CPU, by name.
-pub struct Loaded {
-    pub folder: PathBuf,
-    pub state: State,
-    pub model: BTreeMap<String, Tensor>,
-    pub optimizer: BTreeMap<String, Tensor>,
-    pub ema: Option<BTreeMap<String, Tensor>>,
-}
-
-impl Loaded {
-    /// The weights to be used: the averaged ones where there are any.
-    pub fn weights(&self) -> BTreeMap<String, Tensor> {
-        let saved = self.ema.as_ref().unwrap_or(&self.model).iter();
-        let tensors = saved.filter(|(name, _)| *name != EMA_UPDATES);
-        tensors.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
-    }
-}
-
-impl State {
-    /// The state before the first step.
-    pub fn new(data_fingerprint: String) -> Self {
-        Self {
-            format: FORMAT,
-            version: env!("CARGO_PKG_VERSION").into(),
-            step: 0,
-            epoch: 0,
-            batch: 0,
-            loss_sum: 0.0,
-            samples: 0,
-            seconds: 0.0,
-            score: None,
-            best: None,
-            gain: None,
-            plateau: serde_json::Value::Null,
-            tuned: Vec::new(),
-            skipped: 0,
-            scaling: None,
-            data_fingerprint,
-            classes: Vec::new(),
-            features: Vec::new(),
-            config: serde_json::Value::Null,
-            files: BTreeMap::new(),
-            pieces: BTreeMap::new(),
-        }
-    }
-}
 
 /// The checkpoints of one run.
 pub struct Checkpoints {
@@ -186,7 +57,7 @@ impl Checkpoints {
         };
         let target = self.folder.join(&name);
         let draft = self.folder.join(format!(".{name}.draft"));
-        let written = self.write(snapshot, &draft).and_then(|()| self.place(&draft, &target));
+        let written = write(snapshot, &draft).and_then(|()| self.place(&draft, &target));
         if written.is_err() {
             // A full disk must not stay full of drafts; the error that is reported is the first one.
             let _ = remove_if_there(&draft);
@@ -198,40 +69,6 @@ impl Checkpoints {
             self.link(link, &name).or_exit(Exit::Storage, context)?;
         }
         Ok(target)
-    }
-
-    fn write(&self, mut snapshot: Snapshot, draft: &Path) -> Result<()> {
-        remove_if_there(draft)?;
-        fs::create_dir_all(draft)?;
-        let state = &mut snapshot.state;
-        let mut parts = vec![("model", &snapshot.model), ("optimizer", &snapshot.optimizer)];
-        parts.extend(snapshot.ema.as_ref().map(|ema| ("ema", ema)));
-        let parts = parts
-            .into_iter()
-            .map(|(part, tensors)| Ok((format!("{part}.safetensors"), Contents::of(tensors, &[])?)));
-        let parts = parts.collect::<Result<Vec<_>>>()?;
-        let twins = parts.iter().map(|(file, contents)| (file.clone(), contents.share())).collect();
-        // All files are on their way to the disk at once, and their sums are taken meanwhile; the draft becomes a
-        // checkpoint only when all of it is there and reads back as it is in memory.
-        thread::scope(|scope| {
-            let sums = scope.spawn(|| at_once(twins, |_, contents| contents.sums()));
-            let files = scope.spawn(|| {
-                at_once(parts, |file, contents| {
-                    contents.write_synced(&draft.join(file)).with_context(|| file.to_owned())
-                })
-            });
-            let sums = joined(sums)?;
-            state.files = sums.iter().map(|(file, sums)| (file.clone(), sums.whole.clone())).collect();
-            state.pieces = sums.into_iter().map(|(file, sums)| (file, sums.pieces)).collect();
-            let mut file = File::create(draft.join("state.json"))?;
-            file.write_all(&serde_json::to_vec_pretty(&state)?)?;
-            file.sync_all()?;
-            joined(files)?;
-            if read_state(draft)?.files != state.files {
-                bail!("state.json does not read back as written");
-            }
-            Ok(sync_folder(draft)?)
-        })
     }
 
     /// Puts a whole draft, which was read back, in its place; what was there goes when the new one reads back there too.
@@ -355,126 +192,16 @@ impl Checkpoints {
     }
 }
 
-/// Reads a checkpoint folder and checks every hash; exit code 4 where something is off.
-pub fn load(folder: &Path) -> Result<Loaded> {
-    read_whole(folder).or_exit(Exit::Checkpoint, || format!("checkpoint {} is not usable", folder.display()))
-}
-
-fn read_whole(folder: &Path) -> Result<Loaded> {
-    let state = read_state(folder)?;
-    if state.format > FORMAT {
-        bail!(
-            "it has layout {} and this program knows up to {FORMAT}; it was written by tikhonov {}, use that \
-             version or a newer one",
-            state.format,
-            state.version
-        );
-    }
-    for name in ["model.safetensors", "optimizer.safetensors"] {
-        state.files.get(name).with_context(|| format!("state.json does not list {name}"))?;
-    }
-    let read = |name: &str| -> Result<BTreeMap<String, Tensor>> {
-        Ok(read_weights(&folder.join(name), None)?.tensors.into_iter().collect())
-    };
-    // Read by this thread, whose memory is at hand, while others verify; what they find wrong counts first.
-    let (intact, tensors) = thread::scope(|scope| {
-        let intact = scope.spawn(|| verify(folder, &state));
-        let ema = || state.files.contains_key("ema.safetensors").then(|| read("ema.safetensors")).transpose();
-        let tensors =
-            || -> Result<_> { Ok((read("model.safetensors")?, read("optimizer.safetensors")?, ema()?)) };
-        let tensors = tensors();
-        (joined(intact), tensors)
-    });
-    intact?;
-    let (model, optimizer, ema) = tensors?;
-    Ok(Loaded { folder: folder.into(), model, optimizer, ema, state })
-}
-
-/// Whether every file is what `state` says. Of several that are not, the first by name is told.
-fn verify(folder: &Path, state: &State) -> Result<()> {
-    let mut jobs = Vec::new();
-    for (name, whole) in &state.files {
-        let path = folder.join(name);
-        let len = path.metadata().with_context(|| name.to_owned())?.len();
-        match state.pieces.get(name) {
-            Some(pieces) if len.div_ceil(PIECE as u64) == pieces.len() as u64 => {
-                jobs.extend((0..).zip(pieces).map(|(number, sum)| (name, Some(number), sum)));
-            }
-            _ => jobs.push((name, None, whole)),
-        }
-    }
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(jobs.len());
-    let (jobs, failures) = (Mutex::new(jobs.into_iter()), Mutex::new(BTreeMap::new()));
-    let work = || loop {
-        let Some((name, number, wanted)) = unpoisoned(&jobs).next() else { return };
-        let path = folder.join(name);
-        let sum = number.map_or_else(|| digest::of_file(&path), |number| digest::of_piece(&path, number));
-        let failure = match sum {
-            Ok(sum) if sum == *wanted => continue,
-            Ok(_) => anyhow!("{name} is damaged: its SHA-256 is not the one in state.json"),
-            Err(error) => error.context(name.to_owned()),
-        };
-        unpoisoned(&failures).entry(name).or_insert(failure);
-    };
-    thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(work);
-        }
-    });
-    let failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
-    failures.into_values().next().map_or(Ok(()), Err)
-}
-
-fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Does the work for every file in a thread of its own; of several errors the first in the order of the files is told.
-fn at_once<T: Send, R: Send>(
-    files: Vec<(String, T)>,
-    work: impl Fn(&str, T) -> Result<R> + Sync,
-) -> Result<BTreeMap<String, R>> {
-    thread::scope(|scope| {
-        let work = &work;
-        let start = |(file, with): (String, T)| {
-            let name = file.clone();
-            (file, scope.spawn(move || work(&name, with)))
-        };
-        let running: Vec<_> = files.into_iter().map(start).collect();
-        running.into_iter().map(|(file, thread)| Ok((file, joined(thread)?))).collect()
-    })
-}
-
-fn joined<T>(thread: ScopedJoinHandle<Result<T>>) -> Result<T> {
-    thread.join().unwrap_or_else(|_| Err(anyhow!("a thread has died at it")))
-}
-
-fn read_state(folder: &Path) -> Result<State> {
-    let bytes = fs::read(folder.join("state.json")).context("state.json")?;
-    serde_json::from_slice(&bytes).context("state.json is damaged")
-}
-
 fn short_name(folder: &Path) -> String {
     folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-fn remove_if_there(folder: &Path) -> std::io::Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// A rename is on the disk only when the folder that holds the name is.
-fn sync_folder(folder: &Path) -> std::io::Result<()> {
-    File::open(folder)?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::{Device, Kind, Tensor};
 
     use super::*;
+    use crate::digest::PIECE;
 
     fn snapshot(step: u64, batch: usize, score: Option<f64>) -> Snapshot {
         let mut state = State::new("data".into());

@@ -1,27 +1,22 @@
 //! `tikhonov export`: a trained network for Python, as weights, TorchScript or source code.
 
-use std::collections::BTreeMap;
+mod source;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use serde_json::Value;
-use tch::{Device, Kind, Tensor};
+use tch::Device;
 
-use super::convert::{is_same_file, narrow};
-use crate::checkpoint::initial::Initial;
-use crate::checkpoint::store::{self, Loaded};
-use crate::checkpoint::{Checkpoints, atomic, safetensors, state_dict};
-use crate::config::{CONFIG_FILE, RunConfig};
-use crate::data::normalize::NormalizeSpec;
-use crate::data::{Resize, SourceSpec};
-use crate::exit::{Exit, OrExit, fail};
+use super::convert::is_same_file;
+use crate::checkpoint::{atomic, safetensors, state_dict};
+use crate::exit::{Exit, fail};
 use crate::export::{python, torchscript};
 use crate::handover::python_checkpoint;
-use crate::model::{Model, ModelSpec, Op};
+use crate::model::Op;
 use crate::session::Plan;
 use crate::tasks::TaskSpec;
-use crate::yaml;
+use source::{Source, checkpoint, stem};
 
 /// Write a trained network for Python.
 ///
@@ -98,21 +93,6 @@ impl Format {
             Self::Python => "py",
         }
     }
-}
-
-/// What is to be exported.
-struct Source {
-    /// After the run or the file.
-    name: String,
-    model: Model,
-    /// By the model's names.
-    weights: BTreeMap<String, Tensor>,
-    kind: Kind,
-    config: Option<RunConfig>,
-    /// What is worth knowing beside the weights.
-    metadata: Vec<(String, String)>,
-    /// For people: where the weights come from.
-    notes: Vec<String>,
 }
 
 pub fn run(options: &Options) -> Result<()> {
@@ -197,165 +177,6 @@ fn refuse_strangers(options: &Options) -> Result<()> {
     misplaced.map_or(Ok(()), |message| Err(fail(Exit::Usage, message)))
 }
 
-impl Source {
-    fn open(options: &Options) -> Result<Self> {
-        let path = &options.source;
-        match &options.model {
-            Some(model) => Self::of_file(path, model, options.key.as_deref()),
-            None => Self::of_checkpoint(path, options),
-        }
-    }
-
-    fn of_checkpoint(path: &Path, options: &Options) -> Result<Self> {
-        let (loaded, mut config) = checkpoint(path, options)?;
-        // Which layers were frozen is of no use to anybody else.
-        config.model.init_from = None;
-        let model = Model::from_spec(&config.model)?;
-        let averaged = loaded.ema.is_some() && !options.raw;
-        let weights = match averaged {
-            true => loaded.weights(),
-            false => shallow(&loaded.model),
-        };
-        let notes = vec![format!(
-            "{}{}",
-            loaded.folder.display(),
-            match (averaged, loaded.ema.is_some()) {
-                (true, _) => " (averaged weights)",
-                (false, true) => " (raw weights)",
-                (false, false) => "",
-            }
-        )];
-        let metadata = metadata(&loaded, averaged);
-        Ok(Self {
-            name: stem(path),
-            model,
-            weights,
-            kind: config.dtype.kind(),
-            metadata,
-            notes,
-            config: Some(config),
-        })
-    }
-
-    fn of_file(path: &Path, model: &str, key: Option<&str>) -> Result<Self> {
-        let tree: Value = serde_yaml::from_str(model).or_exit(Exit::Usage, || format!("--model {model}"))?;
-        let spec: ModelSpec =
-            yaml::decode(&tree).map_err(|invalid| fail(Exit::Usage, format!("--model: {invalid}")))?;
-        let spec = ModelSpec { init_from: None, ..spec };
-        let model = Model::from_spec(&spec)?;
-        let initial = Initial::read_option(&model, path, key)?;
-        let metadata = vec![("model".to_owned(), model.name().to_owned())];
-        Ok(Self {
-            name: stem(path),
-            model,
-            weights: initial.tensors,
-            kind: Kind::Float,
-            config: None,
-            metadata,
-            notes: initial.notes,
-        })
-    }
-
-    /// In PyTorch's order, narrowed where that is asked for.
-    fn tensors(&self, options: &Options) -> Result<Vec<(String, Tensor)>> {
-        let named = self.model.params().iter().map(|param| {
-            let tensor = self.weights.get(&param.name);
-            let tensor = tensor.or_exit(Exit::Checkpoint, || format!("the weights lack `{}`", param.name))?;
-            Ok((param.name.clone(), tensor.shallow_clone()))
-        });
-        let tensors: Vec<_> = named.collect::<Result<_>>()?;
-        match self.narrowed(options) {
-            Some(kind) => narrow(tensors, kind),
-            None => Ok(tensors),
-        }
-    }
-
-    /// The tensors that hold NaN or infinity.
-    fn broken(&self) -> Vec<String> {
-        let is_broken = |tensor: &Tensor| {
-            let finite = tensor.f_isfinite().and_then(|finite| finite.f_all());
-            finite.is_ok_and(|all| all.int64_value(&[]) == 0)
-        };
-        let broken = self.weights.iter().filter(|(_, tensor)| is_broken(tensor));
-        broken.map(|(name, _)| format!("`{name}`")).collect()
-    }
-
-    fn narrowed(&self, options: &Options) -> Option<Kind> {
-        match (options.half, options.bf16) {
-            (true, _) => Some(Kind::Half),
-            (_, true) => Some(Kind::BFloat16),
-            _ => None,
-        }
-    }
-
-    fn normalize(&self) -> Option<&crate::data::normalize::Normalize> {
-        match self.config.as_ref().map(|config| &config.data.normalize) {
-            Some(NormalizeSpec::Given(normalize)) => Some(normalize),
-            _ => None,
-        }
-    }
-
-    fn answers_residual(&self) -> bool {
-        matches!(self.config.as_ref().map(|c| &c.task), Some(TaskSpec::Reconstruction(task)) if task.residual)
-    }
-
-    /// Lines for the docstring of the source.
-    fn remarks(&self) -> Vec<String> {
-        let mut remarks = Vec::new();
-        if let Some(normalize) = self.normalize() {
-            remarks.push("Trained on (x - mean) / std per channel, x in 0..1 for pictures, with".to_owned());
-            remarks.push(format!("mean = {:?}", normalize.mean));
-            remarks.push(format!("std = {:?}", normalize.std));
-        }
-        if self.answers_residual() {
-            remarks.push("The network answers what is to be subtracted from its input.".into());
-        }
-        remarks
-    }
-
-    fn preprocess(&self) -> Result<torchscript::Preprocess> {
-        let config = self.config.as_ref().or_exit(
-            Exit::Usage,
-            || "--preprocess wants the normalisation of a run: give its folder instead of a file",
-        )?;
-        if config.data.smooth.is_some() {
-            let message = "--preprocess cannot smooth pictures as this run's `data.smooth` does; leave it out and smooth before";
-            return Err(fail(Exit::Usage, message));
-        }
-        let resize = match (&config.data.train, self.model.input(), self.model.output()) {
-            // What answers images takes them as large as they are.
-            (_, _, [_, _, _]) => None,
-            (SourceSpec::Folder(folder), [_, _, _], _) => Some(folder.resize),
-            (_, [_, _, _], _) => Some(Resize::default()),
-            _ => None,
-        };
-        Ok(torchscript::Preprocess { normalize: self.normalize().cloned(), resize })
-    }
-}
-
-/// The checkpoint at `path`, or of the run there, and its config.
-fn checkpoint(path: &Path, options: &Options) -> Result<(Loaded, RunConfig)> {
-    let loaded = if path.join("state.json").is_file() {
-        if options.checkpoint.is_some() {
-            return Err(fail(Exit::Usage, "SOURCE is a checkpoint already: leave --checkpoint out"));
-        }
-        store::load(path)?
-    } else if path.join("checkpoints").is_dir() || path.join(CONFIG_FILE).is_file() {
-        let wanted = options.checkpoint.as_deref().or(options.with_optimizer.then_some("last"));
-        Checkpoints::new(path.join("checkpoints")).chosen(wanted)?
-    } else {
-        let message = format!("{} is no run folder and no checkpoint", path.display());
-        return Err(fail(Exit::Usage, message));
-    };
-    let mut config: RunConfig = yaml::decode(&loaded.state.config)
-        .map_err(|invalid| fail(Exit::Checkpoint, format!("{}: {invalid}", loaded.folder.display())))?;
-    let folder = loaded.folder.canonicalize().context("the checkpoint's folder")?;
-    if let Some(run) = folder.parent().and_then(Path::parent) {
-        config.use_program_of(run);
-    }
-    Ok((loaded, config))
-}
-
 fn write_resumable(options: &Options) -> Result<()> {
     let (loaded, config) = checkpoint(&options.source, options)?;
     let Plan { model, groups } = Plan::of_run(&config)?;
@@ -405,36 +226,6 @@ fn write_script(source: &Source, options: &Options, output: &Path) -> Result<Str
         source.model.params().len(),
         agreement.eval
     ))
-}
-
-fn shallow(tensors: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
-    tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
-}
-
-fn metadata(loaded: &Loaded, averaged: bool) -> Vec<(String, String)> {
-    let state = &loaded.state;
-    let mut metadata = vec![
-        ("epoch".to_owned(), state.epoch.to_string()),
-        ("step".to_owned(), state.step.to_string()),
-        ("averaged".to_owned(), averaged.to_string()),
-        ("model".to_owned(), state.config["model"].to_string()),
-    ];
-    if let (Some(score), Some(best)) = (state.score, &state.best) {
-        metadata.push((format!("validation_{}", best.metric), score.to_string()));
-    }
-    if !state.classes.is_empty() {
-        metadata.push(("classes".to_owned(), Value::from(state.classes.clone()).to_string()));
-    }
-    metadata
-}
-
-/// The run's or the file's name without extension; a checkpoint is called after its run.
-fn stem(path: &Path) -> String {
-    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let folder = real.parent().filter(|parent| parent.ends_with("checkpoints")).and_then(Path::parent);
-    let named = folder.unwrap_or(&real);
-    let name = if named.is_dir() { named.file_name() } else { named.file_stem() };
-    name.map_or_else(|| "network".into(), |name| name.to_string_lossy().into_owned())
 }
 
 /// Where to write; refuses what is there already and, whatever --force says, the source.

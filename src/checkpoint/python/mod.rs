@@ -12,10 +12,13 @@ pub mod dtype;
 mod globals;
 pub mod heap;
 pub mod legacy;
+mod lookup;
+mod members;
 pub mod pickle;
 pub mod safetensors;
 pub mod script;
 pub mod source;
+mod stranger;
 pub mod structure;
 pub mod zip;
 

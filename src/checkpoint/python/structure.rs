@@ -1,15 +1,17 @@
 //! Finds the weights in an object tree: a bare state_dict, one nested under some key, a pickled module, a scripted one.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use anyhow::{Context, Result, bail};
 
 use super::PythonFile;
-use super::dtype::Dtype;
-use super::heap::{Object, TensorInfo, Value};
+use super::heap::{TensorInfo, Value};
+use super::lookup::join;
+use super::members::Item;
+use super::stranger::Stranger;
 
 /// Between mappings of equally many tensors, the first of these names wins; after them the first one in the file.
-pub const PREFERRED: &[&str] = &[
+const PREFERRED: &[&str] = &[
     "state_dict",
     "model_state_dict",
     "model",
@@ -23,9 +25,6 @@ pub const PREFERRED: &[&str] = &[
     "weights",
     "generator",
 ];
-
-/// Attributes nested deeper than this are no module.
-const MAX_DEPTH: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -52,26 +51,6 @@ pub struct Found {
     /// The other candidates: path and number of tensors.
     pub others: Vec<(String, usize)>,
 }
-
-/// A tensor that is no view of one storage.
-#[derive(Clone, Debug)]
-pub struct Stranger {
-    pub name: String,
-    /// Empty where the file does not say it.
-    pub shape: Vec<i64>,
-    pub dtype: Option<Dtype>,
-    /// Such as `sparse tensor`.
-    pub what: &'static str,
-}
-
-/// What a state_dict's key may stand for.
-enum Item<'a> {
-    Tensor(&'a TensorInfo),
-    /// The record of another kind of tensor.
-    Stranger(Value, &'static str),
-}
-
-type Take<'t> = &'t mut dyn FnMut(String, Item) -> Result<()>;
 
 impl Found {
     /// For people: `state_dict under "net"`.
@@ -168,42 +147,7 @@ impl PythonFile {
         self.heap.tensor(value).is_some() || self.stranger(value).is_some()
     }
 
-    /// What kind of tensor a record stands for, where no other code knows it.
-    fn stranger(&self, value: Value) -> Option<&'static str> {
-        let global = self.heap.global(self.heap.record(value)?.class)?;
-        let kind = global.name.strip_prefix("_rebuild_")?;
-        (&*global.module == "torch._utils").then(|| unreadable(kind))
-    }
-
-    /// Shape and dtype of a tensor that cannot be read, as far as its arguments tell them.
-    fn sketch(&self, value: Value) -> (Vec<i64>, Option<Dtype>) {
-        let heap = &self.heap;
-        let args = heap.record(value).and_then(|record| heap.sequence(record.args)).unwrap_or_default();
-        // Sparse tensors have (layout, their parts), the others their parts.
-        let parts = args.get(1).and_then(|&parts| heap.sequence(parts));
-        let is_numbers = |value: &Value| {
-            let numbers = heap.sequence(*value).filter(|numbers| numbers.len() <= 64)?;
-            let number = |value: &Value| if let Value::Int(number) = value { Some(*number) } else { None };
-            numbers.iter().map(number).collect::<Option<Vec<i64>>>()
-        };
-        let of_tensor = |value: &Value| heap.tensor(*value).map(|tensor| tensor.dtype);
-        match parts.filter(|parts| parts.iter().any(|part| of_tensor(part).is_some())) {
-            Some(parts) => {
-                let shape = parts.iter().find_map(is_numbers).unwrap_or_default();
-                (shape, parts.iter().rev().find_map(of_tensor))
-            }
-            None => {
-                let dtype = args.iter().find_map(|&value| match heap.object(value)? {
-                    Object::Storage(storage) => storage.dtype,
-                    Object::Global(global) => Dtype::from_name(&global.name),
-                    _ => None,
-                });
-                (args.iter().find_map(is_numbers).unwrap_or_default(), dtype)
-            }
-        }
-    }
-
-    fn is_module(&self, value: Value) -> bool {
+    pub(super) fn is_module(&self, value: Value) -> bool {
         // No module has thousands of attributes, and looking through as many at every visit would take for ever.
         let attributes = self.heap.attributes(value).and_then(|state| self.heap.items(state));
         attributes.is_some_and(|items| items.len() <= 4096)
@@ -212,7 +156,7 @@ impl PythonFile {
                 .all(|key| self.heap.attribute(value, key).is_some())
     }
 
-    fn is_script(&self, value: Value) -> bool {
+    pub(super) fn is_script(&self, value: Value) -> bool {
         self.container == super::Container::TorchScript
             && self.heap.record(value).is_some()
             && self.heap.class_name(value).is_some_and(|class| class.starts_with("__torch__."))
@@ -270,186 +214,4 @@ impl PythonFile {
         }
         Ok(found.into_iter().filter(|candidate| candidate.3 > 0).collect())
     }
-
-    /// Gives every tensor of `value` with its dotted name to `take`.
-    fn collect(&self, kind: Kind, value: Value, take: Take) -> Result<()> {
-        match kind {
-            Kind::StateDict => {
-                let items = self.heap.items(value).unwrap_or_default();
-                self.tensors_of(items, "", take)
-            }
-            Kind::Loose => match self.heap.tensor(value) {
-                Some(tensor) => take("tensor".into(), Item::Tensor(tensor)),
-                None => {
-                    let values = self.heap.sequence(value).unwrap_or_default();
-                    let tensors =
-                        values.iter().enumerate().filter_map(|(i, &v)| Some((i, self.heap.tensor(v)?)));
-                    tensors
-                        .into_iter()
-                        .try_for_each(|(index, tensor)| take(index.to_string(), Item::Tensor(tensor)))
-                }
-            },
-            Kind::Module | Kind::Script => self.walk(kind, value, take),
-        }
-    }
-
-    /// The tensors among a dict's items, under `prefix`.
-    fn tensors_of(&self, items: &[(Value, Value)], prefix: &str, take: Take) -> Result<()> {
-        // A key that a hostile file sets twice has its last value, as in Python.
-        self.budget.charge(48 * items.len() as u64)?;
-        let mut last = HashMap::new();
-        for (index, (key, _)) in items.iter().enumerate() {
-            if let Some(key) = self.heap.str(*key) {
-                last.insert(key, index);
-            }
-        }
-        for (index, &(key, value)) in items.iter().enumerate() {
-            let Some(key) = self.heap.str(key).filter(|key| last.get(key) == Some(&index)) else { continue };
-            if let Some(tensor) = self.heap.tensor(value) {
-                self.budget.charge((prefix.len() + key.len()) as u64)?;
-                take(join(prefix, key), Item::Tensor(tensor))?;
-            } else if let Some(what) = self.stranger(value) {
-                self.budget.charge((prefix.len() + key.len()) as u64)?;
-                take(join(prefix, key), Item::Stranger(value, what))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The module tree: parameters, buffers, then the submodules, as `state_dict()` goes.
-    fn walk(&self, kind: Kind, root: Value, take: Take) -> Result<()> {
-        // A stack of (prefix, module, depth), children pushed in reverse. A module that contains itself ends at
-        // the depth; one that is shared appears under each of its names, and every visit is charged.
-        let mut stack = vec![(String::new(), root, 0)];
-        while let Some((prefix, module, depth)) = stack.pop() {
-            if depth > MAX_DEPTH {
-                bail!("modules nested deeper than {MAX_DEPTH} at `{prefix}`");
-            }
-            let children = match kind {
-                Kind::Script => self.script_members(module, &prefix, take)?,
-                _ => self.module_members(module, &prefix, take)?,
-            };
-            for (name, child) in children.into_iter().rev() {
-                self.budget.charge(3 * 48 + (prefix.len() + name.len()) as u64)?;
-                stack.push((join(&prefix, name), child, depth + 1));
-            }
-        }
-        Ok(())
-    }
-
-    fn module_members(&self, module: Value, prefix: &str, take: Take) -> Result<Vec<(&str, Value)>> {
-        let part =
-            |key| self.heap.attribute(module, key).and_then(|dict| self.heap.items(dict)).unwrap_or_default();
-        self.tensors_of(part("_parameters"), prefix, take)?;
-        let transient: HashSet<&str> = (self.heap.attribute(module, "_non_persistent_buffers_set"))
-            .and_then(|set| self.heap.sequence(set))
-            .unwrap_or_default()
-            .iter()
-            .filter_map(|&name| self.heap.str(name))
-            .collect();
-        let buffers = part("_buffers");
-        self.budget.charge(32 * buffers.len() as u64)?;
-        let buffers: Vec<_> = (buffers.iter().copied())
-            .filter(|(key, _)| self.heap.str(*key).is_none_or(|key| !transient.contains(key)))
-            .collect();
-        self.tensors_of(&buffers, prefix, take)?;
-        let children = part("_modules");
-        self.budget.charge(32 * children.len() as u64)?;
-        let named = children.iter().filter_map(|&(key, child)| Some((self.heap.str(key)?, child)));
-        Ok(named.filter(|(_, child)| self.is_module(*child)).collect())
-    }
-
-    fn script_members(&self, module: Value, prefix: &str, take: Take) -> Result<Vec<(&str, Value)>> {
-        let items = self.heap.attributes(module).and_then(|state| self.heap.items(state)).unwrap_or_default();
-        let class = self.heap.class_name(module).and_then(|class| self.classes.get(&class));
-        self.budget.charge(64 * items.len() as u64)?;
-        match class {
-            Some(class) => {
-                let by_name: HashMap<_, _> =
-                    items.iter().filter_map(|i| Some((self.heap.str(i.0)?, *i))).collect();
-                for names in [&class.parameters, &class.buffers] {
-                    let members: Vec<_> =
-                        names.iter().filter_map(|name| by_name.get(name.as_str()).copied()).collect();
-                    self.tensors_of(&members, prefix, take)?;
-                }
-            }
-            None => self.tensors_of(items, prefix, take)?,
-        }
-        let named = items.iter().filter_map(|&(key, child)| Some((self.heap.str(key)?, child)));
-        Ok(named.filter(|(_, child)| self.is_script(*child)).collect())
-    }
-
-    /// The value at a dotted path. Keys may hold dots themselves: the longest key that exists wins at each step.
-    pub fn lookup(&self, path: &str) -> Result<Value> {
-        let mut value = self.root;
-        let mut rest = path;
-        while !rest.is_empty() {
-            let mut cuts = rest.rmatch_indices('.').map(|(at, _)| at);
-            let mut end = rest.len();
-            value = loop {
-                if let Some(child) = self.child(value, &rest[..end]) {
-                    break child;
-                }
-                end = cuts.next().with_context(|| {
-                    let done = path[..path.len() - rest.len()].trim_end_matches('.');
-                    let place = if done.is_empty() { "the file".into() } else { format!("`{done}`") };
-                    format!("no key `{rest}` in {place}, which is {}", self.summary(value))
-                })?;
-            };
-            rest = rest.get(end + 1..).unwrap_or("");
-        }
-        Ok(value)
-    }
-
-    /// A dict's value, a list's element, a record's attribute, a module's child.
-    pub fn child(&self, value: Value, key: &str) -> Option<Value> {
-        let heap = &self.heap;
-        heap.get(value, key)
-            .or_else(|| heap.attribute(value, key))
-            .or_else(|| {
-                ["_modules", "_parameters", "_buffers"]
-                    .iter()
-                    .find_map(|part| heap.get(heap.attribute(value, part)?, key))
-            })
-            .or_else(|| heap.sequence(value)?.get(key.parse::<usize>().ok()?).copied())
-            .or_else(|| {
-                // Integer keys, as of an optimiser's state.
-                let number = Value::Int(key.parse().ok()?);
-                heap.items(value)?.iter().rev().find(|item| item.0 == number).map(|item| item.1)
-            })
-    }
-
-    /// What a value is, in a few words, with the first keys of a dict.
-    pub fn summary(&self, value: Value) -> String {
-        match self.heap.object(value) {
-            Some(Object::Dict(items)) => {
-                let keys: Vec<_> = items.iter().filter_map(|item| self.heap.str(item.0)).take(8).collect();
-                let more = if items.len() > keys.len() { ", …" } else { "" };
-                format!("a dict with {} keys: {}{more}", items.len(), keys.join(", "))
-            }
-            Some(Object::List(values) | Object::Tuple(values) | Object::Set(values)) => {
-                format!("a list of {} values", values.len())
-            }
-            Some(Object::Record(_) | Object::Global(_)) => {
-                format!("an object of class {}", self.heap.class_name(value).unwrap_or_default())
-            }
-            Some(Object::Tensor(_)) => "a tensor".into(),
-            Some(Object::Str(_)) => "a string".into(),
-            _ => "a plain value".into(),
-        }
-    }
-}
-
-fn unreadable(kind: &str) -> &'static str {
-    match kind {
-        "qtensor" => "quantized tensor",
-        "sparse_tensor" | "sparse_csr_tensor" => "sparse tensor",
-        "meta_tensor_no_storage" => "tensor without data (device meta)",
-        "nested_tensor" => "nested tensor",
-        _ => "tensor of a special kind",
-    }
-}
-
-fn join(prefix: &str, name: &str) -> String {
-    if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") }
 }

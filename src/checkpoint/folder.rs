@@ -1,0 +1,192 @@
+//! One checkpoint: a folder of tensor files and the state that holds their sums, written whole and read only when it is.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ScopedJoinHandle};
+
+use anyhow::{Context, Result, anyhow, bail};
+use tch::Tensor;
+
+use super::safetensors::Contents;
+use super::state::{FORMAT, State};
+use super::weights::read_weights;
+use crate::digest::{self, PIECE};
+use crate::exit::{Exit, OrExit};
+
+/// What an average of weights says of itself, among its tensors, as PyTorch's `AveragedModel` does.
+const EMA_UPDATES: &str = "n_averaged";
+
+/// A checkpoint in memory: PyTorch's names, shallow tensors.
+pub struct Snapshot {
+    pub state: State,
+    pub model: Vec<(String, Tensor)>,
+    pub optimizer: Vec<(String, Tensor)>,
+    pub ema: Option<Vec<(String, Tensor)>>,
+}
+
+/// A checkpoint as read: tensors on the CPU, by name.
+pub struct Loaded {
+    pub folder: PathBuf,
+    pub state: State,
+    pub model: BTreeMap<String, Tensor>,
+    pub optimizer: BTreeMap<String, Tensor>,
+    pub ema: Option<BTreeMap<String, Tensor>>,
+}
+
+impl Loaded {
+    /// The weights to be used: the averaged ones where there are any.
+    pub fn weights(&self) -> BTreeMap<String, Tensor> {
+        let saved = self.ema.as_ref().unwrap_or(&self.model).iter();
+        let tensors = saved.filter(|(name, _)| *name != EMA_UPDATES);
+        tensors.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+    }
+}
+
+/// Fills the folder `draft`, which becomes a checkpoint by its next name.
+pub(super) fn write(mut snapshot: Snapshot, draft: &Path) -> Result<()> {
+    remove_if_there(draft)?;
+    fs::create_dir_all(draft)?;
+    let state = &mut snapshot.state;
+    let mut parts = vec![("model", &snapshot.model), ("optimizer", &snapshot.optimizer)];
+    parts.extend(snapshot.ema.as_ref().map(|ema| ("ema", ema)));
+    let parts = parts
+        .into_iter()
+        .map(|(part, tensors)| Ok((format!("{part}.safetensors"), Contents::of(tensors, &[])?)));
+    let parts = parts.collect::<Result<Vec<_>>>()?;
+    let twins = parts.iter().map(|(file, contents)| (file.clone(), contents.share())).collect();
+    // All files are on their way to the disk at once, and their sums are taken meanwhile; the draft becomes a
+    // checkpoint only when all of it is there and reads back as it is in memory.
+    thread::scope(|scope| {
+        let sums = scope.spawn(|| at_once(twins, |_, contents| contents.sums()));
+        let files = scope.spawn(|| {
+            at_once(parts, |file, contents| {
+                contents.write_synced(&draft.join(file)).with_context(|| file.to_owned())
+            })
+        });
+        let sums = joined(sums)?;
+        state.files = sums.iter().map(|(file, sums)| (file.clone(), sums.whole.clone())).collect();
+        state.pieces = sums.into_iter().map(|(file, sums)| (file, sums.pieces)).collect();
+        let mut file = File::create(draft.join("state.json"))?;
+        file.write_all(&serde_json::to_vec_pretty(&state)?)?;
+        file.sync_all()?;
+        joined(files)?;
+        if read_state(draft)?.files != state.files {
+            bail!("state.json does not read back as written");
+        }
+        Ok(sync_folder(draft)?)
+    })
+}
+
+/// Reads a checkpoint folder and checks every hash; exit code 4 where something is off.
+pub fn load(folder: &Path) -> Result<Loaded> {
+    read_whole(folder).or_exit(Exit::Checkpoint, || format!("checkpoint {} is not usable", folder.display()))
+}
+
+fn read_whole(folder: &Path) -> Result<Loaded> {
+    let state = read_state(folder)?;
+    if state.format > FORMAT {
+        bail!(
+            "it has layout {} and this program knows up to {FORMAT}; it was written by tikhonov {}, use that \
+             version or a newer one",
+            state.format,
+            state.version
+        );
+    }
+    for name in ["model.safetensors", "optimizer.safetensors"] {
+        state.files.get(name).with_context(|| format!("state.json does not list {name}"))?;
+    }
+    let read = |name: &str| -> Result<BTreeMap<String, Tensor>> {
+        Ok(read_weights(&folder.join(name), None)?.tensors.into_iter().collect())
+    };
+    // Read by this thread, whose memory is at hand, while others verify; what they find wrong counts first.
+    let (intact, tensors) = thread::scope(|scope| {
+        let intact = scope.spawn(|| verify(folder, &state));
+        let ema = || state.files.contains_key("ema.safetensors").then(|| read("ema.safetensors")).transpose();
+        let tensors =
+            || -> Result<_> { Ok((read("model.safetensors")?, read("optimizer.safetensors")?, ema()?)) };
+        let tensors = tensors();
+        (joined(intact), tensors)
+    });
+    intact?;
+    let (model, optimizer, ema) = tensors?;
+    Ok(Loaded { folder: folder.into(), model, optimizer, ema, state })
+}
+
+/// Whether every file is what `state` says. Of several that are not, the first by name is told.
+pub(super) fn verify(folder: &Path, state: &State) -> Result<()> {
+    let mut jobs = Vec::new();
+    for (name, whole) in &state.files {
+        let path = folder.join(name);
+        let len = path.metadata().with_context(|| name.to_owned())?.len();
+        match state.pieces.get(name) {
+            Some(pieces) if len.div_ceil(PIECE as u64) == pieces.len() as u64 => {
+                jobs.extend((0..).zip(pieces).map(|(number, sum)| (name, Some(number), sum)));
+            }
+            _ => jobs.push((name, None, whole)),
+        }
+    }
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(jobs.len());
+    let (jobs, failures) = (Mutex::new(jobs.into_iter()), Mutex::new(BTreeMap::new()));
+    let work = || loop {
+        let Some((name, number, wanted)) = unpoisoned(&jobs).next() else { return };
+        let path = folder.join(name);
+        let sum = number.map_or_else(|| digest::of_file(&path), |number| digest::of_piece(&path, number));
+        let failure = match sum {
+            Ok(sum) if sum == *wanted => continue,
+            Ok(_) => anyhow!("{name} is damaged: its SHA-256 is not the one in state.json"),
+            Err(error) => error.context(name.to_owned()),
+        };
+        unpoisoned(&failures).entry(name).or_insert(failure);
+    };
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    let failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
+    failures.into_values().next().map_or(Ok(()), Err)
+}
+
+fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Does the work for every file in a thread of its own; of several errors the first in the order of the files is told.
+fn at_once<T: Send, R: Send>(
+    files: Vec<(String, T)>,
+    work: impl Fn(&str, T) -> Result<R> + Sync,
+) -> Result<BTreeMap<String, R>> {
+    thread::scope(|scope| {
+        let work = &work;
+        let start = |(file, with): (String, T)| {
+            let name = file.clone();
+            (file, scope.spawn(move || work(&name, with)))
+        };
+        let running: Vec<_> = files.into_iter().map(start).collect();
+        running.into_iter().map(|(file, thread)| Ok((file, joined(thread)?))).collect()
+    })
+}
+
+fn joined<T>(thread: ScopedJoinHandle<Result<T>>) -> Result<T> {
+    thread.join().unwrap_or_else(|_| Err(anyhow!("a thread has died at it")))
+}
+
+pub(super) fn read_state(folder: &Path) -> Result<State> {
+    let bytes = fs::read(folder.join("state.json")).context("state.json")?;
+    serde_json::from_slice(&bytes).context("state.json is damaged")
+}
+
+pub(super) fn remove_if_there(folder: &Path) -> std::io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// A rename is on the disk only when the folder that holds the name is.
+pub(super) fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    File::open(folder)?.sync_all()
+}

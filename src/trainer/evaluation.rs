@@ -1,0 +1,53 @@
+//! What a run knows of its evaluation sets: the scores of its weights, and what they say about going on.
+
+use anyhow::Result;
+
+use super::Trainer;
+use crate::data::Split;
+use crate::device;
+use crate::eval::evaluate;
+use crate::gallery::Gallery;
+use crate::metrics::Scores;
+use crate::standing;
+
+impl Trainer<'_> {
+    /// The scores of the weights that the run would hand out: the averaged ones where there are any.
+    pub fn scores(&self, split: Split) -> Result<Option<Scores>> {
+        let known = match (&self.latest, split) {
+            (Some([validation, _]), Split::Validation) => validation.clone(),
+            (Some([_, test]), Split::Test) => test.clone(),
+            _ => None,
+        };
+        if known.is_some() {
+            return Ok(known);
+        }
+        let Some(set) = self.session.split(split) else { return Ok(None) };
+        let network = match &self.averaged {
+            Some((ema, network)) => {
+                network.load_state(&ema.weights())?;
+                network
+            }
+            None => &self.network,
+        };
+        let loader = self.session.loader(set, false)?;
+        let is_watched = split == Split::Validation || self.session.split(Split::Validation).is_none();
+        let mut gallery = Gallery::of(if is_watched { self.session.config.spec.train.pictures } else { 0 });
+        // Images of any size would be tried and timed one by one.
+        device::autotune(false);
+        let scores =
+            evaluate(network, &*self.session.task, self.session.model.output(), &loader, &mut gallery);
+        device::autotune(self.session.config.spec.train.cudnn_benchmark);
+        let scores = scores?;
+        gallery.save(&self.folder.path().join("pictures"), &format!("epoch-{:04}", self.state.epoch))?;
+        Ok(Some(scores))
+    }
+
+    /// The scores on the validation set, between two epochs of which the first has ended with an evaluation.
+    pub fn news(&self) -> Result<Option<Scores>> {
+        if self.state.score.is_some() { self.scores(Split::Validation) } else { Ok(None) }
+    }
+
+    pub fn has_stalled(&self) -> bool {
+        standing::has_stalled(&self.state, &self.session.config.spec.train)
+    }
+}

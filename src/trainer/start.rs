@@ -1,0 +1,125 @@
+//! How a run begins: everything built and loaded that could be refused, and only then its folder touched.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use super::Trainer;
+use super::graphed::Graphing;
+use super::number::Number;
+use crate::adaptive::Adaptive;
+use crate::checkpoint::initial::Initial;
+use crate::checkpoint::{Loaded, State};
+use crate::config::{Amp, CONFIG_FILE, PROGRAM_FILE, Segments};
+use crate::device;
+use crate::exit::{Exit, OrExit};
+use crate::model::ModelSource;
+use crate::optim::{Ema, LossScale};
+use crate::run_folder::LockedFolder;
+use crate::schedule::Plateau;
+use crate::session::Session;
+use crate::stopwatch::Stopwatch;
+use crate::tensorboard::Board;
+
+/// Where a run begins.
+pub enum Start {
+    /// With weights drawn by the seed, and those of a file where the config names one.
+    Fresh(Option<Initial>),
+    /// Where a checkpoint left it.
+    Resumed(Box<Loaded>),
+}
+
+impl<'a> Trainer<'a> {
+    pub fn new(session: &'a Session, folder: LockedFolder, start: Start) -> Result<Self> {
+        let spec = &session.config.spec;
+        let mut network = session.network()?;
+        match spec.train.checkpoint_activations {
+            None | Some(Segments::None) => {}
+            Some(Segments::Root) => network.recompute(None),
+            Some(Segments::Number(number)) => network.recompute(Some(number)),
+        }
+        let named = network.parameters().iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect();
+        let peak = spec.schedule.peak(spec.optimizer.lr());
+        let mut optimizer = spec.optimizer.build(named, &session.groups)?.with_peak(peak);
+        let train = session.train()?;
+        let loader = Rc::new(session.loader(train, true)?);
+        let (mut state, saved_average, resumed) = match start {
+            Start::Resumed(loaded) => {
+                let from = || format!("resuming from {}", loaded.folder.display());
+                network.load_state(&loaded.model).with_context(from)?;
+                optimizer.load_state(&loaded.optimizer).or_exit(Exit::Checkpoint, from)?;
+                (loaded.state, loaded.ema, true)
+            }
+            Start::Fresh(initial) => {
+                if let Some(initial) = &initial {
+                    initial.load_into(&network)?;
+                    optimizer.load_state(&initial.optimizer)?;
+                }
+                (State::new(train.fingerprint.clone()), None, false)
+            }
+        };
+        state.classes = train.classes.clone();
+        state.features = train.features.clone();
+        state.config = serde_json::to_value(spec)?;
+        let averaged = match &spec.train.ema {
+            Some(ema) => {
+                // An average that a resume adds starts from the weights as they are.
+                let mut ema = Ema::new(ema, &network.state())?;
+                if let Some(saved) = saved_average {
+                    ema.load_state(&saved).or_exit(Exit::Checkpoint, || "resuming the averaged weights")?;
+                }
+                Some((ema, session.network()?))
+            }
+            None => None,
+        };
+        let adaptive = Adaptive::new(session, &network, &state.tuned)?;
+        let scale = match spec.train.amp {
+            Some(Amp::Fp16) => Some(LossScale::new(state.scaling, session.device)?),
+            _ => None,
+        };
+        let plateau = match &state.plateau {
+            serde_json::Value::Null => Plateau::default(),
+            saved => serde_json::from_value(saved.clone()).context("the checkpoint's schedule state")?,
+        };
+        device::autotune(spec.train.cudnn_benchmark);
+        let (graphing, note) = Graphing::new(session)?;
+        // The folder is touched only now that nothing can be refused any more.
+        let folder = folder.begin(resumed.then_some(&state))?;
+        if let ModelSource::Torchscript { file, sha256: Some(sha256), .. } = &spec.model.source {
+            folder.keep_program(PROGRAM_FILE, file, sha256)?;
+        }
+        let board = match spec.train.tensorboard {
+            true => Some(Board::open(folder.path(), resumed.then_some(&state))?),
+            false => None,
+        };
+        folder.write(CONFIG_FILE, &session.config.resolved()?)?;
+        if resumed {
+            folder.checkpoints().settle(&state).or_exit(Exit::Storage, || "tidying the checkpoints")?;
+        }
+        Ok(Self {
+            loss_sum: Number::new(state.loss_sum, session.device),
+            health: Number::new(0.0, session.device),
+            epoch_began: Instant::now(),
+            logged: Instant::now(),
+            samples_since_log: 0,
+            samples_since_begin: 0,
+            samples_of_step: 0,
+            latest: None,
+            stopwatch: Stopwatch::default(),
+            session,
+            network,
+            averaged,
+            optimizer,
+            adaptive,
+            scale,
+            graphing,
+            note,
+            loader,
+            folder,
+            board,
+            state,
+            plateau,
+        })
+    }
+}
