@@ -60,11 +60,7 @@ impl Gallery {
     pub fn save(&self, folder: &Path, name: &str) -> Result<()> {
         for (index, strip) in self.strips.iter().enumerate() {
             let path = folder.join(format!("{name}-{}.png", index + 1));
-            let write = || -> Result<()> {
-                std::fs::create_dir_all(folder)?;
-                let bytes = strip.encode(ImageFormat::Png)?;
-                atomic::write(&path, |file| Ok(std::io::Write::write_all(file, &bytes)?))
-            };
+            let write = || atomic::write_with_folders(&path, &strip.encode(ImageFormat::Png)?);
             write().or_exit(Exit::Storage, || format!("writing {}", path.display()))?;
         }
         Ok(())

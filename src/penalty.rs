@@ -180,13 +180,6 @@ impl PenaltySpec {
         all.find(|(_, lambda)| lambda.is_some_and(|lambda| lambda.auto().is_some())).map(|(path, _)| path)
     }
 
-    /// Whether some λ is ever above 0.
-    pub fn is_active(&self) -> bool {
-        let own = [self.l2, self.decoupled, self.l1];
-        let groups = self.groups.iter().flat_map(|group| [group.l2, group.decoupled, group.l1]);
-        own.into_iter().chain(groups).flatten().any(|lambda| lambda.is_active())
-    }
-
     /// The partition of all `params` into groups; none is empty, and together they hold every parameter once. The
     /// groups of the config come first and in its order. A pattern that gets no parameter is refused.
     pub fn assign(&self, params: &[Target]) -> Result<Vec<Group>, Invalid> {

@@ -12,6 +12,7 @@ use crate::exit::{Exit, fail};
 use crate::imaging::{bicubic, color};
 use crate::libtorch::catching;
 use crate::model::{Model, Network};
+use crate::tasks::degrade::ANY_SIZE;
 use crate::tasks::{Reconstruction, Task};
 
 /// Gradients below this share of the largest do not count: what they carry is far below one level of 16 bits.
@@ -32,13 +33,13 @@ pub struct Restorer<'a> {
 
 /// What a network asks of the sizes of its inputs.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Geometry {
+struct Geometry {
     /// Sides must be multiples of it.
-    pub multiple: usize,
+    multiple: usize,
     /// How many times larger the answer is.
-    pub scale: usize,
+    scale: usize,
     /// How far it sees beyond a pixel; None where it sees everything.
-    pub reach: Option<usize>,
+    reach: Option<usize>,
 }
 
 /// An area of an image: top, left, height, width.
@@ -48,7 +49,7 @@ impl<'a> Restorer<'a> {
     /// Measures the network. Exit 2 where it is none that restores images.
     pub fn new(model: &Model, network: &'a Network, task: &'a Reconstruction) -> Result<Self> {
         let wanted = model.input().first().copied().unwrap_or_default();
-        let fits = |channels: &i64| task.input(&[*channels, 840, 840]).first() == Some(&wanted);
+        let fits = |channels: &i64| task.input(&[*channels, ANY_SIZE, ANY_SIZE]).first() == Some(&wanted);
         let channels = [1, 3].into_iter().find(fits);
         let Some(channels) = channels.filter(|_| model.input().len() == 3) else {
             let message =
@@ -65,10 +66,6 @@ impl<'a> Restorer<'a> {
         };
         restorer.geometry = restorer.measure()?;
         Ok(restorer)
-    }
-
-    pub fn geometry(&self) -> Geometry {
-        self.geometry
     }
 
     /// The side of tiles, their surroundings apart, that `bytes` of memory allow.

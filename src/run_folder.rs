@@ -59,7 +59,7 @@ impl LockedFolder {
             .collect();
         // Waiting for the disk where nothing is taken back would only make the start slower.
         if kept != past {
-            replace(&metrics, kept.as_bytes()).context("metrics.jsonl")?;
+            atomic::write_bytes(&metrics, kept.as_bytes()).context("metrics.jsonl")?;
         }
         let append = |name: &str| {
             OpenOptions::new()
@@ -84,7 +84,7 @@ impl RunFolder {
 
     /// Stores a file of the run, such as the resolved config.
     pub fn write(&self, name: &str, text: &str) -> Result<()> {
-        replace(&self.path.join(name), text.as_bytes())
+        atomic::write_bytes(&self.path.join(name), text.as_bytes())
             .or_exit(Exit::Storage, || format!("writing {name} in {}", self.path.display()))
     }
 
@@ -150,7 +150,7 @@ impl RunFolder {
             let cell = |column| row.iter().find(|(name, _)| name == column).map(|(_, cell)| cell.as_str());
             table.write_record(columns.iter().map(|column| cell(column).unwrap_or_default()))?;
         }
-        replace(&self.path.join("metrics.csv"), &table.into_inner()?)
+        atomic::write_bytes(&self.path.join("metrics.csv"), &table.into_inner()?)
     }
 }
 
@@ -184,9 +184,4 @@ fn lock(path: &Path) -> Result<File> {
         }
         Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("locking {}", file.display())),
     }
-}
-
-/// Replaces a file in one piece: a reader sees the old text or the new.
-fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    atomic::write(path, |file| Ok(file.write_all(bytes)?))
 }

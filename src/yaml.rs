@@ -53,13 +53,12 @@ impl std::error::Error for Invalid {}
 /// A config is written by hand; what is larger than this is not a config.
 const MAX_BYTES: u64 = 4 << 20;
 
-/// One YAML document: its text, its tree, and the `--set` overrides on top of it. Anchors and merge keys are
+/// One YAML document: its tree, and the `--set` overrides on top of it. Anchors and merge keys are
 /// resolved in the tree; mappings keep the order of the file.
 #[derive(Clone, Debug)]
 pub struct Document {
     /// The file as the user named it, or `<built-in> x.yaml`.
     pub name: String,
-    pub text: String,
     pub tree: Value,
     nodes: Nodes,
     overrides: Vec<Override>,
@@ -84,7 +83,7 @@ impl Document {
             let at = error.location().map_or((1, 1), |at| (at.line(), at.column()));
             fail(Exit::Usage, format!("{name}:{}:{}: {}", at.0, at.1, wording::syntax(&error.to_string())))
         })?;
-        let mut document = Self { name, text, tree: Value::Null, nodes, overrides: Vec::new() };
+        let mut document = Self { name, tree: Value::Null, nodes, overrides: Vec::new() };
         document.tree = match json(value, &mut Vec::new()) {
             // An empty file has no keys: what is missing is said when it is decoded.
             Ok(Value::Null) => Value::Object(Map::new()),
@@ -104,11 +103,6 @@ impl Document {
         }
         let text = std::fs::read_to_string(path).or_exit(Exit::Usage, || format!("cannot read {name}"))?;
         Self::parse(name, text)
-    }
-
-    /// A document made from a tree, with no text behind it: errors name the key path only.
-    pub fn from_tree(name: impl Into<String>, tree: Value) -> Self {
-        Self { name: name.into(), text: String::new(), tree, nodes: Nodes::default(), overrides: Vec::new() }
     }
 
     /// Applies `a.b.0.c=VALUE`; VALUE is YAML and replaces what stands there. Mappings on the way are made where
@@ -175,11 +169,6 @@ impl Document {
     pub fn invalid_at(&self, key_path: &str, invalid: Invalid) -> anyhow::Error {
         let invalid = if key_path.is_empty() { invalid } else { invalid.under(key_path) };
         self.error_at(&invalid.path, invalid.message)
-    }
-
-    /// Line and column (from 1) of a key, or of the nearest parent that stands in the text.
-    pub fn location(&self, key_path: &str) -> Option<(usize, usize)> {
-        self.nodes.find(&split(key_path)).map(|found| (found.line, found.column))
     }
 
     fn error(&self, path: &[String], message: &str) -> anyhow::Error {

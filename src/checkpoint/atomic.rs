@@ -32,7 +32,20 @@ pub fn write(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>
     })
 }
 
-/// The same for writers that open the file themselves.
+/// A file of these bytes.
+pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+    write(path, |file| Ok(file.write_all(bytes)?))
+}
+
+/// The same, and the folders that lead to it.
+pub fn write_with_folders(path: &Path, bytes: &[u8]) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).or_exit(Exit::Storage, || folder.display())?;
+    }
+    write_bytes(path, bytes)
+}
+
+/// As [`write`] for writers that open the file themselves.
 pub fn write_by_path(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let place = place(path)?;
     let temporary = neighbour(&place);

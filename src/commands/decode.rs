@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::Args;
 use image::ImageFormat;
+use indicatif::ProgressBar;
 
 use super::TrainedOptions;
 use super::outputs::{each, jobs, write_photo};
@@ -36,11 +37,11 @@ pub fn run(options: &Options) -> Result<()> {
     let is_file = !out.is_dir() && ImageFormat::from_path(out).is_ok();
     let jobs = jobs(&options.inputs, out, is_file, options.force, |path| path.with_extension("png"))?;
     let compressor = options.trained.compressor()?;
-    each(&jobs, "decoded", Exit::Checkpoint, |job| {
+    each(&jobs, &ProgressBar::hidden(), "files could not be decoded", Exit::Checkpoint, |job| {
         let file = read(&job.input)?;
         let photo = compressor.decode(&file).or_exit(Exit::Checkpoint, || job.input.display())?;
         write_photo(&photo, &job.output)?;
-        Ok(format!("{}x{}", photo.width, photo.height))
+        Ok(format!("{job}: {}x{}", photo.width, photo.height))
     })
 }
 

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use indicatif::ProgressBar;
 
 use super::TrainedOptions;
-use super::outputs::{each, jobs, write};
+use super::outputs::{each, jobs};
+use crate::checkpoint::atomic;
 use crate::exit::Exit;
 
 /// What the files are called.
@@ -37,13 +39,13 @@ pub fn run(options: &Options) -> Result<()> {
     let jobs = jobs(&options.inputs, out, is_file, options.force, |path| path.with_extension(EXTENSION))?;
     let compressor = options.trained.compressor()?;
     let mut scores = Vec::new();
-    let outcome = each(&jobs, "encoded", Exit::Data, |job| {
+    let outcome = each(&jobs, &ProgressBar::hidden(), "files could not be encoded", Exit::Data, |job| {
         let compressed = compressor.encode(&job.input)?;
-        write(&job.output, &compressed.file)?;
+        atomic::write_with_folders(&job.output, &compressed.file)?;
         let (rate, psnr) = (compressed.bits_per_pixel(), compressed.psnr);
         scores.push((rate, psnr));
         let (width, height, bytes) = (compressed.width, compressed.height, compressed.file.len());
-        Ok(format!("{width}x{height}, {bytes} bytes, {rate:.4} bits per pixel, {psnr:.3} dB"))
+        Ok(format!("{job}: {width}x{height}, {bytes} bytes, {rate:.4} bits per pixel, {psnr:.3} dB"))
     });
     if scores.len() > 1 {
         let mean = |part: fn(&(f64, f64)) -> f64| scores.iter().map(part).sum::<f64>() / scores.len() as f64;

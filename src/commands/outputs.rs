@@ -1,12 +1,12 @@
 //! Where commands write files: never over an input, over anything else only when told to.
 
 use std::collections::HashMap;
-use std::fs;
-use std::io::Write;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use image::ImageFormat;
+use indicatif::ProgressBar;
 
 use crate::checkpoint::atomic;
 use crate::data::photo::Photo;
@@ -17,6 +17,12 @@ use crate::exit::{Exit, OrExit, fail};
 pub struct Job {
     pub input: PathBuf,
     pub output: PathBuf,
+}
+
+impl fmt::Display for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} -> {}", self.input.display(), self.output.display())
+    }
 }
 
 /// What goes where. `out` is a file, or a folder in which `rename` names the place of each input. Nothing is written if an
@@ -80,38 +86,35 @@ pub fn format(output: &Path) -> Result<ImageFormat> {
 
 /// Writes a picture in the format that its name stands for.
 pub fn write_photo(photo: &Photo, output: &Path) -> Result<()> {
-    write(output, &photo.encode(format(output)?).or_exit(Exit::Usage, || output.display())?)
+    let bytes = photo.encode(format(output)?).or_exit(Exit::Usage, || output.display())?;
+    atomic::write_with_folders(output, &bytes)
 }
 
-/// Writes a file, and the folders that lead to it.
-pub fn write(output: &Path, bytes: &[u8]) -> Result<()> {
-    if let Some(folder) = output.parent() {
-        fs::create_dir_all(folder).or_exit(Exit::Storage, || folder.display())?;
-    }
-    atomic::write(output, |file| Ok(file.write_all(bytes)?))
-}
-
-/// Does one job after the other and prints what `work` says of each. What fails is told and passed over, and ends it all
-/// with `exit`; of one job alone, the error is its own.
+/// Does one job after the other and prints the line that `work` makes of each, while `bar` moves on. What fails is told by its error,
+/// which names the input, and passed over; it ends it all with `exit`, and `failed` after the numbers. Of one job alone, the error is
+/// its own.
 pub fn each(
     jobs: &[Job],
-    done: &str,
+    bar: &ProgressBar,
+    failed: &str,
     exit: Exit,
     mut work: impl FnMut(&Job) -> Result<String>,
 ) -> Result<()> {
     let mut failures = 0;
     for job in jobs {
         match work(job) {
-            Ok(text) => println!("{} -> {}: {text}", job.input.display(), job.output.display()),
+            Ok(line) => bar.suspend(|| println!("{line}")),
             Err(error) if jobs.len() == 1 => return Err(error),
             Err(error) => {
                 failures += 1;
-                eprintln!("skipped {error:#}");
+                bar.suspend(|| eprintln!("skipped {error:#}"));
             }
         }
+        bar.inc(1);
     }
+    bar.finish_and_clear();
     match failures {
         0 => Ok(()),
-        _ => Err(fail(exit, format!("{failures} of {} files could not be {done}", jobs.len()))),
+        _ => Err(fail(exit, format!("{failures} of {} {failed}", jobs.len()))),
     }
 }

@@ -100,7 +100,7 @@ impl<'a> Printer<'a> {
     }
 
     fn print(&mut self, name: &str, prediction: Prediction) -> Result<()> {
-        let (header, cells) = self.cells(prediction)?;
+        let (header, cells) = self.cells(prediction);
         match self.options.format {
             Format::Json => {
                 let fields = header.into_iter().zip(cells);
@@ -125,7 +125,7 @@ impl<'a> Printer<'a> {
     }
 
     /// Column names and values.
-    fn cells(&self, prediction: Prediction) -> Result<(Vec<String>, Vec<Value>)> {
+    fn cells(&self, prediction: Prediction) -> (Vec<String>, Vec<Value>) {
         match prediction {
             Prediction::Classes(classes) => {
                 let mut cells = (Vec::new(), Vec::new());
@@ -137,15 +137,11 @@ impl<'a> Printer<'a> {
                     cells.0.extend([format!("class{suffix}"), format!("probability{suffix}")]);
                     cells.1.extend([json!(name), json!(probability)]);
                 }
-                Ok(cells)
+                cells
             }
             Prediction::Values(values) => {
-                Ok(values.into_iter().enumerate().map(|(i, value)| (format!("y{i}"), json!(value))).unzip())
+                values.into_iter().enumerate().map(|(i, value)| (format!("y{i}"), json!(value))).unzip()
             }
-            Prediction::Image(_) | Prediction::Mask(_) => Err(fail(
-                Exit::Usage,
-                "this run answers with pictures: `restore` writes those of a reconstruction",
-            )),
         }
     }
 }

@@ -1,6 +1,5 @@
 //! `tikhonov report`: runs and sweeps side by side, as one HTML page.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -33,7 +32,7 @@ pub fn run(options: &Options) -> Result<()> {
     // An earlier report may always be made anew.
     may_write(&options.output, std::iter::empty(), options.force || is_report(&options.output))?;
     let at = || format!("writing {}", options.output.display());
-    atomic::write(&options.output, |file| Ok(file.write_all(page.as_bytes())?)).or_exit(Exit::Storage, at)?;
+    atomic::write_bytes(&options.output, page.as_bytes()).or_exit(Exit::Storage, at)?;
     println!("{}", options.output.display());
     Ok(())
 }

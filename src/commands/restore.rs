@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use image::ImageFormat;
 use indicatif::{ProgressBar, ProgressStyle};
 use tch::Tensor;
 
 use super::TrainedOptions;
-use super::outputs::{Job, jobs, write_photo};
+use super::outputs::{Job, each, jobs, write_photo};
 use crate::data::photo::Photo;
 use crate::exit::{Exit, OrExit, fail};
 use crate::metrics::image::psnr;
@@ -79,56 +79,38 @@ pub fn run(options: &Options) -> Result<()> {
     let bar = ProgressBar::new(jobs.len() as u64);
     let style = ProgressStyle::with_template("{bar:28.cyan/blue} {pos}/{len} · {eta} left · {wide_msg}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    let (mut failures, mut scores) = (0, Vec::new());
-    for job in &jobs {
-        match one(&restorer, job, options, tile, &bar) {
-            Ok((text, score)) => {
-                bar.suspend(|| println!("{text}"));
-                scores.extend(score);
-            }
-            Err(error) if jobs.len() == 1 => return Err(error),
-            Err(error) => {
-                failures += 1;
-                bar.suspend(|| eprintln!("skipped {}: {error:#}", job.input.display()));
-            }
-        }
-        bar.inc(1);
-    }
-    bar.finish_and_clear();
+    let mut scores = Vec::new();
+    let outcome = each(&jobs, &bar, "images could not be restored", Exit::Data, |job| {
+        let photo = Photo::read(&job.input).or_exit(Exit::Data, || job.input.display())?;
+        let (line, score) = one(&restorer, job, &photo, options, tile, &bar)
+            .with_context(|| job.input.display().to_string())?;
+        scores.extend(score);
+        Ok(line)
+    });
     if scores.len() > 1 {
         let mean = |part: fn(&(f64, f64)) -> f64| scores.iter().map(part).sum::<f64>() / scores.len() as f64;
         println!("mean of {}: {:.3} dB before, {:.3} dB after", scores.len(), mean(|s| s.0), mean(|s| s.1));
     }
-    if failures > 0 {
-        let message = format!("{failures} of {} images could not be restored", jobs.len());
-        return Err(fail(Exit::Data, message));
-    }
-    Ok(())
+    outcome
 }
 
 /// Restores one image; returns a line for people, and PSNR before and after where noise was added.
 fn one(
     restorer: &Restorer,
     job: &Job,
+    photo: &Photo,
     options: &Options,
     tile: usize,
     bar: &ProgressBar,
 ) -> Result<(String, Option<(f64, f64)>)> {
-    let name = job.input.display();
-    let photo = Photo::read(&job.input).or_exit(Exit::Data, || name.to_string())?;
     let started = Instant::now();
     let noise = options.add_noise.map(|sigma| (sigma, options.seed));
-    let tell = |done, of| bar.set_message(format!("{name}: tile {done} of {of}"));
-    let (restored, noisy) = restorer.restore(&photo, noise, tile, tell)?;
+    let tell = |done, of| bar.set_message(format!("{}: tile {done} of {of}", job.input.display()));
+    let (restored, noisy) = restorer.restore(photo, noise, tile, tell)?;
     let seconds = started.elapsed().as_secs_f64();
     let megapixels = (photo.width * photo.height) as f64 / 1e6;
-    let mut text = format!(
-        "{name} -> {} ({}x{}, {:.2} megapixels/s)",
-        job.output.display(),
-        restored.width,
-        restored.height,
-        megapixels / seconds
-    );
+    let mut text =
+        format!("{job} ({}x{}, {:.2} megapixels/s)", restored.width, restored.height, megapixels / seconds);
     let mut score = None;
     if let (Some(noisy), true) = (noisy, (restored.width, restored.height) == (photo.width, photo.height)) {
         let clean = photo.part(0, 0, photo.height, photo.width)?;

@@ -12,7 +12,6 @@ pub enum Purpose {
     Split = 3,
     Generate = 4,
     Mix = 5,
-    Degrade = 6,
     Step = 7,
     Tune = 8,
 }

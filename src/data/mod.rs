@@ -113,7 +113,7 @@ impl Dataset {
     }
 
     /// Whether samples are images `[C, H, W]`.
-    pub fn is_images(&self) -> bool {
+    fn is_images(&self) -> bool {
         self.shape.len() == 3
     }
 

@@ -21,7 +21,7 @@ const FEW: usize = 2;
 pub fn write(path: &Path, model: &Model, title: &str, notes: &[String]) -> Result<()> {
     let module = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("net");
     let text = source(model, module, title, notes)?;
-    atomic::write(path, |file| Ok(std::io::Write::write_all(file, text.as_bytes())?))
+    atomic::write_bytes(path, text.as_bytes())
 }
 
 /// The source; it says of itself that it can be imported as `module`.

@@ -25,7 +25,6 @@ use crate::yaml::{self, Invalid};
 use init::Init;
 use scripted::Script;
 
-pub use crate::shipped::model as shipped;
 pub(crate) use init_from::Patterns;
 pub use init_from::{InitFrom, OptimizerFrom};
 pub use network::{Network, Parameter};

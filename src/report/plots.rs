@@ -1,7 +1,6 @@
 //! The figures of one run as PNG files, for those who have only a terminal.
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::Result;
@@ -28,7 +27,7 @@ pub fn plots(folder: &Path) -> Result<()> {
     for (name, svg) in all {
         let picture = png(&standalone(&svg))?;
         // A metric's name comes from the program, not from a file.
-        atomic::write(&plots.join(format!("{name}.png")), |file| Ok(file.write_all(&picture)?))?;
+        atomic::write_bytes(&plots.join(format!("{name}.png")), &picture)?;
     }
     Ok(())
 }

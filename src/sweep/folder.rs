@@ -129,7 +129,7 @@ impl Folder {
     }
 
     pub fn write_bytes(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        atomic::write(&self.path.join(name), |file| Ok(file.write_all(bytes)?))
+        atomic::write_bytes(&self.path.join(name), bytes)
     }
 
     /// `trials.csv`, `result.json` and, for one number, `curve.svg` and `curve.png`; for two, `heat.svg` and `heat.png`; of a path its

@@ -27,7 +27,8 @@ pub fn words(point: &Map<String, Value>) -> String {
     words.join(", ")
 }
 
-/// A value in a table: four digits of a number, other values as they are.
+/// A value in a table: four digits of a number, to be typed after `--set` again (figures write it as [`plot::shown`] does); other
+/// values as they are.
 pub fn shown(value: &Value) -> String {
     match value.as_f64() {
         Some(number) if !value.is_i64() && !value.is_u64() => {

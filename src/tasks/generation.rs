@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tch::Kind;
 use tch::Tensor;
 
-use super::{Answer, Goal, Panel, Prediction, Task, code, images, part, through};
+use super::{Answer, Goal, Panel, Task, code, part, through};
 use crate::data::Dataset;
 use crate::exit::{Exit, fail};
 use crate::layers::reparametrize;
@@ -135,9 +135,5 @@ impl Task for Generation {
 
     fn panels(&self, _xs: &Tensor, outputs: &Tensor, ys: &Tensor) -> Vec<Panel> {
         through(outputs, ys)
-    }
-
-    fn predictions(&self, outputs: &Tensor) -> Result<Vec<Prediction>> {
-        Ok(images(outputs))
     }
 }

@@ -10,8 +10,8 @@ pub mod segmentation;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use tch::Tensor;
 use tch::nn::ModuleT;
-use tch::{Device, Kind, Tensor};
 
 use crate::data::Dataset;
 use crate::exit::{Exit, fail};
@@ -74,17 +74,13 @@ pub struct Goal {
     pub higher_is_better: bool,
 }
 
-/// What the network says of one sample.
+/// What the network says of one sample, where it is no picture.
 #[derive(Debug)]
 pub enum Prediction {
     /// (class index, probability), most probable first.
     Classes(Vec<(usize, f64)>),
     /// One number per target.
     Values(Vec<f64>),
-    /// An image `[C, H, W]` in [0, 1].
-    Image(Tensor),
-    /// The class of each pixel, int64 `[H, W]`.
-    Mask(Tensor),
 }
 
 /// One of the pictures that show how a sample went.
@@ -100,12 +96,6 @@ impl Panel {
     fn new(caption: impl Into<String>, image: &Tensor) -> Self {
         Self { caption: caption.into(), image: image.clamp(0.0, 1.0) }
     }
-}
-
-/// One picture per sample of `[N, C, H, W]`, clamped to [0, 1]; waits for the device.
-fn images(outputs: &Tensor) -> Vec<Prediction> {
-    let images = outputs.to_device(Device::Cpu).to_kind(Kind::Float).clamp(0.0, 1.0);
-    (0..images.size()[0]).map(|index| Prediction::Image(images.get(index))).collect()
 }
 
 /// An image `[1, C, H, W]` and what came of it.
@@ -193,6 +183,9 @@ pub trait Task {
         Vec::new()
     }
 
-    /// One prediction per sample of the answer `[N, …]`.
-    fn predictions(&self, outputs: &Tensor) -> Result<Vec<Prediction>>;
+    /// One prediction per sample of the answer `[N, …]`. Exit 2 where the answers are pictures.
+    fn predictions(&self, _outputs: &Tensor) -> Result<Vec<Prediction>> {
+        let message = "this run answers with pictures: `restore` writes those of a reconstruction";
+        Err(fail(Exit::Usage, message))
+    }
 }

@@ -6,8 +6,8 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::degrade::Chain;
-use super::{Answer, Goal, Panel, Prediction, Task, images};
+use super::degrade::{ANY_SIZE, Chain};
+use super::{Answer, Goal, Panel, Task};
 use crate::data::{Dataset, Targets};
 use crate::exit::{Exit, fail};
 use crate::imaging::ssim::WINDOW;
@@ -17,9 +17,6 @@ use crate::metrics::{ImageMeter, ImageRules, Meter};
 use crate::model::{Model, Network};
 use crate::schedule::Clock;
 use crate::yaml::Invalid;
-
-/// Stands for the sides of images that have their own; every scale divides it.
-pub(crate) const ANY_SIZE: i64 = 840;
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -179,9 +176,5 @@ impl Task for Reconstruction {
 
     fn goal(&self) -> Goal {
         Goal { metric: "psnr", higher_is_better: true }
-    }
-
-    fn predictions(&self, outputs: &Tensor) -> Result<Vec<Prediction>> {
-        Ok(images(outputs))
     }
 }

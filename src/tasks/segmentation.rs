@@ -3,9 +3,9 @@
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-use super::{Answer, Goal, Panel, Prediction, Task};
+use super::{Answer, Goal, Panel, Task};
 use crate::data::{Dataset, Targets};
 use crate::exit::{Exit, fail};
 use crate::loss;
@@ -130,10 +130,5 @@ impl Task for Segmentation {
         let found =
             Panel::new(format!("found {:.1} % right", share.double_value(&[]) * 100.0), &grey(&found));
         vec![Panel::new("given", xs), found, Panel::new("target", &grey(ys))]
-    }
-
-    fn predictions(&self, outputs: &Tensor) -> Result<Vec<Prediction>> {
-        let masks = outputs.argmax(1, false).to_device(Device::Cpu).to_kind(Kind::Int64);
-        Ok((0..masks.size()[0]).map(|index| Prediction::Mask(masks.get(index))).collect())
     }
 }

@@ -109,14 +109,6 @@ impl Heap {
         Some(Value::Ref(index))
     }
 
-    pub fn len(&self) -> usize {
-        self.objects.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.objects.is_empty()
-    }
-
     pub fn object(&self, value: Value) -> Option<&Object> {
         match value {
             Value::Ref(index) => self.objects.get(index as usize),

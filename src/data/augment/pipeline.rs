@@ -115,10 +115,6 @@ impl Pipeline {
         self.width
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.steps.is_empty()
-    }
-
     /// The shape of a sample as it comes from the source: after the decoder's own crop.
     pub fn decoded(&self, input: &[i64]) -> Vec<i64> {
         let mut shape = input.to_vec();

@@ -25,6 +25,9 @@ use tch::Tensor;
 use crate::tagged::{self, Tagged};
 use crate::yaml::Invalid;
 
+/// Stands for the sides of images that have their own; every scale divides it.
+pub(crate) const ANY_SIZE: i64 = 840;
+
 /// One way to spoil images.
 pub(crate) trait Degradation {
     /// Refuses values out of range; paths are relative to the degradation.
@@ -238,7 +241,7 @@ impl Chain {
 
     /// Whether the network sees a smaller image than it answers.
     pub fn shrinks(&self) -> bool {
-        self.steps().any(|step| step.output([1, 840, 840])[1] < 840)
+        self.steps().any(|step| step.output([1, ANY_SIZE, ANY_SIZE])[1] < ANY_SIZE)
     }
 
     /// Whether nothing happens.
