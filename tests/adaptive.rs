@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 use tikhonov::data::draw::{Draw, Purpose};
 
-use crate::common::{killed_at, records, run, write_config};
+use crate::common::{killed_at, read_json, records, run, succeeds, write_config};
 
 /// 200 noisy samples to learn three overlapping classes from, and 200 to tune by: λ decides.
 const OVERFITS: &str = "
@@ -63,8 +63,7 @@ fn write_overfits(folder: &Path) -> String {
 fn train(config: &str, output: &Path, sets: &[&str]) {
     let mut args = vec!["train", config, "--quiet", "--output", output.to_str().unwrap()];
     args.extend(sets.iter().flat_map(|set| ["--set", set]));
-    let (code, _, stderr) = run(&args);
-    assert_eq!(code, 0, "{sets:?}: {stderr}");
+    succeeds(&args);
 }
 
 fn last(run: &Path, kind: &str, pointer: &str) -> f64 {
@@ -76,7 +75,7 @@ fn last(run: &Path, kind: &str, pointer: &str) -> f64 {
 fn state(run: &Path) -> (Vec<Vec<u8>>, Value) {
     let folder = run.join("checkpoints/last");
     let parts = ["model", "optimizer", "ema"].map(|part| folder.join(format!("{part}.safetensors")));
-    let state: Value = serde_json::from_slice(&fs::read(folder.join("state.json")).unwrap()).unwrap();
+    let state: Value = read_json(folder.join("state.json"));
     (parts.iter().filter_map(|part| fs::read(part).ok()).collect(), state["tuned"].clone())
 }
 
@@ -85,7 +84,7 @@ fn a_lambda_that_starts_a_hundred_times_too_small_or_too_large_comes_home() {
     let home = tempfile::tempdir().unwrap();
     let config = write_overfits(home.path());
     let loss = |run: &Path| {
-        let result: Value = serde_json::from_slice(&fs::read(run.join("result.json")).unwrap()).unwrap();
+        let result: Value = read_json(run.join("result.json"));
         result.pointer("/last/test/loss").and_then(Value::as_f64).unwrap()
     };
     for (form, optimizer, starts) in [
@@ -186,9 +185,7 @@ fn what_cannot_be_tuned_is_refused_with_the_key_and_the_remedy() {
     let (code, stdout, _) = run(&["summary", &config, "--set", "penalty.l2=auto"]);
     assert!(code == 0 && stdout.contains("l2 tuned from 1e-4"), "{stdout}");
     // The resolved config reads as it was written.
-    let (code, stdout, stderr) =
-        run(&["train", &config, "--dry-run", "--set", "penalty.l2={auto: {start: 3}}"]);
-    assert_eq!(code, 0, "{stderr}");
+    let stdout = succeeds(&["train", &config, "--dry-run", "--set", "penalty.l2={auto: {start: 3}}"]);
     let again = home.path().join("again.yaml");
     fs::write(&again, &stdout).unwrap();
     assert_eq!(run(&["train", again.to_str().unwrap(), "--dry-run"]).1, stdout);

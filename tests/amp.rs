@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use crate::common::{python, records, run};
+use crate::common::{python, read_json, records, run, saved, succeeds};
 
 /// The data loss of each step of a run that logs every one.
 fn losses(run: &Path) -> Vec<f64> {
@@ -63,9 +63,7 @@ train: {{epochs: 30, log_every: 1, amp: {amp}}}
     );
     std::fs::write(&config, text).unwrap();
     let ours = home.path().join("run");
-    let (code, _, stderr) =
-        run(&["train", config.to_str().unwrap(), "--device", "cpu", "--output", ours.to_str().unwrap()]);
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&["train", config.to_str().unwrap(), "--device", "cpu", "--output", ours.to_str().unwrap()]);
     let ours = losses(&ours);
     assert_eq!(ours.len(), 30);
     let apart = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
@@ -149,21 +147,17 @@ fn steps_that_overflow_are_skipped_and_a_resume_goes_on_with_the_scale_bit_for_b
         }
         made += u64::from(was_made);
     }
-    let saved = |run: &Path| -> Value {
-        serde_json::from_slice(&std::fs::read(run.join("checkpoints/last/state.json")).unwrap()).unwrap()
-    };
     let (halves, _) = train("halves", 3, false);
-    let between = saved(&halves);
+    let state = |run: &Path| read_json(run.join("checkpoints/last/state.json"));
+    let between = state(&halves);
     assert_eq!(between["skipped"], skipped[11]);
     assert_eq!(between["scaling"]["scale"], logged[11]["loss_scale"]);
     assert!(between["scaling"]["growth_tracker"].as_i64().unwrap() > 0, "{between}");
     train("halves", 6, true);
     for part in ["model", "optimizer", "ema"] {
-        let of =
-            |run: &Path| std::fs::read(run.join(format!("checkpoints/last/{part}.safetensors"))).unwrap();
-        assert_eq!(of(&halves), of(&whole), "{part}");
+        assert_eq!(saved(&halves, part), saved(&whole, part), "{part}");
     }
-    assert_eq!(saved(&halves)["scaling"], saved(&whole)["scaling"]);
+    assert_eq!(state(&halves)["scaling"], state(&whole)["scaling"]);
 }
 
 #[test]
@@ -192,9 +186,8 @@ fn what_only_a_gpu_minds_changes_nothing_on_the_cpu() {
         let mut args = vec!["train", config.to_str().unwrap(), "--device", "cpu", "--output"];
         args.push(out.to_str().unwrap());
         args.extend(sets.iter().flat_map(|set| ["--set", set]));
-        let (code, _, stderr) = run(&args);
-        assert_eq!(code, 0, "{stderr}");
-        std::fs::read(out.join("checkpoints/last/model.safetensors")).unwrap()
+        succeeds(&args);
+        saved(&out, "model")
     };
     let plain = train("plain", &[]);
     assert_eq!(train("short", &["train.tf32=true", "train.cudnn_benchmark=false"]), plain);
@@ -253,8 +246,7 @@ train: {{epochs: 2, pictures: 2}}
     std::fs::write(&config, text).unwrap();
     let out = home.path().join("run");
     let run_dir = out.to_str().unwrap();
-    let (code, _, stderr) = run(&["train", config.to_str().unwrap(), "--device", "cpu", "--output", run_dir]);
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&["train", config.to_str().unwrap(), "--device", "cpu", "--output", run_dir]);
     let mut names: Vec<_> = std::fs::read_dir(out.join("pictures"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -275,8 +267,7 @@ train: {{epochs: 2, pictures: 2}}
     let album = home.path().join("album");
     let args =
         ["eval", run_dir, "--split", "validation", "--each", "--json", "--pictures", album.to_str().unwrap()];
-    let (code, stdout, stderr) = run(&args);
-    assert_eq!(code, 0, "{stderr}");
+    let stdout = succeeds(&args);
     let told: Value = serde_json::from_str(&stdout).unwrap();
     let each = told["each"].as_array().unwrap();
     let names: Vec<_> = each.iter().map(|row| row["image"].as_str().unwrap()).collect();

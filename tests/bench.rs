@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::common::run;
+use crate::common::{read_json, run, succeeds};
 
 const CONFIG: &str = "
 seed: 1
@@ -32,8 +32,7 @@ fn bench(args: &[&str]) -> (Value, tempfile::TempDir) {
         (at("tiny.yaml"), format!("output={}", at("the-run")), format!("--profile={}", at("trace.json")));
     let mut all = vec!["bench", &config, "--json", "--set", &output, &trace];
     all.extend(args);
-    let (code, stdout, stderr) = run(&all);
-    assert_eq!(code, 0, "{stderr}");
+    let stdout = succeeds(&all);
     (serde_json::from_str(&stdout).unwrap(), home)
 }
 
@@ -76,7 +75,7 @@ fn what_a_bench_reports_adds_up_over_several_epochs() {
 fn the_phases_of_a_trace_follow_each_other_within_their_step() {
     let (report, home) = bench(&["--steps", "3", "--warmup", "0", "--no-eval"]);
     assert!(report["evaluation"].is_null() && report["checkpoint"].is_null());
-    let trace: Value = serde_json::from_slice(&fs::read(home.path().join("trace.json")).unwrap()).unwrap();
+    let trace: Value = read_json(home.path().join("trace.json"));
     let events = trace["traceEvents"].as_array().unwrap();
     let (mut sums, mut steps) = (std::collections::HashMap::new(), Vec::new());
     let mut end = 0.0;

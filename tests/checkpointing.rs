@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::common::run;
+use crate::common::{records, run, saved, succeeds};
 
 const DNCNN: &str = "
 seed: 2
@@ -53,17 +53,14 @@ fn trained(home: &Path, config: &str, sets: &[&str]) -> (Vec<Vec<u8>>, Vec<Value
     let mut args =
         vec!["train", file.to_str().unwrap(), "--device", "cpu", "--output", out.to_str().unwrap()];
     args.extend(sets.iter().flat_map(|set| ["--set", set]));
-    let (code, _, stderr) = run(&args);
-    assert_eq!(code, 0, "{stderr}");
-    let part = |part: &str| std::fs::read(out.join(format!("checkpoints/last/{part}.safetensors"))).unwrap();
-    let text = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
-    let records = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).map(|mut record| {
+    succeeds(&args);
+    let mut told = [records(&out, "step"), records(&out, "epoch")].concat();
+    for record in &mut told {
         for time in ["images_per_s", "seconds"] {
             record.as_object_mut().unwrap().remove(time);
         }
-        record
-    });
-    (["model", "optimizer"].map(part).into(), records.collect())
+    }
+    (["model", "optimizer"].map(|part| saved(&out, part)).into(), told)
 }
 
 #[test]
@@ -112,8 +109,7 @@ train: {epochs: 1}
         let args = ["bench", file.to_str().unwrap(), "--device", "cpu", "--steps", "2", "--warmup", "1"];
         // Direct convolutions: what Winograd's leave between the activations varies with the heap by as much as is saved.
         let sets = ["--no-eval", "--json", "--set", "train.winograd=false", "--set", set];
-        let (code, stdout, stderr) = run(&[&args[..], &sets].concat());
-        assert_eq!(code, 0, "{stderr}");
+        let stdout = succeeds(&[&args[..], &sets].concat());
         let told: Value = serde_json::from_str(&stdout).unwrap();
         (
             told["peak_memory_bytes"].as_f64().unwrap() / (1 << 20) as f64,

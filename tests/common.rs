@@ -6,6 +6,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tch::{Device, Kind, Tensor};
 
 /// The `tikhonov` binary, ready for arguments.
 pub fn tikhonov() -> Command {
@@ -15,6 +16,13 @@ pub fn tikhonov() -> Command {
 /// Runs the binary and returns (exit code, stdout, stderr). A signal counts as exit code -1.
 pub fn run(args: &[&str]) -> (i32, String, String) {
     outcome(tikhonov().args(args).output().expect("the binary starts"))
+}
+
+/// Runs the binary, which has to succeed, and returns its stdout.
+pub fn succeeds(args: &[&str]) -> String {
+    let (code, stdout, stderr) = run(args);
+    assert_eq!(code, 0, "{args:?}\n{stdout}\n{stderr}");
+    stdout
 }
 
 /// (exit code, stdout, stderr) of a finished process.
@@ -33,11 +41,21 @@ pub fn write_config(folder: &Path, text: &str) -> String {
     path.to_str().unwrap().to_owned()
 }
 
+/// A file of JSON.
+pub fn read_json(file: impl AsRef<Path>) -> Value {
+    serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
+}
+
 /// What a run told of itself, of this kind: `step` or `epoch`.
 pub fn records(run: &Path, kind: &str) -> Vec<Value> {
     let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     lines.filter(|record| record["kind"] == kind).collect()
+}
+
+/// A part of a run's last checkpoint (`model`, `optimizer`, `ema`), byte for byte.
+pub fn saved(run: &Path, part: &str) -> Vec<u8> {
+    std::fs::read(run.join(format!("checkpoints/last/{part}.safetensors"))).unwrap()
 }
 
 /// Starts a command that resumes once for each of `moments`, kills it shortly after the file `told` has so many lines, and
@@ -113,4 +131,16 @@ pub fn alone(name: &str) -> bool {
     let (code, stdout, stderr) = outcome(output);
     assert!(code == 0 && stdout.contains("1 passed"), "{name} failed alone:\n{stdout}\n{stderr}");
     false
+}
+
+/// Uniform noise in ±1, float64, without libtorch's generator, which tests on other threads draw from too.
+pub fn noise(size: &[i64], salt: f64) -> Tensor {
+    let count = size.iter().product::<i64>();
+    let uniform = (Tensor::arange(count, (Kind::Double, Device::Cpu)) * 12.9898 + salt).sin() * 43758.5453;
+    ((&uniform - uniform.floor()) * 2.0 - 1.0).view(size)
+}
+
+/// `[N, C, H, W]` with the channels of a pixel side by side in memory.
+pub fn channels_last(tensor: &Tensor, kind: Kind) -> Tensor {
+    tensor.to_kind(kind).permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }

@@ -4,6 +4,8 @@ use tch::{Device, Kind, Tensor};
 use tikhonov::libtorch::dense::linear;
 use tikhonov::libtorch::optim::total_norm;
 
+use crate::common;
+
 /// Rows, columns in, columns out; fewer than a vector holds, and more, and what fills none.
 const SIZES: [[i64; 3]; 9] = [
     [16, 784, 256],
@@ -17,12 +19,9 @@ const SIZES: [[i64; 3]; 9] = [
     [2, 1, 1],
 ];
 
-/// Noise in ±1 without libtorch's generator, which tests on other threads draw from too.
+/// In float32, so that both sides see the same numbers.
 fn noise(size: &[i64], salt: f64) -> Tensor {
-    let count = size.iter().product::<i64>();
-    let uniform = (Tensor::arange(count, (Kind::Double, Device::Cpu)) * 12.9898 + salt).sin() * 43758.5453;
-    // Rounded once, so that both sides see the same numbers.
-    ((&uniform - uniform.floor()) * 2.0 - 1.0).view(size).to_kind(Kind::Float)
+    common::noise(size, salt).to_kind(Kind::Float)
 }
 
 /// Value and gradients of xs, weight and bias.

@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 use tikhonov::export::{python as source, torchscript};
 use tikhonov::model::Model;
 
-use crate::common::{python, run};
+use crate::common::{python, run, succeeds};
 use crate::model::{LAYERS, inline, model};
 
 /// A Python script of this folder with its arguments.
@@ -158,12 +158,9 @@ fn a_run_is_exported_averaged_or_raw_narrowed_frozen_and_with_its_preprocessing(
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| utf8(&folder.path().join(name)).to_owned();
     std::fs::write(path("c.yaml"), RUN).expect("the config is written");
-    let (code, _, stderr) = run(&["train", &path("c.yaml"), "--output", &path("run")]);
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&["train", &path("c.yaml"), "--output", &path("run")]);
     let export = |output: &str, args: &[&str]| {
-        let (code, stdout, stderr) = run(&[&["export", &path("run"), "-o", &path(output)], args].concat());
-        assert_eq!(code, 0, "{args:?}: {stderr}");
-        stdout
+        succeeds(&[&["export", &path("run"), "-o", &path(output)], args].concat())
     };
     assert!(export("plain.pt", &["--to", "torchscript"]).contains("averaged weights"));
     assert!(export("raw.safetensors", &["--to", "safetensors", "--raw"]).contains("raw weights"));
@@ -281,9 +278,7 @@ fn only_regular_files_are_ever_replaced_and_a_run_that_is_not_there_is_told_so()
     assert!(std::fs::metadata(path("real")).expect("the target").len() > 0);
     let (code, _, stderr) = run(&["export", &path("runs-with-a-typo"), "--to", "safetensors"]);
     assert!(code == 2 && stderr.contains("there is no") && !stderr.contains("says"), "{code} {stderr}");
-    let (code, _, stderr) =
-        run(&["export", &weights, "--model", LINEAR, "--to", "python", "-o", &path("a b.py")]);
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&["export", &weights, "--model", LINEAR, "--to", "python", "-o", &path("a b.py")]);
     let source = std::fs::read_to_string(path("a b.py")).expect("the source");
     assert!(source.contains("from net import Net") && !source.contains("from a b"), "{source}");
 }
@@ -293,17 +288,13 @@ fn the_optimizer_of_a_partly_frozen_run_comes_with_the_recipe_that_loads_it() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| utf8(&folder.path().join(name)).to_owned();
     std::fs::write(path("c.yaml"), RUN).expect("the config is written");
-    let (code, _, stderr) =
-        run(&["train", &path("c.yaml"), "--output", &path("first"), "--set", "train.epochs=1"]);
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&["train", &path("c.yaml"), "--output", &path("first"), "--set", "train.epochs=1"]);
     let from = format!("model.init_from={{file: {:?}, freeze: ['block1.*']}}", path("first"));
-    let (code, _, stderr) = run(&["train", &path("c.yaml"), "--output", &path("second"), "--set", &from]);
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&["train", &path("c.yaml"), "--output", &path("second"), "--set", &from]);
     let (code, stdout, stderr) =
         run(&["export", &path("second"), "--to", "state-dict", "--with-optimizer", "-o", &path("o.pt")]);
     assert!(code == 0 && stdout.contains("parameters are frozen"), "{stdout} {stderr}");
-    let (code, _, stderr) = run(&["export", &path("second"), "--to", "python", "-o", &path("source.py")]);
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&["export", &path("second"), "--to", "python", "-o", &path("source.py")]);
     let note = stdout.lines().find(|line| line.contains("are frozen")).expect("the note");
     let start = note.find("torch.optim.").expect("the recipe");
     let (make, params) = note[start..].split_once(", params = ").expect("both halves");

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::common::{data_dir, python, run};
+use crate::common::{data_dir, python, run, succeeds};
 
 /// A tiny run over drawn pictures.
 pub struct Place {
@@ -19,8 +19,7 @@ impl Place {
 
     pub fn train(&self, name: &str, model: &str, task: &str) {
         let (config, output) = (self.config(name, model, task), self.path(name));
-        let (code, _, stderr) = run(&["train", &config, "--output", &output]);
-        assert_eq!(code, 0, "{stderr}");
+        succeeds(&["train", &config, "--output", &output]);
     }
 
     pub fn config(&self, name: &str, model: &str, task: &str) -> String {

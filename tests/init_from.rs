@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tikhonov::checkpoint::weights::read_weights;
 
-use crate::common::{data_dir, python, run};
+use crate::common::{data_dir, python, run, succeeds};
 
 /// Writes `net.pth` as a Python user would: float64, DataParallel's prefix, nested, a head of seven classes.
 const PRETRAINED: &str = "
@@ -220,9 +220,7 @@ fn a_run_starts_from_another_runs_best_checkpoint() {
     assert_eq!(code, 0, "{stderr}");
     let init = format!("model.init_from={}", place.path("run"));
     let (next, config) = (place.path("next"), place.path("config.yaml"));
-    let (code, _, stderr) =
-        run(&["train", &config, "--output", &next, "--set", &init, "--set", "optimizer.sgd.lr=0"]);
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&["train", &config, "--output", &next, "--set", &init, "--set", "optimizer.sgd.lr=0"]);
     let weights = |run: &str| place.values(&format!("{run}/checkpoints/last/model.safetensors"), "fc.weight");
     assert_eq!(weights("run"), weights("next"));
 }
@@ -263,8 +261,7 @@ fn dncnn(data: &Path, set: &str, sigma: u32, expected: f64) {
     );
     let weights = weights.to_str().unwrap();
     let options = ["--weights", weights, "--set", &images, "--set", &noise, "--threads", "1", "--json"];
-    let (code, stdout, stderr) = run(&[&["eval", "dncnn"], &options[..]].concat());
-    assert_eq!(code, 0, "{stderr}");
+    let stdout = succeeds(&[&["eval", "dncnn"], &options[..]].concat());
     let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     let psnr = report["scores"]["psnr"].as_f64().unwrap();
     assert!((psnr - expected).abs() < 0.01, "{set}, noise of {sigma}: {psnr} dB instead of {expected}");

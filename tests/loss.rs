@@ -3,10 +3,10 @@
 use tch::{Device, Kind, Reduction, Tensor};
 use tikhonov::libtorch::loss::{cross_entropy, squared_error};
 
+use crate::common;
+
 fn noise(size: &[i64], salt: f64) -> Tensor {
-    let count = size.iter().product::<i64>();
-    let uniform = (Tensor::arange(count, (Kind::Double, Device::Cpu)) * 12.9898 + salt).sin() * 43758.5453;
-    ((&uniform - uniform.floor()) * 2.0 - 1.0).view(size).to_kind(Kind::Float)
+    common::noise(size, salt).to_kind(Kind::Float)
 }
 
 fn leaf(tensor: &Tensor, kind: Kind) -> Tensor {

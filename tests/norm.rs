@@ -3,6 +3,8 @@
 use tch::{Device, Kind, Tensor};
 use tikhonov::libtorch::norm::{Channels, batch_norm};
 
+use crate::common::{self, channels_last};
+
 /// Value, gradients (xs, addend, weight, bias) and running statistics.
 type Outcome = Vec<Tensor>;
 
@@ -17,13 +19,8 @@ struct Case {
 /// xs with a mean far from zero in some channels; addend, weight, bias and the gradient that comes back.
 fn inputs(case: &Case) -> [Tensor; 5] {
     let channels = case.size[1];
-    // Noise of variance 1 without libtorch's generator, which tests on other threads draw from too.
-    let noise = |size: &[i64], salt: f64| {
-        let count = size.iter().product::<i64>();
-        let uniform =
-            (Tensor::arange(count, (Kind::Double, Device::Cpu)) * 12.9898 + salt).sin() * 43758.5453;
-        ((&uniform - uniform.floor()) * 2.0 - 1.0).view(size) * 3f64.sqrt()
-    };
+    // Of variance 1.
+    let noise = |size: &[i64], salt: f64| common::noise(size, salt) * 3f64.sqrt();
     let xs = noise(&case.size, 0.1) * 3.0 + noise(&[1, channels, 1, 1], 0.2) * 20.0;
     // Rounded once, so that both sides see the same numbers.
     let round = |tensor: Tensor| tensor.to_kind(case.kind).to_kind(Kind::Double);
@@ -35,10 +32,6 @@ fn inputs(case: &Case) -> [Tensor; 5] {
         own(noise(&[channels], 0.5)),
         round(noise(&case.size, 0.6)),
     ]
-}
-
-fn channels_last(tensor: &Tensor, kind: Kind) -> Tensor {
-    tensor.to_kind(kind).permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
 fn run(case: &Case, kind: Kind, fused: bool) -> Outcome {

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::common::{outcome, python, run};
+use crate::common::{outcome, python, read_json, run, succeeds};
 
 const CLASSES: &str = "
 seed: 1
@@ -56,12 +56,6 @@ impl Home {
     fn config(&self, name: &str, text: &str) -> String {
         fs::write(self.at(name), text).unwrap();
         self.at(name)
-    }
-
-    fn tikhonov(&self, args: &[&str]) -> String {
-        let (code, stdout, stderr) = run(args);
-        assert_eq!(code, 0, "{args:?}\n{stdout}\n{stderr}");
-        stdout
     }
 
     /// A run of an earlier version: no λ, no layers, a loss that was NaN for a while, a line that was cut off.
@@ -203,23 +197,14 @@ fn a_report_of_runs_and_sweeps_is_whole_in_a_browser_wide_and_narrow_light_and_d
     let home = Home::new();
     let classes = home.config("classes.yaml", CLASSES);
     let numbers = home.config("numbers.yaml", NUMBERS);
-    home.tikhonov(&["train", &classes, "--quiet", "--output", &home.at("first")]);
-    home.tikhonov(&["train", &classes, "--quiet", "--output", &home.at("second"), "--set", "penalty.l1=0.1"]);
+    succeeds(&["train", &classes, "--quiet", "--output", &home.at("first")]);
+    succeeds(&["train", &classes, "--quiet", "--output", &home.at("second"), "--set", "penalty.l1=0.1"]);
     home.old_run(HOSTILE);
     let one = home.at("one-key");
-    home.tikhonov(&[
-        "sweep",
-        &numbers,
-        "--over",
-        "penalty.l2=1e-3:10:log:4",
-        "--seeds",
-        "2",
-        "--output",
-        &one,
-    ]);
+    succeeds(&["sweep", &numbers, "--over", "penalty.l2=1e-3:10:log:4", "--seeds", "2", "--output", &one]);
     let two = home.at("two-keys");
     let over = ["--over", "penalty.l2=1e-3:1:log:3", "--over", "optimizer.sgd.lr=0.01,0.1,1e30"];
-    home.tikhonov(&[&["sweep", &numbers, "--output", &two], over.as_slice()].concat());
+    succeeds(&[&["sweep", &numbers, "--output", &two], over.as_slice()].concat());
     // A picture as PNG is found, another file is not.
     let pictures = home.at("first/pictures");
     fs::create_dir_all(&pictures).unwrap();
@@ -231,7 +216,7 @@ fn a_report_of_runs_and_sweeps_is_whole_in_a_browser_wide_and_narrow_light_and_d
     let out = home.at("report.html");
     let folders = [home.at("first"), home.at("second"), home.at(HOSTILE), one, two];
     let folders: Vec<&str> = folders.iter().map(String::as_str).collect();
-    home.tikhonov(&[&["report"], folders.as_slice(), &["-o", &out]].concat());
+    succeeds(&[&["report"], folders.as_slice(), &["-o", &out]].concat());
     let report = fs::read_to_string(&out).unwrap();
     assert!(
         !report.contains("<img src=x") && !report.replace("http://www.w3.org/2000/svg", "").contains("http"),
@@ -297,13 +282,13 @@ fn a_report_replaces_a_report_and_nothing_else() {
     let home = Home::new();
     let folder = home.old_run("old");
     let out = home.at("page.html");
-    home.tikhonov(&["report", &folder, "--output", &out]);
-    home.tikhonov(&["report", &folder, "--output", &out]);
+    succeeds(&["report", &folder, "--output", &out]);
+    succeeds(&["report", &folder, "--output", &out]);
     fs::write(&out, "my own page").unwrap();
     let (code, _, stderr) = run(&["report", &folder, "--output", &out]);
     assert_eq!(code, 2, "{stderr}");
     assert_eq!(fs::read_to_string(&out).unwrap(), "my own page");
-    home.tikhonov(&["report", &folder, "--output", &out, "--force"]);
+    succeeds(&["report", &folder, "--output", &out, "--force"]);
     assert!(fs::read_to_string(&out).unwrap().contains("</html>"));
     let (code, _, stderr) = run(&["report", &home.at(""), "--output", &home.at("other.html")]);
     assert!(code == 2 && stderr.contains("neither a run nor a sweep"), "{stderr}");
@@ -315,15 +300,7 @@ fn runs_are_listed_sorted_and_told_apart_by_how_they_stand() {
     let root = home.at("runs");
     let classes = home.config("classes.yaml", CLASSES);
     let train = |name: &str, set: &str| {
-        home.tikhonov(&[
-            "train",
-            &classes,
-            "--quiet",
-            "--output",
-            &home.at(&format!("runs/{name}")),
-            "--set",
-            set,
-        ])
+        succeeds(&["train", &classes, "--quiet", "--output", &home.at(&format!("runs/{name}")), "--set", set])
     };
     train("deep/weak", "penalty={l2: 1e-4}");
     train("strong", "penalty={l2: 0.1}");
@@ -351,7 +328,7 @@ fn runs_are_listed_sorted_and_told_apart_by_how_they_stand() {
     fs::create_dir_all(home.at("runs/a-folder-as-file/metrics.jsonl")).unwrap();
 
     let listed: Value =
-        serde_json::from_str(&home.tikhonov(&["runs", &root, "--json", "--sort", "lambda"])).unwrap();
+        serde_json::from_str(&succeeds(&["runs", &root, "--json", "--sort", "lambda"])).unwrap();
     let row = |name: &str| {
         listed
             .as_array()
@@ -365,8 +342,7 @@ fn runs_are_listed_sorted_and_told_apart_by_how_they_stand() {
     assert_eq!((&row("wild")["state"], &row("old")["state"]), (&json!("diverged"), &json!("interrupted")));
     assert_eq!(row("a-folder-as-file")["state"], "unreadable");
     assert_eq!(row("deep/weak")["epochs"], 3);
-    let result: Value =
-        serde_json::from_str(&fs::read_to_string(home.at("runs/strong/result.json")).unwrap()).unwrap();
+    let result: Value = read_json(home.at("runs/strong/result.json"));
     assert_eq!(row("strong")["best"], result["best"]["validation"]["accuracy"]);
     assert_eq!((row("old")["best"].as_f64(), row("old")["best_epoch"].as_u64()), (Some(0.6), Some(2)));
     let lambdas: Vec<f64> =
@@ -374,7 +350,7 @@ fn runs_are_listed_sorted_and_told_apart_by_how_they_stand() {
     assert!(lambdas.is_sorted() && lambdas.len() == 4, "{lambdas:?}");
     assert!(listed[6]["lambda"].is_null(), "those without come last");
 
-    let table = home.tikhonov(&["runs", &root, "--sort", "name", "--reverse"]);
+    let table = succeeds(&["runs", &root, "--sort", "name", "--reverse"]);
     let lines: Vec<&str> = table.lines().collect();
     assert!(lines[0].contains("run") && lines[1].starts_with("wild"), "{table}");
     let (code, _, stderr) = run(&["runs", &home.at("nowhere")]);
@@ -385,7 +361,7 @@ fn runs_are_listed_sorted_and_told_apart_by_how_they_stand() {
 fn a_finished_run_and_an_interrupted_one_have_their_plots() {
     let home = Home::new();
     let classes = home.config("classes.yaml", CLASSES);
-    home.tikhonov(&["train", &classes, "--quiet", "--output", &home.at("run")]);
+    succeeds(&["train", &classes, "--quiet", "--output", &home.at("run")]);
     for name in [
         "loss",
         "validation-accuracy",
@@ -436,8 +412,8 @@ fn tensorboard_reads_every_curve_and_a_killed_run_that_goes_on_tells_no_step_twi
     let (run_folder, undisturbed) = (home.at("run"), home.at("undisturbed"));
     let arguments =
         ["train", &classes, "--quiet", "--tensorboard", "--set", "train.checkpoint.every_steps=2"];
-    home.tikhonov(&[arguments.as_slice(), &["--output", &undisturbed]].concat());
-    home.tikhonov(&[arguments.as_slice(), &["--output", &run_folder, "--set", "train.epochs=2"]].concat());
+    succeeds(&[arguments.as_slice(), &["--output", &undisturbed]].concat());
+    succeeds(&[arguments.as_slice(), &["--output", &run_folder, "--set", "train.epochs=2"]].concat());
 
     // As a process leaves it that is killed in the second epoch: later checkpoints are missing, a record is half written.
     let checkpoints = format!("{run_folder}/checkpoints");
@@ -454,7 +430,7 @@ fn tensorboard_reads_every_curve_and_a_killed_run_that_goes_on_tells_no_step_twi
     fs::write(&file, [whole.as_slice(), &whole[..40]].concat()).unwrap();
     let pictures = format!("{run_folder}/pictures");
     fs::create_dir_all(&pictures).unwrap();
-    home.tikhonov(&[arguments.as_slice(), &["--output", &run_folder, "--resume"]].concat());
+    succeeds(&[arguments.as_slice(), &["--output", &run_folder, "--resume"]].concat());
 
     let (told, expected) = (tensorboard(&run_folder), tensorboard(&undisturbed));
     let scalars = told["scalars"].as_object().unwrap();
@@ -494,7 +470,7 @@ train: {epochs: 2, pictures: 2, tensorboard: true}
 ",
     );
     let folder = home.at("run");
-    home.tikhonov(&["train", &config, "--quiet", "--output", &folder]);
+    succeeds(&["train", &config, "--quiet", "--output", &folder]);
     let told = tensorboard(&folder);
     for series in ["pictures/1", "pictures/2"] {
         let steps: Vec<u64> =
@@ -502,7 +478,7 @@ train: {epochs: 2, pictures: 2, tensorboard: true}
         assert_eq!(steps, [4, 8], "{told}");
         assert!(told["images"][series][0][1].as_u64().unwrap() > 2 * 28);
     }
-    home.tikhonov(&["report", &folder, "--output", &home.at("report.html")]);
+    succeeds(&["report", &folder, "--output", &home.at("report.html")]);
     let report = fs::read_to_string(home.at("report.html")).unwrap();
     assert_eq!(report.matches("src=\"data:image/png;base64,").count(), 4);
     let newest = report.find("<figcaption>epoch-0002-1<").unwrap();

@@ -9,7 +9,7 @@ use tikhonov::metrics::{ImageMeter, ImageRules, Meter};
 use tikhonov::tasks::degrade::Chain;
 use tikhonov::tasks::{Reconstruction, Task, TaskSpec};
 
-use crate::common::{alone, data_dir, python, run};
+use crate::common::{alone, data_dir, python, run, saved, succeeds};
 
 pub fn decode<T: serde::de::DeserializeOwned>(yaml: &str) -> T {
     let tree: serde_json::Value = serde_yaml::from_str(yaml).unwrap();
@@ -518,11 +518,7 @@ train: {epochs: 2, log_every: 3, checkpoint: {every_steps: 5}}
     assert_eq!(code, 0, "{stderr}");
     assert!(stdout.contains("psnr_degraded") || stderr.contains("psnr_degraded"), "{stdout}{stderr}");
     // The second half in a process of its own.
-    let (code, _, stderr) =
-        run(&["train", config, "--set", "train.epochs=1", "--output", parts.to_str().unwrap()]);
-    assert_eq!(code, 0, "{stderr}");
-    let (code, _, stderr) = run(&["train", config, "--resume", "--output", parts.to_str().unwrap()]);
-    assert_eq!(code, 0, "{stderr}");
-    let weights = |run: &Path| std::fs::read(run.join("checkpoints/last/model.safetensors")).unwrap();
-    assert_eq!(weights(&whole), weights(&parts));
+    succeeds(&["train", config, "--set", "train.epochs=1", "--output", parts.to_str().unwrap()]);
+    succeeds(&["train", config, "--resume", "--output", parts.to_str().unwrap()]);
+    assert_eq!(saved(&whole, "model"), saved(&parts, "model"));
 }

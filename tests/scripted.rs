@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tikhonov::checkpoint::weights::read_weights;
 use tikhonov::model::{Model, ModelSpec};
 
-use crate::common::{alone, python, run};
+use crate::common::{alone, python, run, succeeds};
 use crate::model::difference;
 
 const CONFIG: &str = "
@@ -48,12 +48,6 @@ fn config(folder: &Path, name: &str, model: &Value) -> String {
     text(&path)
 }
 
-fn good(args: &[&str]) -> String {
-    let (code, stdout, stderr) = run(args);
-    assert_eq!(code, 0, "{args:?}: {stderr}");
-    stdout
-}
-
 #[test]
 fn a_scripted_network_trains_resumes_and_goes_back_as_one_of_ours_would() {
     let home = tempfile::tempdir().expect("a folder");
@@ -65,19 +59,19 @@ fn a_scripted_network_trains_resumes_and_goes_back_as_one_of_ours_would() {
     let (script, ours) = (config(folder, "script.yaml", &script), config(folder, "ours.yaml", &ours));
 
     let summary = |config: &str| -> Value {
-        serde_json::from_str(&good(&["summary", config, "--json"])).expect("JSON")
+        serde_json::from_str(&succeeds(&["summary", config, "--json"])).expect("JSON")
     };
     let (theirs, known) = (summary(&script), summary(&ours));
     for key in ["parameters", "groups", "trainable", "buffers", "output"] {
         assert_eq!(theirs[key], known[key], "{key}");
     }
-    let table = good(&["summary", &script]);
+    let table = succeeds(&["summary", &script]);
     assert!(table.contains("block1.0.conv") && table.contains("Conv2d"), "{table}");
     assert!(table.contains("an unknown number of multiply-adds per sample"), "{table}");
     assert_eq!(theirs["multiply_adds"], Value::Null);
 
-    good(&["train", &script, "--output", &at("a")]);
-    good(&["train", &ours, "--output", &at("b")]);
+    succeeds(&["train", &script, "--output", &at("a")]);
+    succeeds(&["train", &ours, "--output", &at("b")]);
     let weights = |run: &str| {
         let file = folder.join(run).join("checkpoints/last/model.safetensors");
         (fs::read(&file).expect("the weights"), read_weights(&file, None).expect("they are read").tensors)
@@ -92,16 +86,17 @@ fn a_scripted_network_trains_resumes_and_goes_back_as_one_of_ours_would() {
     }
 
     // Interrupted after an epoch.
-    good(&["train", &script, "--output", &at("c"), "--set", "train.epochs=1"]);
-    good(&["train", &script, "--output", &at("c"), "--resume"]);
+    succeeds(&["train", &script, "--output", &at("c"), "--set", "train.epochs=1"]);
+    succeeds(&["train", &script, "--output", &at("c"), "--resume"]);
     assert!(weights("a").0 == weights("c").0, "resumed weights differ");
-    let scores =
-        |run: &str| good(&["eval", &at(run), "--split", "validation"]).lines().skip(1).collect::<String>();
+    let scores = |run: &str| {
+        succeeds(&["eval", &at(run), "--split", "validation"]).lines().skip(1).collect::<String>()
+    };
     assert_eq!(scores("a"), scores("c"));
 
     // Back to Python.
-    good(&["export", &at("a"), "--to", "torchscript", "--checkpoint", "last", "-o", &at("back.pt")]);
-    good(&["export", &at("a"), "--to", "state-dict", "--checkpoint", "last", "-o", &at("back.pth")]);
+    succeeds(&["export", &at("a"), "--to", "torchscript", "--checkpoint", "last", "-o", &at("back.pt")]);
+    succeeds(&["export", &at("a"), "--to", "state-dict", "--checkpoint", "last", "-o", &at("back.pth")]);
     let printed = python(&format!(
         "import torch\nscript = torch.jit.load({:?}); state = torch.load({:?}, weights_only=True); first = torch.jit.load({:?})\n\
          assert list(script.state_dict()) == list(state) == list(first.state_dict())\n\
@@ -130,10 +125,10 @@ fn a_scripted_network_trains_resumes_and_goes_back_as_one_of_ours_would() {
     assert_eq!(scores("moved").replace("/moved/", "/a/"), before);
     for source in ["moved", "moved/checkpoints/last"] {
         for (format, name) in [("safetensors", "again.safetensors"), ("torchscript", "again.pt")] {
-            good(&["export", &at(source), "--to", format, "--force", "-o", &at(name)]);
+            succeeds(&["export", &at(source), "--to", format, "--force", "-o", &at(name)]);
         }
     }
-    good(&["train", &at("moved"), "--resume", "--set", "train.epochs=3"]);
+    succeeds(&["train", &at("moved"), "--resume", "--set", "train.epochs=3"]);
     fs::copy(at("back.pt"), at("moved/program.pt")).expect("it is replaced");
     let (code, _, stderr) = run(&["eval", &at("moved"), "--split", "validation"]);
     assert!(code == 4 && stderr.contains("not the program"), "{code} {stderr}");

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::common::{python, run};
+use crate::common::{python, read_json, run, succeeds};
 
 mod path;
 mod search;
@@ -49,7 +49,7 @@ fn lines(folder: &Path) -> Vec<Value> {
 }
 
 fn result(folder: &Path) -> Value {
-    serde_json::from_str(&fs::read_to_string(folder.join("result.json")).unwrap()).unwrap()
+    read_json(folder.join("result.json"))
 }
 
 /// Sweeps `key`, and compares each fold's score, the means and the choice with scikit-learn's on the same folds.
@@ -58,9 +58,8 @@ fn agrees_with_scikit_learn(key: &str, estimator: &str, tolerance: f64) {
     let config = table(home.path());
     let output = home.path().join("sweep");
     let over = format!("{key}=1e-3:10:log:5");
-    let (code, stdout, stderr) =
-        run(&["sweep", &config, "--over", &over, "--folds", "6", "--output", output.to_str().unwrap()]);
-    assert_eq!(code, 0, "{stderr}");
+    let stdout =
+        succeeds(&["sweep", &config, "--over", &over, "--folds", "6", "--output", output.to_str().unwrap()]);
 
     // n rows with the mean loss ½·MSE: Ridge's alpha is n·λ, Lasso's is λ itself.
     let printed = python(&format!(
@@ -162,7 +161,7 @@ fn a_trial_that_diverges_is_recorded_and_the_others_go_on() {
     let home = tempfile::tempdir().unwrap();
     let config = table(home.path());
     let output = home.path().join("sweep");
-    let (code, stdout, stderr) = run(&[
+    let stdout = succeeds(&[
         "sweep",
         &config,
         "--over",
@@ -172,7 +171,6 @@ fn a_trial_that_diverges_is_recorded_and_the_others_go_on() {
         "--output",
         output.to_str().unwrap(),
     ]);
-    assert_eq!(code, 0, "{stderr}");
     assert!(stdout.contains("diverged") && stdout.contains("* best: optimizer.sgd.lr=0.1"), "{stdout}");
     let endings: Vec<_> = lines(&output).iter().map(|line| line["ending"].clone()).collect();
     assert_eq!(endings, ["done", "diverged"]);

@@ -9,7 +9,7 @@ use tikhonov::model::{Model, Network};
 use tikhonov::schedule::Clock;
 use tikhonov::tasks::{Answer, Task};
 
-use crate::common::{data_dir, python, run};
+use crate::common::{data_dir, python, succeeds};
 use crate::restoration::decode;
 
 fn task(yaml: &str) -> Box<dyn Task> {
@@ -226,8 +226,7 @@ fn images_that_a_network_does_not_divide_are_padded_and_cut_back() {
 fn checkpoint(data: &Path, file: &str, folder: &Path) -> BTreeMap<String, Tensor> {
     let out = folder.join("weights.safetensors");
     let from = data.join("checkpoints").join(file);
-    let (code, _, stderr) = run(&["convert", "--force", from.to_str().unwrap(), out.to_str().unwrap()]);
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&["convert", "--force", from.to_str().unwrap(), out.to_str().unwrap()]);
     Tensor::read_safetensors(out).unwrap().into_iter().collect()
 }
 
@@ -288,10 +287,8 @@ fn finish(folder: &Path, name: &str, config: &str) -> serde_json::Value {
     let path = folder.join(format!("{name}.yaml"));
     std::fs::write(&path, config).unwrap();
     let output = folder.join(name);
-    let (code, _, stderr) = run(&["train", path.to_str().unwrap(), "--output", output.to_str().unwrap()]);
-    assert_eq!(code, 0, "{stderr}");
-    let (code, stdout, stderr) = run(&["eval", output.to_str().unwrap(), "--json"]);
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&["train", path.to_str().unwrap(), "--output", output.to_str().unwrap()]);
+    let stdout = succeeds(&["eval", output.to_str().unwrap(), "--json"]);
     serde_json::from_str(stdout.lines().next().unwrap_or_default())
         .or_else(|_| serde_json::from_str(&stdout))
         .unwrap()

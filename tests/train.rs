@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tikhonov::data::draw::{Draw, Purpose};
 
-use crate::common::{outcome, python, records, run, tikhonov, write_config};
+use crate::common::{outcome, python, read_json, records, run, saved, succeeds, tikhonov, write_config};
 
 /// Dropout, augmentation, accumulation, EMA, momentum, a λ schedule and a validation split: all that a resume could
 /// get wrong.
@@ -36,8 +36,7 @@ train:
 ";
 
 fn weights(run: &Path) -> [Vec<u8>; 3] {
-    let last = run.join("checkpoints/last");
-    ["model", "optimizer", "ema"].map(|part| fs::read(last.join(format!("{part}.safetensors"))).unwrap())
+    ["model", "optimizer", "ema"].map(|part| saved(run, part))
 }
 
 #[test]
@@ -46,8 +45,7 @@ fn a_run_killed_at_twenty_random_moments_ends_with_the_same_weights_bit_for_bit(
     let config = write_config(home.path(), EVERYTHING);
     let undisturbed = home.path().join("undisturbed");
     let began = Instant::now();
-    let (code, _, stderr) = run(&["train", &config, "--output", undisturbed.to_str().unwrap()]);
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&["train", &config, "--output", undisturbed.to_str().unwrap()]);
     let whole = began.elapsed();
 
     let killed = home.path().join("killed");
@@ -71,8 +69,7 @@ fn a_run_killed_at_twenty_random_moments_ends_with_the_same_weights_bit_for_bit(
         }
         child.wait().unwrap();
     }
-    let (code, _, stderr) = run(&["train", &config, "--resume", "--output", killed.to_str().unwrap()]);
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&["train", &config, "--resume", "--output", killed.to_str().unwrap()]);
     assert_eq!(weights(&killed), weights(&undisturbed));
     let numbers = |run: &Path| -> Vec<_> {
         let steps = records(run, "step").into_iter();
@@ -90,7 +87,7 @@ fn ctrl_c_saves_exits_with_75_and_the_resumed_run_is_the_same_run() {
     let home = tempfile::tempdir().unwrap();
     let config = write_config(home.path(), EVERYTHING);
     let [whole, interrupted] = ["whole", "interrupted"].map(|name| home.path().join(name));
-    assert_eq!(run(&["train", &config, "--output", whole.to_str().unwrap()]).0, 0);
+    succeeds(&["train", &config, "--output", whole.to_str().unwrap()]);
     let mut child = tikhonov()
         .args(["train", &config, "--set", "train.checkpoint.every_steps=null"])
         .args(["--output", interrupted.to_str().unwrap()])
@@ -109,8 +106,7 @@ fn ctrl_c_saves_exits_with_75_and_the_resumed_run_is_the_same_run() {
     let (code, _, stderr) = outcome(child.wait_with_output().unwrap());
     assert_eq!(code, 75, "{stderr}");
     assert!(stderr.contains("--resume"), "{stderr}");
-    let (code, _, stderr) = run(&["train", &config, "--resume", "--output", interrupted.to_str().unwrap()]);
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&["train", &config, "--resume", "--output", interrupted.to_str().unwrap()]);
     assert_eq!(weights(&interrupted), weights(&whole));
 }
 
@@ -120,7 +116,7 @@ fn a_folder_that_holds_a_run_is_refused_without_resume() {
     let config = write_config(home.path(), EVERYTHING);
     let output = home.path().join("run");
     let args = ["train", &config, "--set", "train.epochs=1", "--output", output.to_str().unwrap()];
-    assert_eq!(run(&args).0, 0);
+    succeeds(&args);
     let before = weights(&output);
     let (code, _, stderr) = run(&args);
     assert_eq!(code, 2, "{stderr}");
@@ -134,7 +130,7 @@ fn a_resume_that_is_refused_leaves_the_run_as_it_was() {
     let config = write_config(home.path(), EVERYTHING);
     let output = home.path().join("run");
     let output = output.to_str().unwrap();
-    assert_eq!(run(&["train", &config, "--set", "train.epochs=1", "--output", output]).0, 0);
+    succeeds(&["train", &config, "--set", "train.epochs=1", "--output", output]);
     let kept = ["config.yaml", "metrics.jsonl"].map(|name| fs::read(Path::new(output).join(name)).unwrap());
     let (code, _, stderr) =
         run(&["train", &config, "--set", "model.args.width=6", "--output", output, "--resume"]);
@@ -167,8 +163,7 @@ fn plateau_and_early_stopping_follow_the_validation_set_and_a_resume_stops_again
         "--set",
         "train.ema=null",
     ];
-    let (code, stdout, stderr) = run(&args);
-    assert_eq!(code, 0, "{stderr}");
+    let stdout = succeeds(&args);
     assert!(stdout.contains("stopped early"), "a network that does not learn cannot gain: {stdout}");
     let epochs = records(&output, "epoch");
     let accuracy = |i: usize| epochs[i]["validation"]["accuracy"].as_f64().unwrap();
@@ -178,10 +173,10 @@ fn plateau_and_early_stopping_follow_the_validation_set_and_a_resume_stops_again
         let halved = (rate(i + 1) / rate(i) - 0.5).abs() < 1e-9;
         assert_eq!(halved, accuracy(i) <= best * 1.0001, "after epoch {}", i + 1);
     }
-    let before = fs::read(output.join("checkpoints/last/model.safetensors")).unwrap();
-    assert_eq!(run(&[&args[..], &["--resume"]].concat()).0, 0);
+    let before = saved(&output, "model");
+    succeeds(&[&args[..], &["--resume"]].concat());
     assert_eq!(records(&output, "epoch").len(), epochs.len());
-    assert_eq!(fs::read(output.join("checkpoints/last/model.safetensors")).unwrap(), before);
+    assert_eq!(saved(&output, "model"), before);
 }
 
 #[test]
@@ -200,12 +195,9 @@ train: {epochs: 2}
 ";
     let config = write_config(home.path(), text);
     let [large, small] = ["large", "small"].map(|name| home.path().join(name));
-    let (code, _, stderr) = run(&["train", &config, "--output", large.to_str().unwrap()]);
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&["train", &config, "--output", large.to_str().unwrap()]);
     let sets = ["--set", "data.batch_size=16", "--set", "train.accumulate=4"];
-    let (code, _, stderr) =
-        run(&[&["train", &config, "--output", small.to_str().unwrap()][..], &sets[..]].concat());
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&[&["train", &config, "--output", small.to_str().unwrap()][..], &sets[..]].concat());
     let difference = python(&format!(
         "
 from safetensors.numpy import load_file
@@ -251,8 +243,7 @@ train: {{epochs: 400, eval_every: 400, log_every: 400, checkpoint: {{every_epoch
     for (penalty, solution) in ["{l2: 0.3}", "{l1: 0.3}"].into_iter().zip(solutions) {
         let output = home.path().join(&penalty[1..3]);
         let set = format!("penalty={penalty}");
-        let (code, _, stderr) = run(&["train", &config, "--set", &set, "--output", output.to_str().unwrap()]);
-        assert_eq!(code, 0, "{stderr}");
+        succeeds(&["train", &config, "--set", &set, "--output", output.to_str().unwrap()]);
         let file = output.join("checkpoints/last/model.safetensors");
         let found = python(&format!(
             "
@@ -269,9 +260,8 @@ w = load_file({file:?}); print([*w['linear.weight'].ravel().tolist(), *w['linear
         let row: Vec<f64> =
             text.lines().nth(1).unwrap().split(',').map(|cell| cell.parse().unwrap()).collect();
         let by_hand = row[..4].iter().zip(&found).map(|(x, w)| x * w).sum::<f64>() + found[4];
-        let (code, stdout, stderr) =
-            run(&["predict", output.to_str().unwrap(), table.to_str().unwrap(), "--format", "json"]);
-        assert_eq!(code, 0, "{stderr}");
+        let stdout =
+            succeeds(&["predict", output.to_str().unwrap(), table.to_str().unwrap(), "--format", "json"]);
         let first: Value = serde_json::from_str(stdout.lines().next().unwrap()).unwrap();
         assert!((first["y0"].as_f64().unwrap() - by_hand).abs() < 1e-12, "{first} against {by_hand}");
         assert_eq!(stdout.lines().count(), 200);
@@ -283,7 +273,7 @@ fn every_log_line_tells_loss_penalty_and_weights_apart() {
     let home = tempfile::tempdir().unwrap();
     let config = write_config(home.path(), EVERYTHING);
     let output = home.path().join("run");
-    let (code, _, stderr) = run(&[
+    succeeds(&[
         "train",
         &config,
         "--output",
@@ -293,7 +283,6 @@ fn every_log_line_tells_loss_penalty_and_weights_apart() {
         "--set",
         "penalty={l1: 0.3, l2: 0.02}",
     ]);
-    assert_eq!(code, 0, "{stderr}");
     for record in records(&output, "step") {
         let number = |key: &str| record[key].as_f64().unwrap_or_else(|| panic!("{key} in {record}"));
         assert!((number("loss") + number("penalty") - number("total")).abs() < 1e-12);
@@ -337,9 +326,7 @@ print(json.dumps({{'penalty': 0.3 * l1 + 0.01 * squares, 'weight_norm': squares 
     let head = table.lines().next().unwrap();
     assert!(head.contains(",lambda.weights.l2,lambda.weights.l1,") && !head.contains("layers"), "{head}");
 
-    let read = |name: &str| -> Value {
-        serde_json::from_str(&fs::read_to_string(output.join(name)).unwrap()).unwrap()
-    };
+    let read = |name: &str| -> Value { read_json(output.join(name)) };
     let (result, confusion) = (read("result.json"), read("confusion.json"));
     let counts: Vec<Vec<f64>> =
         serde_json::from_value(confusion["last"]["validation"]["confusion"].clone()).unwrap();
@@ -355,8 +342,7 @@ fn a_run_whose_records_are_those_of_an_earlier_version_goes_on() {
     let config = write_config(home.path(), EVERYTHING);
     let output = home.path().join("run");
     let folder = output.to_str().unwrap();
-    let (code, _, stderr) = run(&["train", &config, "--output", folder, "--set", "train.epochs=1"]);
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&["train", &config, "--output", folder, "--set", "train.epochs=1"]);
     let mut old: Vec<Value> = [records(&output, "step"), records(&output, "epoch")].concat();
     for record in &mut old {
         let record = record.as_object_mut().unwrap();
@@ -365,8 +351,7 @@ fn a_run_whose_records_are_those_of_an_earlier_version_goes_on() {
     }
     fs::write(output.join("metrics.jsonl"), old.iter().map(|one| format!("{one}\n")).collect::<String>())
         .unwrap();
-    let (code, _, stderr) = run(&["train", &config, "--output", folder, "--resume"]);
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&["train", &config, "--output", folder, "--resume"]);
     assert_eq!(records(&output, "epoch").len(), 3);
     assert_eq!(fs::read_to_string(output.join("metrics.csv")).unwrap().lines().count(), 4);
 }
@@ -377,13 +362,11 @@ fn eval_gives_the_scores_that_training_ended_with() {
     let config = write_config(home.path(), EVERYTHING);
     let output = home.path().join("run");
     let test = "data.test={shapes: {count: 300, size: 28}}";
-    assert_eq!(run(&["train", &config, "--output", output.to_str().unwrap(), "--set", test]).0, 0);
-    let result: Value =
-        serde_json::from_str(&fs::read_to_string(output.join("result.json")).unwrap()).unwrap();
+    succeeds(&["train", &config, "--output", output.to_str().unwrap(), "--set", test]);
+    let result: Value = read_json(output.join("result.json"));
     for name in ["last", "best"] {
-        let (code, stdout, stderr) =
-            run(&["eval", output.to_str().unwrap(), "--json", "--device", "cpu", "--checkpoint", name]);
-        assert_eq!(code, 0, "{stderr}");
+        let stdout =
+            succeeds(&["eval", output.to_str().unwrap(), "--json", "--device", "cpu", "--checkpoint", name]);
         let scores: Value = serde_json::from_str(&stdout).unwrap();
         assert_eq!(scores["scores"], result[name]["test"], "{name}");
         let confusion = scores["report"]["confusion"].as_array().unwrap();

@@ -1,9 +1,9 @@
 //! Winograd's convolution against libtorch's own in float64.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 use tikhonov::libtorch::winograd::conv2d;
 
-use crate::common::{run, tikhonov};
+use crate::common::{self, channels_last, run, tikhonov};
 
 struct Case {
     batch: i64,
@@ -13,16 +13,9 @@ struct Case {
     bias: bool,
 }
 
-/// Noise of variance 1 without libtorch's generator, which tests on other threads draw from too.
+/// Of variance 1, rounded to float32.
 fn noise(size: &[i64], salt: f64) -> Tensor {
-    let count = size.iter().product::<i64>();
-    let uniform = (Tensor::arange(count, (Kind::Double, Device::Cpu)) * 12.9898 + salt).sin() * 43758.5453;
-    let noise = ((&uniform - uniform.floor()) * 2.0 - 1.0).view(size) * 3f64.sqrt();
-    noise.to_kind(Kind::Float).to_kind(Kind::Double)
-}
-
-fn channels_last(tensor: &Tensor, kind: Kind) -> Tensor {
-    tensor.to_kind(kind).permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+    (common::noise(size, salt) * 3f64.sqrt()).to_kind(Kind::Float).to_kind(Kind::Double)
 }
 
 /// The result and the gradients of xs, weight and bias.

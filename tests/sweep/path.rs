@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::{lines, table};
-use crate::common::{python, run};
+use crate::common::{python, run, succeeds};
 
 #[test]
 fn the_lasso_path_is_scikit_learns() {
@@ -15,8 +15,7 @@ fn the_lasso_path_is_scikit_learns() {
     let validation = format!("data.validation={{csv: {{file: {}, target: y}}}}", csv.display());
     let fixed = ["sweep", &config, "--over", "penalty.l1=2:1e-2:log:12", "--path", "--set", &validation];
     let few = ["--set", "train.epochs=200", "--output", output.to_str().unwrap()];
-    let (code, stdout, stderr) = run(&[fixed.as_slice(), &few].concat());
-    assert_eq!(code, 0, "{stderr}");
+    let stdout = succeeds(&[fixed.as_slice(), &few].concat());
     assert!(stdout.contains("* best"), "{stdout}");
     let printed = python(&format!(
         "

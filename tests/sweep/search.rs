@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{LINEAR, lines, result, table};
-use crate::common::{killed_at, run};
+use crate::common::{killed_at, records, run, succeeds};
 
 /// The linear model, judged after each of 8 epochs.
 const EPOCHS: [&str; 4] = ["--set", "train.epochs=8", "--set", "train.eval_every=1"];
@@ -44,12 +44,7 @@ fn halving_gives_trials_up_as_its_rule_says_and_keeps_to_it_after_a_kill() {
     assert_eq!(result(&output)["points"][1]["pruned"], 1);
     assert!(stderr.contains("pruned after epoch 2"), "{stderr}");
     // The score is the one after that epoch, as the run itself recorded it.
-    let metrics = fs::read_to_string(output.join("trials/0001/metrics.jsonl")).unwrap();
-    let epochs: Vec<Value> = metrics
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap())
-        .filter(|line| line["kind"] == "epoch")
-        .collect();
+    let epochs = records(&output.join("trials/0001"), "epoch");
     assert_eq!((epochs.len(), &epochs[1]["validation"]["mse"]), (2, &told_whole[1].2));
 
     let killed = home.path().join("killed");
@@ -65,8 +60,7 @@ fn the_median_rule_spares_the_first_and_the_better_half() {
     let output = home.path().join("sweep");
     let fixed = ["sweep", &config, "--over", "optimizer.sgd.lr=0.01,0.02,0.03,0.005,0.1", "--jobs", "1"];
     let prune = ["--prune", "{median: {warmup: 2, startup: 3}}", "--output", output.to_str().unwrap()];
-    let (code, _, stderr) = run(&[fixed.as_slice(), &EPOCHS, &prune].concat());
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&[fixed.as_slice(), &EPOCHS, &prune].concat());
     let endings: Vec<_> = told(&output).into_iter().map(|one| (one.0, one.1)).collect();
     let done = |ending: &(Value, Value)| ending.0 == "done";
     assert!(endings[..3].iter().all(done) && done(&endings[4]), "{endings:?}");
@@ -83,8 +77,7 @@ fn tpe_is_the_same_after_a_kill_and_each_seed_has_its_own() {
     let arguments = [fixed.as_slice(), &search].concat();
     let [whole, killed, other] = ["whole", "killed", "other"].map(|name| home.path().join(name));
     let sweep = |output: &Path, more: &[&str]| {
-        let (code, _, stderr) = run(&[&arguments, more, &["--output", output.to_str().unwrap()]].concat());
-        assert_eq!(code, 0, "{stderr}");
+        succeeds(&[&arguments, more, &["--output", output.to_str().unwrap()]].concat());
     };
     sweep(&whole, &[]);
     let points = |folder: &Path| lines(folder).iter().map(|line| line["point"].clone()).collect::<Vec<_>>();
@@ -115,18 +108,14 @@ sweep:
     let config = config.to_str().unwrap();
     let (declared, asked, trained) =
         (home.path().join("declared"), home.path().join("asked"), home.path().join("trained"));
-    let (code, _, stderr) = run(&["sweep", config, "--output", declared.to_str().unwrap()]);
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&["sweep", config, "--output", declared.to_str().unwrap()]);
     assert_eq!(lines(&declared).len(), 36);
     assert!(!declared.join("final").exists());
     // The command line wins.
     let over = ["--over", "penalty.l2=0.1", "--folds", "2", "--seeds", "1"];
-    let (code, _, stderr) =
-        run(&[&["sweep", config, "--output", asked.to_str().unwrap()], over.as_slice()].concat());
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&[&["sweep", config, "--output", asked.to_str().unwrap()], over.as_slice()].concat());
     assert_eq!(lines(&asked).len(), 2);
-    let (code, _, stderr) = run(&["train", config, "--output", trained.to_str().unwrap()]);
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&["train", config, "--output", trained.to_str().unwrap()]);
     assert!(!fs::read_to_string(trained.join("config.yaml")).unwrap().contains("sweep"));
 
     for (wrong, part) in [

@@ -6,12 +6,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use super::{NETWORK, lines, result};
-use crate::common::{run, tikhonov};
-
-/// The last weights of a run, byte for byte.
-fn weights(run: &Path) -> Vec<u8> {
-    fs::read(run.join("checkpoints/last/model.safetensors")).unwrap()
-}
+use crate::common::{saved, succeeds, tikhonov};
 
 fn network(home: &Path) -> String {
     let config = home.join("network.yaml");
@@ -27,22 +22,16 @@ fn a_trial_in_a_worker_has_the_bits_of_a_run_of_its_own() {
     // One worker takes all eight: other penalties, seeds and folds of the same pictures.
     let fixed = ["--over", "penalty.l2=0,1e-2", "--seeds", "2", "--folds", "2", "--final-fit", "none"];
     let more = ["--jobs", "1", "--threads", "1", "--output", output.to_str().unwrap()];
-    let (code, _, stderr) = run(&[&["sweep", &config], fixed.as_slice(), &more].concat());
-    assert_eq!(code, 0, "{stderr}");
+    succeeds(&[&["sweep", &config], fixed.as_slice(), &more].concat());
     for (id, l2, seed, fold) in [(0, "0", 3, 0), (3, "0", 4, 1), (6, "1e-2", 4, 0), (7, "1e-2", 4, 1)] {
         let alone = home.path().join(format!("alone-{id}"));
         let [l2, seed] = [format!("penalty.l2={l2}"), format!("seed={seed}")];
         let fold = format!("data.validation={{fold: {{of: 2, index: {fold}}}}}");
         let sets = ["--set", &l2, "--set", &seed, "--set", &fold, "--threads", "1"];
-        let (code, _, stderr) =
-            run(&[&["train", &config, "--output", alone.to_str().unwrap()], sets.as_slice()].concat());
-        assert_eq!(code, 0, "{stderr}");
+        succeeds(&[&["train", &config, "--output", alone.to_str().unwrap()], sets.as_slice()].concat());
         let trial = output.join(format!("trials/{id:04}"));
-        assert!(weights(&trial) == weights(&alone), "trial {id}");
-        let scores = |run: &Path| -> serde_json::Value {
-            serde_json::from_str(&fs::read_to_string(run.join("result.json")).unwrap()).unwrap()
-        };
-        assert_eq!(scores(&trial)["last"], scores(&alone)["last"]);
+        assert!(saved(&trial, "model") == saved(&alone, "model"), "trial {id}");
+        assert_eq!(result(&trial)["last"], result(&alone)["last"]);
     }
 }
 
