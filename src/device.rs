@@ -92,3 +92,8 @@ pub fn autotune(on: bool) {
 pub fn set_threads(threads: usize) {
     libtorch::set_threads(threads);
 }
+
+/// How many threads can run at once.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}

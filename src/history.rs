@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde_json::{Value, json};
 
+use crate::config::CONFIG_FILE;
 use crate::exit::{Exit, OrExit, fail};
 use crate::plot::number;
 use crate::tasks::TaskSpec;
@@ -53,7 +54,7 @@ pub struct History {
 
 impl History {
     pub fn is_run(path: &Path) -> bool {
-        path.join("config.yaml").is_file() || path.join("metrics.jsonl").is_file()
+        path.join(CONFIG_FILE).is_file() || path.join("metrics.jsonl").is_file()
     }
 
     /// Exit 2 where the folder holds no run.
@@ -63,7 +64,7 @@ impl History {
                 format!("{} holds no run: neither config.yaml nor metrics.jsonl is there", path.display());
             return Err(fail(Exit::Usage, message));
         }
-        let config = fs::read_to_string(path.join("config.yaml")).unwrap_or_default();
+        let config = fs::read_to_string(path.join(CONFIG_FILE)).unwrap_or_default();
         let config = serde_yaml::from_str(&config).unwrap_or(Value::Null);
         let metrics = path.join("metrics.jsonl");
         let text = match fs::read(&metrics) {

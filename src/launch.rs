@@ -41,7 +41,7 @@ pub fn launch(
     // A folder that is taken, or holds a run, is refused before the data is read.
     let output = config.spec.output.clone();
     let folder = LockedFolder::take(&output)?;
-    let checkpoints = Checkpoints::new(output.join("checkpoints"));
+    let checkpoints = Checkpoints::of(&output);
     let holds_run = checkpoints.exist()?;
     if holds_run && !manner.resume {
         let message = format!(

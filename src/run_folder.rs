@@ -79,7 +79,7 @@ impl RunFolder {
     }
 
     pub fn checkpoints(&self) -> Checkpoints {
-        Checkpoints::new(self.path.join("checkpoints"))
+        Checkpoints::of(&self.path)
     }
 
     /// Stores a file of the run, such as the resolved config.

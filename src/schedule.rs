@@ -193,7 +193,7 @@ impl<'de> Deserialize<'de> for ScheduleSpec {
                     if key == "warmup" {
                         warmup = map.next_value()?;
                     } else if !Curve::NAMES.contains(&key.as_str()) {
-                        return Err(A::Error::unknown_field(&key, KEYS));
+                        return Err(A::Error::unknown_field(&key, &KEYS));
                     } else if let Some(first) = &curve {
                         let first = first.name();
                         return Err(A::Error::custom(format!(
@@ -211,15 +211,10 @@ impl<'de> Deserialize<'de> for ScheduleSpec {
     }
 }
 
-const KEYS: &[&str] = &[
-    "constant",
-    "step",
-    "multistep",
-    "exponential",
-    "inverse_sqrt",
-    "cosine",
-    "linear",
-    "one_cycle",
-    "plateau",
-    "warmup",
-];
+/// The curves, and what stands beside them.
+const KEYS: [&str; Curve::NAMES.len() + 1] = {
+    let mut keys = ["warmup"; Curve::NAMES.len() + 1];
+    let (names, _) = keys.split_at_mut(Curve::NAMES.len());
+    names.copy_from_slice(Curve::NAMES);
+    keys
+};

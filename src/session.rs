@@ -181,7 +181,7 @@ impl Session {
     }
 
     pub fn checkpoints(&self) -> Checkpoints {
-        Checkpoints::new(self.config.spec.output.join("checkpoints"))
+        Checkpoints::of(&self.config.spec.output)
     }
 
     pub fn split(&self, split: Split) -> Option<&Dataset> {

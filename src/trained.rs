@@ -53,7 +53,7 @@ impl Trained {
             false => Config::load(&run.to_string_lossy(), sets, overrides)?,
         };
         let plan = Plan::of(&config)?;
-        let checkpoints = Checkpoints::new(config.spec.output.join("checkpoints"));
+        let checkpoints = Checkpoints::of(&config.spec.output);
         let weights = match (choice.weights, is_run) {
             (Some(file), _) => {
                 let initial = Initial::read_option(&plan.model, file, choice.key)?;

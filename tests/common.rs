@@ -1,5 +1,4 @@
 //! What the tests share: the binary, a Python with torch beside it, the real data where it exists.
-#![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

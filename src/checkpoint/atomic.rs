@@ -45,7 +45,7 @@ pub fn write_with_folders(path: &Path, bytes: &[u8]) -> Result<()> {
     write_bytes(path, bytes)
 }
 
-/// As [`write`] for writers that open the file themselves.
+/// As [`write()`] for writers that open the file themselves.
 pub fn write_by_path(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let place = place(path)?;
     let temporary = neighbour(&place);

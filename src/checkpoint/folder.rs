@@ -13,11 +13,15 @@ use tch::Tensor;
 use super::safetensors::Contents;
 use super::state::{FORMAT, State};
 use super::weights::read_weights;
+use crate::device::cores;
 use crate::digest::{self, PIECE};
 use crate::exit::{Exit, OrExit};
 
 /// What an average of weights says of itself, among its tensors, as PyTorch's `AveragedModel` does.
 const EMA_UPDATES: &str = "n_averaged";
+
+/// The file of the state, which is in every checkpoint.
+pub(super) const STATE: &str = "state.json";
 
 /// A checkpoint in memory: PyTorch's names, shallow tensors.
 pub struct Snapshot {
@@ -69,7 +73,7 @@ pub(super) fn write(mut snapshot: Snapshot, draft: &Path) -> Result<()> {
         let sums = joined(sums)?;
         state.files = sums.iter().map(|(file, sums)| (file.clone(), sums.whole.clone())).collect();
         state.pieces = sums.into_iter().map(|(file, sums)| (file, sums.pieces)).collect();
-        let mut file = File::create(draft.join("state.json"))?;
+        let mut file = File::create(draft.join(STATE))?;
         file.write_all(&serde_json::to_vec_pretty(&state)?)?;
         file.sync_all()?;
         joined(files)?;
@@ -78,6 +82,11 @@ pub(super) fn write(mut snapshot: Snapshot, draft: &Path) -> Result<()> {
         }
         Ok(sync_folder(draft)?)
     })
+}
+
+/// Whether `folder` is a checkpoint's, whole or not.
+pub fn is_checkpoint(folder: &Path) -> bool {
+    folder.join(STATE).is_file()
 }
 
 /// Reads a checkpoint folder and checks every hash; exit code 4 where something is off.
@@ -128,7 +137,7 @@ pub(super) fn verify(folder: &Path, state: &State) -> Result<()> {
             _ => jobs.push((name, None, whole)),
         }
     }
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(jobs.len());
+    let threads = cores().min(jobs.len());
     let (jobs, failures) = (Mutex::new(jobs.into_iter()), Mutex::new(BTreeMap::new()));
     let work = || loop {
         let Some((name, number, wanted)) = unpoisoned(&jobs).next() else { return };
@@ -175,7 +184,7 @@ fn joined<T>(thread: ScopedJoinHandle<Result<T>>) -> Result<T> {
 }
 
 pub(super) fn read_state(folder: &Path) -> Result<State> {
-    let bytes = fs::read(folder.join("state.json")).context("state.json")?;
+    let bytes = fs::read(folder.join(STATE)).context("state.json")?;
     serde_json::from_slice(&bytes).context("state.json is damaged")
 }
 

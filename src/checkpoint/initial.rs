@@ -11,7 +11,7 @@ use super::fit::{Fit, Named, fit_names};
 use super::python::Container;
 use super::python_optimizer::{Known, PythonOptimizer};
 use super::weights::{Weights, read_weights};
-use super::{Checkpoints, load};
+use super::{Checkpoints, is_checkpoint, load};
 use crate::exit::{Exit, OrExit, fail};
 use crate::layers::{Param, ParamKind};
 use crate::model::{InitFrom, Model, Network, Patterns};
@@ -45,11 +45,11 @@ pub fn read_place(path: &Path, key: Option<&str>) -> Result<Weights> {
     if !path.is_dir() {
         return read_weights(path, key);
     }
-    let checkpoints = path.join("checkpoints");
-    let loaded = if path.join("state.json").is_file() {
+    let checkpoints = Checkpoints::of(path);
+    let loaded = if is_checkpoint(path) {
         load(path)?
-    } else if checkpoints.is_dir() {
-        Checkpoints::new(checkpoints).chosen(None)?
+    } else if checkpoints.are_kept() {
+        checkpoints.chosen(None)?
     } else {
         let message = format!("{} is a folder, but of no run and no checkpoint; give a file", path.display());
         return Err(fail(Exit::Checkpoint, message));

@@ -1,7 +1,7 @@
 //! Checkpoints: our own folders, and what Python users saved.
 
 pub mod atomic;
-pub mod fit;
+mod fit;
 mod folder;
 pub mod initial;
 pub mod python;
@@ -12,6 +12,6 @@ pub mod state_dict;
 mod store;
 pub mod weights;
 
-pub use folder::{Loaded, Snapshot, load};
+pub use folder::{Loaded, Snapshot, is_checkpoint, load};
 pub use state::{Best, State};
 pub use store::Checkpoints;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::folder::{Loaded, Snapshot, load, read_state, remove_if_there, sync_folder, verify, write};
+use super::folder::{Loaded, STATE, Snapshot, load, read_state, remove_if_there, sync_folder, verify, write};
 use super::state::State;
 use crate::exit::{Exit, OrExit, fail};
 
@@ -20,9 +20,14 @@ pub struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// `folder` is the run's `checkpoints` folder; it is made at the first save.
-    pub fn new(folder: PathBuf) -> Self {
-        Self { folder }
+    /// Those of the run in the folder `run`, in its `checkpoints`, which is made at the first save.
+    pub fn of(run: &Path) -> Self {
+        Self { folder: run.join("checkpoints") }
+    }
+
+    /// Whether the run has a folder for them.
+    pub fn are_kept(&self) -> bool {
+        self.folder.is_dir()
     }
 
     /// Whether there is anything to resume.
@@ -155,7 +160,7 @@ impl Checkpoints {
             Ok(target) => self.folder.join(target.file_name()?),
             Err(_) => path,
         };
-        real.join("state.json").exists().then_some(real)
+        real.join(STATE).exists().then_some(real)
     }
 
     fn link(&self, link: &str, name: &str) -> std::io::Result<()> {
@@ -213,7 +218,7 @@ mod tests {
     #[test]
     fn a_damaged_last_checkpoint_falls_back_to_the_one_before() {
         let home = tempfile::tempdir().unwrap();
-        let store = Checkpoints::new(home.path().join("checkpoints"));
+        let store = Checkpoints::of(home.path());
         store.save(snapshot(10, 0, None), false).unwrap();
         let newest = store.save(snapshot(15, 5, None), false).unwrap();
         let file = newest.join("model.safetensors");
@@ -229,7 +234,7 @@ mod tests {
     #[test]
     fn damage_anywhere_in_a_large_file_is_found_and_so_is_a_missing_or_another_end() {
         let home = tempfile::tempdir().unwrap();
-        let store = Checkpoints::new(home.path().join("checkpoints"));
+        let store = Checkpoints::of(home.path());
         let mut large = snapshot(10, 0, None);
         large.model = vec![("w".into(), Tensor::arange(5 << 20, (Kind::Float, Device::Cpu)))];
         let folder = store.save(large, false).unwrap();
@@ -256,7 +261,7 @@ mod tests {
     #[test]
     fn pruning_keeps_last_best_and_the_best_others() {
         let home = tempfile::tempdir().unwrap();
-        let store = Checkpoints::new(home.path().join("checkpoints"));
+        let store = Checkpoints::of(home.path());
         for (step, score) in [(10, 0.5), (20, 0.9), (30, 0.7), (40, 0.6), (50, 0.1)] {
             store.save(snapshot(step, 0, Some(score)), step == 20).unwrap();
             store.prune(1, true).unwrap();
@@ -273,7 +278,7 @@ mod tests {
     #[test]
     fn state_and_tensors_come_back_as_they_were() {
         let home = tempfile::tempdir().unwrap();
-        let store = Checkpoints::new(home.path().join("checkpoints"));
+        let store = Checkpoints::of(home.path());
         let mut saved = snapshot(7, 3, None);
         saved.state.loss_sum = 0.1 + 0.2;
         saved.ema = Some(vec![("w".into(), Tensor::from_slice(&[1i64, -1]))]);

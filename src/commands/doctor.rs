@@ -11,6 +11,7 @@ use clap::Args;
 use serde::Serialize;
 use tch::Device;
 
+use crate::device::cores;
 use crate::libtorch::machine::{self, Gpu};
 use crate::libtorch::{self, cuda};
 
@@ -157,7 +158,7 @@ fn examine() -> Report {
         },
         cpu: Cpu {
             capability: libtorch::cpu_capability(),
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            cores: cores(),
             threads: tch::get_num_threads(),
             mkl: line("Math Kernel Library"),
             onednn: line("MKL-DNN"),

@@ -28,7 +28,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::compressor::Compressor;
-use crate::config::{Config, Override};
+use crate::config::{CONFIG_FILE, Config, Override};
 use crate::device::DeviceSpec;
 use crate::trained::{Choice, Trained};
 
@@ -111,7 +111,7 @@ impl ConfigOptions {
     /// Loads the config with `--set` and the options of its own applied, the latter last.
     pub fn load(&self, overrides: impl IntoIterator<Item = Override>) -> Result<Config> {
         let folder = Path::new(&self.config);
-        if folder.join("config.yaml").is_file() {
+        if folder.join(CONFIG_FILE).is_file() {
             return Config::of_run(folder, &self.set, overrides);
         }
         Config::load(&self.config, &self.set, overrides)

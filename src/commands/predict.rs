@@ -10,8 +10,7 @@ use tch::no_grad;
 
 use super::TrainedOptions;
 use crate::config::RunConfig;
-use crate::data::sources::folder::pictures;
-use crate::data::{Dataset, SourceSpec};
+use crate::data::{Dataset, SourceSpec, pictures};
 use crate::exit::{Exit, fail};
 use crate::libtorch::catching;
 use crate::libtorch::machine::keep_memory;

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::exit::{Exit, OrExit};
-use crate::history::History;
+use crate::history::{History, Swept};
 use crate::model::table;
 use crate::plot::number;
 
@@ -52,7 +52,7 @@ pub enum Key {
 }
 
 /// A run in a row.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Row {
     /// Below the folder that was asked for.
     name: String,
@@ -114,7 +114,7 @@ fn find(folder: &Path, all: bool, depth: usize, found: &mut Vec<PathBuf>) {
     }
     // What cannot be listed holds no run that could be read.
     let Ok(entries) = fs::read_dir(folder) else { return };
-    let is_sweep = folder.join("sweep.json").is_file();
+    let is_sweep = Swept::is_sweep(folder);
     let mut below: Vec<PathBuf> = (entries.flatten())
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
         .filter(|entry| all || !is_sweep || entry.file_name() != "trials")
@@ -136,20 +136,8 @@ impl Row {
                 name,
                 folder: folder.to_owned(),
                 state: "unreadable",
-                epochs: 0,
-                epochs_planned: None,
-                metric: None,
-                higher_is_better: None,
-                best: None,
-                best_epoch: None,
-                last_test: None,
-                penalty: String::new(),
-                lambda: None,
-                optimizer: None,
-                lr: None,
-                seconds: 0.0,
-                images_per_s: None,
                 error: Some(format!("{error:#}")),
+                ..Self::default()
             },
         }
     }

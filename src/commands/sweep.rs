@@ -10,7 +10,7 @@ use clap::Args;
 use super::{ConfigOptions, MachineOptions};
 use crate::config::Config;
 use crate::data::Split;
-use crate::device::DeviceSpec;
+use crate::device::{DeviceSpec, cores};
 use crate::exit::{Exit, OrExit, fail};
 use crate::libtorch::machine::gpu;
 use crate::session::Plan;
@@ -263,7 +263,7 @@ fn design(options: &Options, sweep: &SweepSpec, config: &Config) -> Result<Desig
 
 /// The places for trials, which share the cores.
 fn slots(options: &Options, config: &Config, trials: usize) -> Result<Vec<Slot>> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = cores();
     let mut devices: Vec<Option<DeviceSpec>> = Vec::new();
     for &device in &options.devices {
         let tch::Device::Cuda(index) = device.resolve()? else {

@@ -10,7 +10,7 @@ pub mod normalize;
 pub mod photo;
 pub mod picture;
 mod shelf;
-pub mod smooth;
+mod smooth;
 pub mod sources;
 mod spec;
 mod split;
@@ -196,9 +196,4 @@ impl Dataset {
         self.classes = classes.to_vec();
         Ok(())
     }
-}
-
-/// How many threads can run at once.
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }

@@ -6,7 +6,8 @@ use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::{Dataset, Files, Samples, cores};
+use super::{Dataset, Files, Samples};
+use crate::device::cores;
 use crate::exit::{Exit, OrExit, fail};
 use crate::libtorch::memory::Bytes;
 use crate::yaml::Invalid;

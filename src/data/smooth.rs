@@ -7,8 +7,8 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::cores;
 use super::picture::Picture;
+use crate::device::cores;
 use crate::exit::{Exit, fail};
 use crate::yaml::Invalid;
 

@@ -14,7 +14,8 @@ use super::sources::{
     Opening, ShapesSpec, Source, Split,
 };
 use super::split::{Fold, Share};
-use super::{Dataset, Fit, Mode, Resize, Sets, Shelf, Targets, cores, split};
+use super::{Dataset, Fit, Mode, Resize, Sets, Shelf, Targets, split};
+use crate::device::cores;
 use crate::exit::{Exit, OrExit, fail};
 use crate::yaml::Invalid;
 

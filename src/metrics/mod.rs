@@ -1,11 +1,11 @@
 //! Metrics that accumulate on the device over batches and are read once.
 
-pub mod classification;
-pub mod compression;
-pub mod generation;
+mod classification;
+mod compression;
+mod generation;
 pub mod image;
-pub mod regression;
-pub mod segmentation;
+mod regression;
+mod segmentation;
 
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};

@@ -1,11 +1,11 @@
 //! Figures as SVG: curves, a mean with its error, heat maps. Shapes carry classes and no colours: a page paints them with
 //! its own, [`standalone`] with those of white paper.
 
-pub mod frame;
-pub mod heat;
-pub mod lines;
-pub mod means;
-pub mod scale;
+mod frame;
+mod heat;
+mod lines;
+mod means;
+mod scale;
 
 use std::fmt::Write;
 

@@ -11,7 +11,7 @@ pub mod plot;
 pub mod prune;
 pub mod runner;
 pub mod search;
-pub mod separable;
+mod separable;
 pub mod spec;
 pub mod worker;
 

@@ -81,7 +81,7 @@ pub fn conclude(folder: &Folder, design: &Design, finished: &[Finished]) -> Resu
 
 /// None where there are too many.
 fn coefficients(run: &std::path::Path) -> Result<Option<Coefficients>> {
-    let loaded = Checkpoints::new(run.join("checkpoints")).named("last")?;
+    let loaded = Checkpoints::of(run).named("last")?;
     let weights = loaded.weights();
     if weights.values().map(|tensor| tensor.numel()).sum::<usize>() > MOST {
         return Ok(None);

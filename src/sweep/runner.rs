@@ -89,9 +89,10 @@ impl<'a> Runner<'a> {
     /// All trials, the finished ones too, and the design with all its points. The first trial that fails for another
     /// reason than diverging or a process that was killed ends the sweep.
     pub fn run(self) -> Result<(Design, Vec<Finished>)> {
+        let runner = &self;
         let outcome = std::thread::scope(|scope| {
             let slots: Vec<_> =
-                (0..self.place.slots.len()).map(|at| scope.spawn(move_at(&self, at))).collect();
+                (0..self.place.slots.len()).map(|at| scope.spawn(move || runner.work(at))).collect();
             let outcomes: Vec<_> = slots.into_iter().map(|slot| slot.join()).collect();
             let died = |_| Err(anyhow!("a thread of the sweep died"));
             outcomes.into_iter().try_for_each(|outcome| outcome.unwrap_or_else(died))
@@ -312,8 +313,4 @@ impl Work {
         let standings = self.design.standings(&self.finished).into_iter();
         standings.map(|one| (one.point, one.mean.map_or(f64::INFINITY, |mean| sign * mean))).collect()
     }
-}
-
-fn move_at<'a>(runner: &'a Runner<'_>, at: usize) -> impl FnOnce() -> Result<()> + Send + 'a {
-    move || runner.work(at)
 }

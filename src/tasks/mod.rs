@@ -1,12 +1,12 @@
 //! What the network is trained for: the loss, the metrics, and what a prediction looks like.
 
-pub mod classification;
-pub mod compression;
+mod classification;
+mod compression;
 pub mod degrade;
-pub mod generation;
-pub mod reconstruction;
-pub mod regression;
-pub mod segmentation;
+mod generation;
+mod reconstruction;
+mod regression;
+mod segmentation;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};

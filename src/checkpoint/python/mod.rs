@@ -5,21 +5,21 @@
 //! so that it can be fuzzed alone. Reading needs at most four times the file's size and 64 MiB, whatever the file says.
 //!
 //! What a zip archive promises: every entry that is used matches its CRC-32, so damage is an error. What the legacy
-//! stream promises: see [`legacy`].
+//! stream promises: see `legacy.rs`.
 
-pub mod describe;
+mod describe;
 pub mod dtype;
 mod globals;
 pub mod heap;
-pub mod legacy;
+mod legacy;
 mod lookup;
 mod members;
-pub mod pickle;
+mod pickle;
 pub mod safetensors;
-pub mod script;
+mod script;
 pub mod source;
 mod stranger;
-pub mod structure;
+mod structure;
 pub mod zip;
 
 use std::path::Path;

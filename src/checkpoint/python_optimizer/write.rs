@@ -49,28 +49,22 @@ pub fn state_dict(of: &Resumable) -> Result<(Value, Vec<String>)> {
             decays.join(", ")
         ));
     }
-    let mut state = Vec::new();
-    let mut lists = Vec::new();
+    let (mut state, mut dicts) = (Vec::new(), Vec::new());
+    let mut numbers = 0i64..;
     for group in &groups {
-        let start = state_len(&lists);
-        let ids = (0..group.members.len() as i64).map(|id| Value::Int(start + id));
-        for (id, &member) in ids.clone().zip(&group.members) {
+        let (mut ids, mut names) = (Vec::new(), Vec::new());
+        for (&member, id) in group.members.iter().zip(&mut numbers) {
             let slots = slots(of, member)?;
             if !slots.is_empty() {
-                state.push((id, Value::dict(slots)));
+                state.push((Value::Int(id), Value::dict(slots)));
             }
+            ids.push(Value::Int(id));
+            names.push(Value::Str(of.params[member].0.clone()));
         }
-        let names = group.members.iter().map(|&i| Value::Str(of.params[i].0.clone())).collect();
-        lists.push((group, ids.collect::<Vec<_>>(), names));
+        dicts.push(Value::dict(arguments(of, group, ids, names)));
     }
-    let groups = lists.into_iter().map(|(group, ids, names)| Value::dict(arguments(of, group, ids, names)));
-    let groups = Value::List(groups.collect());
+    let groups = Value::List(dicts);
     Ok((Value::dict([("state", Value::Dict(state)), ("param_groups", groups)]), notes))
-}
-
-/// The parameters in the groups before.
-fn state_len(lists: &[(&ParamGroup, Vec<Value>, Vec<Value>)]) -> i64 {
-    lists.iter().map(|(_, ids, _)| ids.len() as i64).sum()
 }
 
 fn param_groups(of: &Resumable, notes: &mut Vec<String>) -> Result<Vec<ParamGroup>> {

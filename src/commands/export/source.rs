@@ -50,10 +50,6 @@ impl Source {
         config.model.init_from = None;
         let model = Model::from_spec(&config.model)?;
         let averaged = loaded.ema.is_some() && !options.raw;
-        let weights = match averaged {
-            true => loaded.weights(),
-            false => shallow(&loaded.model),
-        };
         let notes = vec![format!(
             "{}{}",
             loaded.folder.display(),
@@ -63,13 +59,12 @@ impl Source {
                 (false, false) => "",
             }
         )];
-        let metadata = metadata(&loaded, averaged);
         Ok(Self {
             name: stem(path),
             model,
-            weights,
+            metadata: metadata(&loaded, averaged),
+            weights: if averaged { loaded.weights() } else { loaded.model },
             kind: config.dtype.kind(),
-            metadata,
             notes,
             config: Some(config),
         })
@@ -173,14 +168,15 @@ impl Source {
 
 /// The checkpoint at `path`, or of the run there, and its config.
 pub(super) fn checkpoint(path: &Path, options: &Options) -> Result<(Loaded, RunConfig)> {
-    let loaded = if path.join("state.json").is_file() {
+    let checkpoints = Checkpoints::of(path);
+    let loaded = if checkpoint::is_checkpoint(path) {
         if options.checkpoint.is_some() {
             return Err(fail(Exit::Usage, "SOURCE is a checkpoint already: leave --checkpoint out"));
         }
         checkpoint::load(path)?
-    } else if path.join("checkpoints").is_dir() || path.join(CONFIG_FILE).is_file() {
+    } else if checkpoints.are_kept() || path.join(CONFIG_FILE).is_file() {
         let wanted = options.checkpoint.as_deref().or(options.with_optimizer.then_some("last"));
-        Checkpoints::new(path.join("checkpoints")).chosen(wanted)?
+        checkpoints.chosen(wanted)?
     } else {
         let message = format!("{} is no run folder and no checkpoint", path.display());
         return Err(fail(Exit::Usage, message));
@@ -192,10 +188,6 @@ pub(super) fn checkpoint(path: &Path, options: &Options) -> Result<(Loaded, RunC
         config.use_program_of(run);
     }
     Ok((loaded, config))
-}
-
-fn shallow(tensors: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
-    tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
 }
 
 fn metadata(loaded: &Loaded, averaged: bool) -> Vec<(String, String)> {

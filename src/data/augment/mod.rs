@@ -3,17 +3,17 @@
 //! The list is applied in its order, in three stages: changes to pixels, in the units of the picture; then,
 //! after normalisation, `noise` and `cutout`; then mixtures of samples, of which each batch gets one.
 
-pub mod color;
-pub mod crop;
-pub mod cutout;
-pub mod dihedral;
-pub mod flip;
-pub mod mix;
-pub mod noise;
+mod color;
+mod crop;
+mod cutout;
+mod dihedral;
+mod flip;
+mod mix;
+mod noise;
 mod pipeline;
-pub mod resized;
-pub mod rotation;
-pub mod values;
+mod resized;
+mod rotation;
+mod values;
 
 use serde::{Deserialize, Serialize};
 

@@ -11,7 +11,8 @@ use tch::{Kind, Tensor};
 
 use super::{FilePath, Opening, Source, positive, positive_limit};
 use crate::data::picture::{Fit, ImageFile, Mode, Resize};
-use crate::data::{Dataset, Files, Framing, Samples, Skipped, Targets, cores};
+use crate::data::{Dataset, Files, Framing, Samples, Skipped, Targets};
+use crate::device::cores;
 use crate::exit::{Exit, OrExit, fail};
 use crate::yaml::Invalid;
 

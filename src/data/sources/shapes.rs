@@ -13,7 +13,8 @@ use tch::{Kind, Tensor};
 
 use super::{Opening, Source, positive, resident};
 use crate::data::draw::{Draw, Purpose};
-use crate::data::{Dataset, Targets, cores};
+use crate::data::{Dataset, Targets};
+use crate::device::cores;
 use crate::yaml::Invalid;
 
 const NAMES: [&str; 10] =

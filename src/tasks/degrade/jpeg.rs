@@ -14,6 +14,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::Degradation;
 use super::level::Level;
+use crate::device::cores;
 use crate::exit::{Exit, fail};
 use crate::yaml::Invalid;
 
@@ -82,8 +83,7 @@ impl Degradation for Jpeg {
             .zip(&quality)
             .map(|(pixels, quality)| Job { pixels, quality: *quality as u8 })
             .collect();
-        let threads = thread::available_parallelism().map_or(1, usize::from);
-        let share = jobs.len().div_ceil(threads).max(1);
+        let share = jobs.len().div_ceil(cores()).max(1);
         thread::scope(|scope| {
             let parts: Vec<_> = jobs
                 .chunks_mut(share)
