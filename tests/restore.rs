@@ -207,6 +207,7 @@ fn what_cannot_be_read_is_told_and_passed_over() {
     for part in ["text.png: ", "is truncated", "2 of 3 images could not be restored"] {
         assert!(stderr.contains(part), "{part} is missing in {stderr}");
     }
+    assert_eq!(stderr.matches("text.png").count(), 1, "named once: {stderr}");
     fs::create_dir(place.path("empty")).unwrap();
     assert_eq!(place.restore("flat", "empty", "out", &[]).0, 3);
     assert_eq!(place.restore("flat", "nowhere", "out", &[]).0, 3);
