@@ -4,7 +4,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const SHIM: [&str; 19] = [
+const SHIM: [&str; 21] = [
     "shim.cpp",
     "autocast.cpp",
     "cores.cpp",
@@ -19,10 +19,12 @@ const SHIM: [&str; 19] = [
     "script.cpp",
     "segment.cpp",
     "stream.cpp",
+    "team.cpp",
     "winograd.cpp",
     "cuda.h",
     "guarded.h",
     "simd.h",
+    "team.h",
     "winograd.h",
 ];
 /// What needs symbols of libtorch's CUDA half: a library of its own, which the binary carries.

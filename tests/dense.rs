@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 use tikhonov::libtorch::dense::linear;
 use tikhonov::libtorch::optim::total_norm;
 
-use crate::common;
+use crate::common::{self, run as binary, write_config};
 
 /// Rows, columns in, columns out; fewer than a vector holds, and more, and what fills none.
 const SIZES: [[i64; 3]; 9] = [
@@ -79,6 +79,39 @@ fn the_linear_map_gives_the_same_bits_on_one_thread_and_on_four() {
     let four = run(size, true, true, Kind::Float);
     tch::set_num_threads(threads);
     assert!(one.iter().zip(&four).all(|(one, four)| one.equal(four)));
+}
+
+#[test]
+fn a_run_of_small_steps_learns_the_same_bits_on_one_thread_and_on_four() {
+    let home = tempfile::tempdir().unwrap();
+    let config = write_config(
+        home.path(),
+        "
+device: cpu
+model: {name: mlp, args: {hidden: 256}}
+task: classification
+data: {train: {shapes: {count: 640, size: 28}}, batch_size: 16}
+penalty: {l2: 0.001}
+train: {epochs: 3, clip: {norm: 1.0}}
+optimizer: sgd
+",
+    );
+    for optimizer in
+        ["{sgd: {lr: 0.05, momentum: 0.9, nesterov: true}}", "{adam: {lr: 0.001, amsgrad: true}}", "adagrad"]
+    {
+        let weights = ["1", "4"].map(|threads| {
+            let output = tempfile::tempdir_in(home.path()).unwrap();
+            let set = format!("optimizer={optimizer}");
+            let folder = output.path().to_str().unwrap();
+            let (code, _, stderr) =
+                binary(&["train", &config, "--set", &set, "--threads", threads, "--output", folder]);
+            assert_eq!(code, 0, "{stderr}");
+            ["model", "optimizer"].map(|part| {
+                std::fs::read(output.path().join(format!("checkpoints/last/{part}.safetensors"))).unwrap()
+            })
+        });
+        assert_eq!(weights[0], weights[1], "{optimizer}");
+    }
 }
 
 #[test]

@@ -3,11 +3,14 @@
 
 #include <ATen/ATen.h>
 #include <ATen/EmptyTensor.h>
-#include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
+
+#include <algorithm>
+#include <memory>
+#include <utility>
 
 #if defined(__GNUC__) && !defined(__clang__)
 // ISO C++ forbids GCC to make one instruction of a product and a sum; the kernels below are nothing else.
@@ -16,13 +19,14 @@
 
 #include "guarded.h"
 #include "simd.h"
+#include "team.h"
 
 namespace {
 
 // From so many rows on MKL, which repacks its factors, is as fast.
 constexpr int64_t MOST_ROWS = 64;
-// Multiplications that are worth a thread.
-constexpr int64_t GRAIN = 1 << 22;
+// Multiplications that are worth a thread: 3 us of them.
+constexpr int64_t GRAIN = 1 << 18;
 
 #if defined(__GNUC__)
 
@@ -33,70 +37,140 @@ struct Rows {
   int64_t stride;
 };
 
-// `height` rows of `width` x 16 columns of C = A B, the sums over `depth` in registers and in order: no partition of C changes
-// a bit of it.
-template <int height, int width>
-TIKHONOV_INLINE void tile(Rows<const float> a, Rows<const float> b, Rows<float> c, int64_t depth) {
-  Lanes sums[height][width] = {};
+// A matrix, or one turned, of which single values are asked for.
+struct Values {
+  const float* at;
+  int64_t row, column;
+};
+
+// `height` rows of `width` vectors of columns of C = A B, the sums over `depth` in registers and in order: no partition of C
+// changes a bit of it.
+template <typename V, int height, int width>
+TIKHONOV_INLINE void tile(Values a, Rows<const float> b, Rows<float> c, int64_t depth) {
+  constexpr int64_t lanes = sizeof(V) / sizeof(float);
+  V sums[height][width] = {};
   for (int64_t k = 0; k < depth; ++k) {
-    Lanes row[width];
-    for (int v = 0; v < width; ++v) row[v] = *reinterpret_cast<const Lanes*>(b.at + k * b.stride + v * LANES);
+    V row[width];
+    for (int v = 0; v < width; ++v) row[v] = load<V>(b.at + k * b.stride + v * lanes);
     for (int r = 0; r < height; ++r)
-      for (int v = 0; v < width; ++v) sums[r][v] += a.at[r * a.stride + k] * row[v];
+      for (int v = 0; v < width; ++v) sums[r][v] += a.at[r * a.row + k * a.column] * row[v];
   }
   for (int r = 0; r < height; ++r)
-    for (int v = 0; v < width; ++v) *reinterpret_cast<Lanes*>(c.at + r * c.stride + v * LANES) = sums[r][v];
+    for (int v = 0; v < width; ++v) store(c.at + r * c.stride + v * lanes, sums[r][v]);
 }
 
-template <int height, int width>
-TIKHONOV_INLINE void tiles(Rows<const float> a, Rows<const float> b, Rows<float> c, int64_t& row, int64_t rows, int64_t column,
-                           int64_t depth) {
+template <typename V, int height, int width>
+TIKHONOV_INLINE void tiles(Values a, Rows<const float> b, Rows<float> c, int64_t& row, int64_t rows, int64_t depth) {
   for (; row + height <= rows; row += height)
-    tile<height, width>({a.at + row * a.stride, a.stride}, {b.at + column, b.stride}, {c.at + row * c.stride + column, c.stride}, depth);
+    tile<V, height, width>({a.at + row * a.row, a.row, a.column}, b, {c.at + row * c.stride, c.stride}, depth);
 }
 
-// C = A B for at least 16 columns: A [rows, depth], B [depth, columns]. As many sums at once as there are registers.
-template <bool many>
+// C = A B for at least a vector of columns: A [rows, depth], B [depth, columns]. As many sums at once as there are registers.
+template <int lanes>
 struct Product {
-  static TIKHONOV_INLINE void run(Rows<const float> a, Rows<const float> b, Rows<float> c, int64_t rows, int64_t columns,
-                                  int64_t depth) {
+  static constexpr int height = lanes == 16 ? 8 : 4;
+
+  template <int width>
+  static TIKHONOV_INLINE void columns_from(int64_t column, Values a, Rows<const float> b, Rows<float> c, int64_t rows, int64_t depth) {
+    using V = typename Vector<lanes>::type;
+    b.at += column;
+    c.at += column;
+    int64_t row = 0;
+    tiles<V, height, width>(a, b, c, row, rows, depth);
+    tiles<V, 2, width>(a, b, c, row, rows, depth);
+    tiles<V, 1, width>(a, b, c, row, rows, depth);
+  }
+
+  static TIKHONOV_INLINE void run(Values a, Rows<const float> b, Rows<float> c, int64_t rows, int64_t columns, int64_t depth) {
     int64_t column = 0;
-    if (many) {
-      for (; column + 2 * LANES <= columns; column += 2 * LANES) {
-        int64_t row = 0;
-        tiles<8, 2>(a, b, c, row, rows, column, depth);
-        tiles<2, 2>(a, b, c, row, rows, column, depth);
-        tiles<1, 2>(a, b, c, row, rows, column, depth);
-      }
-    }
-    while (column < columns) {
-      // The last columns once more with those before them, where they do not fill a vector.
-      column = std::min(column, columns - LANES);
-      int64_t row = 0;
-      if (many) tiles<8, 1>(a, b, c, row, rows, column, depth);
-      tiles<4, 1>(a, b, c, row, rows, column, depth);
-      tiles<1, 1>(a, b, c, row, rows, column, depth);
-      column += LANES;
-    }
+    for (; column + 2 * lanes <= columns; column += 2 * lanes) columns_from<2>(column, a, b, c, rows, depth);
+    // The last columns once more with those before them, where they do not fill a vector.
+    for (; column < columns; column += lanes) columns_from<1>(std::min(column, columns - lanes), a, b, c, rows, depth);
   }
 };
 
-void product(Rows<const float> a, Rows<const float> b, Rows<float> c, int64_t rows, int64_t columns, int64_t depth) {
-  if (simd_lanes() == 16) {
-    simd<Product<true>>(a, b, c, rows, columns, depth);
-  } else {
-    simd<Product<false>>(a, b, c, rows, columns, depth);
-  }
+// Which value of two vectors comes to place i when of each group of 2 `half` values one half is taken.
+template <int half, bool upper>
+constexpr int source(int i) {
+  return i / half * 2 * half + i % half + (upper ? half : 0);
 }
+
+// The halves of both vectors' groups, added up: one vector that has each group at half its length.
+template <int half, typename V, int... i>
+TIKHONOV_INLINE V folded(const V& a, const V& b, std::integer_sequence<int, i...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, source<half, false>(i)...) + __builtin_shufflevector(a, b, source<half, true>(i)...);
+#else
+  typedef int32_t Places __attribute__((vector_size(sizeof(V))));
+  return __builtin_shuffle(a, b, Places{source<half, false>(i)...}) + __builtin_shuffle(a, b, Places{source<half, true>(i)...});
+#endif
+}
+
+// What each of as many vectors as one has values adds up to, as a vector.
+template <int half, typename V>
+TIKHONOV_INLINE V totals(V* sums) {
+  constexpr int lanes = sizeof(V) / sizeof(float);
+  for (int i = 0; i < half; ++i) sums[i] = folded<half>(sums[2 * i], sums[2 * i + 1], std::make_integer_sequence<int, lanes>());
+  if constexpr (half > 1) return totals<half / 2>(sums);
+  return sums[0];
+}
+
+// The columns [first, first + count) of C = relu(A B' + shift), A and B read along their rows: A [rows, depth], B [columns, depth].
+template <int lanes>
+struct Dots {
+  // Together as many sums as a vector has values.
+  static constexpr int height = 4, width = lanes / height;
+
+  // `real_rows` rows and `real_columns` columns from A and B on; where they do not fill a tile, the last ones over and over.
+  static TIKHONOV_INLINE void tile(Rows<const float> a, Rows<const float> b, const float* shift, bool relu, Rows<float> c,
+                                   int64_t real_rows, int64_t real_columns, int64_t depth) {
+    using V = typename Vector<lanes>::type;
+    const float *as[height], *bs[width];
+    for (int r = 0; r < height; ++r) as[r] = a.at + std::min<int64_t>(r, real_rows - 1) * a.stride;
+    for (int v = 0; v < width; ++v) bs[v] = b.at + std::min<int64_t>(v, real_columns - 1) * b.stride;
+    V sums[lanes] = {};
+    int64_t k = 0;
+    for (; k + lanes <= depth; k += lanes) {
+      V row[height];
+      for (int r = 0; r < height; ++r) row[r] = load<V>(as[r] + k);
+      for (int v = 0; v < width; ++v) {
+        const V column = load<V>(bs[v] + k);
+        for (int r = 0; r < height; ++r) sums[r * width + v] += row[r] * column;
+      }
+    }
+    float all[lanes];
+    store(all, totals<lanes / 2>(sums));
+    for (int64_t r = 0; r < real_rows; ++r) {
+      for (int64_t v = 0; v < real_columns; ++v) {
+        float sum = all[r * width + v];
+        for (int64_t rest = k; rest < depth; ++rest) sum += as[r][rest] * bs[v][rest];
+        if (shift) sum += shift[v];
+        c.at[r * c.stride + v] = relu && sum < 0 ? 0 : sum;
+      }
+    }
+  }
+
+  static TIKHONOV_INLINE void run(Rows<const float> a, Rows<const float> b, const float* shift, bool relu, Rows<float> c, int64_t rows,
+                                  int64_t first, int64_t count, int64_t depth) {
+    for (int64_t column = first; column < first + count; column += width) {
+      for (int64_t row = 0; row < rows; row += height) {
+        tile({a.at + row * a.stride, a.stride}, {b.at + column * b.stride, b.stride}, shift ? shift + column : nullptr, relu,
+             {c.at + row * c.stride + column, c.stride}, std::min<int64_t>(height, rows - row),
+             std::min<int64_t>(width, first + count - column), depth);
+      }
+    }
+  }
+};
 
 // f(first, number) for all of `count` things that cost `each` multiplications, in multiples of `step`, on the threads that they
 // are worth.
 template <typename F>
 void share(int64_t count, int64_t each, int64_t step, F&& f) {
-  const int64_t steps = (count + step - 1) / step;
-  const int64_t grain = std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, each * step));
-  at::parallel_for(0, steps, grain, [&](int64_t begin, int64_t end) {
-    f(begin * step, std::min(count, end * step) - begin * step);
+  const int64_t steps = (count + step - 1) / step, worth = count * each / GRAIN;
+  const int64_t pieces = std::max<int64_t>(1, std::min({steps, worth, tikhonov::team()}));
+  tikhonov::together(pieces, [&](int64_t piece) {
+    const int64_t begin = piece * steps / pieces * step, end = (piece + 1) * steps / pieces * step;
+    f(begin, std::min(count, end) - begin);
   });
 }
 
@@ -107,59 +181,41 @@ struct Scratch {
   float* get() const { return memory.get(); }
 };
 
-int64_t padded(int64_t values) { return (values + LANES - 1) / LANES * LANES; }
-
 at::Tensor empty(at::IntArrayRef size) { return at::Tensor(at::detail::empty_cpu(size, at::kFloat)); }
-
-// to = from', in squares that stay in the cache.
-void turn(Rows<const float> from, Rows<float> to, int64_t rows, int64_t columns) {
-  for (int64_t left = 0; left < columns; left += LANES)
-    for (int64_t row = 0; row < rows; ++row)
-      for (int64_t k = left; k < std::min(left + LANES, columns); ++k) to.at[k * to.stride + row] = from.at[row * from.stride + k];
-}
 
 // ys = relu(xs weight' + bias)
 at::Tensor through(const at::Tensor& xs, const at::Tensor& weight, const at::Tensor& bias, bool relu) {
-  const int64_t rows = xs.size(0), in = xs.size(1), out = weight.size(0), wide = padded(rows);
+  const int64_t rows = xs.size(0), in = xs.size(1), out = weight.size(0);
   const at::Tensor ys = empty({rows, out});
-  const float *x = xs.const_data_ptr<float>(), *w = weight.const_data_ptr<float>();
+  const Rows<const float> x = {xs.const_data_ptr<float>(), in}, w = {weight.const_data_ptr<float>(), in};
+  const Rows<float> y = {ys.mutable_data_ptr<float>(), out};
   const float* shift = bias.defined() ? bias.const_data_ptr<float>() : nullptr;
-  float* y = ys.mutable_data_ptr<float>();
-  // A vector holds one column of the batch, so that the weights are read as they lie.
-  const Scratch turned(in * wide), sums(out * wide);
-  if (wide > rows) std::fill_n(turned.get(), in * wide, 0.f);
-  turn({x, in}, {turned.get(), wide}, rows, in);
-  share(out, in * wide, 16, [&](int64_t first, int64_t count) {
-    product({w + first * in, in}, {turned.get(), wide}, {sums.get() + first * wide, wide}, count, wide, in);
-    for (int64_t row = 0; row < rows; ++row) {
-      for (int64_t o = first; o < first + count; ++o) {
-        const float value = sums.get()[o * wide + row] + (shift ? shift[o] : 0);
-        y[row * out + o] = relu && value < 0 ? 0 : value;
-      }
-    }
-  });
+  share(out, in * rows, 4, [&](int64_t first, int64_t count) { by_lanes<Dots>(x, w, shift, relu, y, rows, first, count, in); });
   return ys;
 }
 
 // C = A B whatever the number of columns.
-void multiply(Rows<const float> a, Rows<const float> b, Rows<float> c, int64_t rows, int64_t columns, int64_t depth) {
-  if (columns < LANES) {
+void multiply(Values a, Rows<const float> b, Rows<float> c, int64_t rows, int64_t columns, int64_t depth) {
+  if (columns < simd_lanes()) {
     for (int64_t row = 0; row < rows; ++row) {
       for (int64_t column = 0; column < columns; ++column) {
         float sum = 0;
-        for (int64_t k = 0; k < depth; ++k) sum += a.at[row * a.stride + k] * b.at[k * b.stride + column];
+        for (int64_t k = 0; k < depth; ++k) sum += a.at[row * a.row + k * a.column] * b.at[k * b.stride + column];
         c.at[row * c.stride + column] = sum;
       }
     }
   } else if (rows >= columns) {
     share(rows, columns * depth, 8, [&](int64_t first, int64_t count) {
-      product({a.at + first * a.stride, a.stride}, b, {c.at + first * c.stride, c.stride}, count, columns, depth);
+      by_lanes<Product>(Values{a.at + first * a.row, a.row, a.column}, b, Rows<float>{c.at + first * c.stride, c.stride}, count, columns,
+                        depth);
     });
   } else {
-    share(columns / LANES, rows * depth * LANES, 2, [&](int64_t first, int64_t count) {
-      // What is left over goes with the last.
-      const int64_t end = (first + count == columns / LANES) ? columns : (first + count) * LANES;
-      product(a, {b.at + first * LANES, b.stride}, {c.at + first * LANES, c.stride}, rows, end - first * LANES, depth);
+    // Two of the widest vectors; what is left over goes with the last.
+    constexpr int64_t step = 32;
+    const int64_t steps = std::max<int64_t>(1, columns / step);
+    share(steps, rows * depth * step, 1, [&](int64_t first, int64_t count) {
+      const int64_t begin = first * step, end = first + count == steps ? columns : (first + count) * step;
+      by_lanes<Product>(a, Rows<const float>{b.at + begin, b.stride}, Rows<float>{c.at + begin, c.stride}, rows, end - begin, depth);
     });
   }
 }
@@ -191,18 +247,17 @@ struct Dense : torch::autograd::Node {
     const int64_t rows = x.size(0), in = x.size(1), width = w.size(0);
     const float* dy = dys.const_data_ptr<float>();
     const float* result = relu ? y.const_data_ptr<float>() : nullptr;
-    // The gradient before the ReLU, and turned.
-    const Scratch own(relu ? rows * width : 0), turned(rows * width);
+    // The gradient before the ReLU.
+    const Scratch own(relu ? rows * width : 0);
     if (relu) simd<Undo<float>>(dy, result, own.get(), rows * width);
     const float* dz = relu ? own.get() : dy;
-    turn({dz, width}, {turned.get(), rows}, rows, width);
     if (wanted[0]) {
       out[0] = empty({rows, in});
-      multiply({dz, width}, {w.const_data_ptr<float>(), in}, {out[0].mutable_data_ptr<float>(), in}, rows, in, width);
+      multiply({dz, width, 1}, {w.const_data_ptr<float>(), in}, {out[0].mutable_data_ptr<float>(), in}, rows, in, width);
     }
     if (wanted[1]) {
       out[1] = empty({width, in});
-      multiply({turned.get(), rows}, {x.const_data_ptr<float>(), in}, {out[1].mutable_data_ptr<float>(), in}, width, in, rows);
+      multiply({dz, 1, width}, {x.const_data_ptr<float>(), in}, {out[1].mutable_data_ptr<float>(), in}, width, in, rows);
     }
     if (wanted[2]) {
       out[2] = empty({width});

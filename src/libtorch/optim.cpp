@@ -33,6 +33,7 @@
 
 #include "guarded.h"
 #include "simd.h"
+#include "team.h"
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -122,20 +123,75 @@ class Serial {
   int threads = 0;
 };
 
+// Values of a piece of a step: some microseconds' worth.
+constexpr int64_t PIECE_OF_STEP = 1 << 15;
+
+// The memory from value `begin` on, as a tensor of one dimension.
+at::Tensor cut(const at::Tensor& tensor, int64_t begin, int64_t end) {
+  return tensor.as_strided({end - begin}, {1}, tensor.storage_offset() + begin);
+}
+
+// step(lists) with all parameters and what belongs to them; of many values where these lie in the CPU's memory, by pieces of each
+// of them, on several threads. What one value becomes, no other has a part in.
+template <typename F>
+void by_pieces(Borrowed params, std::initializer_list<Borrowed> others, F&& step) {
+  std::vector<List> whole = {list(params)};
+  for (const Borrowed& other : others) whole.push_back(list(other));
+  int64_t values = 0;
+  bool is_here = true;
+  for (const at::Tensor& param : whole[0]) {
+    values += param.numel();
+    is_here = is_here && param.device().is_cpu();
+  }
+  if (!is_here || values > FEW) return step(whole);
+  const int64_t pieces = std::max<int64_t>(1, std::min(tikhonov::team(), values / PIECE_OF_STEP));
+  if (pieces == 1) {
+    const Serial serial(params);
+    return step(whole);
+  }
+  tikhonov::together(pieces, [&](int64_t piece) {
+    const c10::AutoGradMode off(false);
+    const at::AutoDispatchBelowADInplaceOrView no_views;
+    std::vector<List> own(whole.size());
+    for (size_t i = 0; i < whole[0].size(); ++i) {
+      const int64_t count = whole[0][i].numel();
+      // Whole vectors, lest a value be the rest of them in one partition and not in another.
+      const auto bound = [&](int64_t piece) {
+        return piece == pieces ? count : count < PIECE_OF_STEP / 4 ? 0 : piece * count / pieces / 64 * 64;
+      };
+      const int64_t begin = bound(piece), end = bound(piece + 1);
+      if (begin == end) continue;
+      for (size_t kind = 0; kind < whole.size(); ++kind) {
+        if (whole[kind].empty()) continue;
+        const at::Tensor& tensor = whole[kind][i];
+        const bool is_count = tensor.dim() == 0;
+        own[kind].push_back(is_count || end - begin == count ? tensor : cut(tensor, begin, end));
+      }
+    }
+    const Serial serial(params);
+    if (!own[0].empty()) step(own);
+  });
+}
+
 #if defined(__GNUC__)
 
+template <int lanes>
 struct Squares {
   static TIKHONOV_INLINE void run(const float* xs, int64_t count, double* sum) {
-    Lanes sums[4] = {};
+    using V = typename Vector<lanes>::type;
+    // 64 sums, whatever the vectors: the result is the same.
+    constexpr int vectors = 64 / lanes;
+    V sums[vectors] = {};
     int64_t i = 0;
-    for (; i + 4 * LANES <= count; i += 4 * LANES) {
-      for (int v = 0; v < 4; ++v) {
-        const Lanes x = *reinterpret_cast<const Lanes*>(xs + i + v * LANES);
+    for (; i + 64 <= count; i += 64) {
+      for (int v = 0; v < vectors; ++v) {
+        const V x = load<V>(xs + i + v * lanes);
         sums[v] += x * x;
       }
     }
-    const Lanes all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    for (int lane = 0; lane < LANES; ++lane) *sum += all[lane];
+    float all[64];
+    for (int v = 0; v < vectors; ++v) store(all + v * lanes, sums[v]);
+    for (int lane = 0; lane < 16; ++lane) *sum += (all[lane] + all[lane + 16]) + (all[lane + 32] + all[lane + 48]);
     for (; i < count; ++i) *sum += xs[i] * xs[i];
   }
 };
@@ -156,10 +212,17 @@ float short_norm(const float* xs, int64_t count) {
 
 // Of many, by pieces: sums of float32 stay short, and the result the same for any number of threads.
 float long_norm(const float* xs, int64_t count) {
-  std::vector<double> sums((count + PIECE - 1) / PIECE);
-  at::parallel_for(0, sums.size(), FEW / PIECE, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) simd<Squares>(xs + i * PIECE, std::min(PIECE, count - i * PIECE), &sums[i]);
-  });
+  const int64_t sums_count = (count + PIECE - 1) / PIECE;
+  std::vector<double> sums(sums_count);
+  const auto add = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) by_lanes<Squares>(xs + i * PIECE, std::min(PIECE, count - i * PIECE), &sums[i]);
+  };
+  if (count > FEW) {
+    at::parallel_for(0, sums_count, FEW / PIECE, add);
+  } else {
+    const int64_t pieces = std::max<int64_t>(1, std::min(tikhonov::team(), count / PIECE_OF_STEP));
+    tikhonov::together(pieces, [&](int64_t piece) { add(piece * sums_count / pieces, (piece + 1) * sums_count / pieces); });
+  }
   return static_cast<float>(std::sqrt(std::accumulate(sums.begin(), sums.end(), 0.0)));
 }
 
@@ -339,10 +402,11 @@ char* tikhonov_lerp(Borrowed tensors, Borrowed others, double weight) {
 char* tikhonov_fused_sgd(Borrowed params, Borrowed grads, Borrowed momentum_buffers, Control control,
                          double weight_decay, double momentum, double dampening, bool nesterov, bool is_first_step) {
   return in_place([&] {
-    const Serial serial(params);
-    with_lr(control, [&](const auto& lr) {
-      at::_fused_sgd_(list(params), list(grads), list(momentum_buffers), weight_decay, momentum, lr, dampening,
-                      nesterov, /*maximize=*/false, is_first_step, /*grad_scale=*/{}, optional(control.found_inf));
+    by_pieces(params, {grads, momentum_buffers}, [&](const std::vector<List>& all) {
+      with_lr(control, [&](const auto& lr) {
+        at::_fused_sgd_(all[0], all[1], all[2], weight_decay, momentum, lr, dampening, nesterov, /*maximize=*/false, is_first_step,
+                        /*grad_scale=*/{}, optional(control.found_inf));
+      });
     });
   });
 }
@@ -352,13 +416,12 @@ char* tikhonov_fused_adam(Borrowed params, Borrowed grads, Borrowed exp_avgs, Bo
                           Borrowed max_exp_avg_sqs, Borrowed steps, Control control, double beta1, double beta2,
                           double weight_decay, double eps, bool amsgrad, bool decoupled) {
   return in_place([&] {
-    const Serial serial(params);
     const List counts = list(steps);
     at::_foreach_add_(counts, 1);
     const auto found_inf = optional(control.found_inf);
     const auto apply = [&](auto kernel) {
-      with_lr(control, [&](const auto& lr) {
-        kernel(list(params), list(grads), list(exp_avgs), list(exp_avg_sqs), list(max_exp_avg_sqs), counts, lr);
+      by_pieces(params, {grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps}, [&](const std::vector<List>& all) {
+        with_lr(control, [&](const auto& lr) { kernel(all[0], all[1], all[2], all[3], all[4], all[5], lr); });
       });
     };
     if (decoupled) {
@@ -377,12 +440,13 @@ char* tikhonov_fused_adam(Borrowed params, Borrowed grads, Borrowed exp_avgs, Bo
 char* tikhonov_fused_adagrad(Borrowed params, Borrowed grads, Borrowed sums, Borrowed steps, Control control,
                              double lr_decay, double weight_decay, double eps) {
   return in_place([&] {
-    const Serial serial(params);
     const List counts = list(steps);
     at::_foreach_add_(counts, 1);
-    with_lr(control, [&](const auto& lr) {
-      at::_fused_adagrad_(list(params), list(grads), list(sums), counts, lr, lr_decay, weight_decay, eps,
-                          /*maximize=*/false, /*grad_scale=*/{}, optional(control.found_inf));
+    by_pieces(params, {grads, sums, steps}, [&](const std::vector<List>& all) {
+      with_lr(control, [&](const auto& lr) {
+        at::_fused_adagrad_(all[0], all[1], all[2], all[3], lr, lr_decay, weight_decay, eps, /*maximize=*/false, /*grad_scale=*/{},
+                            optional(control.found_inf));
+      });
     });
     uncount(control, counts);
   });

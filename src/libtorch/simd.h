@@ -72,9 +72,24 @@ void simd(Args... args) {
 }
 
 #if defined(__GNUC__)
-constexpr int64_t LANES = 16;
-// A vector of the widest kind, or as many narrower ones as hold the same.
-using Lanes = float __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
+
+template <int lanes>
+struct Vector {
+  typedef float type __attribute__((vector_size(lanes * sizeof(float))));
+};
+
+template <typename V>
+TIKHONOV_INLINE V load(const float* at) {
+  V value;
+  memcpy(&value, at, sizeof value);
+  return value;
+}
+
+template <typename V>
+TIKHONOV_INLINE void store(float* at, const V& value) {
+  memcpy(at, &value, sizeof value);
+}
+
 #endif
 
 // float32 and bfloat16 (as its bits) to float32 and back, rounded to nearest even; NaN stays NaN.

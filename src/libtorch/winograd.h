@@ -131,23 +131,6 @@ struct Tiles {
   }
 };
 
-template <int lanes>
-struct Vector {
-  typedef float type __attribute__((vector_size(lanes * sizeof(float))));
-};
-
-template <typename V>
-TIKHONOV_INLINE V load(const float* at) {
-  V value;
-  memcpy(&value, at, sizeof value);
-  return value;
-}
-
-template <typename V>
-TIKHONOV_INLINE void store(float* at, const V& value) {
-  memcpy(at, &value, sizeof value);
-}
-
 // The first channel of each vector of `channels`; the last one overlaps its neighbour where they do not come out even.
 TIKHONOV_INLINE int64_t first(int64_t vector, int64_t lanes, int64_t channels) {
   return std::min(vector * lanes, channels - lanes);
