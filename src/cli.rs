@@ -9,6 +9,7 @@ use crate::commands::{
     bench, completions, convert, decode, doctor, encode, eval, export, init, inspect, interpolate, predict,
     report as page, restore, runs, sample, summary, sweep, sweep_worker, train,
 };
+use crate::say;
 use crate::sweep::worker::COMMAND;
 
 const EXAMPLES: &str = "\
@@ -60,7 +61,7 @@ enum Command {
 
 impl Cli {
     pub fn run(&self) -> Result<()> {
-        match &self.command {
+        let outcome = match &self.command {
             Command::Train(options) => train::run(options),
             Command::Sweep(options) => sweep::run(options),
             Command::SweepWorker => sweep_worker::run(),
@@ -81,6 +82,7 @@ impl Cli {
             Command::Doctor(options) => doctor::run(options),
             Command::Bench(options) => bench::run(options),
             Command::Completions(options) => completions::run(options),
-        }
+        };
+        outcome.and_then(|()| say::complete())
     }
 }

@@ -89,7 +89,8 @@ pub fn is_out_of_memory(message: &str) -> bool {
 
 fn is_storage_full(cause: &(dyn std::error::Error + 'static)) -> bool {
     use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-    cause
-        .downcast_ref::<std::io::Error>()
-        .is_some_and(|io| matches!(io.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem))
+    let own = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    // The writer of JSON hides the system's error in its own.
+    let kind = own.or_else(|| cause.downcast_ref::<serde_json::Error>()?.io_error_kind());
+    matches!(kind, Some(StorageFull | QuotaExceeded | ReadOnlyFilesystem))
 }

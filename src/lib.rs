@@ -3,7 +3,7 @@
 //! The rooms, lowest floor first; a room imports only rooms below it.
 
 // Floor 0: libtorch, the device, exit codes, the embedded files, renaming rules, arithmetic of images, how a config
-// writes an enum, drawings as pictures, the time of phases, SHA-256.
+// writes an enum, drawings as pictures, the time of phases, SHA-256, lines for whoever looks on.
 pub mod device;
 mod digest;
 pub mod exit;
@@ -12,6 +12,7 @@ pub mod imaging;
 pub mod libtorch;
 pub mod plot;
 pub mod rename;
+mod say;
 pub mod shipped;
 pub mod stopwatch;
 mod tagged;

@@ -10,13 +10,14 @@
 //! | `{decoupled: λ}` | w ← w − ηλw, apart from the gradient step | `weight_decay` of PyTorch's AdamW; SGDW |
 //! | `{decoupled: λ, decoupled_mode: relative}` | w ← w − (η/η_peak)λw, η_peak the schedule's highest rate: λ no longer depends on `lr` | the decay as Loshchilov and Hutter 2019 wrote it, their schedule multiplier being η/η_peak |
 //! | `{decoupled: λ, decoupled_mode: cautious}` | w ← w − ηu − ηλ·1[u·w ≥ 0]·w, u the step that the gradient takes: decay only where u shrinks the weight anyway | cautious weight decay (Chen et al. 2025, algorithm 1) |
-//! | `{l1: λ}` | after the step w ← sign(w)·max(\|w\| − ηλ, 0): exact zeros | lasso by ISTA |
+//! | `{l1: λ}` | after the step w ← sign(w)·max(\|w\| − ηλ, 0), SGD with momentum m ηλ/(1 − m): exact zeros | lasso by ISTA |
 //! | `{l1: λ, l1_mode: subgradient}` | g ← g + λ·sign(w), sign(0) = 0 | Keras `l1` |
 //! | `{l1: λ₁, l2: λ₂}` | both | elastic net |
 //!
 //! Each λ is a number, or moves over the run: `{start: 1e-5, end: 1e-3, epochs: 10, curve: cosine}`. λ₂ may be `auto`: tuned on
 //! the validation set, see [`Auto`].
 //!
+//! With momentum m a steady gradient acts 1/(1 − m) times over in SGD, and so does the threshold, lest λ₁ mean less there.
 //! With Adam, Adagrad and RMSprop the soft threshold uses η itself, not the rate that preconditioning gives each
 //! weight: every weight shrinks alike, as decoupled decay does it for λ₂.
 //!

@@ -7,6 +7,7 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::run_folder::RunFolder;
+use crate::say::tell;
 use crate::telemetry::{EpochRecord, StepRecord};
 
 /// How often a plain line tells where an epoch stands when there is no terminal.
@@ -59,7 +60,7 @@ impl Progress {
         );
         if self.style == Style::Plain && self.told.elapsed() > PLAIN_EVERY {
             let of = self.bar.length().unwrap_or(0);
-            eprintln!("  step {}/{of} · {text}", record.step);
+            tell!("  step {}/{of} · {text}", record.step);
             self.told = Instant::now();
         }
         self.bar.set_message(text);
@@ -104,7 +105,7 @@ impl Progress {
     pub fn say(&mut self, line: &str, folder: &mut RunFolder) -> Result<()> {
         match self.style {
             Style::Bar => self.bar.println(line),
-            Style::Plain => eprintln!("{line}"),
+            Style::Plain => tell!("{line}"),
             Style::Quiet => {}
         }
         folder.log(line)

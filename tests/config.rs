@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::process::{Command, Stdio};
 
-use crate::common::{run, succeeds, tikhonov};
+use crate::common::{outcome, run, succeeds, tikhonov};
 
 const GOOD: &str = "\
 seed: 7
@@ -294,5 +294,24 @@ fn the_reader_of_the_output_may_go_away() {
         child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
         let status = child.wait().unwrap();
         assert!(stderr.is_empty() && status.success(), "{args:?}: {status} {stderr}");
+    }
+}
+
+#[test]
+fn a_report_that_does_not_get_to_stdout_ends_with_7() {
+    let folder = tempfile::tempdir().unwrap();
+    for args in [
+        &["train", "quickstart", "--dry-run"][..],
+        &["doctor", "--json"],
+        &["runs", "--json", "."],
+        &["completions", "bash"],
+    ] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = tikhonov().args(args).current_dir(folder.path()).stdout(full).output().unwrap();
+        let (code, _, stderr) = outcome(output);
+        assert!(
+            code == 7 && stderr.contains("No space left") && !stderr.contains("mistake in tikhonov"),
+            "{args:?}: {code} {stderr}"
+        );
     }
 }

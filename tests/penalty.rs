@@ -99,15 +99,16 @@ models = [Lasso(alpha=0.2, **exact), ElasticNet(alpha=0.4, l1_ratio=0.75, **exac
 print(json.dumps([[*m.fit(x, y).coef_.tolist(), float(m.intercept_)] for m in models]))"
     ));
     let theirs: Vec<Vec<f64>> = serde_json::from_str(printed.trim()).unwrap();
-    for (penalty, theirs) in ["{l1: 0.2}", "{l1: 0.3, l2: 0.1}", "{l2: 0.1}"].into_iter().zip(theirs) {
-        let (weight, bias) = fit(penalty, 0.0, 8000);
+    let penalties = ["{l1: 0.2}", "{l1: 0.3, l2: 0.1}", "{l2: 0.1}"].into_iter().zip(theirs);
+    for ((penalty, theirs), momentum) in penalties.flat_map(|one| [(one.clone(), 0.0), (one, 0.9)]) {
+        let (weight, bias) = fit(penalty, momentum, 8000);
         let mut ours = list(&weight);
         ours.push(bias);
         let zeros = |list: &[f64]| list.iter().map(|w| *w == 0.0).collect::<Vec<_>>();
         let difference = largest_difference(&ours, &theirs);
         let count = zeros(&ours).iter().filter(|zero| **zero).count();
-        println!("{penalty}: {difference:.1e} from scikit-learn, {count} exact zeros");
-        assert!(difference < 1e-5, "{penalty}: {difference:e}\n{ours:?}\n{theirs:?}");
+        println!("{penalty} momentum {momentum}: {difference:.1e} from scikit-learn, {count} exact zeros");
+        assert!(difference < 1e-5, "{penalty} momentum {momentum}: {difference:e}\n{ours:?}\n{theirs:?}");
         assert_eq!(zeros(&ours), zeros(&theirs), "{penalty}");
         assert_eq!(count >= 3, penalty.contains("l1"), "{penalty}: {ours:?}");
     }

@@ -111,6 +111,54 @@ fn ctrl_c_saves_exits_with_75_and_the_resumed_run_is_the_same_run() {
 }
 
 #[test]
+fn nobody_to_tell_is_no_reason_to_end_the_work() {
+    let home = tempfile::tempdir().unwrap();
+    let config = write_config(home.path(), EVERYTHING);
+    let whole = home.path().join("whole");
+    succeeds(&["train", &config, "--output", whole.to_str().unwrap()]);
+    for listener in ["nobody", "a full disk"] {
+        let output = home.path().join(listener);
+        let mut command = tikhonov();
+        command.args(["train", &config, "--output", output.to_str().unwrap()]).stdout(Stdio::null());
+        let mut child = match listener {
+            "nobody" => command.stderr(Stdio::piped()).spawn().unwrap(),
+            _ => {
+                command.stderr(fs::OpenOptions::new().write(true).open("/dev/full").unwrap()).spawn().unwrap()
+            }
+        };
+        drop(child.stderr.take());
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{listener}");
+        assert_eq!(weights(&output), weights(&whole), "{listener}");
+        let log = fs::read_to_string(output.join("log.txt")).unwrap();
+        assert!(log.contains("epoch 3/3"), "{log}");
+    }
+}
+
+#[test]
+fn a_terminal_that_is_closed_has_the_run_saved_and_nohup_has_it_go_on() {
+    let home = tempfile::tempdir().unwrap();
+    let config = write_config(home.path(), EVERYTHING);
+    for (prefix, expected) in [("exec", 75), ("exec nohup", 0)] {
+        let output = home.path().join(prefix);
+        let line = format!("{prefix} \"$0\" train \"$1\" --output \"$2\" > \"$2.out\" 2>&1");
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", &line])
+            .arg(tikhonov().get_program())
+            .args([&config, output.to_str().unwrap()])
+            .spawn()
+            .unwrap();
+        while fs::read_to_string(output.join("metrics.jsonl")).unwrap_or_default().is_empty() {
+            assert!(child.try_wait().unwrap().is_none(), "the run ended before its first logged step");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let id = child.id().to_string();
+        assert!(std::process::Command::new("kill").args(["-HUP", &id]).status().unwrap().success());
+        let told = fs::read_to_string(format!("{}.out", output.display())).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(expected), "{prefix}: {told}");
+    }
+}
+
+#[test]
 fn a_folder_that_holds_a_run_is_refused_without_resume() {
     let home = tempfile::tempdir().unwrap();
     let config = write_config(home.path(), EVERYTHING);

@@ -42,10 +42,6 @@ pub fn install_panic_hook() {
             return;
         }
         let text = message(info);
-        // `println!` panics when its reader has gone.
-        if text.starts_with("failed printing to std") && text.contains("Broken pipe") {
-            std::process::exit(0);
-        }
         if exit::is_out_of_memory(&text) {
             let _ = writeln!(std::io::stderr(), "error: memory ran out\n  caused by: {text}");
             std::process::exit(Exit::Memory as i32);

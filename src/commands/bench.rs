@@ -13,6 +13,7 @@ use crate::data::{Shelf, Split};
 use crate::exit::{Exit, OrExit};
 use crate::libtorch::machine::keep_memory;
 use crate::run_folder::LockedFolder;
+use crate::say::{self, say};
 use crate::session::{Plan, Session};
 use crate::trainer::{Start, Trainer};
 
@@ -75,8 +76,8 @@ pub fn run(options: &Options) -> Result<()> {
         report.write_trace(path).or_exit(Exit::Storage, || format!("writing {}", path.display()))?;
     }
     match options.json {
-        true => println!("{}", serde_json::to_string_pretty(&report)?),
-        false => print!("{}", text(&report)?),
+        true => say!("{}", serde_json::to_string_pretty(&report)?),
+        false => say::out(format_args!("{}", text(&report)?)),
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use crate::checkpoint::weights::Weights;
 use crate::checkpoint::{safetensors, state_dict};
 use crate::exit::{Exit, OrExit, fail};
 use crate::rename::Rule;
+use crate::say::say;
 
 /// Convert weights between .pth, .pt and .safetensors; the extension of OUT decides.
 ///
@@ -69,7 +70,7 @@ pub fn run(options: &Options) -> Result<()> {
         Format::StateDict => state_dict::write(&options.output, &tensors)?,
         Format::Safetensors => safetensors::write(&options.output, &tensors, &metadata(&weights))?,
     }
-    println!(
+    say!(
         "{}: {} tensors from the {} of {}",
         options.output.display(),
         tensors.len(),
@@ -77,7 +78,7 @@ pub fn run(options: &Options) -> Result<()> {
         options.input.display()
     );
     for (key, count) in &weights.others {
-        println!("not converted: {count} tensors under `{key}`; --key {key} takes them");
+        say!("not converted: {count} tensors under `{key}`; --key {key} takes them");
     }
     Ok(())
 }

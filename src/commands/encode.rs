@@ -10,6 +10,7 @@ use super::TrainedOptions;
 use super::outputs::{each, jobs};
 use crate::checkpoint::atomic;
 use crate::exit::Exit;
+use crate::say::say;
 
 /// What the files are called.
 const EXTENSION: &str = "tikc";
@@ -49,7 +50,7 @@ pub fn run(options: &Options) -> Result<()> {
     });
     if scores.len() > 1 {
         let mean = |part: fn(&(f64, f64)) -> f64| scores.iter().map(part).sum::<f64>() / scores.len() as f64;
-        println!("mean of {}: {:.4} bits per pixel, {:.3} dB", scores.len(), mean(|s| s.0), mean(|s| s.1));
+        say!("mean of {}: {:.4} bits per pixel, {:.3} dB", scores.len(), mean(|s| s.0), mean(|s| s.1));
     }
     outcome
 }

@@ -12,6 +12,7 @@ use crate::eval::evaluate;
 use crate::exit::{Exit, OrExit};
 use crate::gallery::Gallery;
 use crate::metrics::{ClassReport, Scores};
+use crate::say::{self, say};
 use crate::session::Session;
 use crate::trained::Trained;
 
@@ -81,13 +82,13 @@ fn eval_one(run: &Path, options: &Options) -> Result<()> {
             line["each"] = rows(&scores, &set.names).collect();
         }
         weights.describe(&mut line);
-        println!("{line}");
+        say!("{line}");
     } else {
-        println!("{} on {name} ({} samples)", weights.name(), set.len());
-        print!("{}", table(&scores, &set.classes));
+        say!("{} on {name} ({} samples)", weights.name(), set.len());
+        say::out(format_args!("{}", table(&scores, &set.classes)));
         if options.each {
             for row in rows(&scores, &set.names) {
-                println!("{row}");
+                say!("{row}");
             }
         }
     }

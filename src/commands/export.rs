@@ -14,6 +14,7 @@ use crate::exit::{Exit, fail};
 use crate::export::{python, torchscript};
 use crate::handover::python_checkpoint;
 use crate::model::Op;
+use crate::say::say;
 use crate::session::Plan;
 use crate::tasks::TaskSpec;
 use source::{Source, checkpoint, stem};
@@ -119,13 +120,13 @@ pub fn run(options: &Options) -> Result<()> {
             "source of class Net".to_owned()
         }
     };
-    println!("{}: {written}, from {}", output.display(), source.notes.join("; "));
+    say!("{}: {written}, from {}", output.display(), source.notes.join("; "));
     let broken = source.broken();
     if !broken.is_empty() && options.to != Format::Python {
-        println!("note: not all values are finite in {}", broken.join(", "));
+        say!("note: not all values are finite in {}", broken.join(", "));
     }
     if options.to == Format::Torchscript && source.answers_residual() {
-        println!(
+        say!(
             "note: this network answers what is to be subtracted from its input (task.reconstruction.residual)"
         );
     }
@@ -183,7 +184,7 @@ fn write_resumable(options: &Options) -> Result<()> {
     let output = output(options, &stem(&options.source))?;
     let (value, notes) = python_checkpoint(&config, &model, &groups, &loaded)?;
     state_dict::save(&output, &value)?;
-    println!(
+    say!(
         "{}: {} tensors and the state of torch.optim.{} at step {}, from {}",
         output.display(),
         model.params().len(),
@@ -191,7 +192,7 @@ fn write_resumable(options: &Options) -> Result<()> {
         loaded.state.step,
         loaded.folder.display()
     );
-    notes.iter().for_each(|note| println!("note: {note}"));
+    notes.iter().for_each(|note| say!("note: {note}"));
     Ok(())
 }
 

@@ -52,6 +52,10 @@ pub fn run(options: &Options) -> Result<()> {
             }
         }
     }
+    writeln!(
+        out,
+        "a config takes an edited model by `model: {{file: …/models/NAME.yaml}}`; `name` is the one within the program"
+    )?;
     if kept > 0 {
         writeln!(out, "{kept} file(s) were there already; --force replaces them")?;
     }

@@ -8,6 +8,7 @@ use clap::Args;
 use super::TrainedOptions;
 use super::outputs::{format, may_write, write_photo};
 use crate::generator::{Generator, Route, between};
+use crate::say::{say, tell};
 
 /// Go from one image to another through the codes of a trained generation run, as one picture.
 ///
@@ -42,10 +43,10 @@ pub fn run(options: &Options) -> Result<()> {
     may_write(output, [from, to].map(Path::new).into_iter(), options.force)?;
     let trained = options.trained.open()?;
     let generator = Generator::new(&trained, &options.trained.run)?;
-    eprintln!("{}", trained.weights.name());
+    tell!("{}", trained.weights.name());
     let codes = between(&generator.mean(from)?, &generator.mean(to)?, (*steps).into(), *route);
     let photo = generator.grid(&codes, *steps as usize)?;
     write_photo(&photo, output)?;
-    println!("{} ({}x{}): {steps} images", output.display(), photo.width, photo.height);
+    say!("{} ({}x{}): {steps} images", output.display(), photo.width, photo.height);
     Ok(())
 }

@@ -30,6 +30,7 @@ use clap::Args;
 use crate::compressor::Compressor;
 use crate::config::{CONFIG_FILE, Config, Override};
 use crate::device::DeviceSpec;
+use crate::say::tell;
 use crate::trained::{Choice, Trained};
 
 /// Which config, and what the command line changes in it.
@@ -102,7 +103,7 @@ impl TrainedOptions {
         let trained = self.open()?;
         let weights = trained.weights.name();
         let compressor = Compressor::new(trained, &self.run)?;
-        eprintln!("{weights}");
+        tell!("{weights}");
         Ok(compressor)
     }
 }

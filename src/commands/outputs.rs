@@ -12,6 +12,7 @@ use crate::checkpoint::atomic;
 use crate::data::photo::Photo;
 use crate::data::sources::folder::files_at;
 use crate::exit::{Exit, OrExit, fail};
+use crate::say::{say, tell};
 
 /// An input and its output.
 pub struct Job {
@@ -103,11 +104,11 @@ pub fn each(
     let mut failures = 0;
     for job in jobs {
         match work(job) {
-            Ok(line) => bar.suspend(|| println!("{line}")),
+            Ok(line) => bar.suspend(|| say!("{line}")),
             Err(error) if jobs.len() == 1 => return Err(error),
             Err(error) => {
                 failures += 1;
-                bar.suspend(|| eprintln!("skipped {error:#}"));
+                bar.suspend(|| tell!("skipped {error:#}"));
             }
         }
         bar.inc(1);

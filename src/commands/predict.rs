@@ -14,6 +14,7 @@ use crate::data::{Dataset, SourceSpec, pictures};
 use crate::exit::{Exit, fail};
 use crate::libtorch::catching;
 use crate::libtorch::machine::keep_memory;
+use crate::say::tell;
 use crate::session::loader;
 use crate::tasks::Prediction;
 
@@ -68,7 +69,7 @@ pub fn run(options: &Options) -> Result<()> {
         printer.out.flush()?;
     }
     for skipped in &set.skipped {
-        eprintln!("skipped {}: {}", skipped.name, skipped.reason);
+        tell!("skipped {}: {}", skipped.name, skipped.reason);
     }
     Ok(())
 }

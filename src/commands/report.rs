@@ -9,6 +9,7 @@ use super::outputs::may_write;
 use crate::checkpoint::atomic;
 use crate::exit::{Exit, OrExit};
 use crate::report::{GENERATOR, Report};
+use crate::say::say;
 
 /// Show runs and sweeps side by side, as one HTML page.
 ///
@@ -33,7 +34,7 @@ pub fn run(options: &Options) -> Result<()> {
     may_write(&options.output, std::iter::empty(), options.force || is_report(&options.output))?;
     let at = || format!("writing {}", options.output.display());
     atomic::write_bytes(&options.output, page.as_bytes()).or_exit(Exit::Storage, at)?;
-    println!("{}", options.output.display());
+    say!("{}", options.output.display());
     Ok(())
 }
 

@@ -15,6 +15,7 @@ use crate::data::photo::Photo;
 use crate::exit::{Exit, OrExit, fail};
 use crate::metrics::image::psnr;
 use crate::restore::Restorer;
+use crate::say::{say, tell};
 use crate::tasks::TaskSpec;
 
 /// Restore images with a trained reconstruction network.
@@ -74,7 +75,7 @@ pub fn run(options: &Options) -> Result<()> {
         || restorer.tile(options.memory_gib.max(0.0) * f64::from(1 << 30)),
         |tile| tile as usize,
     );
-    eprintln!("{}", trained.weights.name());
+    tell!("{}", trained.weights.name());
 
     let bar = ProgressBar::new(jobs.len() as u64);
     let style = ProgressStyle::with_template("{bar:28.cyan/blue} {pos}/{len} · {eta} left · {wide_msg}");
@@ -89,7 +90,7 @@ pub fn run(options: &Options) -> Result<()> {
     });
     if scores.len() > 1 {
         let mean = |part: fn(&(f64, f64)) -> f64| scores.iter().map(part).sum::<f64>() / scores.len() as f64;
-        println!("mean of {}: {:.3} dB before, {:.3} dB after", scores.len(), mean(|s| s.0), mean(|s| s.1));
+        say!("mean of {}: {:.3} dB before, {:.3} dB after", scores.len(), mean(|s| s.0), mean(|s| s.1));
     }
     outcome
 }

@@ -8,6 +8,7 @@ use clap::Args;
 use super::TrainedOptions;
 use super::outputs::{format, may_write, write_photo};
 use crate::generator::Generator;
+use crate::say::{say, tell};
 
 /// Draw images from a trained generation run, as one picture.
 ///
@@ -42,7 +43,7 @@ pub fn run(options: &Options) -> Result<()> {
     may_write(&options.output, std::iter::empty(), options.force)?;
     let trained = options.trained.open()?;
     let generator = Generator::new(&trained, &options.trained.run)?;
-    eprintln!("{}", trained.weights.name());
+    tell!("{}", trained.weights.name());
     let (codes, columns, what) = match options.grid {
         Some(side) => {
             let rest = match generator.code() {
@@ -62,6 +63,6 @@ pub fn run(options: &Options) -> Result<()> {
     };
     let photo = generator.grid(&codes, columns as usize)?;
     write_photo(&photo, &options.output)?;
-    println!("{} ({}x{}): {what}", options.output.display(), photo.width, photo.height);
+    say!("{} ({}x{}): {what}", options.output.display(), photo.width, photo.height);
     Ok(())
 }

@@ -13,6 +13,7 @@ use crate::data::Split;
 use crate::device::{DeviceSpec, cores};
 use crate::exit::{Exit, OrExit, fail};
 use crate::libtorch::machine::gpu;
+use crate::say::{self, say};
 use crate::session::Plan;
 use crate::stop::Stop;
 use crate::sweep::over::{Axis, Point, draw, grid};
@@ -106,7 +107,7 @@ pub fn run(options: &Options) -> Result<()> {
     let (design, finished) =
         Runner::new(&folder, design, past, Place { config: base, slots }, &stop).run()?;
     let outcome = folder.conclude(&design, &finished)?;
-    print!("{}", outcome.table(&design));
+    say::out(format_args!("{}", outcome.table(&design)));
     let Some(choice) = outcome.choice else {
         let message = "no point came through; the table says how they ended. Where they diverged, lower the learning rate";
         return Err(fail(Exit::Numeric, message));
@@ -137,12 +138,12 @@ pub fn run(options: &Options) -> Result<()> {
             return Err(fail(code, format!("the final fit failed; its log is in {}", output.display())));
         }
     }
-    println!("saved in {}", folder.path.display());
+    say!("saved in {}", folder.path.display());
     Ok(())
 }
 
 fn tell(design: &Design, outcome: &Outcome, what: &str, at: usize) {
-    println!("{what}: {}", words(&design.named(&outcome.standings[at].point)));
+    say!("{what}: {}", words(&design.named(&outcome.standings[at].point)));
 }
 
 /// What the config declares, and what the command line says instead.

@@ -10,6 +10,7 @@ use crate::config::Override;
 use crate::data::{Shelf, Split};
 use crate::launch::{Manner, launch};
 use crate::libtorch::machine::keep_memory;
+use crate::say::{self, say};
 use crate::session::Plan;
 use crate::stop::Stop;
 use crate::train::Unwatched;
@@ -60,7 +61,7 @@ pub fn run(options: &Options) -> Result<()> {
     let plan = Plan::of(&config)?;
     if options.dry_run {
         plan.initial_with_optimizer(&config)?;
-        print!("{}", config.resolved()?);
+        say::out(format_args!("{}", config.resolved()?));
         return Ok(());
     }
     keep_memory();
@@ -68,7 +69,7 @@ pub fn run(options: &Options) -> Result<()> {
     let manner = Manner { resume: options.resume, quiet: options.quiet, plots: true };
     let result = launch(config, plan, manner, &mut Shelf::default(), &stop, &mut Unwatched)?;
     if let Some(result) = result {
-        println!("{result}");
+        say!("{result}");
     }
     Ok(())
 }

@@ -82,7 +82,9 @@ impl Dials {
     /// Sets them for the next step of `optimizer`; `average` is the weight that an average of the weights gives the new ones. Nothing
     /// waits for the device.
     pub fn set(&mut self, optimizer: &Optimizer, lr: f64, rates: &[Rates], average: f64) -> Result<()> {
-        let of = |rates: &Rates| [rates.l2, 1.0 - optimizer.strength(lr, rates), rates.l1, lr * rates.l1];
+        let of = |rates: &Rates| {
+            [rates.l2, 1.0 - optimizer.strength(lr, rates), rates.l1, optimizer.threshold(lr, rates)]
+        };
         let numbers: Vec<f64> = [lr, average].into_iter().chain(rates.iter().flat_map(of)).collect();
         let mut numbers = Tensor::from_slice(&numbers).f_to_kind(Kind::Float)?;
         if self.all.device().is_cuda() {

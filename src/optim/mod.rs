@@ -183,8 +183,7 @@ trait Rule: Send {
     /// [`Rule::decouples`]).
     fn update(&self, batch: &Batch, control: &Control, rates: &Rates) -> Result<()>;
 
-    /// What share of itself a gradient of λ = 1 times the weight takes of a weight per step, in the long run; None where steps
-    /// do not grow with the gradient.
+    /// How far a gradient of 1 moves a weight per step, in the long run; None where steps do not grow with the gradient.
     fn shrinkage(&self, _lr: f64) -> Option<f64> {
         None
     }
@@ -386,6 +385,12 @@ impl Optimizer {
         lr * if is_relative { rates.decoupled / self.peak } else { rates.decoupled }
     }
 
+    /// Where the soft threshold of a step lies. It meets the gradient at the minimum of the objective, so it acts as many times
+    /// over as momentum has a steady gradient act.
+    fn threshold(&self, lr: f64, rates: &Rates) -> f64 {
+        self.rule.shrinkage(lr).unwrap_or(lr) * rates.l1
+    }
+
     /// ∂w′/∂λ₂ where it is `traced`, else nothing.
     fn update(
         &self,
@@ -442,7 +447,7 @@ impl Optimizer {
         if rates.l1 > 0.0 && rates.l1_mode == L1Mode::Proximal {
             let at = match dials {
                 Some(dials) => Knob::Device(dials.threshold.shallow_clone()),
-                None => Knob::gated(lr * rates.l1, 0.0, control.found_inf)?,
+                None => Knob::gated(self.threshold(lr, rates), 0.0, control.found_inf)?,
             };
             at.threshold(&batch.params)?;
         }

@@ -65,6 +65,7 @@ impl Rule for SgdSpec {
         };
         kernel.step(&batch.params, &batch.grads, batch.slot(0), control)
     }
+
     fn shrinkage(&self, lr: f64) -> Option<f64> {
         Some(if self.momentum > 0.0 { lr * (1.0 - self.dampening) / (1.0 - self.momentum) } else { lr })
     }

@@ -6,6 +6,7 @@ use std::io::IsTerminal;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{Design, Ending, Finished, Trial, words};
+use crate::say::tell;
 
 pub struct Live {
     all: MultiProgress,
@@ -53,7 +54,7 @@ impl Live {
             Ending::Crashed => "its process died, twice".into(),
         };
         let which = which(&words(&finished.point), finished.seed, finished.fold);
-        self.all.suspend(|| eprintln!("{which}: {end}, {:.1} s", finished.seconds));
+        self.all.suspend(|| tell!("{which}: {end}, {:.1} s", finished.seconds));
         self.total.inc(1);
     }
 

@@ -54,7 +54,7 @@ def rmsprop(alpha=0.99, eps=1e-8, momentum=0.0, centered=False):
         return w - lr * b, {"v": v, "a": a, "b": b}
     return step
 
-def train(label, step, lr, l2=0.0, decoupled=0.0, mode="plain", peak=None, l1=0.0, subgradient=False, clip=None, steps=50,
+def train(label, step, lr, l2=0.0, decoupled=0.0, mode="plain", peak=None, l1=0.0, subgradient=False, over=1, clip=None, steps=50,
           dtype=torch.float64):
     ws = [w.to(dtype).clone().requires_grad_() for w in start]
     states = [{} for _ in ws]
@@ -79,7 +79,7 @@ def train(label, step, lr, l2=0.0, decoupled=0.0, mode="plain", peak=None, l1=0.
                 elif mode == "relative": w = w - eta / (peak or lr) * lam * old
                 else: w = w - eta * lam * old
             if decays and l1 and not subgradient:
-                w = w.sign() * (w.abs() - eta * l1).clamp(min=0)
+                w = w.sign() * (w.abs() - eta * l1 * over).clamp(min=0)
             ws[i] = w.requires_grad_() if not w.requires_grad else w
     slope = torch.autograd.grad(loss(ws, 48), lam)[0].item() if l2 + decoupled else 0.0
     np.save(f"{folder}/{label}.npy", torch.cat([w.detach().flatten() for w in ws]).numpy())
@@ -122,7 +122,7 @@ const CASES: &[(&str, &str, &str)] = &[
     (
         "sgd-l1",
         "optimizer: {sgd: {lr: 0.1, momentum: 0.9}}\npenalty: {l2: 0.05, l1: 0.02}",
-        "sgd(0.9), 0.1, l2=0.05, l1=0.02",
+        "sgd(0.9), 0.1, l2=0.05, l1=0.02, over=10",
     ),
     (
         "sgdw",
