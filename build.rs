@@ -4,7 +4,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const SHIM: [&str; 21] = [
+const SHIM: [&str; 23] = [
     "shim.cpp",
     "autocast.cpp",
     "cores.cpp",
@@ -14,6 +14,7 @@ const SHIM: [&str; 21] = [
     "heap.cpp",
     "loss.cpp",
     "machine.cpp",
+    "measures.cpp",
     "norm.cpp",
     "optim.cpp",
     "script.cpp",
@@ -23,6 +24,7 @@ const SHIM: [&str; 21] = [
     "winograd.cpp",
     "cuda.h",
     "guarded.h",
+    "lists.h",
     "simd.h",
     "team.h",
     "winograd.h",

@@ -142,8 +142,8 @@ fn a_parameter_without_gradient_is_left_alone_and_may_join_later() {
 
     (&used * 2.0 + &idle * 3.0).sum(Kind::Double).backward();
     optimizer.step(0.1, &rates, None).unwrap();
-    // The first step of `idle`: its buffer starts as the gradient 3.1, then the threshold takes 0.01.
-    assert!((values(&idle)[0] - (1.0 - 0.31 - 0.01)).abs() < 1e-14, "{:?}", values(&idle));
+    // The first step of `idle`: its buffer starts as the gradient 3.1, then the threshold takes 0.01 / (1 - 0.9).
+    assert!((values(&idle)[0] - (1.0 - 0.31 - 0.1)).abs() < 1e-14, "{:?}", values(&idle));
 }
 
 #[test]

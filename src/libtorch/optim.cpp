@@ -1,9 +1,7 @@
 // Optimiser kernels that tch does not bind: at::_fused_* and at::_foreach_* over lists of tensors.
 // Every function returns nullptr, or the text of the exception (free it with tikhonov_free).
 
-#include <ATen/EmptyTensor.h>
-#include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/_amp_foreach_non_finite_check_and_unscale.h>
 #include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_foreach_addcdiv.h>
@@ -13,7 +11,6 @@
 #include <ATen/ops/_foreach_div.h>
 #include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_foreach_mul.h>
-#include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_foreach_sign.h>
 #include <ATen/ops/_foreach_sqrt.h>
 #include <ATen/ops/_foreach_sub.h>
@@ -22,31 +19,12 @@
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sgd.h>
 #include <ATen/ops/clamp.h>
-#include <ATen/ops/eq.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/linalg_vector_norm.h>
-#include <ATen/ops/stack.h>
-#include <c10/core/GradMode.h>
 
-#include <cmath>
-#include <numeric>
-
-#include "guarded.h"
-#include "simd.h"
+#include "lists.h"
 #include "team.h"
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 namespace {
-
-// A borrowed array of tensors, as Rust passes it.
-struct Borrowed {
-  at::Tensor* const* tensors;
-  size_t count;
-};
-
-using List = std::vector<at::Tensor>;
 
 // What the step is under: its rate, on the host or (where lr_tensor is no nullptr) on the device; and where found_inf is no
 // nullptr and holds 1, the step changes nothing.
@@ -67,22 +45,6 @@ void with_lr(const Control& control, F&& f) {
   }
 }
 
-List list(Borrowed borrowed) {
-  List out;
-  out.reserve(borrowed.count);
-  for (size_t i = 0; i < borrowed.count; ++i) out.push_back(*borrowed.tensors[i]);
-  return out;
-}
-
-// guarded, without autograd.
-template <typename F>
-char* in_place(F&& f) {
-  return guarded([&] {
-    const c10::AutoGradMode off(false);
-    f();
-  });
-}
-
 // ws -= lr * steps
 void move(const Control& control, const List& ws, const List& steps) {
   if (control.lr_tensor) {
@@ -96,35 +58,6 @@ void move(const Control& control, const List& ws, const List& steps) {
 void uncount(const Control& control, const List& counts) {
   if (control.found_inf) at::_foreach_add_(counts, *control.found_inf, -1);
 }
-
-// Values that one thread is done with sooner than it has woken others: a step of theirs takes it about 50 us.
-constexpr int64_t FEW = 1 << 19;
-
-// libtorch's fused kernels wake all threads for any number of values.
-class Serial {
- public:
-  explicit Serial(Borrowed params) {
-#ifdef _OPENMP
-    int64_t values = 0;
-    for (size_t i = 0; i < params.count; ++i) values += params.tensors[i]->numel();
-    if (values > FEW || omp_in_parallel()) return;
-    threads = omp_get_max_threads();
-    omp_set_num_threads(1);
-#endif
-  }
-  Serial(const Serial&) = delete;
-  ~Serial() {
-#ifdef _OPENMP
-    if (threads > 0) omp_set_num_threads(threads);
-#endif
-  }
-
- private:
-  int threads = 0;
-};
-
-// Values of a piece of a step: some microseconds' worth.
-constexpr int64_t PIECE_OF_STEP = 1 << 15;
 
 // The memory from value `begin` on, as a tensor of one dimension.
 at::Tensor cut(const at::Tensor& tensor, int64_t begin, int64_t end) {
@@ -173,77 +106,6 @@ void by_pieces(Borrowed params, std::initializer_list<Borrowed> others, F&& step
   });
 }
 
-#if defined(__GNUC__)
-
-template <int lanes>
-struct Squares {
-  static TIKHONOV_INLINE void run(const float* xs, int64_t count, double* sum) {
-    using V = typename Vector<lanes>::type;
-    // 64 sums, whatever the vectors: the result is the same.
-    constexpr int vectors = 64 / lanes;
-    V sums[vectors] = {};
-    int64_t i = 0;
-    for (; i + 64 <= count; i += 64) {
-      for (int v = 0; v < vectors; ++v) {
-        const V x = load<V>(xs + i + v * lanes);
-        sums[v] += x * x;
-      }
-    }
-    float all[64];
-    for (int v = 0; v < vectors; ++v) store(all + v * lanes, sums[v]);
-    for (int lane = 0; lane < 16; ++lane) *sum += (all[lane] + all[lane + 16]) + (all[lane + 32] + all[lane + 48]);
-    for (; i < count; ++i) *sum += xs[i] * xs[i];
-  }
-};
-
-constexpr int64_t PIECE = 4096;
-
-// The 2-norm of a few values, added up in libtorch's order, to the same bits: a step that is clipped by it is PyTorch's.
-float short_norm(const float* xs, int64_t count) {
-  float sums[8] = {};
-  int64_t i = 0;
-  for (; i + 8 <= count; i += 8)
-    for (int lane = 0; lane < 8; ++lane) sums[lane] += xs[i + lane] * xs[i + lane];
-  float sum = sums[0];
-  for (int lane = 1; lane < 8; ++lane) sum += sums[lane];
-  for (; i < count; ++i) sum += xs[i] * xs[i];
-  return std::sqrt(sum);
-}
-
-// Of many, by pieces: sums of float32 stay short, and the result the same for any number of threads.
-float long_norm(const float* xs, int64_t count) {
-  const int64_t sums_count = (count + PIECE - 1) / PIECE;
-  std::vector<double> sums(sums_count);
-  const auto add = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) by_lanes<Squares>(xs + i * PIECE, std::min(PIECE, count - i * PIECE), &sums[i]);
-  };
-  if (count > FEW) {
-    at::parallel_for(0, sums_count, FEW / PIECE, add);
-  } else {
-    const int64_t pieces = std::max<int64_t>(1, std::min(tikhonov::team(), count / PIECE_OF_STEP));
-    tikhonov::together(pieces, [&](int64_t piece) { add(piece * sums_count / pieces, (piece + 1) * sums_count / pieces); });
-  }
-  return static_cast<float>(std::sqrt(std::accumulate(sums.begin(), sums.end(), 0.0)));
-}
-
-// The 2-norm of all tensors together, if these are float32 without gaps on the CPU.
-std::optional<float> norm_of(Borrowed tensors) {
-  std::vector<float> norms;
-  for (size_t i = 0; i < tensors.count; ++i) {
-    const at::Tensor& tensor = *tensors.tensors[i];
-    if (!tensor.device().is_cpu() || tensor.scalar_type() != at::kFloat || !tensor.is_non_overlapping_and_dense()) return {};
-    const float* xs = tensor.const_data_ptr<float>();
-    norms.push_back(tensor.numel() <= PIECE ? short_norm(xs, tensor.numel()) : long_norm(xs, tensor.numel()));
-  }
-  return short_norm(norms.data(), norms.size());
-}
-
-#else
-
-std::optional<float> norm_of(Borrowed) { return {}; }
-
-#endif
-
 }  // namespace
 
 extern "C" {
@@ -283,48 +145,6 @@ char* tikhonov_forget_gradients(Borrowed params) {
   });
 }
 
-// norms = the norm of order `ord` of each tensor, [count].
-char* tikhonov_norms(Borrowed tensors, double ord, bool in_double, at::Tensor** norms) {
-  return in_place([&] {
-    *norms = nullptr;
-    const Serial serial(tensors);
-    const auto kind = in_double ? std::optional(at::kDouble) : std::nullopt;
-    List each = at::_foreach_norm(list(tensors), ord, kind);
-    for (at::Tensor& norm : each) norm = norm.to(each[0].options());
-    *norms = new at::Tensor(at::stack(each));
-  });
-}
-
-// zeros = how many values of all tensors together are 0, 0-dim int64 on their device.
-char* tikhonov_zeros(Borrowed tensors, at::Tensor** zeros) {
-  return in_place([&] {
-    *zeros = nullptr;
-    const Serial serial(tensors);
-    at::Tensor sum;
-    for (size_t i = 0; i < tensors.count; ++i) {
-      const at::Tensor own = at::eq(*tensors.tensors[i], 0).sum();
-      sum = sum.defined() ? sum.add(own) : own;
-    }
-    *zeros = new at::Tensor(std::move(sum));
-  });
-}
-
-// norm = the 2-norm of all tensors together, 0-dim on their device, in float32 or in their own kind.
-char* tikhonov_total_norm(Borrowed tensors, at::Tensor** norm) {
-  return in_place([&] {
-    *norm = nullptr;
-    if (const auto all = norm_of(tensors)) {
-      at::Tensor own(at::detail::empty_cpu({}, at::kFloat));
-      *own.mutable_data_ptr<float>() = *all;
-      *norm = new at::Tensor(std::move(own));
-    } else {
-      List each = at::_foreach_norm(list(tensors), 2);
-      for (at::Tensor& one : each) one = one.to(each[0].options());
-      *norm = new at::Tensor(at::linalg_vector_norm(at::stack(each), 2));
-    }
-  });
-}
-
 char* tikhonov_clamp(Borrowed tensors, double low, double high) {
   return in_place([&] {
     const List ts = list(tensors);
@@ -340,11 +160,6 @@ char* tikhonov_scale(Borrowed tensors, double factor) {
 // The factor is a 0-dim tensor on the same device: no synchronisation.
 char* tikhonov_scale_by(Borrowed tensors, const at::Tensor* factor) {
   return in_place([&] { at::_foreach_mul_(list(tensors), *factor); });
-}
-
-// tensors += alpha * others
-char* tikhonov_add(Borrowed tensors, Borrowed others, double alpha) {
-  return in_place([&] { at::_foreach_add_(list(tensors), list(others), alpha); });
 }
 
 // tensors += alpha * others, or alpha * sign(others), by a 0-dim tensor on the device.

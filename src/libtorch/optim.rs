@@ -29,10 +29,6 @@ pub struct Control<'a> {
 }
 
 impl Control<'_> {
-    pub fn at(lr: f64) -> Self {
-        Self { lr, lr_tensor: None, found_inf: None }
-    }
-
     fn raw(&self) -> RawControl {
         let pointer = |tensor: Option<&Tensor>| tensor.map_or(null(), |tensor| tensor.as_ptr());
         RawControl { lr: self.lr, lr_tensor: pointer(self.lr_tensor), found_inf: pointer(self.found_inf) }
@@ -68,7 +64,6 @@ unsafe extern "C" {
         alpha: *const C_tensor,
     ) -> *mut c_char;
     fn tikhonov_scale_by(tensors: Borrowed, factor: *const C_tensor) -> *mut c_char;
-    fn tikhonov_add(tensors: Borrowed, others: Borrowed, alpha: f64) -> *mut c_char;
     fn tikhonov_add_sign(tensors: Borrowed, others: Borrowed, alpha: f64) -> *mut c_char;
     fn tikhonov_soft_threshold(tensors: Borrowed, threshold: f64) -> *mut c_char;
     fn tikhonov_soft_threshold_by(tensors: Borrowed, threshold: *const C_tensor) -> *mut c_char;
@@ -221,11 +216,6 @@ pub fn scale(tensors: &[&Tensor], factor: f64) -> Result<()> {
 /// t ← factor·t with a 0-dim factor on the same device.
 pub fn scale_by(tensors: &[&Tensor], factor: &Tensor) -> Result<()> {
     kernel!([tensors], |[tensors]| tikhonov_scale_by(tensors, factor.as_ptr()))
-}
-
-/// t ← t + alpha·other
-pub fn add(tensors: &[&Tensor], others: &[&Tensor], alpha: f64) -> Result<()> {
-    kernel!([tensors, others], |[tensors, others]| tikhonov_add(tensors, others, alpha))
 }
 
 /// t ← t + alpha·sign(other), sign(0) = 0

@@ -171,15 +171,6 @@ impl Loader {
         Ok(Self { source, common, samples: set.len(), workers, drop_last, targets })
     }
 
-    /// How many samples an epoch has, those of a dropped last batch included.
-    pub fn len(&self) -> usize {
-        self.samples
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.samples == 0
-    }
-
     /// How many batches an epoch has. With `drop_last` and a batch larger than the set there is none.
     pub fn steps(&self) -> usize {
         if self.drop_last {
