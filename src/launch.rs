@@ -75,6 +75,7 @@ pub fn launch(
     }
     let ended = train(&mut run, &mut progress, stop, watch);
     progress.finish();
+    let ended = ended.and_then(|ended| run.folder().sync().map(|()| ended));
     let outcome = ended.and_then(|ended| match ended {
         Outcome::Interrupted => {
             let message = format!(

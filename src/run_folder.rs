@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -23,9 +24,23 @@ pub struct LockedFolder {
 pub struct RunFolder {
     path: PathBuf,
     metrics: File,
+    table: Option<Table>,
     log: File,
+    /// When the metrics were last flushed to the disk, and whether there were more since.
+    synced: Instant,
+    is_behind: bool,
     _lock: File,
 }
+
+/// `metrics.csv` as it stands, to be added to.
+struct Table {
+    columns: Vec<String>,
+    file: File,
+}
+
+/// How long a failing power supply may set the metrics back, where no checkpoint is saved meanwhile. What a killed
+/// process wrote stays in any case.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 impl LockedFolder {
     /// Makes the folder if need be and takes it. Exit 2 where another process has it.
@@ -60,6 +75,7 @@ impl LockedFolder {
         // Waiting for the disk where nothing is taken back would only make the start slower.
         if kept != past {
             atomic::write_bytes(&metrics, kept.as_bytes()).context("metrics.jsonl")?;
+            write_csv(&path).context("metrics.csv")?;
         }
         let append = |name: &str| {
             OpenOptions::new()
@@ -69,7 +85,9 @@ impl LockedFolder {
                 .with_context(|| name.to_owned())
         };
         let (metrics, log) = (append("metrics.jsonl")?, append("log.txt")?);
-        Ok(RunFolder { metrics, log, path, _lock: lock })
+        // The first epoch to come writes the table whole.
+        let (table, synced) = (None, Instant::now());
+        Ok(RunFolder { metrics, table, log, path, synced, is_behind: false, _lock: lock })
     }
 }
 
@@ -102,7 +120,7 @@ impl RunFolder {
         })
     }
 
-    /// Appends to `metrics.jsonl`; after an epoch `metrics.csv` is made anew from it.
+    /// Appends to `metrics.jsonl`, and of an epoch a row to `metrics.csv`.
     pub fn record(&mut self, record: &Record) -> Result<()> {
         self.append(record).or_exit(Exit::Storage, || "writing the metrics")
     }
@@ -111,47 +129,100 @@ impl RunFolder {
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
         self.metrics.write_all(&line)?;
+        self.is_behind = true;
         if matches!(record, Record::Epoch(_)) {
+            self.tabulate(&line)?;
+            if self.synced.elapsed() >= SYNC_EVERY {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the row of `line`; a column that is new makes the table anew, from `metrics.jsonl`.
+    fn tabulate(&mut self, line: &[u8]) -> Result<()> {
+        let row = row(&serde_json::from_slice(line)?);
+        let fits = |table: &&mut Table| row.iter().all(|(name, _)| table.columns.contains(name));
+        match self.table.as_mut().filter(fits) {
+            Some(table) => {
+                let mut lines = csv::Writer::from_writer(Vec::new());
+                lines.write_record(cells(&table.columns, &row))?;
+                table.file.write_all(&lines.into_inner()?)?;
+            }
+            None => self.table = write_csv(&self.path)?,
+        }
+        Ok(())
+    }
+
+    /// Has the metrics on the disk: a checkpoint must not outlive what led to it.
+    pub fn sync(&mut self) -> Result<()> {
+        self.flush().or_exit(Exit::Storage, || "flushing the metrics to the disk")
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        if self.is_behind {
             self.metrics.sync_data()?;
-            self.write_csv()?;
+            if let Some(table) = &self.table {
+                table.file.sync_data()?;
+            }
+            (self.synced, self.is_behind) = (Instant::now(), false);
         }
         Ok(())
     }
 
     /// Appends a line to `log.txt`.
     pub fn log(&mut self, line: &str) -> Result<()> {
-        writeln!(self.log, "{line}").or_exit(Exit::Storage, || "writing log.txt")
+        self.log.write_all(format!("{line}\n").as_bytes()).or_exit(Exit::Storage, || "writing log.txt")
     }
+}
 
-    /// One row per epoch; nested numbers are columns such as `test.accuracy`, empty where there is none. What is told
-    /// layer by layer stays in `metrics.jsonl`: a table of hundreds of columns is nobody's to read.
-    fn write_csv(&self) -> Result<()> {
-        let text = fs::read_to_string(self.path.join("metrics.jsonl"))?;
-        let mut table = csv::Writer::from_writer(Vec::new());
-        let mut columns: Vec<String> = Vec::new();
-        let mut rows = Vec::new();
-        for line in text.lines() {
-            let record: Value = serde_json::from_str(line)?;
-            if record["kind"] == "epoch" {
-                let mut row = Vec::new();
-                flatten("", &record, &mut row);
-                columns.extend(
-                    row.iter()
-                        .map(|(name, _)| name)
-                        .filter(|name| !columns.contains(name))
-                        .cloned()
-                        .collect::<Vec<_>>(),
-                );
-                rows.push(row);
+/// `metrics.csv` anew from `metrics.jsonl`: one row per epoch; nested numbers are columns such as `test.accuracy`, empty
+/// where there is none. What is told layer by layer stays in `metrics.jsonl`: a table of hundreds of columns is nobody's
+/// to read. None, and no file, where no epoch is over.
+fn write_csv(folder: &Path) -> Result<Option<Table>> {
+    let text = fs::read_to_string(folder.join("metrics.jsonl"))?;
+    let path = folder.join("metrics.csv");
+    let mut columns: Vec<String> = Vec::new();
+    let mut rows = Vec::new();
+    for line in text.lines() {
+        let record: Value = serde_json::from_str(line)?;
+        if record["kind"] == "epoch" {
+            let row = row(&record);
+            for (name, _) in &row {
+                if !columns.contains(name) {
+                    columns.push(name.clone());
+                }
             }
+            rows.push(row);
         }
-        table.write_record(&columns)?;
-        for row in rows {
-            let cell = |column| row.iter().find(|(name, _)| name == column).map(|(_, cell)| cell.as_str());
-            table.write_record(columns.iter().map(|column| cell(column).unwrap_or_default()))?;
-        }
-        atomic::write_bytes(&self.path.join("metrics.csv"), &table.into_inner()?)
     }
+    if rows.is_empty() {
+        return match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(None),
+        };
+    }
+    let mut table = csv::Writer::from_writer(Vec::new());
+    table.write_record(&columns)?;
+    for row in rows {
+        table.write_record(cells(&columns, &row))?;
+    }
+    atomic::write_bytes(&path, &table.into_inner()?)?;
+    let file = OpenOptions::new().append(true).open(&path)?;
+    Ok(Some(Table { columns, file }))
+}
+
+/// The columns of an epoch's record, each with its cell.
+fn row(record: &Value) -> Vec<(String, String)> {
+    let mut row = Vec::new();
+    flatten("", record, &mut row);
+    row
+}
+
+/// The cells of `row` in the order of `columns`.
+fn cells<'a>(columns: &'a [String], row: &'a [(String, String)]) -> impl Iterator<Item = &'a str> {
+    let cell = |column: &String| row.iter().find(|(name, _)| name == column).map(|(_, cell)| cell.as_str());
+    columns.iter().map(move |column| cell(column).unwrap_or_default())
 }
 
 #[derive(Deserialize)]

@@ -45,6 +45,7 @@ impl Trainer<'_> {
             optimizer: self.optimizer.state(),
             ema: self.averaged.as_ref().map(|(ema, _)| ema.state()),
         };
+        self.folder.sync()?;
         let checkpoints = self.folder.checkpoints();
         checkpoints.save(snapshot, standing::is_best(&self.state))?;
         let keep = self.session.config.spec.train.checkpoint.keep;
