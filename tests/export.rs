@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 use tikhonov::export::{python as source, torchscript};
 use tikhonov::model::Model;
 
-use crate::common::{python, run, succeeds};
+use crate::common::{outcome, python, run, succeeds};
 use crate::model::{LAYERS, inline, model};
 
 /// A Python script of this folder with its arguments.
@@ -281,6 +281,32 @@ fn only_regular_files_are_ever_replaced_and_a_run_that_is_not_there_is_told_so()
     succeeds(&["export", &weights, "--model", LINEAR, "--to", "python", "-o", &path("a b.py")]);
     let source = std::fs::read_to_string(path("a b.py")).expect("the source");
     assert!(source.contains("from net import Net") && !source.contains("from a b"), "{source}");
+}
+
+#[test]
+fn a_file_that_cannot_be_written_whole_is_exit_7_and_leaves_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| utf8(&folder.path().join(name)).to_owned();
+    let net = "{layers: {fc: {linear: {out_features: 100}}}, input: [100]}";
+    python(&format!(
+        "import torch\ntorch.save({{'fc.' + k: v for k, v in torch.nn.Linear(100, 100).state_dict().items()}}, {:?})",
+        path("w.pth")
+    ));
+    for format in ["torchscript", "safetensors"] {
+        // 40 kB into 8: a file-size limit stands in for a disk that is full.
+        let limited = format!(
+            "trap '' XFSZ; ulimit -f 8; exec {} export {} --model '{net}' --to {format} -o {}",
+            env!("CARGO_BIN_EXE_tikhonov"),
+            path("w.pth"),
+            path("x.pt")
+        );
+        let (code, _, stderr) =
+            outcome(std::process::Command::new("sh").args(["-c", &limited]).output().expect("a shell"));
+        assert_eq!(code, 7, "{format}: {stderr}");
+        assert!(stderr.contains("x.pt"), "{stderr}");
+        let left: Vec<_> = std::fs::read_dir(folder.path()).expect("the folder").flatten().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+    }
 }
 
 #[test]

@@ -61,10 +61,11 @@ pub fn write(path: &Path, model: &Model, network: &Network, options: &Options) -
             built
         }
     };
+    let bytes = built.to_bytes().or_exit(Exit::Checkpoint, || "making the TorchScript file")?;
     // Kept apart: what differs is a matter of the model, not of the disk.
     let mut verdict = None;
     let written = atomic::write_by_path(path, |temporary| {
-        built.save(temporary)?;
+        std::fs::write(temporary, &bytes)?;
         let agreement = script::Module::load(temporary, network.device())
             .or_exit(Exit::Checkpoint, || "the file does not load again; nothing was written")
             .and_then(|written| compare(&written, model, network, options));

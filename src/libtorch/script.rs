@@ -15,6 +15,7 @@ struct Raw {
 }
 
 type VisitTensor = extern "C" fn(*mut c_void, *const c_char, bool, *mut C_tensor);
+type TakeBytes = extern "C" fn(*mut c_void, *const c_void, usize);
 type VisitModule = extern "C" fn(*mut c_void, *const c_char, *const c_char);
 
 unsafe extern "C" {
@@ -28,7 +29,7 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn tikhonov_script_add_child(module: *mut Raw, name: *const c_char, child: *const Raw) -> *mut c_char;
     fn tikhonov_script_define(module: *mut Raw, source: *const c_char) -> *mut c_char;
-    fn tikhonov_script_save(module: *const Raw, path: *const c_char) -> *mut c_char;
+    fn tikhonov_script_save(module: *const Raw, context: *mut c_void, take: TakeBytes) -> *mut c_char;
     fn tikhonov_script_load(path: *const c_char, cuda: i64, module: *mut *mut Raw) -> *mut c_char;
     fn tikhonov_script_forward(
         module: *const Raw,
@@ -123,14 +124,32 @@ impl Module {
         check(unsafe { tikhonov_script_define(self.raw, source.as_ptr()) })
     }
 
-    /// Writes the file that `torch.jit.load` reads.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        let path = path_text(path)?;
-        // SAFETY: see above.
-        check(unsafe { tikhonov_script_save(self.raw, path.as_ptr()) })
+    /// The bytes of the file that `torch.jit.load` reads.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        struct Taken {
+            bytes: Vec<u8>,
+            overflown: bool,
+        }
+        extern "C" fn take(context: *mut c_void, bytes: *const c_void, count: usize) {
+            // SAFETY: `context` is the Taken below, `bytes` are `count` of them for the time of the call.
+            let (taken, bytes) = unsafe {
+                (&mut *context.cast::<Taken>(), std::slice::from_raw_parts(bytes.cast::<u8>(), count))
+            };
+            taken.overflown |= taken.bytes.try_reserve(count).is_err();
+            if !taken.overflown {
+                taken.bytes.extend_from_slice(bytes);
+            }
+        }
+        let mut taken = Taken { bytes: Vec::new(), overflown: false };
+        // SAFETY: see above; `taken` outlives the call and nobody else looks at it meanwhile.
+        check(unsafe { tikhonov_script_save(self.raw, (&raw mut taken).cast(), take) })?;
+        match taken.overflown {
+            true => Err(anyhow!("out of memory for the bytes of the TorchScript file")),
+            false => Ok(taken.bytes),
+        }
     }
 
-    /// Reads what [`Module::save`] or `torch.jit.save` wrote. The file is a program: it must be trusted. libtorch is no
+    /// Reads what [`Module::to_bytes`] or `torch.jit.save` gave. The file is a program: it must be trusted. libtorch is no
     /// reader for damaged files; see that it is whole first.
     pub fn load(path: &Path, device: Device) -> Result<Self> {
         let path = path_text(path)?;
