@@ -1,6 +1,7 @@
 //! Segmentation, generation and compression beside PyTorch and scikit-learn, and the networks that go with them.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::Path;
 
 use tch::{Device, Kind, Tensor, no_grad};
@@ -347,4 +348,48 @@ train: {epochs: 15}
     let [psnr, bicubic] =
         ["psnr", "psnr_degraded"].map(|name| find(&result, name).unwrap().as_f64().unwrap());
     assert!(psnr > bicubic, "{psnr} dB beside bicubic's {bicubic} dB");
+}
+
+#[test]
+fn macro_f1_is_scikit_learns_also_where_the_network_knows_classes_that_never_come() {
+    let home = tempfile::tempdir().unwrap();
+    // Four outputs; the fourth class is neither there nor predicted.
+    python(&format!(
+        "
+import numpy as np, torch
+rng = np.random.default_rng(0)
+ys = rng.integers(0, 3, 90)
+xs = np.eye(3)[ys] + rng.normal(size=(90, 3))
+np.save('{0}/xs.npy', xs); np.save('{0}/ys.npy', ys)
+w = torch.zeros(4, 3); w[:3] = torch.eye(3)
+torch.save({{'fc.weight': w, 'fc.bias': torch.tensor([0., 0., 0., -100.])}}, '{0}/w.pth')
+",
+        home.path().display()
+    ));
+    let config = home.path().join("c.yaml");
+    let text = "
+device: cpu
+model: {layers: {fc: {linear: {out_features: 4}}}, input: [3]}
+task: classification
+data: {train: {npy: {xs: xs.npy, ys: ys.npy}}, test: {npy: {xs: xs.npy, ys: ys.npy}}, normalize: none}
+optimizer: {sgd: {lr: 0.1}}
+train: {epochs: 1}
+";
+    let text = text.replace("xs.npy,", &format!("{}/xs.npy,", home.path().display()));
+    fs::write(&config, text.replace("ys: ys.npy", &format!("ys: {}/ys.npy", home.path().display()))).unwrap();
+    let weights = home.path().join("w.pth");
+    let told =
+        succeeds(&["eval", config.to_str().unwrap(), "--weights", weights.to_str().unwrap(), "--json"]);
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    let wanted = numbers(
+        home.path(),
+        "
+from sklearn.metrics import f1_score
+import numpy as np
+xs, ys = load('xs'), load('ys')
+print(f1_score(ys, xs.argmax(1), average='macro'))
+",
+    );
+    let ours = find(&told, "macro_f1").and_then(serde_json::Value::as_f64).unwrap();
+    close(ours, wanted[0], 1e-12);
 }

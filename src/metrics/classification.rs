@@ -70,9 +70,12 @@ impl Meter for ClassificationMeter {
         if let Some(top5) = &self.top5_hits {
             values.push(("top5_accuracy".into(), share(top5.int64_value(&[]), total)));
         }
-        let f1 = report.per_class.iter().map(|scores| scores.f1);
-        let macro_f1 = f1.sum::<f64>() / report.per_class.len().max(1) as f64;
-        values.push(("macro_f1".into(), macro_f1));
+        // As scikit-learn's average="macro": a class that is neither there nor predicted says nothing.
+        let met = report.per_class.iter().zip(0..).filter(|(scores, class)| {
+            scores.support > 0 || report.confusion.iter().any(|row| row[*class] > 0)
+        });
+        let f1: Vec<f64> = met.map(|(scores, _)| scores.f1).collect();
+        values.push(("macro_f1".into(), f1.iter().sum::<f64>() / f1.len().max(1) as f64));
         Scores { values, report: Some(report), each: Vec::new() }
     }
 }
