@@ -153,7 +153,7 @@ fn a_sweep_killed_in_the_middle_ends_with_the_table_of_an_undisturbed_one() {
     let (code, _, stderr) = sweep(&["--output", output]);
     assert!(code == 2 && stderr.contains("holds a sweep already"), "{stderr}");
     let (code, _, stderr) = sweep(&["--output", output, "--resume", "--set", "train.epochs=3"]);
-    assert!(code == 2 && stderr.contains("begun with another base"), "{stderr}");
+    assert!(code == 2 && stderr.contains("differs in its config:"), "{stderr}");
 }
 
 #[test]
@@ -180,6 +180,27 @@ fn a_trial_that_diverges_is_recorded_and_the_others_go_on() {
         csv.starts_with("trial,optimizer.sgd.lr,seed,fold,ending,epoch,mse,seconds\n0,0.1,0,,done,,"),
         "{csv}"
     );
+}
+
+#[test]
+fn a_list_may_hold_ranges_and_another_design_is_told_what_differs_and_what_to_do() {
+    let home = tempfile::tempdir().unwrap();
+    let config = table(home.path());
+    let output = home.path().join("sweep");
+    let sweep = |over: &str| {
+        let fixed =
+            ["sweep", &config, "--resume", "--set", "train.epochs=2", "--output", output.to_str().unwrap()];
+        run(&[&fixed[..], &["--over", over]].concat())
+    };
+    let (code, _, stderr) = sweep("penalty.l2=0,1e-5:1e-1:log:3");
+    assert_eq!(code, 0, "{stderr}");
+    let tried: Vec<_> =
+        lines(&output).iter().map(|line| line["point"]["penalty.l2"].as_f64().unwrap()).collect();
+    assert_eq!(tried, [0.0, 1e-5, 1e-3, 1e-1]);
+    let (code, _, stderr) = sweep("penalty.l2=0,1");
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("differs in its axes:") && stderr.contains("--output FOLDER"), "{stderr}");
+    assert!(stderr.contains("the command that began it"), "{stderr}");
 }
 
 #[test]

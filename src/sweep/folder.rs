@@ -62,11 +62,16 @@ impl Folder {
         if then != now {
             let differ = |key: &&String| then.get(key.as_str()) != now.get(key.as_str());
             let keys: Vec<_> =
-                now.as_object().into_iter().flat_map(Map::keys).filter(differ).cloned().collect();
+                now.as_object().into_iter().flat_map(Map::keys).filter(differ).map(String::as_str).collect();
+            // What follows from the axes, and what the config is called in here.
+            let axes = keys.contains(&"axes");
+            let told = keys.iter().filter(|key| !(axes && ["points", "count"].contains(key)));
+            let told: Vec<_> = told.map(|&key| if key == "base" { "config" } else { key }).collect();
             let message = format!(
-                "{} was begun with another {}; start a new sweep with --output FOLDER",
+                "{} was begun as another sweep, which differs in its {}: go on with the command that began it, or start a new \
+                 sweep with --output FOLDER",
                 path.display(),
-                keys.join(", ")
+                told.join(", ")
             );
             return Err(fail(Exit::Usage, message));
         }

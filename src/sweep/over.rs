@@ -32,7 +32,43 @@ pub struct Range {
     pub int: bool,
 }
 
+/// How a range is written.
+const FORM: &str = "LOW:HIGH:log:COUNT";
+
 impl Range {
+    /// Reads `LOW:HIGH:SCALE:COUNT`, and gives the values that it stands for, too; None for a text that is no range. The error
+    /// says what was expected.
+    fn parse(text: &str) -> Option<Result<(Self, Vec<Value>), String>> {
+        let parts: Vec<&str> = text.split(':').collect();
+        let begins_with_number = parts.len() > 1 && parts[0].trim().parse::<f64>().is_ok();
+        let is_range = begins_with_number || parts.get(2).is_some_and(|scale| scale_of(scale).is_some());
+        (is_range && !text.contains(',')).then(|| Self::of(&parts))
+    }
+
+    fn of(parts: &[&str]) -> Result<(Self, Vec<Value>), String> {
+        let refusal = || format!("expected KEY={FORM} (or lin, int, logint) or KEY=VALUE,VALUE,…");
+        let &[low, high, scale, count] = parts else { return Err(refusal()) };
+        let number = |text: &str| text.trim().parse::<f64>().ok().filter(|number| number.is_finite());
+        let (Some(low), Some(high), Some((log, int))) = (number(low), number(high), scale_of(scale)) else {
+            return Err(refusal());
+        };
+        let count = count.trim().parse::<usize>().ok().filter(|count| (1..=10_000).contains(count));
+        let count = count.ok_or("the count must be 1 to 10,000")?;
+        if log && low.min(high) <= 0.0 {
+            return Err(
+                "a logarithmic range lies above 0; add a 0 before it, as in KEY=0,LOW:HIGH:log:COUNT".into(),
+            );
+        }
+        if int && (low.fract() != 0.0 || high.fract() != 0.0 || low.abs().max(high.abs()) > 1e15) {
+            return Err("its ends are no whole numbers".into());
+        }
+        let range = Self { low, high, log, int };
+        let mut values: Vec<Value> =
+            (0..count).map(|at| range.at(at as f64 / (count.max(2) - 1) as f64)).collect();
+        values.dedup();
+        Ok((range, values))
+    }
+
     /// The value at `place` in [0, 1].
     pub fn at(self, place: f64) -> Value {
         let value = match self.log {
@@ -54,51 +90,49 @@ impl Range {
     }
 }
 
+/// Whether equal steps are equal factors, and whether only whole numbers count.
+fn scale_of(name: &str) -> Option<(bool, bool)> {
+    match name {
+        "log" => Some((true, false)),
+        "lin" => Some((false, false)),
+        "int" => Some((false, true)),
+        "logint" => Some((true, true)),
+        _ => None,
+    }
+}
+
 impl Axis {
-    /// Reads `KEY=LOW:HIGH:SCALE:COUNT` or `KEY=VALUE,VALUE,…`. SCALE is `log`, `lin`, or for whole numbers `int` or
-    /// `logint`. Exit 2.
+    /// Reads `KEY=LOW:HIGH:SCALE:COUNT` or `KEY=VALUE,VALUE,…`, where a value may be such a range too and stands for its
+    /// values. SCALE is `log`, `lin`, or for whole numbers `int` or `logint`. Exit 2.
     pub fn parse(text: &str) -> Result<Self> {
         let refuse = |message: String| fail(Exit::Usage, format!("--over {text}: {message}"));
-        let forms = "expected KEY=LOW:HIGH:log:COUNT (or lin, int, logint) or KEY=VALUE,VALUE,…";
+        let forms = format!("expected KEY={FORM} (or lin, int, logint) or KEY=VALUE,VALUE,…");
         let Some((key, values)) = text.split_once('=').filter(|(key, _)| !key.is_empty()) else {
-            return Err(refuse(forms.into()));
+            return Err(refuse(forms));
         };
         let key = key.trim().to_owned();
-        if let [low, high, scale, count] = values.split(':').collect::<Vec<_>>()[..] {
-            let number = |text: &str| text.trim().parse::<f64>().ok().filter(|number| number.is_finite());
-            let (Some(low), Some(high)) = (number(low), number(high)) else {
-                return Err(refuse(forms.into()));
-            };
-            let (log, int) = match scale {
-                "log" => (true, false),
-                "lin" => (false, false),
-                "int" => (false, true),
-                "logint" => (true, true),
-                _ => return Err(refuse(forms.into())),
-            };
-            let count = count.trim().parse::<usize>().ok().filter(|count| (1..=10_000).contains(count));
-            let Some(count) = count else { return Err(refuse("the count must be 1 to 10,000".into())) };
-            if log && low.min(high) <= 0.0 {
-                return Err(refuse("a logarithmic range lies above 0".into()));
-            }
-            if int && (low.fract() != 0.0 || high.fract() != 0.0 || low.abs().max(high.abs()) > 1e15) {
-                return Err(refuse("its ends are no whole numbers".into()));
-            }
-            let range = Range { low, high, log, int };
-            let mut values: Vec<Value> =
-                (0..count).map(|at| range.at(at as f64 / (count.max(2) - 1) as f64)).collect();
-            values.dedup();
+        if let Some(read) = Range::parse(values) {
+            let (range, values) = read.map_err(refuse)?;
             return Ok(Self { key, values, range: Some(range) });
-        }
-        if values.split_once(':').is_some_and(|(low, _)| low.trim().parse::<f64>().is_ok()) {
-            return Err(refuse(forms.into()));
         }
         let list = Document::parse("--over", format!("[{values}]"))
             .map_err(|error| refuse(format!("{forms}: {error:#}")))?;
         match list.tree {
-            Value::Array(values) if !values.is_empty() => Ok(Self { key, values, range: None }),
-            _ => Err(refuse(forms.into())),
+            Value::Array(values) if !values.is_empty() => Self::listed(key, values).map_err(refuse),
+            _ => Err(refuse(forms)),
         }
+    }
+
+    /// Of a list whose texts may be ranges. The error says what was expected.
+    pub fn listed(key: String, list: Vec<Value>) -> Result<Self, String> {
+        let mut values = Vec::new();
+        for value in list {
+            match value.as_str().and_then(Range::parse) {
+                Some(read) => values.extend(read?.1),
+                None => values.push(value),
+            }
+        }
+        Ok(Self { key, values, range: None })
     }
 
     fn drawn(&self, draw: &mut Draw) -> Value {
@@ -143,6 +177,9 @@ mod tests {
         assert_eq!(values[2], 1e-4);
         assert_eq!(Axis::parse("a=0:1:lin:3").unwrap().values, [json!(0.0), json!(0.5), json!(1.0)]);
         assert_eq!(Axis::parse("a.b=8,x,{c: 1}").unwrap().values, [json!(8), json!("x"), json!({"c": 1})]);
+        let mixed = Axis::parse("a=0,1e-3:1e-1:log:3,x").unwrap();
+        assert_eq!(mixed.values, [json!(0), json!(1e-3), json!(1e-2), json!(1e-1), json!("x")]);
+        assert_eq!(mixed.range, None);
         let whole = |text: &str| Axis::parse(text).unwrap().values;
         assert_eq!(whole("a=8:64:logint:4"), [json!(8), json!(16), json!(32), json!(64)]);
         assert_eq!(whole("a=1:3:int:9"), [json!(1), json!(2), json!(3)]);
@@ -156,6 +193,8 @@ mod tests {
             "a=",
             "a=1:x:lin:3",
             "a=1:2:3",
+            "a=0,1:2:3",
+            "a=0,0:1:log:3",
         ] {
             assert!(Axis::parse(wrong).is_err(), "{wrong}");
         }

@@ -57,9 +57,7 @@ impl SweepSpec {
     pub fn axes(&self, document: &Document) -> Result<Vec<Axis>> {
         let axis = |(key, value): (&String, &Value)| {
             let read = match value {
-                Value::Array(values) if !values.is_empty() => {
-                    return Ok(Axis { key: key.clone(), values: values.clone(), range: None });
-                }
+                Value::Array(values) if !values.is_empty() => Axis::listed(key.clone(), values.clone()),
                 Value::String(text) => {
                     Axis::parse(&format!("{key}={text}")).map_err(|error| error.to_string())
                 }
