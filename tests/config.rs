@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::process::{Command, Stdio};
 
-use crate::common::{outcome, run, succeeds, tikhonov};
+use crate::common::{outcome, run, succeeds, tikhonov, write_config};
 
 const GOOD: &str = "\
 seed: 7
@@ -314,4 +314,47 @@ fn a_report_that_does_not_get_to_stdout_ends_with_7() {
             "{args:?}: {code} {stderr}"
         );
     }
+}
+
+#[test]
+fn samples_that_the_memory_does_not_hold_are_exit_6_with_the_remedy() {
+    let home = tempfile::tempdir().unwrap();
+    let train = |limit: &str, count: &str| {
+        let command = format!(
+            "{limit} exec {} train quickstart --set data.train.shapes.count={count} --output {}/run",
+            env!("CARGO_BIN_EXE_tikhonov"),
+            home.path().display()
+        );
+        outcome(std::process::Command::new("sh").args(["-c", &command]).output().unwrap())
+    };
+    for (limit, count) in
+        [("", "99999999999"), ("", "9999999999999999999"), ("ulimit -v 3000000;", "4000000")]
+    {
+        let (code, _, stderr) = train(limit, count);
+        assert_eq!(code, 6, "{count}: {stderr}");
+        assert!(stderr.contains("take a smaller `shapes.count`"), "{stderr}");
+    }
+}
+
+#[test]
+fn a_target_of_names_is_told_the_option_that_makes_classes() {
+    let home = tempfile::tempdir().unwrap();
+    fs::write(home.path().join("t.csv"), "a,kind\n1,iris\n2,rose\n").unwrap();
+    let text = format!(
+        "
+device: cpu
+model: {{name: linear, args: {{features: 1, outputs: 2}}}}
+task: classification
+data: {{train: {{csv: {{file: {}/t.csv, target: kind}}}}, batch_size: 2}}
+optimizer: {{sgd: {{lr: 0.1}}}}
+train: {{epochs: 1}}
+output: {0}/run
+",
+        home.path().display()
+    );
+    let config = write_config(home.path(), &text);
+    let (code, _, stderr) = run(&["train", &config]);
+    assert!(code == 3 && stderr.contains("t.csv:2: column `kind` holds `iris`"), "{code} {stderr}");
+    assert!(stderr.contains("`classes: true`"), "{stderr}");
+    succeeds(&["train", &config, "--set", "data.train.csv.classes=true"]);
 }

@@ -38,7 +38,8 @@ impl Task for Classification {
         let Targets::Classes(labels) = &set.targets else {
             return Err(fail(
                 Exit::Usage,
-                "the data has numbers as targets, and classification wants classes; use `task: regression`",
+                "the data has numbers as targets, and classification wants classes; use `task: regression`, or \
+                 in a csv whose target names classes `classes: true`",
             ));
         };
         let &[outputs] = output else {

@@ -4,10 +4,10 @@ use std::fs;
 
 use serde_json::{Value, json};
 use tch::Kind;
-use tikhonov::data::{DataSpec, Split};
+use tikhonov::data::DataSpec;
 use tikhonov::yaml::Document;
 
-use super::{at, labels, mistake, numbers, open, refusal, spec, values, xs};
+use super::{at, labels, mistake, numbers, open, refusal, values, xs};
 
 fn csv(text: &str, options: Value) -> (tempfile::TempDir, Value) {
     let folder = tempfile::tempdir().expect("a folder");
@@ -108,6 +108,10 @@ fn mistakes_in_a_data_section_name_line_key_and_what_was_expected() {
             "{folder: {root: ., size: big}}",
             "run.yaml:2:29: data.train.folder.size: expected a number of pixels per side",
         ),
+        (
+            "{folder: im/train}",
+            "data.train.folder: expected a mapping, such as `{root: im/train, size: 64}`, found the text `im/train`",
+        ),
         ("{folder: {root: ., size: 8, mode: gray}}", "data.train.folder.mode"),
         ("{shapes: {count: 3}}\n  validation: {fractoin: 0.1}", "did you mean `fraction`"),
         ("{shapes: {count: 3, sise: 28}}", "did you mean `size`"),
@@ -121,6 +125,6 @@ fn mistakes_in_a_data_section_name_line_key_and_what_was_expected() {
 #[test]
 fn a_table_of_zero_length_is_refused() {
     let (_folder, data) = csv("", json!({"target": "y"}));
-    // Which of the two tells it does not matter, as long as it is told.
-    assert!(spec(data.clone()).validate(&Split::ALL).is_err() || spec(data).open(0).is_err());
+    let told = mistake(data);
+    assert!(told.starts_with("train.csv.file: is empty"), "{told}");
 }

@@ -17,7 +17,7 @@ const PIXELS: usize = 3 * 32 * 32;
 
 /// `{cifar10: {files: [data_batch_1.bin, …]}}`: RGB pictures `[N, 3, 32, 32]` of 10 classes.
 #[derive(Deserialize, Serialize, Clone, Debug)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a mapping, such as `{files: [data_batch_1.bin]}`")]
 pub struct Cifar10Spec {
     pub files: FilePaths,
     /// Such as batches.meta.txt.
@@ -30,7 +30,7 @@ pub struct Cifar10Spec {
 
 /// `{cifar100: {files: train.bin, labels: fine}}`: RGB pictures `[N, 3, 32, 32]` of 100 or 20 classes.
 #[derive(Deserialize, Serialize, Clone, Debug)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a mapping, such as `{files: train.bin, labels: fine}`")]
 pub struct Cifar100Spec {
     pub files: FilePaths,
     #[serde(default)]

@@ -18,7 +18,7 @@ use crate::yaml::{Invalid, nearest};
 /// `{csv: {file: FILE, target: price}}`: inputs `[N, F]`, targets `[N, T]` or classes. Every cell that is used must
 /// hold a finite number; nothing is filled in.
 #[derive(Deserialize, Serialize, Clone, Debug)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a mapping, such as `{file: table.csv, target: price}`")]
 pub struct CsvSpec {
     pub file: FilePath,
     /// The column, or columns, to predict.
@@ -165,14 +165,18 @@ impl CsvSpec {
         while rows < self.limit.unwrap_or(usize::MAX)
             && reader.read_byte_record(&mut record).map_err(|error| unreadable(path, &error))?
         {
+            xs.try_reserve(columns.features.len())
+                .or_exit(Exit::Memory, || format!("out of memory after {rows} rows; set `csv.limit`"))?;
             for &column in &columns.features {
-                xs.push(number(&record, column, &columns.names, path)?);
+                xs.push(number(&record, column, &columns.names, path, "mend or remove the row")?);
             }
             for &column in &columns.targets {
                 if self.classes {
                     labels.push(label(&record, column, &columns.names, path)?);
                 } else {
-                    ys.push(number(&record, column, &columns.names, path)?);
+                    let remedy =
+                        "mend or remove the row, or say `classes: true` where the target names classes";
+                    ys.push(number(&record, column, &columns.names, path, remedy)?);
                 }
             }
             rows += 1;
@@ -216,6 +220,12 @@ impl CsvSpec {
     }
 
     fn columns(&self, names: Vec<String>, group: Option<&str>) -> Result<Columns, Invalid> {
+        if names.is_empty() {
+            return Err(Invalid::new(
+                "file",
+                "is empty; give a table with a line of column names above its rows",
+            ));
+        }
         let find = |key: String, wanted: &String| {
             let mut found = names.iter().enumerate().filter(|(_, name)| *name == wanted);
             match (found.next(), found.next()) {
@@ -279,7 +289,7 @@ fn ordered_classes(labels: &[String]) -> Vec<String> {
     classes
 }
 
-fn number(record: &ByteRecord, column: usize, names: &[String], path: &Path) -> Result<f64> {
+fn number(record: &ByteRecord, column: usize, names: &[String], path: &Path, remedy: &str) -> Result<f64> {
     let cell = record.get(column).unwrap_or_default();
     let value = std::str::from_utf8(cell).ok().and_then(|text| text.parse::<f64>().ok());
     value.filter(|value| value.is_finite()).ok_or_else(|| {
@@ -287,7 +297,7 @@ fn number(record: &ByteRecord, column: usize, names: &[String], path: &Path) -> 
             [] => "is empty".to_owned(),
             _ => format!("holds `{}`", String::from_utf8_lossy(cell)),
         };
-        refuse(record, &names[column], path, &format!("{found}, not a finite number; mend or remove the row"))
+        refuse(record, &names[column], path, &format!("{found}, not a finite number; {remedy}"))
     })
 }
 

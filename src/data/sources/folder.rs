@@ -9,7 +9,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{FilePath, Opening, Source, positive, positive_limit};
+use super::{FilePath, Opening, Source, positive, positive_limit, room};
 use crate::data::picture::{Fit, ImageFile, Mode, Resize};
 use crate::data::{Dataset, Files, Framing, Samples, Skipped, Targets};
 use crate::device::cores;
@@ -22,7 +22,7 @@ use crate::yaml::Invalid;
 /// Files beside the class folders, hidden files, Thumbs.db and desktop.ini are passed over; what else cannot be decoded
 /// is skipped within the budget `max_skipped` and listed.
 #[derive(Deserialize, Serialize, Clone, Debug)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a mapping, such as `{root: im/train, size: 64}`")]
 pub struct FolderSpec {
     pub root: FilePath,
     pub size: Size,
@@ -97,7 +97,7 @@ impl Source for FolderSpec {
         let is_resident = bytes <= opening.memory && !opening.keep_files;
         // Resident pictures are smoothed with the resident pictures of every other source.
         let read = if is_resident {
-            decode_all(&files, &Fit { smooth: None, ..fit.clone() })
+            decode_all(&files, &Fit { smooth: None, ..fit.clone() })?
         } else {
             probe_all(&files)
         };
@@ -127,7 +127,7 @@ pub fn pictures(paths: &[PathBuf], mode: Mode, fit: &Fit) -> Result<Dataset> {
         files.extend(files_at(path)?.into_iter().map(|path| ImageFile { path, mode }));
     }
     let bytes = files.len() as u64 * (mode.channels() * fit.height * fit.width) as u64;
-    let read = if bytes <= RESIDENT_PICTURES { decode_all(&files, fit) } else { probe_all(&files) };
+    let read = if bytes <= RESIDENT_PICTURES { decode_all(&files, fit)? } else { probe_all(&files) };
     if read.failures().count() == files.len() {
         let message = format!("no picture among {} files{}", files.len(), first_few(&files, &read));
         return Err(fail(Exit::Data, message));
@@ -240,14 +240,16 @@ fn assemble(
 }
 
 /// Decodes all files on all cores.
-fn decode_all(files: &[ImageFile], fit: &Fit) -> Read {
+fn decode_all(files: &[ImageFile], fit: &Fit) -> Result<Read> {
     let channels = files.first().map_or(1, |file| file.mode.channels());
     let sample = channels * fit.height * fit.width;
-    let mut pixels = vec![0; files.len() * sample];
+    let bytes = files.len().checked_mul(sample);
+    let mut pixels = room(bytes, "take a smaller `data.memory_gib`, or a smaller size")?;
+    pixels.resize(files.len() * sample, 0);
     let reasons = on_all_cores(files.iter().zip(pixels.chunks_mut(sample)), files.len(), |(file, pixels)| {
         file.decode().map(|picture| fit.whole(&picture).write_planes(pixels))
     });
-    Read { pixels: Some(pixels), reasons }
+    Ok(Read { pixels: Some(pixels), reasons })
 }
 
 /// Reads the header of every file on all cores.

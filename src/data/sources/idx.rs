@@ -18,7 +18,7 @@ use crate::yaml::Invalid;
 
 /// `{idx: {images: FILE, labels: FILE}}`: grey pictures `[N, 1, H, W]` with their classes.
 #[derive(Deserialize, Serialize, Clone, Debug)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a mapping, such as `{images: images.gz, labels: labels.gz}`")]
 pub struct IdxSpec {
     pub images: FilePath,
     pub labels: FilePath,

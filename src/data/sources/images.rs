@@ -19,7 +19,7 @@ use crate::yaml::Invalid;
 /// With `patch` an epoch has `per_image` squares of each, cut at random places; without, each is one sample at its own
 /// size, in a batch of its own, which is for evaluation. Decoded pictures are kept within the budget `memory_gib`.
 #[derive(Deserialize, Serialize, Clone, Debug)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a mapping, such as `{root: photos, patch: 64}`")]
 pub struct ImagesSpec {
     pub root: FilePath,
     #[serde(default)]

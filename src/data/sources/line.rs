@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{Opening, Source, positive, resident};
+use super::{Opening, Source, positive, resident, room};
 use crate::data::draw::{Draw, Purpose};
 use crate::data::{Dataset, Targets};
 use crate::yaml::Invalid;
@@ -15,7 +15,10 @@ const WEIGHTS: u64 = u64::MAX;
 /// `{line: {slope: 3, intercept: 5, noise: 1, count: 100, low: 0, high: 2}}`: y = slope·x + intercept + noise·ε with x
 /// uniform in [low, high) and ε standard normal. Inputs `[N, 1]`, targets `[N, 1]`.
 #[derive(Deserialize, Serialize, Clone, Debug)]
-#[serde(deny_unknown_fields)]
+#[serde(
+    deny_unknown_fields,
+    expecting = "a mapping, such as `{slope: 3, intercept: 5, noise: 1, count: 100, low: 0, high: 2}`"
+)]
 pub struct LineSpec {
     pub slope: f64,
     pub intercept: f64,
@@ -32,7 +35,10 @@ pub struct LineSpec {
 /// `{linear: {features: 50, informative: 5, noise: 0.1, count: 200}}`: y = x·w + noise·ε with x and ε standard normal.
 /// `informative` of the weights lie in ±[1, 3), the others are zero. Inputs `[N, F]`, targets `[N, 1]`.
 #[derive(Deserialize, Serialize, Clone, Debug)]
-#[serde(deny_unknown_fields)]
+#[serde(
+    deny_unknown_fields,
+    expecting = "a mapping, such as `{features: 50, informative: 5, noise: 0.1, count: 200}`"
+)]
 pub struct LinearSpec {
     pub features: usize,
     pub informative: usize,
@@ -58,7 +64,8 @@ impl Source for LineSpec {
     }
 
     fn open(&self, opening: &Opening) -> Result<Dataset> {
-        let (mut xs, mut ys) = (Vec::with_capacity(self.count), Vec::with_capacity(self.count));
+        let smaller = "take a smaller `line.count`";
+        let (mut xs, mut ys) = (room(Some(self.count), smaller)?, room(Some(self.count), smaller)?);
         for index in 0..self.count as u64 {
             let mut draw = Draw::new(self.seed, opening.part as u64, index, Purpose::Generate);
             let x = draw.between(self.low, self.high);
@@ -97,9 +104,10 @@ impl Source for LinearSpec {
     }
 
     fn open(&self, opening: &Opening) -> Result<Dataset> {
-        let weights = self.weights();
+        let smaller = "take a smaller `linear.count` or `linear.features`";
         let (mut xs, mut ys) =
-            (Vec::with_capacity(self.count * self.features), Vec::with_capacity(self.count));
+            (room(self.count.checked_mul(self.features), smaller)?, room(Some(self.count), smaller)?);
+        let weights = self.weights();
         for index in 0..self.count as u64 {
             let mut draw = Draw::new(self.seed, opening.part as u64, index, Purpose::Generate);
             let mut y = self.noise * draw.normal();

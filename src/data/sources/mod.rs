@@ -179,6 +179,20 @@ fn resident(xs: Tensor, targets: Targets, classes: Vec<String>) -> Dataset {
     }
 }
 
+/// An empty vector with room for `count` values; exit 6, with what to make smaller, where the memory does not give it.
+fn room<T>(count: Option<usize>, smaller: &str) -> Result<Vec<T>> {
+    let mut values = Vec::new();
+    let reserved = count.is_some_and(|count| values.try_reserve_exact(count).is_ok());
+    reserved.then_some(values).or_exit(Exit::Memory, || {
+        let size = count.and_then(|count| count.checked_mul(size_of::<T>()));
+        let size = size.map_or_else(
+            || "more than can be addressed".into(),
+            |size| format!("{:.1} GiB", size as f64 / f64::from(1 << 30)),
+        );
+        format!("out of memory: the samples would need {size}; {smaller}")
+    })
+}
+
 /// Refuses zero where at least one is needed.
 fn positive(key: &str, value: usize) -> Result<(), Invalid> {
     if value == 0 { Err(Invalid::new(key, "must be at least 1")) } else { Ok(()) }

@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 use zip::ZipArchive;
 
-use super::{ClassNames, FilePath, Opening, Source, class_count, class_names, positive_limit, resident};
+use super::{
+    ClassNames, FilePath, Opening, Source, class_count, class_names, positive_limit, resident, room,
+};
 use crate::data::{Dataset, Targets};
 use crate::exit::{Exit, OrExit, fail};
 use crate::yaml::Invalid;
@@ -20,7 +22,7 @@ use crate::yaml::Invalid;
 /// same shapes, taken as they are (16-bit floats and other integers become float32); rows `[N, F]` or `[N]` of any
 /// number type. ys: integers `[N]` are classes, floats `[N]` or `[N, T]` values, unless `targets` says otherwise.
 #[derive(Deserialize, Serialize, Clone, Debug)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a mapping, such as `{xs: xs.npy, ys: ys.npy}`")]
 pub struct NpySpec {
     /// The archive; then `xs` and `ys` are names in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -316,7 +318,7 @@ impl Header {
             self.shape,
             self.descr
         );
-        let mut data = Vec::with_capacity(bytes as usize);
+        let mut data = room(usize::try_from(bytes).ok(), "give a file with fewer samples")?;
         let read = reader.by_ref().take(bytes).read_to_end(&mut data).context("is damaged")?;
         ensure!(read as u64 == bytes, "ends after {read} of {bytes} bytes");
         // Past the end, an archive compares its checksum.

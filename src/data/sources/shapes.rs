@@ -11,7 +11,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{Opening, Source, positive, resident};
+use super::{Opening, Source, positive, resident, room};
 use crate::data::draw::{Draw, Purpose};
 use crate::data::{Dataset, Targets};
 use crate::device::cores;
@@ -20,9 +20,12 @@ use crate::yaml::Invalid;
 const NAMES: [&str; 10] =
     ["disc", "square", "triangle", "cross", "star", "crescent", "heart", "arrow", "pentagon", "tee"];
 
+/// The remedy where the memory does not hold them.
+const SMALLER: &str = "take a smaller `shapes.count` or `shapes.size`";
+
 /// `{shapes: {count: 10000}}`: grey pictures `[N, 1, S, S]`; sample i has class i mod `classes`.
 #[derive(Deserialize, Serialize, Clone, Debug)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a mapping, such as `{count: 10000}`")]
 pub struct ShapesSpec {
     pub count: usize,
     /// Pixels per side, at least 16.
@@ -72,7 +75,9 @@ impl Source for ShapesSpec {
     fn open(&self, opening: &Opening) -> Result<Dataset> {
         let outlines: Vec<Shape> = (0..self.classes).map(Shape::new).collect();
         let pixels = self.size * self.size;
-        let mut data = vec![0; self.count * pixels];
+        let mut data = room(self.count.checked_mul(pixels), SMALLER)?;
+        let mut labels = room(Some(self.count), SMALLER)?;
+        data.resize(self.count * pixels, 0);
         let share = self.count.div_ceil(cores());
         thread::scope(|scope| {
             for (part, data) in data.chunks_mut(share * pixels).enumerate() {
@@ -88,7 +93,7 @@ impl Source for ShapesSpec {
         });
         let size = self.size as i64;
         let xs = Tensor::f_from_data_size(&data, &[self.count as i64, 1, size, size], Kind::Uint8)?;
-        let labels = (0..self.count).map(|index| (index % self.classes) as i64).collect();
+        labels.extend((0..self.count).map(|index| (index % self.classes) as i64));
         let names = NAMES[..self.classes].iter().map(|&name| name.to_owned()).collect();
         Ok(resident(xs, Targets::Classes(labels), names))
     }
