@@ -91,7 +91,9 @@ impl RunResult {
 impl fmt::Display for RunResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let how = if self.stopped_early { ", stopped early" } else { "" };
-        writeln!(f, "{} epochs, {} steps, {:.1} s of training{how}", self.epochs, self.steps, self.seconds)?;
+        let counted = |count: u64, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+        let (epochs, steps) = (counted(self.epochs, "epoch"), counted(self.steps, "step"));
+        writeln!(f, "{epochs}, {steps}, {:.1} s of training{how}", self.seconds)?;
         for (name, weights) in [("last", Some(&self.last)), ("best", self.best.as_ref())] {
             let Some(weights) = weights else { continue };
             for (split, scores) in [("validation", &weights.validation), ("test", &weights.test)] {

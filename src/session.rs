@@ -99,6 +99,7 @@ impl Session {
         let spec = &session.config.spec;
         let Sets { train, validation, test } = spec.data.open_from(shelf, spec.seed)?;
         session.settle_normalization(&train)?;
+        session.has_batches(train.len())?;
         can_normalize(&session.model, &session.config.spec, train.len())?;
         (session.train, session.validation, session.test) = (Some(train), validation, test);
         session.check()?;
@@ -151,6 +152,20 @@ impl Session {
         let normalize = &mut self.config.spec.data.normalize;
         *normalize = normalize.resolve(train)?.map_or(NormalizeSpec::None, NormalizeSpec::Given);
         Ok(())
+    }
+
+    /// Training that makes no step would end as if it had gone well.
+    fn has_batches(&self, samples: usize) -> Result<()> {
+        let data = &self.config.spec.data;
+        if !data.drop_last || samples >= data.batch_size {
+            return Ok(());
+        }
+        let message = format!(
+            "true leaves no batch to learn from: `data.batch_size` is {} and the training set has {samples} samples; \
+             leave it out, or take a batch_size of at most {samples}",
+            data.batch_size
+        );
+        Err(self.config.document.invalid_at("data", Invalid::new("drop_last", message)))
     }
 
     fn check(&self) -> Result<()> {
@@ -300,7 +315,7 @@ fn can_normalize(model: &Model, spec: &RunConfig, samples: usize) -> Result<()> 
         return Ok(());
     }
     let message = format!(
-        "a batch of {} sample(s) would reach a batch norm that needs {wanted}; say `data: {{drop_last: true}}` or \
+        "a batch of {} would reach a batch norm that needs {wanted} samples; say `data: {{drop_last: true}}` or \
          choose another `batch_size` than {} for {samples} samples",
         size.min(last),
         spec.data.batch_size

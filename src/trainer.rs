@@ -385,9 +385,12 @@ impl Trainer<'_> {
         if self.health.read().is_finite() {
             return Ok(());
         }
+        let saved = match self.folder.checkpoints().exist() {
+            Ok(true) => "the last checkpoint is from before",
+            _ => "there is no checkpoint from before",
+        };
         let message = format!(
-            "the loss or its gradient became NaN or infinite by step {} (epoch {}); the last checkpoint is from \
-             before. Lower `optimizer` lr, clip (`train: {{clip: {{norm: 1.0}}}}`), or look for broken inputs",
+            "the loss or its gradient became NaN or infinite by step {} (epoch {}); {saved}. Lower `optimizer` lr, clip (`train: {{clip: {{norm: 1.0}}}}`), or look for broken inputs",
             self.state.step,
             self.state.epoch + 1
         );

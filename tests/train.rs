@@ -191,6 +191,119 @@ fn a_resume_that_is_refused_leaves_the_run_as_it_was() {
 }
 
 #[test]
+fn a_resume_of_a_run_that_is_over_leaves_its_config_as_it_was() {
+    let home = tempfile::tempdir().unwrap();
+    let output = home.path().join("run");
+    let train = |options: &[&str]| {
+        let fixed = ["train", "articles/3-ridge", "--output", output.to_str().unwrap()];
+        succeeds(&[&fixed, options].concat());
+        fs::read_to_string(output.join("config.yaml")).unwrap()
+    };
+    let before = train(&["--set", "train.epochs=3"]);
+    assert_eq!(train(&["--resume", "--set", "train.epochs=3", "--set", "penalty.l2=0.5"]), before);
+    let after = train(&["--resume", "--set", "train.epochs=4", "--set", "penalty.l2=0.5"]);
+    assert!(after.contains("l2: 0.5"), "a run that goes on keeps what it goes on with: {after}");
+}
+
+#[test]
+fn the_table_of_the_metrics_grows_by_rows_and_is_that_of_the_whole_log() {
+    let home = tempfile::tempdir().unwrap();
+    let train = |name: &str, options: &[&str]| {
+        let output = home.path().join(name);
+        // The test scores are columns that appear at the fourth epoch.
+        let fixed = [
+            "train",
+            "articles/3-ridge",
+            "--set",
+            "train.eval_every=4",
+            "--output",
+            output.to_str().unwrap(),
+        ];
+        succeeds(&[&fixed, options].concat());
+        let table = csv::Reader::from_path(output.join("metrics.csv")).unwrap().into_records();
+        let table: Vec<_> = table.map(|row| row.unwrap()).collect();
+        let epochs = records(&output, "epoch");
+        assert_eq!(table.len(), epochs.len());
+        let head = fs::read_to_string(output.join("metrics.csv")).unwrap().lines().next().unwrap().to_owned();
+        let column = |name: &str| head.split(',').position(|column| column == name).unwrap();
+        for (row, epoch) in table.iter().zip(&epochs) {
+            assert_eq!(row[column("loss")], epoch["loss"].to_string());
+            let test = &epoch["test"]["mse"];
+            assert_eq!(
+                row[column("test.mse")],
+                if test.is_null() { String::new() } else { test.to_string() }
+            );
+        }
+        head
+    };
+    let head = train("whole", &["--set", "train.epochs=10"]);
+    train("resumed", &["--set", "train.epochs=6"]);
+    // Rows that no checkpoint has come to are forgotten, in both files.
+    let run = home.path().join("resumed");
+    for (file, line) in
+        [("metrics.jsonl", r#"{"kind":"epoch","epoch":7,"step":7,"loss":1}"#), ("metrics.csv", "7,7,1")]
+    {
+        let text = fs::read_to_string(run.join(file)).unwrap();
+        fs::write(run.join(file), format!("{text}{line}\n")).unwrap();
+    }
+    train("resumed", &["--resume", "--set", "train.epochs=6"]);
+    assert_eq!(train("resumed", &["--resume", "--set", "train.epochs=10"]), head);
+}
+
+#[test]
+fn a_thousand_cheap_epochs_write_their_table_once_per_row_and_wait_for_the_disk_seldom() {
+    let home = tempfile::tempdir().unwrap();
+    let seconds = |epochs: usize| {
+        let output = home.path().join(epochs.to_string());
+        let epochs = format!("train.epochs={epochs}");
+        let args =
+            ["train", "articles/3-ridge", "--quiet", "--set", &epochs, "--output", output.to_str().unwrap()];
+        let began = Instant::now();
+        succeeds(&args);
+        began.elapsed().as_secs_f64()
+    };
+    seconds(10);
+    let (few, many) = (seconds(1000), seconds(4000));
+    // Ten times the epochs took 64 times the time when each of them read the whole log.
+    assert!(many < 6.0 * few, "{few:.2} s for 1,000 epochs, {many:.2} s for 4,000");
+}
+
+#[test]
+fn training_that_would_make_no_step_is_refused_with_the_key() {
+    let home = tempfile::tempdir().unwrap();
+    let output = home.path().join("run");
+    let train = |batch: &str| {
+        let drop = ["--set", "data.drop_last=true", "--set", "train.epochs=1"];
+        run(&[
+            &["train", "articles/3-ridge", "--output", output.to_str().unwrap(), "--set", batch],
+            &drop[..],
+        ]
+        .concat())
+    };
+    let (code, _, stderr) = train("data.batch_size=101");
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("data.drop_last") && stderr.contains("at most 100"), "{stderr}");
+    let (code, stdout, stderr) = train("data.batch_size=100");
+    assert!(code == 0 && stdout.contains("1 epoch, 1 step,"), "{stdout}{stderr}");
+}
+
+#[test]
+fn a_loss_that_explodes_before_the_first_checkpoint_promises_none() {
+    let home = tempfile::tempdir().unwrap();
+    let output = home.path().join("run");
+    let (code, _, stderr) = run(&[
+        "train",
+        "articles/3-ridge",
+        "--set",
+        "optimizer.sgd.lr=1e200",
+        "--output",
+        output.to_str().unwrap(),
+    ]);
+    assert_eq!(code, 5, "{stderr}");
+    assert!(stderr.contains("there is no checkpoint") && !stderr.contains("is from before;"), "{stderr}");
+}
+
+#[test]
 fn plateau_and_early_stopping_follow_the_validation_set_and_a_resume_stops_again() {
     let home = tempfile::tempdir().unwrap();
     let config = write_config(home.path(), EVERYTHING);

@@ -19,6 +19,7 @@ use crate::optim::{Ema, LossScale};
 use crate::run_folder::LockedFolder;
 use crate::schedule::Plateau;
 use crate::session::Session;
+use crate::standing;
 use crate::stopwatch::Stopwatch;
 use crate::tensorboard::Board;
 
@@ -93,7 +94,12 @@ impl<'a> Trainer<'a> {
             true => Some(Board::open(folder.path(), resumed.then_some(&state))?),
             false => None,
         };
-        folder.write(CONFIG_FILE, &session.config.resolved()?)?;
+        // Of a run that is over the config says how it was trained, whatever this command sets.
+        let is_over =
+            resumed && (state.epoch >= spec.train.epochs || standing::has_stalled(&state, &spec.train));
+        if !is_over || !folder.path().join(CONFIG_FILE).exists() {
+            folder.write(CONFIG_FILE, &session.config.resolved()?)?;
+        }
         if resumed {
             folder.checkpoints().settle(&state).or_exit(Exit::Storage, || "tidying the checkpoints")?;
         }
