@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Write};
 use std::panic::PanicHookInfo;
 
-use crate::exit::{self, Exit};
+use crate::exit::{self, Exit, Failure};
 use crate::libtorch;
 
 /// Prints `error` and what caused it; returns the exit code that belongs to it.
@@ -19,7 +19,9 @@ pub fn failure(error: &anyhow::Error, debug: bool) -> u8 {
         text = format!("error: {error:?}\n");
     }
     let code = exit::code(error);
-    if code == Exit::Memory as u8 {
+    // What was found too large before it was made names its own remedy.
+    let is_told = error.downcast_ref::<Failure>().is_some_and(|failure| failure.exit == Exit::Memory);
+    if code == Exit::Memory as u8 && !is_told {
         text += "  memory ran out: a smaller data.batch_size (with train.accumulate for the same result) needs less\n";
     }
     // Where stderr is closed too there is nobody left to tell.

@@ -85,7 +85,7 @@ pub fn run(options: &Options) -> Result<()> {
 fn text(report: &Report) -> Result<String> {
     let mut text = String::new();
     let Report { device, threads, steps, step_ms, .. } = report;
-    writeln!(text, "{device}, {threads} thread(s), {steps} steps of {} samples in all", report.samples)?;
+    writeln!(text, "{device}, {threads} threads, {steps} steps of {} samples in all", report.samples)?;
     writeln!(
         text,
         "  step         {:.2} ms median ({:.2} to {:.2}: 10 % to 90 %), {:.0} samples/s",
