@@ -237,6 +237,14 @@ fn noise_of_a_seed_is_added_and_both_psnr_are_told() {
     assert_eq!(numbers(&first), numbers(&again));
     let before: f64 = numbers(&first).split(' ').next().unwrap().parse().unwrap();
     assert!((before - 20.17).abs() < 0.2, "{first}");
+    // The same image twice has noise of its own each time.
+    fs::create_dir(place.path("twins")).unwrap();
+    for name in ["twins/a.png", "twins/b.png"] {
+        fs::copy(place.path("in/deep.png"), place.path(name)).unwrap();
+    }
+    let told = place.done("flat", "twins", "twins-out", &["--add-noise", "25", "--seed", "3"]);
+    let told: Vec<_> = told.lines().filter(|line| line.contains("): ")).map(numbers).collect();
+    assert!(told.len() == 2 && told[0] != told[1], "{told:?}");
     let (code, _, stderr) = place.restore("flat", "in/deep.png", "c.png", &["--add-noise=-1"]);
     assert!(code == 2 && stderr.contains("--add-noise"), "{stderr}");
 }

@@ -11,6 +11,7 @@ use tch::Tensor;
 
 use super::TrainedOptions;
 use super::outputs::{Job, each, jobs, write_photo};
+use crate::data::draw::{Draw, Purpose};
 use crate::data::photo::Photo;
 use crate::exit::{Exit, OrExit, fail};
 use crate::metrics::image::psnr;
@@ -81,9 +82,14 @@ pub fn run(options: &Options) -> Result<()> {
     let style = ProgressStyle::with_template("{bar:28.cyan/blue} {pos}/{len} · {eta} left · {wide_msg}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     let mut scores = Vec::new();
+    let mut images = 0..;
     let outcome = each(&jobs, &bar, "images could not be restored", Exit::Data, |job| {
+        let image = images.next().unwrap_or_default();
         let photo = Photo::read(&job.input).or_exit(Exit::Data, || job.input.display())?;
-        let (line, score) = one(&restorer, job, &photo, options, tile, &bar)
+        // Each has noise of its own.
+        let seed = Draw::new(options.seed, 0, image, Purpose::Generate).bits();
+        let noise = options.add_noise.map(|sigma| (sigma, seed));
+        let (line, score) = one(&restorer, job, &photo, noise, tile, &bar)
             .with_context(|| job.input.display().to_string())?;
         scores.extend(score);
         Ok(line)
@@ -100,12 +106,11 @@ fn one(
     restorer: &Restorer,
     job: &Job,
     photo: &Photo,
-    options: &Options,
+    noise: Option<(f64, u64)>,
     tile: usize,
     bar: &ProgressBar,
 ) -> Result<(String, Option<(f64, f64)>)> {
     let started = Instant::now();
-    let noise = options.add_noise.map(|sigma| (sigma, options.seed));
     let tell = |done, of| bar.set_message(format!("{}: tile {done} of {of}", job.input.display()));
     let (restored, noisy) = restorer.restore(photo, noise, tile, tell)?;
     let seconds = started.elapsed().as_secs_f64();

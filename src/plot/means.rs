@@ -42,7 +42,7 @@ impl Means<'_> {
         let words = Words { title: self.title, x: self.x };
         let xs = sorted.iter().map(|(_, one)| one.x);
         let mut frame = Frame::new(&words, xs, ys, (kind, Kind::Linear), (0.03, 12.0))?;
-        // A λ of 0 has no place on a logarithmic axis.
+        // What is below 0 has no place on a logarithmic axis.
         sorted.retain(|(_, one)| frame.at((one.x, one.mean)).is_some());
 
         if let (Some((_, best)), Some(_)) =

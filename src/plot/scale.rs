@@ -4,7 +4,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Linear,
-    /// By the logarithm; what is not above 0 has no place.
+    /// By the logarithm; 0 stands apart before the others, what is below it has no place.
     Log,
     /// By the logarithm where all are above 0 and the largest is 30 times the smallest or more.
     Auto,
@@ -16,6 +16,8 @@ pub enum Kind {
 pub struct Scale {
     pub log: bool,
     whole: bool,
+    /// Where on a logarithmic scale 0 lies, and from where on the scale is one.
+    zero: Option<(f64, f64)>,
     /// The ends, as logarithms to base 10 where `log`.
     pub low: f64,
     pub high: f64,
@@ -32,7 +34,9 @@ impl Scale {
         margin: f64,
         (from, to): (f64, f64),
     ) -> Option<Self> {
-        let values: Vec<f64> = values.filter(|v| v.is_finite() && (kind != Kind::Log || *v > 0.0)).collect();
+        let values: Vec<f64> = values.filter(|v| v.is_finite()).collect();
+        let has_zero = kind == Kind::Log && values.contains(&0.0);
+        let values: Vec<f64> = values.into_iter().filter(|v| kind != Kind::Log || *v > 0.0).collect();
         let low = values.iter().copied().reduce(f64::min)?;
         let high = values.iter().copied().reduce(f64::max)?;
         let log = kind == Kind::Log || kind == Kind::Auto && low > 0.0 && high / low >= 30.0;
@@ -47,17 +51,19 @@ impl Scale {
         };
         let floor = if !log && low >= 0.0 { 0.0 } else { f64::NEG_INFINITY };
         let whole = kind == Kind::Count && high - low >= 2.0;
-        Some(Self { log, whole, low: (low - pad).max(floor), high: high + pad, from, to })
+        let gap = (0.15 * (high - low)).max(0.3);
+        let zero = has_zero.then_some((low - gap, low - 0.1 * gap));
+        let low = zero.map_or(low, |(zero, _)| zero);
+        Some(Self { log, whole, zero, low: (low - pad).max(floor), high: high + pad, from, to })
     }
 
-    /// None where the value has no place: NaN, infinite, or not above 0 on a logarithmic scale.
+    /// None where the value has no place: NaN, infinite, or below 0 on a logarithmic scale, or 0 on one that has none.
     pub fn at(&self, value: f64) -> Option<f64> {
-        let value = if self.log && value > 0.0 {
-            value.log10()
-        } else if self.log {
-            return None;
-        } else {
-            value
+        let value = match self.log {
+            true if value > 0.0 => value.log10(),
+            true if value == 0.0 => self.zero?.0,
+            true => return None,
+            false => value,
         };
         let share = (value - self.low) / (self.high - self.low);
         share.is_finite().then_some(self.from + share * (self.to - self.from))
@@ -94,9 +100,10 @@ impl Scale {
     }
 
     fn decades(&self, wanted: usize) -> Vec<(f64, String)> {
-        let (first, last) = (self.low.floor() as i32, self.high.ceil() as i32);
-        let inside = |value: &f64| (self.low - 1e-9..=self.high + 1e-9).contains(&value.log10());
-        let span = self.high - self.low;
+        let low = self.zero.map_or(self.low, |(_, start)| start);
+        let (first, last) = (low.floor() as i32, self.high.ceil() as i32);
+        let inside = |value: &f64| (low - 1e-9..=self.high + 1e-9).contains(&value.log10());
+        let span = self.high - low;
         let digits: &[f64] = match span {
             _ if span > 2.5 => &[1.0],
             _ if span > 1.2 => &[1.0, 3.0],
@@ -107,11 +114,14 @@ impl Scale {
         let values = powers.flat_map(|power| digits.iter().map(move |digit| digit * 10f64.powi(power)));
         let values: Vec<f64> = values.filter(inside).collect();
         // Less than a step of 1, 2, 5: as on a linear scale.
+        let mut ticks: Vec<_> = self.zero.map(|_| (0.0, number(0.0))).into_iter().collect();
         if values.len() < 2 {
-            let (low, high) = (10f64.powf(self.low), 10f64.powf(self.high));
-            return Self { log: false, low, high, ..*self }.steps(wanted);
+            let (low, high) = (10f64.powf(low), 10f64.powf(self.high));
+            ticks.extend(Self { log: false, low, high, ..*self }.steps(wanted));
+        } else {
+            ticks.extend(values.into_iter().map(|value| (value, number(value))));
         }
-        values.into_iter().map(|value| (value, number(value))).collect()
+        ticks
     }
 }
 
@@ -180,6 +190,18 @@ mod tests {
         for (value, text) in cases {
             assert_eq!(number(value), text);
         }
+    }
+
+    #[test]
+    fn a_zero_stands_before_the_decades_and_has_a_tick() {
+        let values = [0.0, 1e-4, 1e-3, 1e-2];
+        let scale = Scale::fit(values.into_iter(), Kind::Log, 0.03, (0.0, 100.0)).unwrap();
+        let places: Vec<f64> = values.iter().map(|value| scale.at(*value).unwrap()).collect();
+        assert!(places.is_sorted() && places[0] > 0.0 && places[1] - places[0] > 5.0, "{places:?}");
+        let ticks = scale.ticks(6);
+        assert_eq!(ticks[0], (places[0], "0".to_owned()));
+        assert!(ticks.iter().all(|(place, text)| text == "0" || *place >= places[1] - 1e-6), "{ticks:?}");
+        assert_eq!(scale.at(-1.0), None);
     }
 
     #[test]
