@@ -167,7 +167,7 @@ struct Dots {
 template <typename F>
 void share(int64_t count, int64_t each, int64_t step, F&& f) {
   const int64_t steps = (count + step - 1) / step, worth = count * each / GRAIN;
-  const int64_t pieces = std::max<int64_t>(1, std::min({steps, worth, tikhonov::team()}));
+  const int64_t pieces = tikhonov::pieces_of(std::min(steps, worth));
   tikhonov::together(pieces, [&](int64_t piece) {
     const int64_t begin = piece * steps / pieces * step, end = (piece + 1) * steps / pieces * step;
     f(begin, std::min(count, end) - begin);

@@ -63,7 +63,7 @@ float long_norm(const float* xs, int64_t count) {
   if (count > FEW) {
     at::parallel_for(0, sums_count, FEW / PIECE, add);
   } else {
-    const int64_t pieces = std::max<int64_t>(1, std::min(tikhonov::team(), count / PIECE_OF_STEP));
+    const int64_t pieces = tikhonov::pieces_of(count / PIECE_OF_STEP);
     tikhonov::together(pieces, [&](int64_t piece) { add(piece * sums_count / pieces, (piece + 1) * sums_count / pieces); });
   }
   return static_cast<float>(std::sqrt(std::accumulate(sums.begin(), sums.end(), 0.0)));

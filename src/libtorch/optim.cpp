@@ -77,7 +77,7 @@ void by_pieces(Borrowed params, std::initializer_list<Borrowed> others, F&& step
     is_here = is_here && param.device().is_cpu();
   }
   if (!is_here || values > FEW) return step(whole);
-  const int64_t pieces = std::max<int64_t>(1, std::min(tikhonov::team(), values / PIECE_OF_STEP));
+  const int64_t pieces = tikhonov::pieces_of(values / PIECE_OF_STEP);
   if (pieces == 1) {
     const Serial serial(params);
     return step(whole);

@@ -5,6 +5,7 @@
 
 #include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -48,7 +49,7 @@ class Team {
   void lead(int64_t pieces, Work f) {
     const std::unique_lock<std::mutex> leads =
         is_within ? std::unique_lock<std::mutex>() : std::unique_lock<std::mutex>(leader, std::try_to_lock);
-    const int64_t threads = std::min(tikhonov::team(), pieces);
+    const int64_t threads = tikhonov::pieces_of(pieces);
     if (!leads || pieces > MOST_PIECES || threads < 2 || !is_called_for()) {
       for (int64_t piece = 0; piece < pieces; ++piece) f(piece);
     } else {
@@ -183,7 +184,7 @@ class Team {
 
 namespace tikhonov {
 
-int64_t team() { return at::get_num_threads(); }
+int64_t pieces_of(int64_t most) { return std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), most)); }
 
 void together(int64_t pieces, Work work) {
   if (pieces == 1) return work(0);

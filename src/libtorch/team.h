@@ -9,8 +9,8 @@
 
 namespace tikhonov {
 
-// How many threads libtorch may take: into so many pieces work is best cut.
-int64_t team();
+// Into how many pieces work is best cut that is worth `most` threads: one for each that libtorch may take, and at least one.
+int64_t pieces_of(int64_t most);
 
 // work(piece) once for every piece below `pieces`; returns when all are done, and throws what one of them has thrown. Everybody has
 // the same pieces each time, where nobody is late: their memory stays in its cache. The caller does all of it where calls are rare,

@@ -13,7 +13,7 @@ pub use frame::Frame;
 pub use heat::{Cell, Heat, Ramp};
 pub use lines::{Drawn, Lines, Series};
 pub use means::{Mean, Means};
-pub use scale::{Kind, Scale, digits, number};
+pub use scale::{Kind, Scale, digits, number, spans_decades};
 
 /// Of every figure but heat maps, which are as high as they have rows.
 pub const WIDTH: f64 = 380.0;

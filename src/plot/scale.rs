@@ -39,7 +39,7 @@ impl Scale {
         let values: Vec<f64> = values.into_iter().filter(|v| kind != Kind::Log || *v > 0.0).collect();
         let low = values.iter().copied().reduce(f64::min)?;
         let high = values.iter().copied().reduce(f64::max)?;
-        let log = kind == Kind::Log || kind == Kind::Auto && low > 0.0 && high / low >= 30.0;
+        let log = kind == Kind::Log || kind == Kind::Auto && spans_decades(values.iter().copied());
         let (low, high) = if log { (low.log10(), high.log10()) } else { (low, high) };
         // A constant lies in the middle.
         let pad = if high > low {
@@ -123,6 +123,13 @@ impl Scale {
         }
         ticks
     }
+}
+
+/// Whether all are above 0 and the largest is 30 times the smallest or more.
+pub fn spans_decades(values: impl Iterator<Item = f64>) -> bool {
+    let ends = |(low, high): (f64, f64), value: f64| (low.min(value), high.max(value));
+    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), ends);
+    low > 0.0 && high / low >= 30.0
 }
 
 /// Four digits of a number: `0.8312`, `12400`, `3·10⁻⁵`.

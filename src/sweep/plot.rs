@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::choice::Standing;
 use super::separable::{Separability, separability};
-use crate::plot::{Cell, Heat, Mean, Means, Ramp, digits, number};
+use crate::plot::{Cell, Heat, Mean, Means, Ramp, digits, number, spans_decades};
 
 /// What a sweep has found, to be looked at.
 pub struct View<'a> {
@@ -40,7 +40,8 @@ impl View<'_> {
         let figure = Means {
             title: &format!("validation {}, mean ± standard error", self.metric),
             x: key,
-            log: *log || spans_decades(means.iter().map(|mean| mean.x)),
+            // A 0 beside them has a place of its own.
+            log: *log || spans_decades(means.iter().map(|mean| mean.x).filter(|x| *x != 0.0)),
             best: place(self.best),
             one_standard_error: place(self.one_standard_error),
             means,
@@ -108,13 +109,6 @@ impl View<'_> {
         levels.sort_by(|a, b| a.as_f64().unwrap_or(f64::NAN).total_cmp(&b.as_f64().unwrap_or(f64::NAN)));
         levels
     }
-}
-
-/// Whether a list of values is one for a logarithmic axis, a 0 beside them included.
-fn spans_decades(values: impl Iterator<Item = f64>) -> bool {
-    let values: Vec<f64> = values.filter(|value| *value != 0.0).collect();
-    let (low, high) = (values.iter().copied().reduce(f64::min), values.iter().copied().reduce(f64::max));
-    values.len() > 1 && low.zip(high).is_some_and(|(low, high)| low > 0.0 && high / low >= 30.0)
 }
 
 /// Three digits, for the cell of a heat map.
