@@ -200,6 +200,7 @@ impl Config {
         overrides: impl IntoIterator<Item = Override>,
         output: &Path,
     ) -> Result<Self> {
+        document.expect_mapping()?;
         for set in sets {
             document.set(set)?;
         }
@@ -207,6 +208,7 @@ impl Config {
             let shown = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             document.set_value(key, value, format!("{option} {shown}"))?;
         }
+        document.expand_home()?;
         // What `tikhonov sweep` reads of the same file is nothing of a run.
         let mut spec: RunConfig = document.decode_without("sweep")?;
         if spec.output.as_os_str().is_empty() {

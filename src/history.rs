@@ -65,7 +65,7 @@ impl History {
             return Err(fail(Exit::Usage, message));
         }
         let config = fs::read_to_string(path.join(CONFIG_FILE)).unwrap_or_default();
-        let config = serde_yaml::from_str(&config).unwrap_or(Value::Null);
+        let config = serde_yaml::from_str(config.trim_start_matches('\u{feff}')).unwrap_or(Value::Null);
         let metrics = path.join("metrics.jsonl");
         let text = match fs::read(&metrics) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),

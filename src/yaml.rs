@@ -1,21 +1,25 @@
 //! YAML files as trees that know where each key stands, so that a mistake is reported by file, line and key path.
 
+mod environment;
 mod locate;
 mod strict;
 #[cfg(test)]
 mod tests;
+mod tree;
 mod wording;
 
 use std::path::Path;
 
 use anyhow::Result;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
 use serde_path_to_error::Segment;
 
 use crate::exit::{Exit, OrExit, fail};
+pub use environment::expand_env;
 use locate::Nodes;
 use strict::Strict;
+use tree::json;
 
 /// A value that serde accepted and the program refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +79,11 @@ impl Document {
     /// Parses `text`. Errors are exit 2 and say `name:line:column`: bad syntax, a repeated key, a key that is not
     /// text, a tag, NaN or infinity, more than one document, nesting or aliases beyond any honest config.
     pub fn parse(name: impl Into<String>, text: impl Into<String>) -> Result<Self> {
-        let (name, text) = (name.into(), text.into());
+        let (name, mut text) = (name.into(), text.into());
+        // Windows editors begin a file with a byte order mark, which YAML allows.
+        if text.starts_with('\u{feff}') {
+            text.remove(0);
+        }
         let nodes = Nodes::parse(&text).map_err(|mistake| {
             fail(Exit::Usage, format!("{name}:{}:{}: {}", mistake.line, mistake.column, mistake.message))
         })?;
@@ -101,8 +109,32 @@ impl Document {
         if size > MAX_BYTES {
             return Err(fail(Exit::Usage, format!("{name} is too large for a config: {size} bytes")));
         }
-        let text = std::fs::read_to_string(path).or_exit(Exit::Usage, || format!("cannot read {name}"))?;
-        Self::parse(name, text)
+        let bytes = std::fs::read(path).or_exit(Exit::Usage, || format!("cannot read {name}"))?;
+        match String::from_utf8(bytes) {
+            Ok(text) => Self::parse(name, text),
+            Err(error) => Err(fail(Exit::Usage, format!("{name}{}", locate::no_utf8(error.as_bytes())))),
+        }
+    }
+
+    /// Exit 2 unless the document is a mapping, as a config is.
+    pub fn expect_mapping(&self) -> Result<()> {
+        match &self.tree {
+            Value::Object(_) => Ok(()),
+            other => {
+                let found = wording::describe(other);
+                let message =
+                    format!("expected a mapping of keys, such as `model: …` and `data: …`, found {found}");
+                Err(self.error(&[], &message))
+            }
+        }
+    }
+
+    /// Replaces a leading `~/` of every text by the home folder, as a shell does.
+    pub fn expand_home(&mut self) -> Result<()> {
+        let mut path = Vec::new();
+        let home = std::env::var("HOME").ok().filter(|home| !home.is_empty());
+        environment::expand_home(&mut self.tree, home.as_deref(), &mut path)
+            .map_err(|message| self.error(&path, &message))
     }
 
     /// Applies `a.b.0.c=VALUE`; VALUE is YAML and replaces what stands there. Mappings on the way are made where
@@ -150,13 +182,34 @@ impl Document {
         if let Value::Object(map) = &mut tree {
             map.shift_remove(key);
         }
-        decode_part(&tree, Vec::new()).map_err(|(path, message)| self.error(&path, &message))
+        self.decode_tree(tree, Vec::new())
     }
 
     /// Decodes the part under `key_path`; a part that is missing reads as null. A choice written as its name
     /// alone (`schedule: cosine`) is the choice with its defaults (`schedule: {cosine: {}}`).
     pub fn decode_at<T: DeserializeOwned>(&self, key_path: &str) -> Result<T> {
-        decode_part(&self.tree, split(key_path)).map_err(|(path, message)| self.error(&path, &message))
+        self.decode_tree(self.tree.clone(), split(key_path))
+    }
+
+    /// Unknown keys are told together, and with them the first mistake of another kind.
+    fn decode_tree<T: DeserializeOwned>(&self, mut tree: Value, part: Vec<String>) -> Result<T> {
+        const MOST: usize = 10;
+        let (mut mistakes, mut parents) = (Vec::new(), Vec::new());
+        loop {
+            let Mistake { path, message, is_unknown_key } = match decode_part(&tree, part.clone()) {
+                Ok(decoded) if mistakes.is_empty() => return Ok(decoded),
+                Ok(_) => break,
+                // What lacks may be what was misspelt.
+                Err(mistake) if parents.contains(&mistake.path) => break,
+                Err(mistake) => mistake,
+            };
+            parents.push(path.split_last().map_or_else(Vec::new, |(_, parent)| parent.to_vec()));
+            mistakes.push(self.error(&path, &message).to_string());
+            if !is_unknown_key || mistakes.len() == MOST || !remove(&mut tree, &path) {
+                break;
+            }
+        }
+        Err(fail(Exit::Usage, mistakes.join("\n       ")))
     }
 
     /// An error (exit 2) about the value at `key_path`: `file:line:column: key.path: message`, or
@@ -193,7 +246,7 @@ impl Document {
 
 /// Decodes a tree that a room has made itself; the mistake's path starts at its root.
 pub fn decode<T: DeserializeOwned>(tree: &Value) -> Result<T, Invalid> {
-    decode_part(tree, Vec::new()).map_err(|(path, message)| Invalid::new(path.join("."), message))
+    decode_part(tree, Vec::new()).map_err(|mistake| Invalid::new(mistake.path.join("."), mistake.message))
 }
 
 fn decode_part<T: DeserializeOwned>(tree: &Value, part: Vec<String>) -> Result<T, Mistake> {
@@ -214,9 +267,23 @@ fn decode_part<T: DeserializeOwned>(tree: &Value, part: Vec<String>) -> Result<T
                 path.pop();
             }
         }
+        // A reading by hand may complain of a key below the path.
+        let is_unknown_key =
+            wording::unknown_key(&message).is_some_and(|key| path.last().is_some_and(|last| last == key));
         let message = wording::mistake(&message, at(&path));
-        (path, message)
+        Mistake { path, message, is_unknown_key }
     })
+}
+
+/// Takes the key at `path` away; false where it is none of the tree's.
+fn remove(tree: &mut Value, path: &[String]) -> bool {
+    let Some((key, parents)) = path.split_last() else { return false };
+    let parent = parents.iter().try_fold(tree, |value, key| match value {
+        Value::Object(map) => map.get_mut(key),
+        Value::Array(list) => list.get_mut(key.parse::<usize>().ok()?),
+        _ => None,
+    });
+    parent.and_then(Value::as_object_mut).is_some_and(|map| map.shift_remove(key).is_some())
 }
 
 fn split(key_path: &str) -> Vec<String> {
@@ -263,75 +330,11 @@ fn place<'a>(tree: &'a mut Value, path: &[String]) -> Result<&'a mut Value, Stri
     Ok(slot)
 }
 
-type Mistake = (Vec<String>, String);
-
-/// YAML as JSON, merge keys resolved in place (a mapping's own keys win). On error: the path and what is wrong.
-fn json(value: serde_yaml::Value, path: &mut Vec<String>) -> Result<Value, Mistake> {
-    use serde_yaml::Value as Yaml;
-    let refuse = |path: &[String], message: &str| Err((path.to_vec(), message.to_owned()));
-    Ok(match value {
-        Yaml::Null => Value::Null,
-        Yaml::Bool(truth) => Value::Bool(truth),
-        Yaml::String(text) => Value::String(text),
-        Yaml::Number(number) => match (number.as_u64(), number.as_i64(), number.as_f64()) {
-            (Some(number), ..) => number.into(),
-            (_, Some(number), _) => number.into(),
-            (.., number) => match number.and_then(Number::from_f64) {
-                Some(number) => Value::Number(number),
-                None => return refuse(path, "NaN and infinity are not allowed: expected a finite number"),
-            },
-        },
-        Yaml::Sequence(items) => {
-            let mut list = Vec::with_capacity(items.len());
-            for (index, item) in items.into_iter().enumerate() {
-                path.push(index.to_string());
-                list.push(json(item, path)?);
-                path.pop();
-            }
-            Value::Array(list)
-        }
-        Yaml::Mapping(mapping) => {
-            let own: Vec<String> = mapping.keys().filter_map(|key| key.as_str().map(str::to_owned)).collect();
-            let mut map = Map::new();
-            for (key, value) in mapping {
-                let Yaml::String(key) = key else {
-                    let key = serde_yaml::to_string(&key).unwrap_or_default();
-                    let message = format!("the key `{}` is not text; put it in quotes", key.trim());
-                    return refuse(path, &message);
-                };
-                path.push(key.clone());
-                let value = json(value, path)?;
-                if key == "<<" {
-                    merge(&mut map, &own, value).map_err(|message| (path.clone(), message.to_owned()))?;
-                } else {
-                    map.insert(key, value);
-                }
-                path.pop();
-            }
-            Value::Object(map)
-        }
-        Yaml::Tagged(tagged) => {
-            return refuse(path, &format!("the tag {} means nothing here; remove it", tagged.tag));
-        }
-    })
-}
-
-fn merge(map: &mut Map<String, Value>, own: &[String], value: Value) -> Result<(), &'static str> {
-    let sources = match value {
-        Value::Array(sources) => sources,
-        source => vec![source],
-    };
-    for source in sources {
-        let Value::Object(source) = source else {
-            return Err("only a mapping, or a list of them, can be merged");
-        };
-        for (key, value) in source {
-            if !own.contains(&key) && !map.contains_key(&key) {
-                map.insert(key, value);
-            }
-        }
-    }
-    Ok(())
+/// Why a tree is no such spec.
+struct Mistake {
+    path: Vec<String>,
+    message: String,
+    is_unknown_key: bool,
 }
 
 /// The candidate that `word` is most likely a misspelling of, if any is close enough.
@@ -345,45 +348,4 @@ pub fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Opt
         })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
-}
-
-/// Replaces `${NAME}` and `${NAME:-default}` by environment variables (the default also where the variable is
-/// empty) and `$$` by `$`.
-pub fn expand_env(text: &str) -> Result<String, String> {
-    let mut expanded = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(dollar) = rest.find('$') {
-        expanded.push_str(&rest[..dollar]);
-        rest = &rest[dollar + 1..];
-        if let Some(after) = rest.strip_prefix('$') {
-            expanded.push('$');
-            rest = after;
-            continue;
-        }
-        let Some((reference, after)) = rest.strip_prefix('{').and_then(|rest| rest.split_once('}')) else {
-            return Err(format!(
-                "`{text}`: a `$` starts ${{NAME}} or ${{NAME:-default}}; write $$ for the sign"
-            ));
-        };
-        let (name, default) = match reference.split_once(":-") {
-            Some((name, default)) => (name, Some(default)),
-            None => (reference, None),
-        };
-        let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-        if !is_name {
-            return Err(format!("`{text}`: `{name}` is no name of an environment variable"));
-        }
-        match (std::env::var(name), default) {
-            (Ok(value), _) if !value.is_empty() || default.is_none() => expanded.push_str(&value),
-            (_, Some(default)) => expanded.push_str(default),
-            (..) => {
-                return Err(format!(
-                    "`{text}`: the environment variable {name} is not set; set it, or write ${{{name}:-default}}"
-                ));
-            }
-        }
-        rest = after;
-    }
-    expanded.push_str(rest);
-    Ok(expanded)
 }

@@ -358,3 +358,63 @@ output: {0}/run
     assert!(stderr.contains("`classes: true`"), "{stderr}");
     succeeds(&["train", &config, "--set", "data.train.csv.classes=true"]);
 }
+
+#[test]
+fn a_byte_order_mark_is_read_over_and_mistakes_of_another_kind_are_told_with_every_unknown_key() {
+    let (code, resolved, stderr) = dry_run(&format!("\u{feff}{GOOD}"), &[]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(resolved.starts_with("seed: 7\n"), "{resolved}");
+    let twice =
+        replaced("momentum", "momentm").replace("clip:", "clipp:").replace("epochs: 2", "epochs: two");
+    let message = refused(&twice, &[]);
+    let lines: Vec<_> = message.lines().map(str::trim).collect();
+    assert!(
+        lines[0].starts_with("run.yaml:16:5: optimizer.sgd.momentm: unknown key; did you mean `momentum`?"),
+        "{message}"
+    );
+    assert!(lines[1].starts_with("run.yaml:19:3: train.epochs: expected a whole number"), "{message}");
+    for (text, expected) in [
+        (
+            "hello\n",
+            "run.yaml:1:1: expected a mapping of keys, such as `model: …` and `data: …`, found the text `hello`",
+        ),
+        (
+            "- model: lenet\n",
+            "run.yaml:1:1: expected a mapping of keys, such as `model: …` and `data: …`, found a list",
+        ),
+    ] {
+        assert_eq!(refused(text, &["--output", "/tmp/x"]), expected);
+    }
+    let message = refused(&replaced("epochs: 2", "epochs: 99999999999999999999"), &[]);
+    assert!(message.contains("the number 99999999999999999999 is too large"), "{message}");
+    let message = refused(
+        &replaced("{shapes: {count: 100, size: 28}}", "{shapes: {count: 100, size: 28}, max_skipped: 3}"),
+        &[],
+    );
+    assert!(
+        message
+            .contains("data.train: expected exactly one choice, found `shapes` and beside it `max_skipped`"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_tilde_at_the_start_of_a_path_is_the_home_folder() {
+    let home = tempfile::tempdir().unwrap();
+    let file = write_config(home.path(), &format!("{GOOD}output: ~/runs/x\n"));
+    let dry = |sets: &[&str]| {
+        let mut command = tikhonov();
+        command.args(["train", &file, "--dry-run"]).args(sets).env("HOME", home.path());
+        outcome(command.output().unwrap())
+    };
+    let (code, resolved, stderr) = dry(&[]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(resolved.contains(&format!("output: {}/runs/x\n", home.path().display())), "{resolved}");
+    let (code, _, stderr) = dry(&["--set", "output=~someone/x"]);
+    assert_eq!(code, 2);
+    assert!(
+        stderr.contains("output: `~someone/x`: only `~/` is expanded")
+            || stderr.contains("--set output=~someone/x"),
+        "{stderr}"
+    );
+}

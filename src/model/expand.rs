@@ -7,6 +7,7 @@
 //!   their children live at their own prefix.
 //! - `{repeat: {times: 3, layers: …}}` in a list, or under a silent name, goes on in its parent: lists keep counting,
 //!   mapping names count by `{i}` (from 0; `{i + 1}` too).
+//! - No child is called as a composite or nearly so (naming.rs): a slip must not become a name.
 //! - `args:` declares arguments with defaults (null: must be given), used as `$width` or `"${width * 2}"`; `blocks:`
 //!   declares layer types with arguments of their own.
 
@@ -16,6 +17,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::expr::is_name;
+use super::naming::Kinds;
 use super::scope::{Scope, arguments, fill, merge, name};
 use crate::layers::{LayerSpec, Shape};
 use crate::yaml::{self, Invalid, nearest};
@@ -24,7 +26,7 @@ use crate::yaml::{self, Invalid, nearest};
 const MAX_LAYERS: usize = 10_000;
 /// Sequences inside sequences; blocks that hold blocks count too.
 const MAX_DEPTH: usize = 48;
-const COMPOSITES: [&str; 4] = ["concat", "repeat", "residual", "sequential"];
+pub const COMPOSITES: [&str; 4] = ["concat", "repeat", "residual", "sequential"];
 
 /// A layer type of the user's own.
 #[derive(Debug, Deserialize)]
@@ -32,7 +34,7 @@ const COMPOSITES: [&str; 4] = ["concat", "repeat", "residual", "sequential"];
 pub struct Block {
     /// Arguments and their defaults; null for one that must be given.
     #[serde(default)]
-    args: Map<String, Value>,
+    pub args: Map<String, Value>,
     layers: Value,
 }
 
@@ -72,10 +74,11 @@ pub fn expand(
         if !is_name(name) {
             return Err(Invalid::new(path, "a block's name is made of letters, digits and `_`"));
         }
-        if LayerSpec::kinds().chain(COMPOSITES).any(|kind| kind == name) {
+        let taken = LayerSpec::kinds().chain(COMPOSITES).chain(["layers", "shortcut", "times"]);
+        if taken.into_iter().any(|kind| kind == name) {
             return Err(Invalid::new(
                 path,
-                format!("`{name}` is a layer already; call the block something else"),
+                format!("`{name}` is a word of the language already; call the block something else"),
             ));
         }
         if let Some(arg) = block.args.keys().find(|arg| !is_name(arg)) {
@@ -91,7 +94,7 @@ pub fn expand(
 }
 
 /// The only entry of a mapping.
-fn single(value: &Value) -> Option<(&str, &Value)> {
+pub fn single(value: &Value) -> Option<(&str, &Value)> {
     let map = value.as_object().filter(|map| map.len() == 1)?;
     map.iter().next().map(|(key, value)| (key.as_str(), value))
 }
@@ -149,9 +152,13 @@ impl Expander<'_> {
                 }
             }
             Value::Object(map) => {
+                let parent = source.rsplit('.').next().unwrap_or(source);
                 for (key, value) in map {
                     let source = format!("{source}.{key}");
                     let label = name(key, scope).map_err(|message| Invalid::new(source.clone(), message))?;
+                    if let Some(message) = self.kinds().refuse_name(&label, value, parent) {
+                        return Err(Invalid::new(source, message));
+                    }
                     match single(value) {
                         Some(("repeat", repeat)) if label.starts_with('_') => {
                             self.repeat(repeat, &format!("{source}.repeat"), scope, &mut 0, into)?;
@@ -241,12 +248,16 @@ impl Expander<'_> {
                 }
                 let key = source.rsplit('.').next().unwrap_or(source);
                 if looks_like_arguments(map) {
-                    return Err(Invalid::new(source, self.no_layer(key)));
+                    return Err(Invalid::new(source, self.kinds().no_layer(key)));
                 }
-                if let Some((kind, Value::Object(args))) = single(value)
-                    && (args.is_empty() || looks_like_arguments(args))
-                {
-                    return Err(Invalid::new(format!("{source}.{kind}"), self.no_layer(kind)));
+                if let Some((kind, args)) = single(value) {
+                    let inner = format!("{source}.{kind}");
+                    if args.as_object().is_some_and(|args| args.is_empty() || looks_like_arguments(args)) {
+                        return Err(Invalid::new(inner, self.kinds().no_layer(kind)));
+                    }
+                    if let Some(message) = self.kinds().refuse_composite(kind, args) {
+                        return Err(Invalid::new(inner, message));
+                    }
                 }
                 Ok(Body::Sequence(self.children(value, source, scope)?))
             }
@@ -278,13 +289,14 @@ impl Expander<'_> {
         }
     }
 
-    /// A shortcut: children, or one layer alone, which then adds nothing to the names.
+    /// A shortcut: children, or one layer or composite alone, which then adds nothing to the names.
     fn branch(&mut self, value: &Value, source: &str, scope: &Scope) -> Result<Vec<Item>, Invalid> {
         let alone = match single(value) {
             Some((kind, args)) => {
-                self.is_kind(kind)
-                    && !args.is_array()
-                    && !single(args).is_some_and(|(inner, _)| self.is_kind(inner))
+                COMPOSITES.contains(&kind)
+                    || self.is_kind(kind)
+                        && !args.is_array()
+                        && !single(args).is_some_and(|(inner, _)| self.is_kind(inner))
             }
             None => value.is_string(),
         };
@@ -307,7 +319,7 @@ impl Expander<'_> {
             return self.block(kind, args, inner, scope);
         }
         if !self.is_kind(kind) {
-            return Err(Invalid::new(source, self.no_layer(kind)));
+            return Err(Invalid::new(source, self.kinds().no_layer(kind)));
         }
         let args = match fill(args, scope, inner)? {
             Value::Null => Value::Object(Map::new()),
@@ -325,7 +337,7 @@ impl Expander<'_> {
     fn block(&mut self, kind: &str, args: &Value, inner: &str, scope: &Scope) -> Result<Body, Invalid> {
         let blocks = self.blocks;
         let Some(block) = blocks.get(kind) else {
-            return Err(Invalid::new(inner, self.no_layer(kind)));
+            return Err(Invalid::new(inner, self.kinds().no_layer(kind)));
         };
         if self.stack.iter().any(|name| name == kind) {
             let chain = [self.stack.as_slice(), &[kind.to_string()]].concat().join("` → `");
@@ -351,25 +363,12 @@ impl Expander<'_> {
         Ok(Body::Sequence(items))
     }
 
-    fn is_kind(&self, kind: &str) -> bool {
-        self.blocks.contains_key(kind) || LayerSpec::kinds().any(|known| known == kind)
+    fn kinds(&self) -> Kinds<'_> {
+        Kinds(self.blocks)
     }
 
-    fn no_layer(&self, kind: &str) -> String {
-        if self.is_kind(kind) {
-            return format!(
-                "`{kind}` is a layer that wants a name: write NAME: {{{kind}: {{…}}}}, or `- {kind}: {{…}}` in a list"
-            );
-        }
-        let mut known: Vec<&str> = LayerSpec::kinds().chain(COMPOSITES).collect();
-        known.extend(self.blocks.keys().map(String::as_str));
-        match nearest(kind, known.iter().copied()) {
-            Some(near) => format!("unknown layer `{kind}`; did you mean `{near}`?"),
-            None => {
-                known.sort_unstable();
-                format!("unknown layer `{kind}`; layers are {}", known.join(", "))
-            }
-        }
+    fn is_kind(&self, kind: &str) -> bool {
+        self.kinds().is_layer(kind)
     }
 }
 

@@ -5,6 +5,7 @@ mod expand;
 mod expr;
 mod init;
 mod init_from;
+mod naming;
 mod network;
 mod padding;
 mod scope;

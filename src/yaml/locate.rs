@@ -21,6 +21,20 @@ impl Mistake {
     }
 }
 
+/// What is wrong with the bytes of a file that are no UTF-8, after its name.
+pub fn no_utf8(bytes: &[u8]) -> String {
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return ": is UTF-16; save it as UTF-8".into();
+    }
+    let Err(error) = std::str::from_utf8(bytes) else { return String::new() };
+    let (good, rest) = bytes.split_at(error.valid_up_to());
+    let line = good.split(|byte| *byte == b'\n');
+    let (count, last) =
+        line.fold((0, 0), |(count, _), line| (count + 1, String::from_utf8_lossy(line).chars().count()));
+    let byte = rest.first().copied().unwrap_or_default();
+    format!(":{count}:{}: byte 0x{byte:02X} is no UTF-8; save the file as UTF-8", last + 1)
+}
+
 /// The place of a key; `exact` is false where only a parent of it stands in the text.
 pub struct Found {
     pub line: usize,

@@ -8,6 +8,8 @@ use serde::de::{
 };
 use serde_json::{Error, Value};
 
+use super::wording::several;
+
 /// A part of a tree, to be decoded.
 #[derive(Clone, Copy)]
 pub struct Strict<'a>(pub &'a Value);
@@ -79,7 +81,7 @@ impl<'de> Deserializer<'de> for Strict<'de> {
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         _: &'static str,
-        _: &'static [&'static str],
+        choices: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
         let (name, body) = match self.0 {
@@ -88,7 +90,10 @@ impl<'de> Deserializer<'de> for Strict<'de> {
                 Some((name, body)) => (name, Strict(body)),
                 None => return Err(Error::custom("an empty map of one key")),
             },
-            Value::Object(_) => return Err(Error::invalid_value(Unexpected::Map, &"map with a single key")),
+            Value::Object(map) => {
+                let found: Vec<_> = map.keys().map(String::as_str).collect();
+                return Err(Error::custom(several(&found, choices)));
+            }
             Value::Array(_) => return Err(Error::invalid_type(Unexpected::Seq, &"string or map")),
             _ => return Err(Error::invalid_type(Unexpected::Other("a scalar"), &"string or map")),
         };

@@ -110,7 +110,28 @@ fn mistakes_say_line_key_path_and_remedy() {
         (String::new(), "x.yaml: the key `optimizer` is missing"),
         (
             "optimizer: {sgd: {lr: 1}, adam: {lr: 1}}".into(),
-            "x.yaml:1:1: optimizer: expected exactly one choice, as in `name: {…}`; to replace one by --set, set the whole of it",
+            "x.yaml:1:1: optimizer: expected exactly one choice, found `sgd` and `adam`; keep one. To replace one by --set, set \
+             the whole of it",
+        ),
+        (
+            "optimizer: {sgd: {lr: 1}, momentum: 0.9}".into(),
+            "x.yaml:1:1: optimizer: expected exactly one choice, found `sgd` and beside it `momentum`, which is none; indent what \
+             belongs to `sgd` below it, and move the rest to where it belongs",
+        ),
+        (
+            "optimizer: {}".into(),
+            "x.yaml:1:1: optimizer: expected exactly one choice, as in `name: {…}`, found none; choices are sgd, adam",
+        ),
+        (
+            GOOD.replace("momentum", "momentm").replace("epochs: 3", "epoch: 3").replace("l2: 0.5", "l2: x"),
+            "x.yaml:1:1: epoch: unknown key; did you mean `epochs`? (expected one of `optimizer`, `epochs`, `groups`, `activation`)\n       \
+             x.yaml:5:5: optimizer.sgd.momentm: unknown key; did you mean `momentum`? (expected one of `lr`, `momentum`)\n       \
+             x.yaml:7:5: groups.0.l2: expected a number, found the text `x`",
+        ),
+        (
+            GOOD.replace("epochs: 3", "epochs: 99999999999999999999"),
+            "x.yaml:1:9: the number 99999999999999999999 is too large: whole numbers reach from -9223372036854775808 to \
+             18446744073709551615",
         ),
         (
             GOOD.replace("epochs: 3", "activation: {relu: {slope: 1}}"),
@@ -139,6 +160,37 @@ fn mistakes_say_line_key_path_and_remedy() {
     for (text, expected) in cases {
         assert_eq!(error(&text, &[]), expected, "{text}");
     }
+}
+
+#[test]
+fn a_file_may_begin_with_a_byte_order_mark_and_is_utf_8() {
+    let run: Run = Document::parse("x.yaml", format!("\u{feff}{GOOD}")).unwrap().decode().unwrap();
+    assert_eq!(run.epochs, 3);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("x.yaml");
+    for (bytes, expected) in [
+        (b"\xff\xfea\x00".as_slice(), "x.yaml: is UTF-16; save it as UTF-8"),
+        (b"a: 1\nb: \xe9t\xe9\n", "x.yaml:2:4: byte 0xE9 is no UTF-8; save the file as UTF-8"),
+    ] {
+        std::fs::write(&file, bytes).unwrap();
+        let error = Document::read(&file).unwrap_err();
+        assert!(error.to_string().ends_with(expected), "{error:#}");
+        assert_eq!(crate::exit::code(&error), 2);
+    }
+}
+
+#[test]
+fn a_path_may_begin_with_the_home_folder() {
+    let mut tree = json!({"output": "~/x", "data": ["~/a", "b/~", 3, null], "home": "~"});
+    let error = environment::expand_home(&mut tree, Some("/home/me/"), &mut Vec::new()).unwrap_err();
+    assert_eq!(error, "`~`: only `~/` is expanded; write the path in full");
+    assert_eq!(tree, json!({"output": "/home/me/x", "data": ["/home/me/a", "b/~", 3, null], "home": "~"}));
+    let mut path = Vec::new();
+    let error = environment::expand_home(&mut json!({"a": {"b": ["~/c"]}}), None, &mut path).unwrap_err();
+    assert_eq!(
+        (path.join(".").as_str(), error.as_str()),
+        ("a.b.0", "`~/c`: HOME is not set; write the path in full")
+    );
 }
 
 #[test]

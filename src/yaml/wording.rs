@@ -24,8 +24,26 @@ pub fn syntax(message: &str) -> String {
         None if text.contains("more than one document") => {
             "more than one YAML document; keep one and remove the `---`".into()
         }
-        None => text.to_owned(),
+        None => match too_large(text) {
+            Some(number) => format!(
+                "the number {number} is too large: whole numbers reach from -9223372036854775808 to {}",
+                u64::MAX
+            ),
+            None => text.to_owned(),
+        },
     }
+}
+
+/// The number in "invalid type: integer `99999999999999999999` as u128, expected any YAML value".
+fn too_large(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once("integer `")?;
+    let (number, rest) = rest.split_once('`')?;
+    (rest.starts_with(" as u128") || rest.starts_with(" as i128")).then_some(number)
+}
+
+/// The key that serde does not know, if that is its complaint.
+pub fn unknown_key(message: &str) -> Option<&str> {
+    quoted(message.strip_prefix("unknown field ")?).next()
 }
 
 /// The choice that serde does not know, if that is its complaint.
@@ -65,10 +83,37 @@ pub fn mistake(message: &str, value: Option<&Value>) -> String {
     if expected.starts_with("unit variant") || expected == "unit" {
         return format!("expected no arguments, found {found}; write the name alone");
     }
-    if expected == "map with a single key" {
-        return "expected exactly one choice, as in `name: {…}`; to replace one by --set, set the whole of it".into();
-    }
     format!("expected {}, found {found}", wanted(expected))
+}
+
+/// What to say of the keys that `found` holds where one of `choices` alone should stand.
+pub fn several(found: &[&str], choices: &[&str]) -> String {
+    let named =
+        |names: &[&str]| names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" and ");
+    let (known, strange): (Vec<_>, Vec<_>) = found.iter().partition(|name| choices.contains(name));
+    match (known.as_slice(), strange.as_slice()) {
+        ([], []) => format!(
+            "expected exactly one choice, as in `name: {{…}}`, found none; choices are {}",
+            choices.join(", ")
+        ),
+        (_, []) => format!(
+            "expected exactly one choice, found {}; keep one. To replace one by --set, set the whole of it",
+            named(&known)
+        ),
+        ([one], _) => {
+            let hint = strange.iter().find_map(|name| Some((name, nearest(name, choices.iter().copied())?)));
+            let hint =
+                hint.map_or_else(String::new, |(name, near)| format!(" (`{name}`: did you mean `{near}`?)"));
+            format!(
+                "expected exactly one choice, found `{one}` and beside it {}, which is none{hint}; indent what belongs to \
+                 `{one}` below it, and move the rest to where it belongs",
+                named(&strange)
+            )
+        }
+        _ => {
+            format!("expected exactly one choice, found {}; choices are {}", named(found), choices.join(", "))
+        }
+    }
 }
 
 /// "unknown key; did you mean `lr`? (expected one of `lr`, `momentum`)" from serde's "`l`, expected one of …".

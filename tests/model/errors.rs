@@ -176,7 +176,7 @@ fn arguments_and_blocks_are_checked_as_layers_are() {
         "blocks: {a: {layers: [b]}, b: {layers: [a]}}\ninput: [4]\nlayers: [a]\n",
         "a block cannot hold itself: `a` → `b` → `a`",
     );
-    complains("blocks: {relu: {layers: [tanh]}}\ninput: [4]\nlayers: [relu]\n", "is a layer already");
+    complains("blocks: {relu: {layers: [tanh]}}\ninput: [4]\nlayers: [relu]\n", "is a word of the language");
     complains("args: {\"a b\": 1}\ninput: [4]\nlayers: [relu]\n", "letters, digits and `_`");
     complains("args: {n: ~}\ninput: [4]\nlayers: [relu]\n", "args.n: has no default: give it a value");
 }
@@ -243,4 +243,146 @@ fn a_wrong_model_in_a_run_config_is_reported_at_its_key() {
     let (path, message) = error(json!({"name": "lenet", "args": {"size": -1}}));
     assert_eq!(path, "");
     assert!(message.starts_with("<built-in> lenet.yaml:10:1: input: [1, -1, -1] is no input"), "{message}");
+}
+
+/// A description whose structure shows whether `word` was read as the composite that it nearly is.
+fn with_composite(composite: &str, word: &str, form: usize) -> String {
+    let body = match composite {
+        "residual" => "{layers: {a: {conv2d: {out_channels: 3, kernel_size: 1}}, b: relu}}",
+        "repeat" => "{times: $n, layers: [relu, tanh]}",
+        // As the shortcut, it must keep the channels.
+        "concat" if form == 3 => "[relu]",
+        _ => "[relu, {conv2d: {out_channels: 3, kernel_size: 1}}]",
+    };
+    let layers = match form {
+        0 => format!("[{word}: {body}]"),
+        1 => format!("{{x: {{{word}: {body}}}}}"),
+        2 => format!("{{_x: {{{word}: {body}}}, y: relu}}"),
+        _ => format!("[residual: {{layers: [relu], shortcut: {{{word}: {body}}}}}]"),
+    };
+    format!(
+        "args: {{n: 2}}\nblocks: {{cell: {{args: {{act: relu}}, layers: [$act]}}}}\ninput: [3, 4, 4]\nlayers: {layers}\n"
+    )
+}
+
+fn structure(text: &str) -> Result<String, String> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("net.yaml");
+    std::fs::write(&file, text).expect("the file is written");
+    let spec: ModelSpec = serde_json::from_value(json!(file.to_str().expect("text"))).expect("a spec");
+    let model = Model::from_spec(&spec).map_err(|error| {
+        assert_eq!(tikhonov::exit::code(&error), 2, "{error:#}");
+        format!("{error:#}")
+    })?;
+    let names: Vec<&str> = model.params().iter().map(|param| param.name.as_str()).collect();
+    Ok(format!("{} {names:?}", model.structure().expect("a structure")))
+}
+
+/// Every word that one deletion, substitution, insertion or exchange of neighbours makes of `word`.
+fn single_edits(word: &str) -> Vec<String> {
+    let letters: Vec<char> = word.chars().collect();
+    let mut edits = Vec::new();
+    for at in 0..=letters.len() {
+        for letter in ('a'..='z').chain(['0', '_', 'S']) {
+            let (before, after) = letters.split_at(at);
+            edits.push(before.iter().chain([&letter]).chain(after).collect());
+            if let Some((_, after)) = after.split_first() {
+                edits.push(before.iter().chain([&letter]).chain(after).collect());
+            }
+        }
+        if at < letters.len() {
+            edits.push([&letters[..at], &letters[at + 1..]].concat().iter().collect());
+        }
+        if at + 1 < letters.len() {
+            let mut letters = letters.clone();
+            letters.swap(at, at + 1);
+            edits.push(letters.iter().collect());
+        }
+    }
+    edits
+}
+
+#[test]
+fn every_single_slip_in_a_composite_is_refused_or_means_the_same() {
+    let mut refused = 0;
+    for composite in ["residual", "concat", "repeat", "sequential"] {
+        for form in 0..4 {
+            let meant = structure(&with_composite(composite, composite, form))
+                .unwrap_or_else(|error| panic!("{composite} {form}: {error}"));
+            for word in single_edits(composite) {
+                let text = with_composite(composite, &word, form);
+                match structure(&text) {
+                    Ok(found) => assert_eq!(found, meant, "{text}"),
+                    Err(_) => refused += 1,
+                }
+            }
+        }
+    }
+    assert!(refused > 6_000, "{refused}");
+    // The same of the keys inside, and of a block's name whose arguments could be layers.
+    for (right, text) in [
+        ("layers", "input: [3]\nlayers: [residual: {WORD: [relu], shortcut: [tanh]}]\n"),
+        ("shortcut", "input: [3]\nlayers: [residual: {layers: [relu], WORD: [tanh]}]\n"),
+        ("times", "input: [3]\nlayers: [repeat: {layers: [relu], WORD: 2}]\n"),
+        (
+            "cell",
+            "blocks: {cell: {args: {act: relu}, layers: [$act, $act]}}\ninput: [3]\nlayers: [WORD: {act: tanh}]\n",
+        ),
+    ] {
+        let meant = structure(&text.replace("WORD", right)).expect("it is right");
+        for word in single_edits(right) {
+            let text = text.replace("WORD", &word);
+            if let Ok(found) = structure(&text) {
+                assert_eq!(found, meant, "{text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_unknown_composite_is_named_with_the_nearest() {
+    let layers = |layers: &str| format!("input: [3, 4, 4]\nlayers: {layers}\n");
+    for (text, expected) in [
+        (
+            "{a: {residul: {layers: [relu]}}}",
+            "layers.a.residul: unknown composite `residul`; did you mean `residual`?",
+        ),
+        (
+            "[concta: {a: relu, b: tanh}]",
+            "layers.0.concta: unknown composite `concta`; did you mean `concat`?",
+        ),
+        ("{concta: {a: relu, b: tanh}}", "layers.concta: unknown composite `concta`; did you mean `concat`?"),
+        (
+            "[multiply: {layers: [relu]}]",
+            "unknown composite `multiply`; composites are concat, repeat, residual, sequential",
+        ),
+        ("[cat: [relu, tanh]]", "unknown composite `cat`; did you mean `concat`?"),
+        ("{_add: {skip: [relu, tanh]}}", "unknown composite `skip`; did you mean `residual`?"),
+        ("{anything: {layers: [relu]}}", "layers.anything.layers: `layers` is no name for a layer"),
+        ("[anything: {layers: [relu]}]", "layers.0.anything: unknown composite `anything`; composites are"),
+        (
+            "{residual: {layers: [relu]}}",
+            "layers.residual: `residual` is no name for a layer but a composite",
+        ),
+        ("{_concat: {a: relu, b: tanh}}", "unknown composite `_concat`; did you mean `concat`?"),
+        ("[concat: {layers: [relu, tanh]}]", "layers.0.concat.layers: `layers` is no name for a layer"),
+        ("{a: relu, shortcut: [tanh]}", "layers.shortcut: `shortcut` is no name for a layer"),
+    ] {
+        complains(&layers(text), expected);
+    }
+    // Names that look alike, and can only be names.
+    for text in [
+        "{stem: {conv: {conv2d: {out_channels: 2, kernel_size: 1}}}}",
+        "{a: {conv: [relu, {conv2d: {out_channels: 2, kernel_size: 1}}]}}",
+        "{residual1: {residual: {layers: [relu]}}, _residual: {residual: {layers: [tanh]}}}",
+        "{residuals: {sequential: [relu, tanh]}, concat2: relu}",
+        "{_x: {sequential: {skip: [relu, tanh]}}}",
+        "[residual: {layers: {layers: [relu]}, shortcut: {shortcut: [tanh, relu]}}]",
+        "{convt: {conv_transpose2d: {out_channels: 2, kernel_size: 1}}}",
+    ] {
+        structure(&layers(text)).unwrap_or_else(|error| panic!("{text}: {error}"));
+    }
+    let shortcut =
+        structure(&layers("[residual: {layers: [concat: [relu, tanh]], shortcut: {concat: [relu, tanh]}}]"));
+    assert_eq!(shortcut.expect("it is right").matches("oncat").count(), 2);
 }
