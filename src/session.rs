@@ -1,5 +1,7 @@
 //! A config come to life: the device, the data, the network and the task, shared by training and evaluation.
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tch::{Device, Kind};
@@ -10,7 +12,7 @@ use crate::config::{Config, PROGRAM_FILE, RunConfig};
 use crate::data::draw::{Draw, Purpose};
 use crate::data::loader::{Loader, LoaderOptions, Preparation};
 use crate::data::normalize::NormalizeSpec;
-use crate::data::{Dataset, Sets, Shelf, Split};
+use crate::data::{Dataset, Sets, Shelf, Split, Targets};
 use crate::device;
 use crate::exit::{Exit, OrExit, fail};
 use crate::layers::ParamKind;
@@ -237,6 +239,7 @@ impl Session {
                 notes.push(format!("{name}: skipped {}: {}", skipped.name, skipped.reason));
             }
             notes.push(format!("{name}: {} samples of shape {:?}", set.len(), set.shape));
+            notes.extend(self.mask_notes(name, set));
         }
         if self.config.spec.penalty.tuned().is_some() {
             notes.push(
@@ -245,6 +248,16 @@ impl Session {
             );
         }
         notes
+    }
+
+    /// What the masks of `set`, called `name`, hold; nothing of a part of the training set, whose masks were counted with it.
+    pub fn mask_notes(&self, name: &str, set: &Dataset) -> Vec<String> {
+        let Targets::Masks(masks) = &set.targets else { return Vec::new() };
+        let with_another = match self.train.as_ref().map(|train| &train.targets) {
+            Some(Targets::Masks(known)) => name != "train" && Arc::ptr_eq(known, masks),
+            _ => false,
+        };
+        if with_another { Vec::new() } else { masks.notes(name, &set.classes) }
     }
 
     /// How this config differs from the one that `state` was saved under. Other data is refused: the order of the

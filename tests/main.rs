@@ -17,6 +17,7 @@ mod generation;
 mod init_from;
 mod loader;
 mod loss;
+mod masks;
 mod model;
 mod norm;
 mod optim;

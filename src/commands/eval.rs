@@ -12,7 +12,7 @@ use crate::eval::evaluate;
 use crate::exit::{Exit, OrExit};
 use crate::gallery::Gallery;
 use crate::metrics::{ClassReport, Scores};
-use crate::say::{self, say};
+use crate::say::{self, say, tell};
 use crate::session::Session;
 use crate::trained::Trained;
 
@@ -65,6 +65,9 @@ fn eval_one(run: &Path, options: &Options) -> Result<()> {
     let set = session.split(options.split);
     let set =
         set.or_exit(Exit::Usage, || format!("{} has no {name} set; try --split train", run.display()))?;
+    for note in session.mask_notes(&name, set) {
+        tell!("{note}");
+    }
     let loader = session.loader(set, false)?;
     let mut gallery = Gallery::of(options.pictures.as_ref().map_or(0, |_| options.count));
     let scores = evaluate(&network, &*session.task, session.model.output(), &loader, &mut gallery)?;

@@ -1,5 +1,7 @@
 //! `tikhonov predict`: what a trained network says of pictures or of the rows of a table.
 
+mod masks;
+
 use std::io::{BufWriter, StdoutLock, Write, stdout};
 use std::path::PathBuf;
 
@@ -16,12 +18,13 @@ use crate::libtorch::catching;
 use crate::libtorch::machine::keep_memory;
 use crate::say::tell;
 use crate::session::loader;
-use crate::tasks::Prediction;
+use crate::tasks::{Prediction, TaskSpec};
 
 /// Predict with a trained run.
 ///
 /// Pictures are brought to the network's size as the run's own were. Tables (.csv) need the columns that the run
-/// was trained on.
+/// was trained on. A segmentation run writes a mask for each picture, upright and of its size, computed in tiles that
+/// overlap.
 #[derive(Args, Debug)]
 pub struct Options {
     #[command(flatten)]
@@ -35,6 +38,8 @@ pub struct Options {
     /// Classes per sample, the most probable first
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub top: u16,
+    #[command(flatten)]
+    pub masks: masks::MaskOptions,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -47,8 +52,12 @@ pub enum Format {
 pub fn run(options: &Options) -> Result<()> {
     let trained = options.trained.open()?;
     let (spec, model) = (&trained.config.spec, &trained.plan.model);
-    let network = trained.network()?;
     let task = spec.task.build();
+    if matches!(spec.task, TaskSpec::Segmentation(_)) {
+        return masks::run(options, &trained, &*task);
+    }
+    masks::none(&options.masks, &options.trained.run)?;
+    let network = trained.network()?;
 
     let set = inputs(spec, trained.weights.features(), model.input(), &options.inputs)?;
     keep_memory();

@@ -62,8 +62,13 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let trained = options.trained.open()?;
     let TaskSpec::Reconstruction(task) = &trained.config.spec.task else {
-        let message =
-            format!("{} is no reconstruction; `predict` answers for it", options.trained.run.display());
+        let place = options.trained.run.display();
+        let message = match &trained.config.spec.task {
+            TaskSpec::Segmentation(_) => {
+                format!("{place} is a segmentation: `tikhonov predict {place} IN -o DIR` writes its masks")
+            }
+            _ => format!("{place} is no reconstruction; `predict` answers for it"),
+        };
         return Err(fail(Exit::Usage, message));
     };
     let out = &options.output;

@@ -5,13 +5,17 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
 
+use super::mask::Encoding;
 use super::{Fit, ImageFile, Picture};
+use crate::exit::{Exit, Failure, OrExit};
 
 /// Image files and how each becomes samples.
 pub struct Files {
     pub files: Vec<ImageFile>,
     /// The target of each file, where targets are images: of the file's size.
     pub partners: Vec<ImageFile>,
+    /// How the targets are read where they are masks.
+    masks: Option<Arc<Encoding>>,
     pub framing: Framing,
     /// How many of them may still turn out to be undecodable before the run ends with exit code 3.
     pub forgiven: usize,
@@ -43,7 +47,12 @@ impl Files {
             Framing::Fit(_) => Cache::new(0, 0),
             _ => Cache::new(files.len(), memory),
         };
-        Self { files, partners, framing, forgiven, cache }
+        Self { files, partners, masks: None, framing, forgiven, cache }
+    }
+
+    /// The same whose targets are masks, where there is an encoding.
+    pub fn with_masks(self, masks: Option<Arc<Encoding>>) -> Self {
+        Self { masks, ..self }
     }
 
     /// Samples of an epoch.
@@ -75,10 +84,12 @@ impl Files {
             framing => framing.clone(),
         };
         Self::new(of(&self.files), of(&self.partners), framing, self.forgiven, self.cache.budget)
+            .with_masks(self.masks.clone())
     }
 
     /// The picture of file `index`, decoded once as long as the memory lasts. That of its target lies in further
-    /// channels, so that whatever is cut and turned is cut and turned for both.
+    /// channels, so that whatever is cut and turned is cut and turned for both. Exit 3 where the two differ in size or a mask
+    /// holds what no class claims; any other error says why a file cannot be decoded.
     pub fn picture(&self, index: usize) -> Result<Arc<Picture>> {
         let slot = self.cache.slots.get(index);
         if let Some(kept) = slot.and_then(OnceLock::get) {
@@ -86,10 +97,17 @@ impl Files {
         }
         let mut picture = self.files[index].decode()?;
         if let Some(partner) = self.partners.get(index) {
-            let target =
-                partner.decode().with_context(|| format!("its target {}", partner.path.display()))?;
-            picture =
-                picture.stack(&target).with_context(|| format!("its target {}", partner.path.display()))?;
+            let target = match &self.masks {
+                Some(masks) => masks.read(&partner.path),
+                None => partner.decode(),
+            };
+            let target = match target {
+                Err(error) if error.is::<Failure>() => return Err(error),
+                target => target.with_context(|| format!("its target {}", partner.path.display()))?,
+            };
+            picture = picture.stack(&target).or_exit(Exit::Data, || {
+                format!("{}: its target {}", self.files[index].path.display(), partner.path.display())
+            })?;
         }
         let picture = Arc::new(picture);
         let bytes = picture.data.len() as i64;

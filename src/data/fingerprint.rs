@@ -4,6 +4,7 @@ use anyhow::Result;
 use sha2::{Digest, Sha256};
 use tch::Tensor;
 
+use super::mask::Encoding;
 use super::{Dataset, Samples, Targets};
 use crate::digest::hexadecimal;
 use crate::libtorch::bytes;
@@ -37,7 +38,14 @@ impl Dataset {
                 }
             }
             Targets::Values(ys) => tensor(&mut hash, ys)?,
-            Targets::Masks { levels } => hash.update(levels),
+            Targets::Masks(masks) => {
+                let Encoding { levels, ignore, .. } = &masks.encoding;
+                let bytes: Option<Vec<u8>> = levels.iter().map(|level| level.byte()).collect();
+                match bytes.filter(|_| ignore.is_empty()) {
+                    Some(bytes) => hash.update(bytes),
+                    None => hash.update(format!("{levels:?} {ignore:?}")),
+                }
+            }
             Targets::Images { .. } | Targets::Unknown => {}
         }
         self.fingerprint = hexadecimal(hash);

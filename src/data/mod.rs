@@ -6,6 +6,7 @@ mod files;
 mod fingerprint;
 mod jpeg;
 pub mod loader;
+pub mod mask;
 pub mod normalize;
 pub mod photo;
 pub mod picture;
@@ -22,6 +23,7 @@ use serde::Serialize;
 use tch::Tensor;
 
 use crate::exit::{Exit, fail};
+use mask::Masks;
 use smooth::SmoothSpec;
 pub use sources::Split;
 
@@ -48,8 +50,8 @@ pub enum Targets {
     Values(Tensor),
     /// An image of the sample's size with so many channels, in [0, 1]; it comes with the sample.
     Images { channels: usize },
-    /// A class per pixel: the one whose level, 0 to 255, is nearest to the mask's. It comes with the sample.
-    Masks { levels: Vec<u8> },
+    /// A class per pixel, which comes with the sample.
+    Masks(Arc<Masks>),
     /// Nothing is known, as for pictures that are only to be predicted.
     Unknown,
 }
@@ -93,7 +95,7 @@ impl Targets {
             Targets::Classes(_) => "classes",
             Targets::Values(_) => "numbers",
             Targets::Images { .. } => "images",
-            Targets::Masks { .. } => "masks",
+            Targets::Masks(_) => "masks",
             Targets::Unknown => "unknown",
         }
     }
@@ -163,7 +165,7 @@ impl Dataset {
             (Targets::Images { channels: mine }, Targets::Images { channels: theirs }) if mine == theirs => {
                 Ok(())
             }
-            (Targets::Masks { .. }, Targets::Masks { .. }) if self.classes == train.classes => Ok(()),
+            (Targets::Masks(_), Targets::Masks(_)) if self.classes == train.classes => Ok(()),
             (mine, theirs) if mine.kind() != theirs.kind() => refuse(format!(
                 "targets are {} in the training set and {} in the {part}",
                 theirs.kind(),

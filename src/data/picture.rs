@@ -115,19 +115,28 @@ impl ImageFile {
 
     /// (height, width) from the file's header, before it is turned upright. Cheap; a damaged body goes unnoticed.
     pub fn probe(&self) -> Result<(usize, usize)> {
+        Ok(self.header()?.0)
+    }
+
+    /// The same, and how EXIF says that the picture is to be turned.
+    pub(super) fn header(&self) -> Result<((usize, usize), Orientation)> {
         const HEAD: u64 = 256 << 10;
         let probe = |bytes: &[u8]| {
-            let decoder =
-                catch_unwind(AssertUnwindSafe(|| open(bytes, self).map(|decoder| decoder.dimensions())));
-            decoder.unwrap_or_else(|_| Err(anyhow!("the decoder gave up on it")))
+            let header = || {
+                let mut decoder = open(bytes, self)?;
+                let turn = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+                Ok((decoder.dimensions(), turn))
+            };
+            catch_unwind(AssertUnwindSafe(header))
+                .unwrap_or_else(|_| Err(anyhow!("the decoder gave up on it")))
         };
         let head = self.read(HEAD)?;
-        let (width, height) = match probe(&head) {
+        let ((width, height), turn) = match probe(&head) {
             // Some formats keep their header at the end.
             Err(_) if head.len() as u64 == HEAD => probe(&self.read(MAX_FILE)?)?,
             outcome => outcome?,
         };
-        Ok((height as usize, width as usize))
+        Ok(((height as usize, width as usize), turn))
     }
 
     /// At most the first `most` bytes.
@@ -171,10 +180,28 @@ fn open<'a>(bytes: &'a [u8], file: &ImageFile) -> Result<impl ImageDecoder + 'a>
 
 /// The picture of a file, upright, in the colours and the depth that it has.
 pub(super) fn decode_as_is(path: &Path) -> Result<DynamicImage> {
-    let file = ImageFile { path: path.to_owned(), mode: Mode::Rgb };
-    let bytes = file.read(MAX_FILE)?;
-    catch_unwind(AssertUnwindSafe(|| decode_upright(&bytes, &file)))
+    decode_guarded(path, |bytes| decode_bytes(bytes, path))
+}
+
+/// What `decode` makes of a file's bytes.
+pub(super) fn decode_guarded<T>(path: &Path, decode: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
+    let bytes = ImageFile { path: path.to_owned(), mode: Mode::Rgb }.read(MAX_FILE)?;
+    catch_unwind(AssertUnwindSafe(|| decode(&bytes)))
         .unwrap_or_else(|_| Err(anyhow!("the decoder gave up on it")))
+}
+
+/// The same of bytes; `path` tells the format where they do not.
+pub(super) fn decode_bytes(bytes: &[u8], path: &Path) -> Result<DynamicImage> {
+    decode_upright(bytes, &ImageFile { path: path.to_owned(), mode: Mode::Rgb })
+}
+
+/// Turns what was decoded otherwise as the file's EXIF data says.
+pub(super) fn upright(mut image: DynamicImage, bytes: &[u8], path: &Path) -> DynamicImage {
+    let file = ImageFile { path: path.to_owned(), mode: Mode::Rgb };
+    if let Ok(mut decoder) = open(bytes, &file) {
+        image.apply_orientation(decoder.orientation().unwrap_or(Orientation::NoTransforms));
+    }
+    image
 }
 
 fn decode(bytes: &[u8], file: &ImageFile) -> Result<Picture> {

@@ -37,7 +37,7 @@ impl Dataset {
                 Targets::Classes(labels) => Targets::Classes(labels.clone()),
                 Targets::Values(ys) => Targets::Values(ys.shallow_clone()),
                 Targets::Images { channels } => Targets::Images { channels: *channels },
-                Targets::Masks { levels } => Targets::Masks { levels: levels.clone() },
+                Targets::Masks(masks) => Targets::Masks(masks.clone()),
                 Targets::Unknown => Targets::Unknown,
             },
             shape: self.shape.clone(),

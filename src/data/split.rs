@@ -209,7 +209,7 @@ fn select(set: &Dataset, indices: &[i64], to_judge: bool) -> Result<Dataset> {
         }
         Targets::Values(ys) => Targets::Values(ys.f_index_select(0, &index)?),
         Targets::Images { channels } => Targets::Images { channels: *channels },
-        Targets::Masks { levels } => Targets::Masks { levels: levels.clone() },
+        Targets::Masks(masks) => Targets::Masks(masks.clone()),
         Targets::Unknown => Targets::Unknown,
     };
     let names = match set.names.as_slice() {

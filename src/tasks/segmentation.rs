@@ -62,7 +62,7 @@ impl Task for Segmentation {
     fn check(&self, model: &Model, set: &Dataset) -> Result<()> {
         let output = model.output();
         let refuse = |message: String| Err(fail(Exit::Usage, message));
-        let Targets::Masks { levels } = &set.targets else {
+        let Targets::Masks(_) = &set.targets else {
             return refuse(
                 "segmentation wants masks; say `images: {root: …, mask: {root: …, classes: […]}}`".into(),
             );
@@ -72,7 +72,7 @@ impl Task for Segmentation {
                 "segmentation wants one logit per class and pixel [K, H, W], and the network gives {output:?}"
             ));
         };
-        let wanted = levels.len() as i64;
+        let wanted = set.classes.len() as i64;
         if wanted > classes(channels) {
             return refuse(format!(
                 "the masks have {wanted} classes and the network tells {} apart; give it `args: {{classes: {wanted}}}`",

@@ -148,9 +148,11 @@ fn a_target_is_cut_and_turned_with_its_image() {
 }
 
 #[test]
-fn a_mask_tells_the_class_of_the_nearest_level_and_is_not_normalised() {
+fn a_mask_tells_the_class_of_a_level_within_the_tolerance_and_is_not_normalised() {
     let (folder, _) = made_by(PICTURES);
-    let mask = json!({"root": at(folder.path(), "masks"), "classes": ["low", "high"], "levels": [0, 200]});
+    let mask = json!({
+        "root": at(folder.path(), "masks"), "classes": ["low", "high"], "levels": [0, 200], "tolerance": 3
+    });
     let set = set(folder.path(), json!({"patch": 4, "per_image": 20, "mask": mask}));
     assert_eq!(set.classes, ["low", "high"]);
     let normalize = tikhonov::data::normalize::Normalize { mean: vec![0.5], std: vec![0.25] };

@@ -16,7 +16,7 @@ pub struct Crop {
     /// The size of what is cut; the picture's own where it is not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<Size>,
-    /// The level of constant padding, 0 to 255 (floating-point pictures get fill/255).
+    /// The level of constant padding, 0 to 255 (floating-point pictures get fill/255); masks are ignored there.
     #[serde(default)]
     pub fill: u8,
     #[serde(default)]
@@ -117,8 +117,9 @@ impl Crop {
         [corner(height, sides[0]), corner(width, sides[1])]
     }
 
-    /// `xs` `[B, C, H, W]`, `params` `[B, 2]`; `fill` in the units of `xs`.
-    pub fn apply(&self, xs: &Tensor, params: &Tensor, fill: f64) -> Tensor {
+    /// `xs` `[B, C, H, W]`, `params` `[B, 2]`; `fill`, and that of the last channel where it is a target, in the units of
+    /// `xs`.
+    pub fn apply(&self, xs: &Tensor, params: &Tensor, fill: f64, target: Option<f64>) -> Tensor {
         let size = xs.size();
         let (batch, channels, height, width) = (size[0], size[1], size[2], size[3]);
         let [cut_height, cut_width] =
@@ -141,6 +142,11 @@ impl Crop {
         let outside = |at: &Tensor, len: i64| at.lt(0).logical_or(&at.ge(len));
         let rows = outside(&rows, height).view([batch, 1, cut_height, 1]);
         let columns = outside(&columns, width).view([batch, 1, 1, cut_width]);
-        cut.masked_fill(&rows.logical_or(&columns), fill)
+        let outside = rows.logical_or(&columns);
+        let cut = cut.masked_fill(&outside, fill);
+        if let Some(fill) = target {
+            let _ = cut.narrow(1, channels - 1, 1).masked_fill_(&outside, fill);
+        }
+        cut
     }
 }

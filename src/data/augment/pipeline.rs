@@ -38,6 +38,8 @@ pub struct Pipeline {
     steps: Vec<Step>,
     output: Vec<i64>,
     width: usize,
+    /// What constant padding shows in the last channel, where that is a target.
+    target_fill: Option<u8>,
 }
 
 struct Step {
@@ -54,7 +56,7 @@ impl Pipeline {
     /// `input` is the shape of a sample: `[C, H, W]` or `[F]`. `files` says that samples are decoded on demand: a
     /// random resized crop is then left to the decoder. Exit 2 where a step does not suit the samples.
     pub fn new(augment: &[Augment], input: &[i64], files: bool) -> Result<Self> {
-        let mut pipeline = Self { steps: Vec::new(), output: input.to_vec(), width: 0 };
+        let mut pipeline = Self { steps: Vec::new(), output: input.to_vec(), width: 0, target_fill: None };
         for augment in augment {
             let place = pipeline.steps.len();
             pipeline.push(augment, files).map_err(|reason| {
@@ -103,6 +105,15 @@ impl Pipeline {
         self.width = columns.end;
         self.steps.push(Step { augment: augment.clone(), sides, columns, by_decoder });
         Ok(())
+    }
+
+    /// The same, for samples whose last channel is a mask: where a crop pads with a constant, the mask gets `fill`.
+    pub fn filling_targets_with(self, fill: u8) -> Self {
+        Self { target_fill: Some(fill), ..self }
+    }
+
+    pub fn target_fill(&self) -> Option<u8> {
+        self.target_fill
     }
 
     /// The shape of a sample after all steps.
@@ -168,7 +179,8 @@ impl Pipeline {
                 Augment::Flip(flip) => pixels.xs = flip.apply(&pixels.xs, &params),
                 Augment::Dihedral(step) => pixels.xs = step.apply(&pixels.xs, &params),
                 Augment::Crop(crop) => {
-                    pixels.xs = crop.apply(&pixels.xs, &params, pixels.level(crop.fill));
+                    let target = self.target_fill.map(|fill| pixels.level(fill));
+                    pixels.xs = crop.apply(&pixels.xs, &params, pixels.level(crop.fill), target);
                 }
                 Augment::RandomResizedCrop(crop) => pixels = pixels.change(|xs| crop.apply(xs, &params)),
                 Augment::Rotation(rotation) => {

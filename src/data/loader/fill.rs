@@ -124,15 +124,16 @@ impl Fill {
     ) {
         let maps = self.moves.then(|| self.maps(common, numbers));
         let (maps, plane) = (maps.as_ref(), self.from[0] * self.from[1]);
+        let target_fill = common.pipeline.target_fill();
         match levels {
             Levels::Picture(Picture { channels: 3, data, .. }) => {
                 let pixels = data.as_chunks::<3>().0;
-                self.place((0..3).map(|lane| Plane { pixels, lane }), out, tables, maps);
+                self.place((0..3).map(|lane| Plane { pixels, lane }), out, tables, maps, target_fill);
             }
             Levels::Picture(picture) if picture.channels > 1 => {
-                self.place(Plane::each(&picture.planes(), plane), out, tables, maps);
+                self.place(Plane::each(&picture.planes(), plane), out, tables, maps, target_fill);
             }
-            levels => self.place(Plane::each(levels.bytes(), plane), out, tables, maps),
+            levels => self.place(Plane::each(levels.bytes(), plane), out, tables, maps, target_fill),
         }
         for (step, numbers) in common.pipeline.of_sample(numbers) {
             if let Augment::Cutout(cutout) = step {
@@ -147,16 +148,19 @@ impl Fill {
         out: &mut [T],
         tables: &[[T; 256]],
         maps: Option<&Maps>,
+        target_fill: Option<u8>,
     ) {
         let runs = maps.map(|maps| runs(&maps.across)).unwrap_or_default();
         let outputs = out.chunks_exact_mut(self.to[0] * self.to[1]);
-        for ((plane, out), table) in planes.zip(outputs).zip(tables) {
+        for ((channel, plane), (out, table)) in planes.enumerate().zip(outputs.zip(tables)) {
+            // The last channel may be a mask, which has a padding of its own.
+            let fill = target_fill.filter(|_| channel + 1 == self.channels);
             match maps {
                 None => plane.look_up(0, out, table),
                 Some(Maps { down, across, transposed: true }) => {
-                    self.turned(out, plane, table, down, across);
+                    self.turned(out, plane, table, down, across, fill);
                 }
-                Some(maps) => self.moved(out, plane, table, &maps.down, &runs),
+                Some(maps) => self.moved(out, plane, table, &maps.down, &runs, fill),
             }
         }
     }
@@ -211,12 +215,13 @@ impl Fill {
         table: &[T; 256],
         down: &[i32],
         across: &[i32],
+        target_fill: Option<u8>,
     ) {
         for (&column, out) in down.iter().zip(out.chunks_exact_mut(self.to[1])) {
             for (&row, out) in across.iter().zip(out) {
                 let fill = row.min(column);
                 let at = if fill < 0 {
-                    level(fill)
+                    target_fill.map_or(level(fill), usize::from)
                 } else {
                     plane.pixels[row as usize * self.from[1] + column as usize][plane.lane].into()
                 };
@@ -232,6 +237,7 @@ impl Fill {
         table: &[T; 256],
         rows: &[i32],
         columns: &[Run],
+        target_fill: Option<u8>,
     ) {
         for (&row, mut out) in rows.iter().zip(out.chunks_exact_mut(self.to[1])) {
             let line = row.max(0) as usize * self.from[1];
@@ -240,7 +246,9 @@ impl Fill {
                 out = rest;
                 match run.origin {
                     // Where padding crosses padding, the later crop's is on top.
-                    _ if row.min(run.first) < 0 => part.fill(table[level(row.min(run.first))]),
+                    _ if row.min(run.first) < 0 => {
+                        part.fill(table[target_fill.map_or(level(row.min(run.first)), usize::from)]);
+                    }
                     Origin::Forward => plane.look_up(line + run.first as usize, part, table),
                     Origin::Backward => plane.look_up_back(line + run.first as usize, part, table),
                     Origin::Fill => {}

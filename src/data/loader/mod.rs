@@ -12,6 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::augment::{Augment, Pipeline, soft};
 use super::draw::{Draw, Purpose};
+use super::mask::IGNORED;
 use super::normalize::Normalize;
 use super::{Dataset, Samples, Skipped, Targets};
 use crate::exit::{Exit, fail};
@@ -23,7 +24,7 @@ use stream::{Stream, Streaming};
 pub struct Batch {
     /// `[B, ...shape]` in the loader's kind, normalised.
     pub xs: Tensor,
-    /// Image targets `[B, C, H, W]` in the loader's kind, masks int64 `[B, H, W]`; else int64 `[B]` classes, or `[B, K]` probabilities after mixup or CutMix, or `[B, T]` values, the latter two in
+    /// Image targets `[B, C, H, W]` in the loader's kind, masks int64 `[B, H, W]`, -100 where they are ignored; else int64 `[B]` classes, or `[B, K]` probabilities after mixup or CutMix, or `[B, T]` values, the latter two in
     /// the loader's kind. -100 for every sample of a set whose targets are unknown.
     pub ys: Tensor,
     /// Which samples of the set these are.
@@ -87,8 +88,8 @@ struct Common {
 enum OnDevice {
     /// So many channels of a sample are its target.
     Stacked(i64),
-    /// The last channel of a sample is its mask; the class of each level 0 to 255.
-    Mask(Tensor),
+    /// The last channel of a sample is its mask.
+    Mask,
     /// The CPU's own, gathered without an operation of libtorch.
     Classes(Vec<i64>),
     Tensor(Tensor),
@@ -131,7 +132,11 @@ impl Loader {
             !(is_whole && train),
             fail(Exit::Usage, "images of any size make no batches: cut them, as in `images: {patch: 64}`")
         );
-        let pipeline = Arc::new(Pipeline::new(augment, &shape, matches!(set.samples, Samples::Files(_)))?);
+        let pipeline = Pipeline::new(augment, &shape, matches!(set.samples, Samples::Files(_)))?;
+        let pipeline = Arc::new(match set.targets {
+            Targets::Masks(_) => pipeline.filling_targets_with(IGNORED),
+            _ => pipeline,
+        });
         let batch_size = if is_whole { 1 } else { batch_size };
         let classes = class_count(set);
         ensure!(
@@ -161,9 +166,7 @@ impl Loader {
                 Targets::Classes(ys) => OnDevice::Tensor(Tensor::from_slice(ys).to_device(device)),
                 Targets::Values(ys) => OnDevice::Tensor(ys.to_kind(kind).to_device(device)),
                 Targets::Images { .. } => OnDevice::Stacked(stacked),
-                Targets::Masks { levels } => {
-                    OnDevice::Mask(paired::classes_of_levels(levels).to_device(device))
-                }
+                Targets::Masks(_) => OnDevice::Mask,
                 Targets::Unknown => OnDevice::Unknown,
             };
             Ok((source, targets))
@@ -234,7 +237,7 @@ fn class_count(set: &Dataset) -> usize {
 fn stacked_channels(targets: &Targets) -> i64 {
     match targets {
         Targets::Images { channels } => *channels as i64,
-        Targets::Masks { .. } => 1,
+        Targets::Masks(_) => 1,
         _ => 0,
     }
 }
@@ -307,9 +310,9 @@ impl OnDevice {
     fn gather(&self, xs: Tensor, indices: &[i64], common: &Common) -> Result<(Tensor, Tensor)> {
         let ys = match self {
             OnDevice::Stacked(channels) => return Ok(paired::part(&xs, *channels)),
-            OnDevice::Mask(classes) => {
+            OnDevice::Mask => {
                 let (xs, levels) = paired::part(&xs, 1);
-                return Ok((xs, paired::mask(&levels, classes)));
+                return Ok((xs, paired::mask(&levels)));
             }
             OnDevice::Classes(ys) => {
                 let ys: Vec<i64> = indices.iter().map(|&index| ys[index as usize]).collect();

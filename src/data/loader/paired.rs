@@ -5,6 +5,7 @@ use anyhow::Result;
 use tch::{Kind, Tensor};
 
 use crate::data::augment::Augment;
+use crate::data::mask::IGNORED;
 use crate::data::normalize::Normalize;
 use crate::exit::{Exit, fail};
 
@@ -36,16 +37,9 @@ pub fn part(xs: &Tensor, channels: i64) -> (Tensor, Tensor) {
     (xs.narrow(1, 0, own).contiguous(), xs.narrow(1, own, channels).contiguous())
 }
 
-/// The class of each level 0 to 255: that of the nearest of `levels`, the first of two.
-pub fn classes_of_levels(levels: &[u8]) -> Tensor {
-    let nearest = |level: u8| {
-        (0i64..).zip(levels).min_by_key(|(_, at)| at.abs_diff(level)).map_or(0, |(class, _)| class)
-    };
-    Tensor::from_slice(&(0..=255).map(nearest).collect::<Vec<i64>>())
-}
-
-/// `[B, 1, H, W]` in [0, 1] as int64 `[B, H, W]`.
-pub fn mask(levels: &Tensor, classes: &Tensor) -> Tensor {
-    let levels = (levels * 255.0).round().to_kind(Kind::Int64).squeeze_dim(1);
-    classes.index_select(0, &levels.flatten(0, -1)).view_as(&levels)
+/// Classes as levels, `[B, 1, H, W]` in [0, 1], as int64 `[B, H, W]`; what is ignored as -100, PyTorch's `ignore_index`.
+pub fn mask(levels: &Tensor) -> Tensor {
+    let classes = (levels * 255.0).round().to_kind(Kind::Int64).squeeze_dim(1);
+    let ignored = classes.eq(i64::from(IGNORED));
+    classes.masked_fill(&ignored, -100)
 }

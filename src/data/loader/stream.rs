@@ -18,7 +18,7 @@ use super::fill::{Buffer, Fill, Levels};
 use super::{Assembled, Common};
 use crate::data::draw::{Draw, Purpose};
 use crate::data::{Files, Fit, Framing, Picture, Skipped};
-use crate::exit::{Exit, OrExit, fail};
+use crate::exit::{Exit, Failure, OrExit, fail};
 use crate::libtorch::catching;
 use crate::libtorch::stream::{Courier, Parcel};
 
@@ -136,6 +136,8 @@ impl Stream {
             if !lock(&self.damaged).contains_key(&index) {
                 match catching(|| self.picture(index)).and_then(|picture| picture) {
                     Ok(picture) => return Ok(Some((index, picture))),
+                    // Of one picture alone: no file that is damaged, and not to be forgiven.
+                    Err(error) if error.is::<Failure>() => return Err(error),
                     Err(error) => self.record(index, &error)?,
                 }
             }

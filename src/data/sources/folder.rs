@@ -259,7 +259,7 @@ pub(super) fn probe_all(files: &[ImageFile]) -> Read {
 }
 
 /// Does the work for each item, whichever core comes first; the reasons of those that failed, in their places.
-fn on_all_cores<T: Send>(
+pub(super) fn on_all_cores<T: Send>(
     items: impl Iterator<Item = T> + Send,
     count: usize,
     work: impl Fn(T) -> Result<()> + Sync,

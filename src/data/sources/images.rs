@@ -1,14 +1,14 @@
 //! Images without classes: restored, compressed, generated, or answered with another image or a mask.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::folder::{budget, over_budget, probe_all, walk};
-use super::{FilePath, Opening, Source, positive, positive_limit};
+use super::folder::{budget, over_budget, probe_all};
+use super::masks::{MaskSpec, Naming, found, partners, same_sizes};
+use super::{FilePath, Opening, Source, Split, positive, positive_limit};
 use crate::data::picture::{ImageFile, Mode};
 use crate::data::{Dataset, Files, Framing, Samples, Skipped, Targets};
 use crate::exit::{Exit, fail};
@@ -31,7 +31,7 @@ pub struct ImagesSpec {
     /// A folder with the image that each should become: of the same name, extensions apart, and the same size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<FilePath>,
-    /// A folder with the mask of each, likewise.
+    /// A folder with the mask of each, likewise; what its pixels mean is said beside it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask: Option<MaskSpec>,
     /// Only the first files.
@@ -42,47 +42,8 @@ pub struct ImagesSpec {
     pub skip: usize,
 }
 
-/// Where the masks are, and what their grey levels mean.
-#[derive(Deserialize, Serialize, Clone, Debug)]
-#[serde(deny_unknown_fields)]
-pub struct MaskSpec {
-    pub root: FilePath,
-    /// Names of the classes.
-    pub classes: Vec<String>,
-    /// The level of each class, 0 to 255; a pixel belongs to the nearest. Evenly from 0 to 255 where absent.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub levels: Vec<u8>,
-}
-
 fn one() -> usize {
     1
-}
-
-impl MaskSpec {
-    fn validate(&self) -> Result<(), Invalid> {
-        self.root.folder("root")?;
-        if !(2..=256).contains(&self.classes.len()) {
-            return Err(Invalid::new("classes", "name 2 to 256 classes"));
-        }
-        let mut sorted = self.levels.clone();
-        sorted.sort_unstable();
-        sorted.dedup();
-        if !self.levels.is_empty()
-            && (sorted.len() != self.levels.len() || sorted.len() != self.classes.len())
-        {
-            let message = format!("must be {} different levels, one for each class", self.classes.len());
-            return Err(Invalid::new("levels", message));
-        }
-        Ok(())
-    }
-
-    fn levels(&self) -> Vec<u8> {
-        if !self.levels.is_empty() {
-            return self.levels.clone();
-        }
-        let last = self.classes.len() - 1;
-        (0..=last).map(|class| (class * 255 / last) as u8).collect()
-    }
 }
 
 impl Source for ImagesSpec {
@@ -119,7 +80,18 @@ impl Source for ImagesSpec {
         let chosen = |paths: Vec<PathBuf>| -> Vec<PathBuf> {
             paths.into_iter().skip(self.skip).take(self.limit.unwrap_or(usize::MAX)).collect()
         };
-        let paths = chosen(found(&root)?);
+        let mut paths = found(&root)?;
+        if let Some(mask) = &self.mask
+            && !mask.suffix.is_empty()
+            && mask.root.resolve()?.canonicalize().ok() == root.canonicalize().ok()
+        {
+            // Pictures and masks in one folder: what has the suffix is no picture.
+            let is_mask = |path: &Path| {
+                path.file_stem().is_some_and(|stem| stem.to_string_lossy().ends_with(&mask.suffix))
+            };
+            paths.retain(|path| !is_mask(path));
+        }
+        let paths = chosen(paths);
         let all = as_files(&paths, self.mode);
         let read = probe_all(&all);
         let allowed = budget(all.len(), opening.max_skipped);
@@ -139,16 +111,32 @@ impl Source for ImagesSpec {
             .map(|(_, file)| file)
             .collect();
 
-        let (partners, targets, classes) = match (&self.target, &self.mask) {
+        let (others, targets, classes, encoding) = match (&self.target, &self.mask) {
             (Some(target), _) => {
-                let partners = partners(&files, &root, &target.resolve()?, self.mode)?;
-                (partners, Targets::Images { channels: self.mode.channels() }, Vec::new())
+                let others = partners(&files, &root, &target.resolve()?, Naming::default())?;
+                let others = as_files(&others, self.mode);
+                same_sizes(&files, &others, "target")?;
+                (others, Targets::Images { channels: self.mode.channels() }, Vec::new(), None)
             }
             (None, Some(mask)) => {
-                let partners = partners(&files, &root, &mask.root.resolve()?, Mode::Grey)?;
-                (partners, Targets::Masks { levels: mask.levels() }, mask.classes.clone())
+                let naming = Naming { suffix: &mask.suffix, image_suffix: &mask.image_suffix };
+                let others = partners(&files, &root, &mask.root.resolve()?, naming)?;
+                let others = as_files(&others, Mode::Grey);
+                same_sizes(&files, &others, "mask")?;
+                let masks = mask.look(&others)?;
+                if opening.part == Split::Train && masks.absent(&mask.classes).count() + 1 == mask.classes.len()
+                {
+                    let message = format!(
+                        "{}: {}; there is nothing to tell apart: see `mask: {{levels: …}}`",
+                        mask.root.resolve()?.display(),
+                        masks.notes("train", &mask.classes).join("; ")
+                    );
+                    return Err(fail(Exit::Data, message));
+                }
+                let encoding = Arc::new(masks.encoding.clone());
+                (others, Targets::Masks(Arc::new(masks)), mask.classes.clone(), Some(encoding))
             }
-            (None, None) => (Vec::new(), Targets::Unknown, Vec::new()),
+            (None, None) => (Vec::new(), Targets::Unknown, Vec::new(), None),
         };
         let names = files.iter().map(|file| name(&file.path)).collect();
         let side = self.patch.unwrap_or(0) as i64;
@@ -156,7 +144,7 @@ impl Source for ImagesSpec {
             Some(size) => Framing::Patches { size, per_image: self.per_image },
             None => Framing::Whole,
         };
-        let files = Files::new(files, partners, framing, forgiven, opening.memory);
+        let files = Files::new(files, others, framing, forgiven, opening.memory).with_masks(encoding);
         Ok(Dataset {
             samples: Samples::Files(Arc::new(files)),
             targets,
@@ -172,38 +160,4 @@ impl Source for ImagesSpec {
 
 fn as_files(paths: &[PathBuf], mode: Mode) -> Vec<ImageFile> {
     paths.iter().map(|path| ImageFile { path: path.clone(), mode }).collect()
-}
-
-/// The files below `root`; an empty folder is exit 3.
-fn found(root: &Path) -> Result<Vec<PathBuf>> {
-    let mut paths = Vec::new();
-    walk(root, &mut Vec::new(), &mut paths)?;
-    match paths.is_empty() {
-        true => Err(fail(Exit::Data, format!("{}: holds no file", root.display()))),
-        false => Ok(paths),
-    }
-}
-
-/// The path below `root` without its extension.
-fn stem(path: &Path, root: &Path) -> PathBuf {
-    path.strip_prefix(root).unwrap_or(path).with_extension("")
-}
-
-/// The file below `others` that goes with each of `files`. Exit 3 lists those that have none.
-fn partners(files: &[ImageFile], root: &Path, others: &Path, mode: Mode) -> Result<Vec<ImageFile>> {
-    let known: BTreeMap<PathBuf, PathBuf> =
-        found(others)?.into_iter().map(|path| (stem(&path, others), path)).collect();
-    let of = |file: &ImageFile| known.get(&stem(&file.path, root)).cloned();
-    let lonely: Vec<_> = files.iter().filter(|file| of(file).is_none()).collect();
-    if !lonely.is_empty() {
-        let few: String = lonely.iter().take(5).map(|file| format!("\n  {}", file.path.display())).collect();
-        let message = format!(
-            "{} of {} images have no file of the same name in {}:{few}",
-            lonely.len(),
-            files.len(),
-            others.display()
-        );
-        return Err(fail(Exit::Data, message));
-    }
-    Ok(files.iter().filter_map(of).map(|path| ImageFile { path, mode }).collect())
 }

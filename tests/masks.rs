@@ -1,0 +1,242 @@
+//! Segmentation masks in the encodings of the field, read through the binary as a user reads them.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::common::{python, read_json, run, saved, succeeds};
+
+/// Eight pictures of 32 x 32 with a bright object on a dark ground, and a function that saves `cls`, the classes, and
+/// `border`, where a class is hard to tell, in a folder by a function of them.
+const PICTURES: &str = "
+import os, numpy as np
+from PIL import Image
+os.chdir(PLACE)
+os.makedirs('im', exist_ok=True)
+rng = np.random.default_rng(0)
+scenes = []
+for i in range(8):
+    cls = np.zeros((32, 32), np.uint8)
+    top, left = rng.integers(2, 12, 2)
+    cls[top:top + 14, left:left + 10] = 1
+    cls[26:30, 3:29] = 2
+    picture = np.array([20, 120, 220])[cls] + rng.normal(0, 12, cls.shape)
+    Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(f'im/{i}.png')
+    border = np.zeros(cls.shape, bool)
+    border[top - 1, left:left + 10] = True
+    scenes.append((cls, border))
+def masks(folder, make, name='{}.png'):
+    os.makedirs(folder, exist_ok=True)
+    for i, (cls, border) in enumerate(scenes):
+        image = make(cls, border)
+        (image if hasattr(image, 'save') else Image.fromarray(image)).save(f'{folder}/{name.format(i)}')
+voc = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0]] + [[224, 224, 192]] * 253, np.uint8)
+def palette(a):
+    image = Image.fromarray(a, 'P')
+    image.putpalette(voc.ravel().tolist())
+    return image
+";
+
+fn place(script: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    python(&format!("PLACE = {:?}\n{PICTURES}\n{script}", folder.path().to_str().unwrap()));
+    folder
+}
+
+/// A config whose masks are `mask`, and whose test set is the training set.
+fn config(folder: &Path, mask: &str, classes: &str) -> String {
+    let images = |more: &str| {
+        format!(
+            "{{images: {{root: {0}/im, mode: grey{more}, mask: {{root: {0}/{mask}, classes: {classes}}}}}}}",
+            folder.display()
+        )
+    };
+    let count = classes.split(']').next().unwrap_or_default().split(',').count();
+    let text = format!(
+        "device: cpu\nthreads: 1\nseed: 1\nmodel: {{name: unet-milesial, args: {{size: 32, width: 4, classes: {count}}}}}\n\
+         task: segmentation\ndata:\n  train: {}\n  test: {}\n  batch_size: 8\noptimizer: {{adamw: {{lr: 0.01}}}}\n\
+         train: {{epochs: 4}}\n",
+        images(", patch: 32, per_image: 8"),
+        images(""),
+    );
+    let path = folder.join(format!("{}.yaml", mask.split(',').next().unwrap_or_default()));
+    fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// Trains, and gives the last metrics of the test set and the log.
+fn train(folder: &Path, mask: &str, classes: &str) -> (Value, String) {
+    let output = folder.join(format!("run-{}", mask.split(',').next().unwrap_or_default()));
+    succeeds(&["train", &config(folder, mask, classes), "--output", output.to_str().unwrap(), "--quiet"]);
+    let result = read_json(output.join("result.json"));
+    (result, fs::read_to_string(output.join("log.txt")).unwrap())
+}
+
+fn refused(folder: &Path, mask: &str, classes: &str) -> String {
+    let output = folder.join("refused");
+    let config = config(folder, mask, classes);
+    let (code, _, stderr) = run(&["train", &config, "--output", output.to_str().unwrap(), "--quiet"]);
+    assert_eq!(code, 3, "{mask}: {stderr}");
+    stderr
+}
+
+fn number(value: &Value, key: &str) -> f64 {
+    fn find(value: &Value, key: &str) -> Option<f64> {
+        match value {
+            Value::Object(map) => map
+                .get(key)
+                .and_then(Value::as_f64)
+                .or_else(|| map.values().find_map(|value| find(value, key))),
+            _ => None,
+        }
+    }
+    find(value, key).unwrap_or_else(|| panic!("no {key} in {value}"))
+}
+
+const THREE: &str = "[ground, thing, bar]";
+
+#[test]
+fn one_set_of_masks_in_every_encoding_trains_the_same_weights() {
+    let folder = place(
+        "
+masks('numbers', lambda c, b: c)
+masks('palette', lambda c, b: palette(c))
+masks('packed', lambda c, b: palette(c), '{}.bmp')
+masks('gif', lambda c, b: palette(c), '{}.gif')
+masks('deep', lambda c, b: c.astype(np.uint16))
+masks('levels', lambda c, b: np.array([0, 127, 255], np.uint8)[c])
+masks('rounded', lambda c, b: np.array([0, 128, 255], np.uint8)[c])
+masks('rgb', lambda c, b: voc[c])
+masks('alpha', lambda c, b: np.dstack([voc[c], np.where(c > 0, 255, 0).astype(np.uint8)]))
+masks('jpeg', lambda c, b: np.array([0, 127, 255], np.uint8)[c], '{}.jpg')
+masks('high', lambda c, b: np.array([3, 900, 65535], np.uint16)[c])
+masks('greyrgb', lambda c, b: np.dstack([c] * 3))",
+    );
+    let colours = "levels: ['#000000', '#800000', [0, 128, 0]]";
+    let (result, log) = train(folder.path(), "numbers", THREE);
+    assert!(number(&result, "mean_dice") > 0.9, "{result}");
+    // 14 x 10 and 4 x 26 of 32 x 32 pixels, where they do not overlap.
+    assert!(log.contains("train: ground 7") && log.contains("thing 1") && log.contains("bar 10.2 %"), "{log}");
+    assert!(log.contains("(all 8 masks; class numbers 0 to 2)"), "{log}");
+    let wanted = saved(&folder.path().join("run-numbers"), "model");
+    for (mask, classes) in [
+        ("palette", THREE.to_owned()),
+        ("packed", THREE.to_owned()),
+        ("gif", THREE.to_owned()),
+        ("deep", THREE.to_owned()),
+        ("greyrgb", THREE.to_owned()),
+        ("levels", THREE.to_owned()),
+        ("rounded", THREE.to_owned()),
+        ("jpeg", THREE.to_owned()),
+        ("high", format!("{THREE}, levels: [3, 900, 65535]")),
+        ("rgb", format!("{THREE}, {colours}")),
+        ("alpha", format!("{THREE}, {colours}")),
+    ] {
+        let (_, log) = train(folder.path(), mask, &classes);
+        assert!(saved(&folder.path().join(format!("run-{mask}")), "model") == wanted, "{mask}\n{log}");
+    }
+}
+
+#[test]
+fn voc_cityscapes_and_camvid_are_read_as_they_are_and_ignored_pixels_count_nowhere() {
+    let folder = place(
+        "
+masks('voc', lambda c, b: palette(np.where(b, 255, c).astype(np.uint8)))
+# labelIds 7, 24 and 11 of the 34; 3, 'out of roi', where it is hard to tell.
+ids = np.array([7, 24, 11], np.uint8)
+masks('ids', lambda c, b: np.where(b, 3, ids[c]).astype(np.uint8), '{}_gtFine_labelIds.png')
+camvid = np.array([[128, 64, 128], [64, 0, 128], [192, 128, 128]], np.uint8)
+masks('camvid', lambda c, b: np.where(b[..., None], 0, camvid[c]).astype(np.uint8), '{}_L.png')
+masks('wrong', lambda c, b: np.where(b, 1 - c, c).astype(np.uint8))
+counted = np.array([(~b).sum() for c, b in scenes])
+print(*[sum(((c == k) & ~b).sum() for c, b in scenes) / counted.sum() for k in range(3)])",
+    );
+    let here = folder.path();
+    let (voc, log) = train(here, "voc", &format!("{THREE}, ignore: 255"));
+    assert!(log.contains("ignored 1.0 %"), "{log}");
+    let wanted = saved(&here.join("run-voc"), "model");
+    let weights = |name: &str| saved(&here.join(format!("run-{name}")), "model");
+    for (mask, more) in [
+        ("ids", "suffix: _gtFine_labelIds, levels: [7, 24, 11], ignore: [0, 1, 2, 3]"),
+        ("camvid", "suffix: _L, levels: [[128, 64, 128], [64, 0, 128], [192, 128, 128]], ignore: '#000000'"),
+    ] {
+        let (scores, _) = train(here, mask, &format!("{THREE}, {more}"));
+        assert_eq!(number(&scores, "mean_dice"), number(&voc, "mean_dice"), "{mask}");
+        assert!(weights(mask) == wanted, "{mask}");
+    }
+    // The same weights against masks that are wrong at the border alone: without it they would score the same.
+    let (code, _, stderr) =
+        run(&["eval", &config(here, "wrong", THREE), "--weights", here.join("run-voc").to_str().unwrap(), "--json"]);
+    assert_eq!(code, 0, "{stderr}");
+    train(here, "wrong", THREE);
+    assert!(weights("wrong") != wanted, "the border counts where nothing says that it does not");
+}
+
+#[test]
+fn what_no_class_claims_is_refused_with_value_share_file_and_remedy() {
+    let folder = place(
+        "
+masks('border', lambda c, b: np.where(b, 255, c).astype(np.uint8))
+masks('rgb', lambda c, b: voc[c])
+masks('soft', lambda c, b: np.asarray(Image.fromarray((c > 0).astype(np.uint8) * 255).resize((64, 64), 2).resize((32, 32), 2)))
+masks('one', lambda c, b: c * 0)
+masks('photo', lambda c, b: rng.integers(0, 256, (32, 32, 3)).astype(np.uint8), '{}.jpg')",
+    );
+    let here = folder.path();
+    let says = |stderr: &str, words: &[&str]| {
+        words.iter().for_each(|word| assert!(stderr.contains(word), "no `{word}` in {stderr}"));
+    };
+    says(&refused(here, "border", THREE), &["border/0.png", "255 (1.0 %)", "`mask: {ignore: 255}`"]);
+    says(
+        &refused(here, "border", &format!("{THREE}, levels: [0, 1, 4]")),
+        &["2 (10.2 %)", "`tolerance: 251`"].map(|word| if word.contains("251") { "255 (1.0 %)" } else { word }),
+    );
+    says(&refused(here, "rgb", THREE), &["the masks are colours", "\"#800000\"", "mask: {levels: [\"#000000\""]);
+    says(&refused(here, "soft", "[ground, thing]"), &["soft/0.png", "pixels of no class", "mask.levels"]);
+    says(&refused(here, "one", THREE), &["ground 100.0 %", "there is nothing to tell apart"]);
+    refused(here, "photo", THREE);
+    train(here, "soft", "[ground, thing], levels: [0, 255], tolerance: 128");
+}
+
+#[test]
+fn a_mask_of_another_size_or_two_of_one_name_are_errors_that_name_both() {
+    let folder = place(
+        "
+masks('mk', lambda c, b: c)
+masks('x_mask', lambda c, b: c, '{}_mask.gif')
+masks('two', lambda c, b: c)
+Image.fromarray(scenes[3][0]).save('two/3.bmp')
+masks('small', lambda c, b: c)
+Image.fromarray(scenes[5][0][:31]).save('small/5.png')",
+    );
+    let here = folder.path();
+    let message = refused(here, "small", THREE);
+    assert!(message.contains("im/5.png is 32x32") && message.contains("small/5.png is 32x31"), "{message}");
+    let message = refused(here, "two", THREE);
+    assert!(message.contains("two/3.bmp and ") && message.contains("two/3.png both go with"), "{message}");
+    let message = refused(here, "x_mask", THREE);
+    assert!(message.contains("8 of 8 images") && message.contains("0_mask.gif") && message.contains("suffix"));
+    train(here, "x_mask", &format!("{THREE}, suffix: _mask"));
+
+    // The sides of one picture are swapped by its EXIF orientation, and its mask was drawn without.
+    python(&format!(
+        "
+from PIL import Image
+import os; os.chdir({here:?})
+im = Image.open('im/2.png').resize((40, 32)); exif = Image.Exif(); exif[0x0112] = 6
+im.save('im/2.jpg', exif=exif); os.remove('im/2.png')
+Image.open('mk/2.png').resize((40, 32), 0).save('mk/2.png')
+"
+    ));
+    let message = refused(here, "mk", THREE);
+    assert!(message.contains("EXIF orientation 6") && message.contains("is 32x40"), "{message}");
+}
+
+#[test]
+fn a_class_that_a_set_lacks_is_told_where_scores_are_made() {
+    let folder = place("masks('mk', lambda c, b: np.where(c == 1, 0, c).astype(np.uint8))");
+    let (_, log) = train(folder.path(), "mk", THREE);
+    assert!(log.contains("train: class `thing` never occurs in the masks: nothing is learnt of it"), "{log}");
+    assert!(log.contains("test: class `thing` never occurs in the masks: mean_dice and mean_iou leave"), "{log}");
+}
