@@ -14,7 +14,7 @@ use crate::tasks::Task;
 /// Noise that a task draws while it evaluates is the same every time.
 const EVALUATION_SEED: u64 = 0;
 
-/// The task's scores on all of `loader`, the mean data loss first. `gallery` takes pictures on the way.
+/// The task's scores on all of `loader`, the data loss of the whole set first, whatever the batches. `gallery` takes pictures on the way.
 pub fn evaluate(
     network: &Network,
     task: &dyn Task,
@@ -23,29 +23,37 @@ pub fn evaluate(
     gallery: &mut Gallery,
 ) -> Result<Scores> {
     let mut meter = task.meter(output);
-    let mut loss_sum: Option<Tensor> = None;
+    // Losses times samples; of a loss that is no mean over samples, what it is a function of.
+    let (mut loss_sum, mut sums): (Option<Tensor>, Option<Tensor>) = (None, None);
     let mut samples = 0;
     device::seed(EVALUATION_SEED);
     for batch in loader.epoch(0, 0) {
         let batch = batch?;
-        let loss = catching(|| {
-            no_grad(|| -> Result<Tensor> {
+        let (sum, is_joint) = catching(|| {
+            no_grad(|| -> Result<(Tensor, bool)> {
                 let (xs, ys) = task.prepare(batch.xs, batch.ys, false)?;
                 let answer = task.answer(network, &xs, false)?;
                 meter.add(&xs, &answer, &ys);
                 gallery.look(task, &xs, &answer, &ys)?;
                 samples += xs.size()[0];
-                Ok(task.loss(&answer, &ys, None).to_kind(Kind::Double) * xs.size()[0])
+                Ok(match task.sums(&answer, &ys) {
+                    Some(sums) => (sums, true),
+                    None => (task.loss(&answer, &ys, None).to_kind(Kind::Double) * xs.size()[0], false),
+                })
             })
         })??;
-        loss_sum = Some(match loss_sum.take() {
-            Some(sum) => sum + loss,
-            None => loss,
+        let all = if is_joint { &mut sums } else { &mut loss_sum };
+        *all = Some(match all.take() {
+            Some(all) => all + sum,
+            None => sum,
         });
     }
     let mut scores = meter.scores();
-    if let Some(sum) = loss_sum {
-        scores.values.insert(0, ("loss".into(), sum.double_value(&[]) / samples as f64));
-    }
+    let loss = match (sums, loss_sum) {
+        (Some(sums), _) => Some(catching(|| task.joint_loss(&sums).double_value(&[]))?),
+        (None, Some(sum)) => Some(sum.double_value(&[]) / samples as f64),
+        (None, None) => None,
+    };
+    scores.values.splice(0..0, loss.map(|loss| ("loss".into(), loss)));
     Ok(scores)
 }

@@ -8,30 +8,45 @@ use image::ImageFormat;
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::atomic;
+use crate::config::RunConfig;
+use crate::data::normalize::{Normalize, NormalizeSpec};
 use crate::data::photo::Photo;
 use crate::exit::{Exit, OrExit};
 use crate::metrics::Answer;
-use crate::tasks::{Panel, Task};
+use crate::tasks::{Panel, Task, TaskSpec};
 
 /// Pixels between panels and around them.
 const BORDER: usize = 2;
 /// Sides of panels: smaller ones are enlarged by repetition, larger ones cut to their middle.
 const SMALLEST: i64 = 192;
 const LARGEST: i64 = 512;
-/// Pixels of a caption: eight for the letters, the rest for air.
-const CAPTION: usize = 12;
+/// Pixels of a letter, both ways, and the air below a caption.
+const LETTER: usize = 8;
+const AIR: usize = 4;
 
 /// The first samples of a split, as far as the task has something to show.
 #[derive(Default)]
 pub struct Gallery {
     wanted: usize,
     strips: Vec<Photo>,
+    /// What was done to the pictures that the panels are to show as they were.
+    normalize: Option<Normalize>,
 }
 
 impl Gallery {
     /// Of the first `wanted` samples.
     pub fn of(wanted: usize) -> Self {
-        Self { wanted, strips: Vec::new() }
+        Self { wanted, ..Self::default() }
+    }
+
+    /// The same for samples as `spec` prepares them: where the network sees normalised pictures and answers with something else,
+    /// the pictures are shown.
+    pub fn showing(self, spec: &RunConfig) -> Self {
+        let normalize = match (&spec.task, &spec.data.normalize) {
+            (TaskSpec::Segmentation(_), NormalizeSpec::Given(normalize)) => Some(normalize.clone()),
+            _ => None,
+        };
+        Self { normalize, ..self }
     }
 
     /// Takes from an evaluated batch what is still wanted; waits for the device then.
@@ -42,7 +57,9 @@ impl Gallery {
                 break;
             }
             let one = |tensor: &Tensor| tensor.narrow(0, index, 1);
-            let panels = task.panels(&one(xs), &one(&answer.outputs), &one(ys));
+            let given = one(xs);
+            let given = self.normalize.as_ref().map_or(given.shallow_clone(), |done| done.undo(&given));
+            let panels = task.panels(&given, &one(&answer.outputs), &one(ys));
             if panels.is_empty() {
                 self.wanted = 0;
                 break;
@@ -74,15 +91,20 @@ fn strip(panels: &[Panel]) -> Result<Photo> {
     let channels = pictures.iter().map(|picture| size(picture, 1)).max().unwrap_or(1);
     let height = pictures.iter().map(|picture| size(picture, 2)).max().unwrap_or(0);
     let width: usize = pictures.iter().map(|picture| size(picture, 3) + BORDER).sum();
-    let mut photo = Photo::black(width + BORDER, height + CAPTION + 2 * BORDER, channels);
+    let captions: Vec<Vec<String>> = (panels.iter().zip(&pictures))
+        .map(|(panel, picture)| wrapped(&panel.caption, size(picture, 3) / LETTER))
+        .collect();
+    let above = captions.iter().map(Vec::len).max().unwrap_or(0) * LETTER + AIR;
+    let mut photo = Photo::black(width + BORDER, height + above + 2 * BORDER, channels);
     let mut left = BORDER;
-    for (panel, picture) in panels.iter().zip(&pictures) {
+    for (lines, picture) in captions.iter().zip(&pictures) {
         let picture =
             if size(picture, 1) < channels { picture.repeat([1, 3, 1, 1]) } else { picture.shallow_clone() };
-        photo.put(&picture, CAPTION + BORDER, left).context("a panel")?;
-        let (line, room) = (caption(&panel.caption), size(&picture, 3) as i64);
-        let line = line.narrow(3, 0, line.size()[3].min(room)).repeat([1, channels as i64, 1, 1]);
-        photo.put(&line, BORDER, left).context("a caption")?;
+        photo.put(&picture, above + BORDER, left).context("a panel")?;
+        for (row, line) in lines.iter().enumerate() {
+            let line = caption(line).repeat([1, channels as i64, 1, 1]);
+            photo.put(&line, BORDER + row * LETTER, left).context("a caption")?;
+        }
         left += size(&picture, 3) + BORDER;
     }
     Ok(photo)
@@ -102,6 +124,23 @@ fn fit(image: &Tensor) -> Tensor {
     middle(middle(image, 2, height * factor), 3, width * factor)
 }
 
+/// The words of a caption in lines of at most `letters`; a word that is longer is cut.
+fn wrapped(text: &str, letters: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        let word: String = word.chars().take(letters).collect();
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= letters => {
+                *line += " ";
+                *line += &word;
+            }
+            _ => lines.push(word),
+        }
+    }
+    lines.retain(|line| !line.is_empty());
+    lines
+}
+
 /// White letters on black, `[1, 1, 8, 8·letters]`.
 fn caption(text: &str) -> Tensor {
     let letters: Vec<[u8; 8]> =
@@ -110,4 +149,17 @@ fn caption(text: &str) -> Tensor {
     // The least significant bit is the leftmost pixel.
     let pixels: Vec<f32> = rows.flat_map(|bits| (0..8).map(move |at| f32::from(bits >> at & 1))).collect();
     Tensor::from_slice(&pixels).view([1, 1, 8, letters.len() as i64 * 8])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_caption_has_as_many_lines_as_it_needs() {
+        assert_eq!(wrapped("found 90.6 % right", 16), ["found 90.6 %", "right"]);
+        assert_eq!(wrapped("found 90.6 % right", 24), ["found 90.6 % right"]);
+        assert_eq!(wrapped("restored", 3), ["res"]);
+        assert!(wrapped("given", 0).is_empty());
+    }
 }

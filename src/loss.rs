@@ -25,22 +25,42 @@ fn squared_error(outputs: &Tensor, ys: &Tensor, factor: f64) -> Tensor {
 /// Cross-entropy of logits `[N, K, H, W]` against classes int64 `[N, H, W]`, of which negative ones do not count;
 /// `weights` `[K]` as those of `torch.nn.CrossEntropyLoss`. 0-dim.
 pub fn pixel_cross_entropy(logits: &Tensor, ys: &Tensor, weights: Option<&Tensor>) -> Tensor {
-    const UNCOUNTED: i64 = -100;
-    let ys = ys.where_self(&ys.ge(0), &Tensor::full([], UNCOUNTED, (Kind::Int64, ys.device())));
-    logits.cross_entropy_loss(&ys, weights, Reduction::Mean, UNCOUNTED, 0.0)
+    logits.cross_entropy_loss(&uncounted(ys), weights, Reduction::Mean, UNCOUNTED, 0.0)
+}
+
+/// The same before it is divided by the sum of the weights of the pixels that count.
+pub fn pixel_cross_entropy_sum(logits: &Tensor, ys: &Tensor, weights: Option<&Tensor>) -> Tensor {
+    logits.cross_entropy_loss(&uncounted(ys), weights, Reduction::Sum, UNCOUNTED, 0.0)
+}
+
+/// PyTorch's `ignore_index`.
+const UNCOUNTED: i64 = -100;
+
+fn uncounted(ys: &Tensor) -> Tensor {
+    ys.where_self(&ys.ge(0), &Tensor::full([], UNCOUNTED, (Kind::Int64, ys.device())))
 }
 
 /// 1 − the mean over classes of soft Dice, 2·Σpt / Σ(p + t) over all pixels of the batch (Milletari et al. 2016).
 /// Logits `[N, K, H, W]`, classes int64 `[N, H, W]`, of which negative ones do not count. 0-dim.
 pub fn dice(logits: &Tensor, ys: &Tensor) -> Tensor {
+    let [common, either] = dice_sums(logits, ys);
+    dice_of(&common, &either)
+}
+
+/// The loss of the sums that [`dice_sums`] gives, or of those of several batches together.
+pub fn dice_of(common: &Tensor, either: &Tensor) -> Tensor {
     const EPSILON: f64 = 1e-6;
+    1.0 - ((common + EPSILON) / (either + EPSILON)).mean(None::<Kind>)
+}
+
+/// 2·Σpt and Σ(p + t) of each class, `[K]`, over the pixels of the batch that count.
+pub fn dice_sums(logits: &Tensor, ys: &Tensor) -> [Tensor; 2] {
     let classes = logits.size()[1];
     let counted = ys.ge(0).unsqueeze(1).to_kind(logits.kind());
     let truth = ys.clamp_min(0).one_hot(classes).permute([0, 3, 1, 2]).to_kind(logits.kind()) * &counted;
     let shares = logits.softmax(1, logits.kind()) * counted;
     let over = |values: Tensor| values.sum_dim_intlist(&[0i64, 2, 3][..], false, logits.kind());
-    let common = over(&shares * &truth) * 2.0;
-    1.0 - ((common + EPSILON) / (over(shares + truth) + EPSILON)).mean(None::<Kind>)
+    [over(&shares * &truth) * 2.0, over(shares + truth)]
 }
 
 /// KL divergence of N(mean, exp(log_var)) from N(0, 1) in nats, per sample; `[N]`.

@@ -2,6 +2,7 @@
 
 mod evaluation;
 mod graphed;
+mod group;
 mod number;
 mod saving;
 mod start;
@@ -34,6 +35,7 @@ use crate::stopwatch::{Phase, Stopwatch};
 use crate::telemetry::{self, Condition, EpochRecord, Record, Scaling, StepRecord};
 use crate::tensorboard::Board;
 use graphed::Graphing;
+use group::Parts;
 use number::Number;
 pub use start::Start;
 
@@ -204,7 +206,8 @@ impl Trainer<'_> {
     /// The gradient of the batches together, and a step by it.
     fn make(&mut self, group: Vec<Batch>, is_logged: bool) -> Result<Made> {
         let samples: i64 = group.iter().map(|batch| batch.xs.size()[0]).sum();
-        let (task, network, clock) = (&self.session.task, &self.network, self.clock());
+        let parts = self.parts(&group)?;
+        let (task, network) = (&self.session.task, &self.network);
         let (stopwatch, scale) = (&self.stopwatch, &self.scale);
         let (device, amp) = (self.session.device, self.session.config.spec.train.amp.map(Amp::kind));
         let mut loss_sum = Number::new(0.0, device);
@@ -215,8 +218,7 @@ impl Trainer<'_> {
                 stopwatch.passed(Phase::Prepare);
                 let loss = autocast(device, amp, || -> Result<Tensor> {
                     let answer = task.answer(network, &xs, true)?;
-                    let loss = task.loss(&answer, &ys, Some(clock));
-                    Ok(if share < 1.0 { loss * share } else { loss })
+                    Ok(parts.of(self, &answer, &ys, share))
                 })??;
                 stopwatch.passed(Phase::Forward);
                 scale.as_ref().map_or(loss.shallow_clone(), |scale| scale.scaled(&loss)).backward();
@@ -224,6 +226,9 @@ impl Trainer<'_> {
                 Ok(Number::of(&loss))
             })??;
             loss_sum.add(&part, 1.0);
+        }
+        if let Parts::Joint { loss, .. } = &parts {
+            loss_sum = Number::of(loss);
         }
         // As late as this: the device has all of the backward pass to do while the step before is asked after.
         let (lr, rates) = self.rate()?;

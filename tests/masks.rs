@@ -117,7 +117,10 @@ masks('greyrgb', lambda c, b: np.dstack([c] * 3))",
     let (result, log) = train(folder.path(), "numbers", THREE);
     assert!(number(&result, "mean_dice") > 0.9, "{result}");
     // 14 x 10 and 4 x 26 of 32 x 32 pixels, where they do not overlap.
-    assert!(log.contains("train: ground 7") && log.contains("thing 1") && log.contains("bar 10.2 %"), "{log}");
+    assert!(
+        log.contains("train: ground 7") && log.contains("thing 1") && log.contains("bar 10.2 %"),
+        "{log}"
+    );
     assert!(log.contains("(all 8 masks; class numbers 0 to 2)"), "{log}");
     let wanted = saved(&folder.path().join("run-numbers"), "model");
     for (mask, classes) in [
@@ -166,8 +169,13 @@ print(*[sum(((c == k) & ~b).sum() for c, b in scenes) / counted.sum() for k in r
         assert!(weights(mask) == wanted, "{mask}");
     }
     // The same weights against masks that are wrong at the border alone: without it they would score the same.
-    let (code, _, stderr) =
-        run(&["eval", &config(here, "wrong", THREE), "--weights", here.join("run-voc").to_str().unwrap(), "--json"]);
+    let (code, _, stderr) = run(&[
+        "eval",
+        &config(here, "wrong", THREE),
+        "--weights",
+        here.join("run-voc").to_str().unwrap(),
+        "--json",
+    ]);
     assert_eq!(code, 0, "{stderr}");
     train(here, "wrong", THREE);
     assert!(weights("wrong") != wanted, "the border counts where nothing says that it does not");
@@ -190,9 +198,13 @@ masks('photo', lambda c, b: rng.integers(0, 256, (32, 32, 3)).astype(np.uint8), 
     says(&refused(here, "border", THREE), &["border/0.png", "255 (1.0 %)", "`mask: {ignore: 255}`"]);
     says(
         &refused(here, "border", &format!("{THREE}, levels: [0, 1, 4]")),
-        &["2 (10.2 %)", "`tolerance: 251`"].map(|word| if word.contains("251") { "255 (1.0 %)" } else { word }),
+        &["2 (10.2 %)", "`tolerance: 251`"]
+            .map(|word| if word.contains("251") { "255 (1.0 %)" } else { word }),
     );
-    says(&refused(here, "rgb", THREE), &["the masks are colours", "\"#800000\"", "mask: {levels: [\"#000000\""]);
+    says(
+        &refused(here, "rgb", THREE),
+        &["the masks are colours", "\"#800000\"", "mask: {levels: [\"#000000\""],
+    );
     says(&refused(here, "soft", "[ground, thing]"), &["soft/0.png", "pixels of no class", "mask.levels"]);
     says(&refused(here, "one", THREE), &["ground 100.0 %", "there is nothing to tell apart"]);
     refused(here, "photo", THREE);
@@ -216,7 +228,9 @@ Image.fromarray(scenes[5][0][:31]).save('small/5.png')",
     let message = refused(here, "two", THREE);
     assert!(message.contains("two/3.bmp and ") && message.contains("two/3.png both go with"), "{message}");
     let message = refused(here, "x_mask", THREE);
-    assert!(message.contains("8 of 8 images") && message.contains("0_mask.gif") && message.contains("suffix"));
+    assert!(
+        message.contains("8 of 8 images") && message.contains("0_mask.gif") && message.contains("suffix")
+    );
     train(here, "x_mask", &format!("{THREE}, suffix: _mask"));
 
     // The sides of one picture are swapped by its EXIF orientation, and its mask was drawn without.
@@ -238,5 +252,168 @@ fn a_class_that_a_set_lacks_is_told_where_scores_are_made() {
     let folder = place("masks('mk', lambda c, b: np.where(c == 1, 0, c).astype(np.uint8))");
     let (_, log) = train(folder.path(), "mk", THREE);
     assert!(log.contains("train: class `thing` never occurs in the masks: nothing is learnt of it"), "{log}");
-    assert!(log.contains("test: class `thing` never occurs in the masks: mean_dice and mean_iou leave"), "{log}");
+    assert!(
+        log.contains("test: class `thing` never occurs in the masks: mean_dice and mean_iou leave"),
+        "{log}"
+    );
+}
+
+/// Trains a small run, and gives its folder.
+fn trained(here: &Path, more: &str) -> String {
+    train(here, "mk", &format!("{THREE}{more}"));
+    here.join("run-mk").to_str().unwrap().to_owned()
+}
+
+#[test]
+fn predict_writes_the_masks_that_eval_judges_at_any_size_in_any_form_and_tile() {
+    let folder = place(
+        "
+masks('mk', lambda c, b: voc[c])
+os.makedirs('new')
+for i in range(3): Image.open(f'im/{i}.png').save(f'new/{i}.png')
+Image.open('im/0.png').resize((133, 77)).convert('RGB').save('new/wide.jpg')",
+    );
+    let here = folder.path();
+    let run_folder = trained(here, ", levels: ['#000000', '#800000', '#008000']");
+    let new = here.join("new");
+    for (form, tile) in [("numbers", "4000"), ("palette", "16"), ("levels", "48"), ("overlay", "64")] {
+        let out = here.join(form);
+        let printed = succeeds(&[
+            "predict",
+            &run_folder,
+            new.to_str().unwrap(),
+            "-o",
+            out.to_str().unwrap(),
+            "--masks",
+            form,
+            "--tile",
+            tile,
+        ]);
+        assert!(printed.contains("(133x77): ground ") && printed.contains("bar "), "{printed}");
+    }
+    let scores: Value = serde_json::from_str(&succeeds(&["eval", &run_folder, "--json"])).unwrap();
+    let printed = python(&format!(
+        "
+import numpy as np, os
+from PIL import Image
+os.chdir({here:?})
+voc = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0]], np.uint8)
+for name in ['0', '1', '2', 'wide']:
+    a, p, c, o = (Image.open(f'{{d}}/{{name}}.png') for d in ['numbers', 'palette', 'levels', 'overlay'])
+    assert (a.mode, p.mode, c.mode, o.mode) == ('L', 'P', 'RGB', 'RGB'), (a.mode, p.mode, c.mode, o.mode)
+    a, q = np.array(a), np.array(p)
+    assert a.max() < 3 and (a == q).all() and (voc[a] == np.array(c)).all() and (np.array(p.convert('RGB')) == voc[a]).all()
+    path = f'new/{{name}}.' + ('jpg' if name == 'wide' else 'png')
+    rgb = np.array(Image.open(path).convert('RGB'))
+    assert a.shape == rgb.shape[:2] and (np.array(o)[a == 0] == rgb[a == 0]).all() if name != 'wide' else True
+    assert name == 'wide' or (np.array(o)[a == 2] == (rgb[a == 2].astype(int) + [0, 128, 0]) // 2).all()
+truth = lambda i: np.array(Image.open(f'mk/{{i}}.png'))
+print(*[(voc[np.array(Image.open(f'numbers/{{i}}.png'))] == truth(i)).all(-1).mean() for i in range(3)])
+"
+    ));
+    let right: Vec<f64> = printed.split_whitespace().map(|word| word.parse().unwrap()).collect();
+    // Of all eight together; three of them alone are near.
+    let accuracy = number(&scores, "pixel_accuracy");
+    right.iter().for_each(|share| assert!((share - accuracy).abs() < 0.1, "{share} {accuracy}"));
+
+    let one = new.join("0.png");
+    for (args, words) in [
+        (vec!["predict", &run_folder, one.to_str().unwrap()], "say where they go, -o DIR"),
+        (vec!["restore", &run_folder, one.to_str().unwrap(), "-o", "x.png"], "tikhonov predict"),
+    ] {
+        let (code, _, stderr) = run(&args);
+        assert!(code == 2 && stderr.contains(words), "{stderr}");
+    }
+}
+
+/// A network without batch norm, whose statistics are the small batch's by definition.
+const SMALL: &str = "{input: [1, 32, 32], layers: {a: {conv2d: {out_channels: 6, kernel_size: 3, padding: 1}}, _t: tanh, \
+                     b: {conv2d: {out_channels: 3, kernel_size: 3, padding: 1}}}}";
+
+#[test]
+fn accumulated_gradients_and_evaluation_are_those_of_the_large_batch_for_every_loss_of_masks() {
+    let folder = place("masks('mk', lambda c, b: np.where(b, 255, c).astype(np.uint8))");
+    let here = folder.path();
+    for (name, task) in [
+        ("both", "segmentation"),
+        ("weighted", "{segmentation: {dice: 0, class_weights: [0.2, 3, 1]}}"),
+        ("dice", "{segmentation: {cross_entropy: 0}}"),
+        ("all", "{segmentation: {cross_entropy: 0.5, dice: 2, class_weights: [0.2, 3, 1]}}"),
+        ("plain", "{segmentation: {dice: 0}}"),
+    ] {
+        let images = |patch: &str| {
+            format!(
+                "{{images: {{root: {0}/im, mode: grey{patch}, mask: {{root: {0}/mk, classes: {THREE}, ignore: 255}}}}}}",
+                here.display()
+            )
+        };
+        let text = format!(
+            "device: cpu\ndtype: float64\nthreads: 1\nmodel: {SMALL}\ntask: {task}\ndata:\n  train: {}\n  test: {}\n  \
+             batch_size: 7\noptimizer: {{sgd: {{lr: 0.1, momentum: 0.9}}}}\ntrain: {{epochs: 2}}\n",
+            images(", patch: 31, per_image: 3"),
+            images(", patch: 32"),
+        );
+        let config = here.join(format!("{name}.yaml"));
+        fs::write(&config, text).unwrap();
+        let config = config.to_str().unwrap();
+        let folders = ["large", "small"].map(|size| here.join(format!("{name}-{size}")));
+        let [large, small] = folders.each_ref().map(|folder| folder.to_str().unwrap());
+        succeeds(&["train", config, "--output", large, "--quiet"]);
+        let sets = ["--set", "data.batch_size=2", "--set", "train.accumulate=4"];
+        // 24 patches in batches of 2, four at a time, and of 8: the same steps.
+        succeeds(&[
+            "train",
+            config,
+            "--output",
+            &format!("{large}8"),
+            "--quiet",
+            "--set",
+            "data.batch_size=8",
+        ]);
+        succeeds(&[&["train", config, "--output", small, "--quiet"][..], &sets[..]].concat());
+        let apart = python(&format!(
+            "
+from safetensors.numpy import load_file
+import numpy as np
+a, b = (load_file(f'{{run}}/checkpoints/last/model.safetensors') for run in ('{large}8', '{small}'))
+print(max(np.linalg.norm(a[k] - b[k]) / np.linalg.norm(b[k]) for k in a))"
+        ));
+        let apart: f64 = apart.trim().parse().unwrap();
+        assert!(apart < 1e-12, "{name}: {apart}");
+        let losses = ["1", "2", "3", "8"].map(|size| {
+            let set = format!("data.batch_size={size}");
+            let line = succeeds(&["eval", large, "--json", "--set", &set]);
+            number(&serde_json::from_str(&line).unwrap(), "loss")
+        });
+        losses.iter().for_each(|loss| assert!((loss - losses[3]).abs() < 1e-12, "{name}: {losses:?}"));
+        let logged = |run: &str| number(&crate::common::records(Path::new(run), "epoch")[0], "loss");
+        assert!((logged(&format!("{large}8")) - logged(small)).abs() < 1e-12, "{name}: the log");
+    }
+}
+
+#[test]
+fn padding_of_a_crop_counts_nowhere_in_a_mask() {
+    let folder = place("masks('mk', lambda c, b: c)");
+    let here = folder.path();
+    let images = |patch: &str| {
+        format!(
+            "{{images: {{root: {0}/im, mode: grey{patch}, mask: {{root: {0}/mk, classes: {THREE}}}}}}}",
+            here.display()
+        )
+    };
+    let text = format!(
+        "device: cpu\nthreads: 1\nmodel: {SMALL}\ntask: {{segmentation: {{dice: 0}}}}\ndata:\n  train: {}\n  batch_size: 8\n  \
+         normalize: none\n  augment: [{{crop: {{padding: 12, fill: FILL}}}}]\noptimizer: {{sgd: {{lr: 0.0001}}}}\n\
+         train: {{epochs: 1}}\n",
+        images(", patch: 32"),
+    );
+    // Only pixels whose surroundings show the fill may differ: were the padding a class, the losses would be far apart.
+    let losses = ["0", "255"].map(|fill| {
+        let config = here.join(format!("fill{fill}.yaml"));
+        fs::write(&config, text.replace("FILL", fill)).unwrap();
+        let output = here.join(format!("run{fill}"));
+        succeeds(&["train", config.to_str().unwrap(), "--output", output.to_str().unwrap(), "--quiet"]);
+        number(&crate::common::records(&output, "epoch")[0], "loss")
+    });
+    assert!((losses[0] - losses[1]).abs() < 0.05, "{losses:?}");
 }

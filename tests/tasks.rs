@@ -393,3 +393,31 @@ print(f1_score(ys, xs.argmax(1), average='macro'))
     let ours = find(&told, "macro_f1").and_then(serde_json::Value::as_f64).unwrap();
     close(ours, wanted[0], 1e-12);
 }
+
+#[test]
+fn the_loss_of_batches_together_is_that_of_one_large_batch() {
+    let options = (Kind::Double, Device::Cpu);
+    let (outputs, ys) = (Tensor::rand([5, 1, 8, 8], options), Tensor::rand([5, 1, 8, 8], options));
+    let latent = (Tensor::randn([5, 3, 2, 2], options) * 4.0).round();
+    let logits = Tensor::randn([5, 3, 8, 8], options);
+    let classes = Tensor::randint(4, [5, 8, 8], (Kind::Int64, Device::Cpu)) - 1;
+    let compressed = Answer { outputs, latent: Some(latent) };
+    let segmented = Answer::from(logits);
+    for (yaml, answer, ys) in [
+        ("{compression: {rate: 0.3}}", &compressed, &ys),
+        ("segmentation", &segmented, &classes),
+        ("{segmentation: {class_weights: [1, 2, 5], dice: 0}}", &segmented, &classes),
+    ] {
+        let task = task(yaml);
+        let part = |tensor: &Tensor, from: i64, len: i64| tensor.narrow(0, from, len);
+        let sums = [(0, 1), (1, 3), (4, 1)].map(|(from, len)| {
+            let latent = answer.latent.as_ref().map(|latent| part(latent, from, len));
+            let some = Answer { outputs: part(&answer.outputs, from, len), latent };
+            task.sums(&some, &part(ys, from, len)).unwrap()
+        });
+        let [first, second, third] = sums;
+        let joint = task.joint_loss(&(first + second + third)).double_value(&[]);
+        close(joint, task.loss(answer, ys, None).double_value(&[]), 1e-12);
+    }
+    assert!(task("{compression: {rate: 0}}").sums(&compressed, &ys).is_none(), "a mean over samples");
+}

@@ -359,34 +359,48 @@ fn plateau_and_early_stopping_follow_the_validation_set_and_a_resume_stops_again
 }
 
 #[test]
-fn accumulated_gradients_equal_the_large_batch() {
+fn accumulated_gradients_equal_the_large_batch_for_every_loss() {
     let home = tempfile::tempdir().unwrap();
-    // No batch norm: its statistics are the small batch's by definition.
-    let text = "
-device: cpu
-dtype: float64
-model: {input: [1, 16, 16], layers: [flatten, {linear: {out_features: 16}}, tanh, {linear: {out_features: 10}}]}
-task: classification
-data: {train: {shapes: {count: 330, size: 16}}, batch_size: 64}
-penalty: {l2: 1.0e-3}
-optimizer: {adam: {lr: 0.01}}
-train: {epochs: 2}
-";
-    let config = write_config(home.path(), text);
-    let [large, small] = ["large", "small"].map(|name| home.path().join(name));
-    succeeds(&["train", &config, "--output", large.to_str().unwrap()]);
-    let sets = ["--set", "data.batch_size=16", "--set", "train.accumulate=4"];
-    succeeds(&[&["train", &config, "--output", small.to_str().unwrap()][..], &sets[..]].concat());
-    let difference = python(&format!(
-        "
+    // No batch norm: its statistics are the small batch's by definition. The losses of masks are judged in `masks`.
+    let dense = "{input: [1, 16, 16], layers: [flatten, {linear: {out_features: 16}}, tanh, {linear: {out_features: 10}}]}";
+    let conv = "{input: [1, 16, 16], layers: {a: {conv2d: {out_channels: 4, kernel_size: 3, padding: 1}}, _t: tanh, \
+                b: {conv2d: {out_channels: 1, kernel_size: 3, padding: 1}}}}";
+    let parts = "{input: [1, 16, 16], layers: {encoder: {sequential: {a: {conv2d: {out_channels: 3, kernel_size: 2, stride: 2}}}}, \
+                 decoder: {sequential: {a: {conv_transpose2d: {out_channels: 1, kernel_size: 2, stride: 2}}}}}}";
+    let reconstruct = |loss: &str| {
+        format!("{{reconstruction: {{degrade: {{super_resolution: {{scale: 1}}}}, loss: {loss}}}}}")
+    };
+    let mut tasks = vec![
+        (dense, "classification".to_owned()),
+        (dense, "{classification: {label_smoothing: 0.1}}".to_owned()),
+        (parts, "{compression: {rate: 0}}".to_owned()),
+    ];
+    for loss in ["mse", "half_mse", "mae", "{huber: {delta: 0.1}}", "{charbonnier: {}}", "{ssim: {}}"] {
+        tasks.push((conv, reconstruct(loss)));
+    }
+    for (index, (model, task)) in tasks.iter().enumerate() {
+        let text = format!(
+            "device: cpu\ndtype: float64\nthreads: 1\nmodel: {model}\ntask: {task}\n\
+             data: {{train: {{shapes: {{count: 165, size: 16}}}}, batch_size: 64, normalize: none}}\n\
+             penalty: {{l2: 1.0e-3}}\noptimizer: {{adam: {{lr: 0.01}}}}\ntrain: {{epochs: 2}}\n"
+        );
+        let text = text.replace("degrade: {super_resolution: {scale: 1}}", "degrade: none");
+        let config = write_config(home.path(), &text);
+        let [large, small] = ["large", "small"].map(|name| home.path().join(format!("{name}{index}")));
+        succeeds(&["train", &config, "--output", large.to_str().unwrap()]);
+        let sets = ["--set", "data.batch_size=16", "--set", "train.accumulate=4"];
+        succeeds(&[&["train", &config, "--output", small.to_str().unwrap()][..], &sets[..]].concat());
+        let difference = python(&format!(
+            "
 from safetensors.numpy import load_file
 import numpy as np
 a, b = (load_file(f'{{run}}/checkpoints/last/model.safetensors') for run in ({large:?}, {small:?}))
 print(max(np.linalg.norm(a[k] - b[k]) / np.linalg.norm(b[k]) for k in a))
 "
-    ));
-    let difference: f64 = difference.trim().parse().unwrap();
-    assert!(difference < 1e-10, "{difference}");
+        ));
+        let difference: f64 = difference.trim().parse().unwrap();
+        assert!(difference < 1e-10, "{task}: {difference}");
+    }
 }
 
 #[test]

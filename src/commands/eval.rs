@@ -69,7 +69,8 @@ fn eval_one(run: &Path, options: &Options) -> Result<()> {
         tell!("{note}");
     }
     let loader = session.loader(set, false)?;
-    let mut gallery = Gallery::of(options.pictures.as_ref().map_or(0, |_| options.count));
+    let wanted = options.pictures.as_ref().map_or(0, |_| options.count);
+    let mut gallery = Gallery::of(wanted).showing(&session.config.spec);
     let scores = evaluate(&network, &*session.task, session.model.output(), &loader, &mut gallery)?;
     if let Some(folder) = &options.pictures {
         let stem = run.file_stem().unwrap_or_default().to_string_lossy();

@@ -134,7 +134,9 @@ impl MaskImage {
                 let colours = image.into_rgb8().into_raw();
                 colours.as_chunks::<3>().0.iter().map(|&colour| Level::Colour(colour)).collect()
             }
-            _ => bail!("has colours of more than 8 bits a channel; a mask wants 8-bit colours or class numbers"),
+            _ => bail!(
+                "has colours of more than 8 bits a channel; a mask wants 8-bit colours or class numbers"
+            ),
         };
         Ok(Self { height, width, levels, palette: None, lossy })
     }
@@ -162,7 +164,8 @@ fn indexed(bytes: &[u8]) -> Result<Option<(GrayImage, Vec<[u8; 3]>)>> {
     };
     match image::guess_format(bytes) {
         Ok(ImageFormat::Png) => {
-            let mut reader = png::Decoder::new(Cursor::new(bytes)).read_info().context("cannot be decoded")?;
+            let mut reader =
+                png::Decoder::new(Cursor::new(bytes)).read_info().context("cannot be decoded")?;
             let info = reader.info();
             if info.color_type != png::ColorType::Indexed {
                 return Ok(None);
@@ -406,7 +409,10 @@ impl Encoding {
 /// The colour of a class in the palette of Pascal VOC: the bits of the number, three by three, from the highest on.
 pub fn voc_colour(class: u8) -> [u8; 3] {
     let channel = |first: u32| {
-        (0..3).filter(|place| u32::from(class) >> (3 * place + first) & 1 == 1).map(|place| 128u8 >> place).sum()
+        (0..3)
+            .filter(|place| u32::from(class) >> (3 * place + first) & 1 == 1)
+            .map(|place| 128u8 >> place)
+            .sum()
     };
     [channel(0), channel(1), channel(2)]
 }
@@ -434,8 +440,11 @@ impl Masks {
     pub fn notes(&self, set: &str, names: &[String]) -> Vec<String> {
         let counted: u64 = self.pixels.iter().sum();
         let of = |count: u64, whole: u64| percent(count as f64 / whole.max(1) as f64);
-        let mut shares: Vec<_> =
-            names.iter().zip(&self.pixels).map(|(name, count)| format!("{name} {}", of(*count, counted))).collect();
+        let mut shares: Vec<_> = names
+            .iter()
+            .zip(&self.pixels)
+            .map(|(name, count)| format!("{name} {}", of(*count, counted)))
+            .collect();
         if self.ignored > 0 {
             shares.push(format!("ignored {}", of(self.ignored, counted + self.ignored)));
         }
@@ -455,7 +464,10 @@ impl Masks {
                 "train" => "nothing is learnt of it".to_owned(),
                 _ => format!("mean_dice and mean_iou leave it out, or count 0 where {them} predicted"),
             };
-            notes.push(format!("{set}: {classes} {} never {occur} in the masks: {outcome}", absent.join(", ")));
+            notes.push(format!(
+                "{set}: {classes} {} never {occur} in the masks: {outcome}",
+                absent.join(", ")
+            ));
         }
         notes
     }

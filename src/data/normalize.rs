@@ -107,6 +107,13 @@ impl Normalize {
         (xs - column(&self.mean)).divide_(&column(&self.std))
     }
 
+    /// What [`apply`](Self::apply) was given.
+    pub fn undo(&self, xs: &Tensor) -> Tensor {
+        let back = self.mean.iter().zip(&self.std).map(|(mean, std)| (-mean / std, 1.0 / std));
+        let (mean, std) = back.unzip();
+        Self { mean, std }.apply(xs)
+    }
+
     /// From sums over all values of a channel. A constant channel gets the deviation 1: it becomes 0.
     fn from_moments(moments: impl Iterator<Item = (f64, f64)>) -> Self {
         let (mean, std) = moments

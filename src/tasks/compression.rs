@@ -65,9 +65,14 @@ fn cut(outputs: &Tensor, size: &[i64]) -> Tensor {
 fn bits(code: &Tensor) -> Tensor {
     let per_channel = code.transpose(0, 1).flatten(1, -1);
     let variance = per_channel.var_dim(&[1i64][..], false, false);
+    bits_per_value(&variance) * per_channel.size()[1] as f64
+}
+
+/// The bound for one value of each channel, whose variances these are.
+fn bits_per_value(variance: &Tensor) -> Tensor {
     // The variance of rounding is 1/12; a normal distribution has the most entropy of all with its variance.
     let normal = ((variance + 1.0 / 12.0) * (std::f64::consts::TAU * std::f64::consts::E)).log2() * 0.5;
-    normal.clamp_min(0.0).sum(None::<Kind>) * per_channel.size()[1] as f64
+    normal.clamp_min(0.0).sum(None::<Kind>)
 }
 
 impl Task for Compression {
@@ -105,6 +110,32 @@ impl Task for Compression {
             }
             _ => distortion,
         }
+    }
+
+    /// Σ of the distortions, samples, pixels, values per channel, then Σ and Σ of squares of each channel of the code.
+    fn sums(&self, answer: &Answer, ys: &Tensor) -> Option<Tensor> {
+        let code = answer.latent.as_ref().filter(|_| self.rate > 0.0)?;
+        let size = ys.size();
+        let pixels = size[0] * size[2..].iter().product::<i64>();
+        let code = code.to_kind(Kind::Double).transpose(0, 1).flatten(1, -1);
+        let distortion = self.loss.of(&answer.outputs, ys).to_kind(Kind::Double) * size[0];
+        let counts = [size[0] as f64, pixels as f64, code.size()[1] as f64];
+        let counts = Tensor::from_slice(&counts).to_device(code.device());
+        let over = |values: &Tensor| values.sum_dim_intlist(&[1i64][..], false, Kind::Double);
+        Some(Tensor::cat(&[distortion.unsqueeze(0), counts, over(&code), over(&code.square())], 0))
+    }
+
+    fn joint_loss(&self, sums: &Tensor) -> Tensor {
+        let channels = (sums.size()[0] - 4) / 2;
+        let values = sums.get(3);
+        let mean = sums.narrow(0, 4, channels) / &values;
+        let variance = sums.narrow(0, 4 + channels, channels) / &values - mean.square();
+        let bits = bits_per_value(&variance.clamp_min(0.0)) * values;
+        sums.get(0) / sums.get(1) + bits * self.rate / sums.get(2)
+    }
+
+    fn is_joint(&self) -> bool {
+        self.rate > 0.0
     }
 
     fn meter(&self, _output: &[i64]) -> Box<dyn Meter> {

@@ -167,6 +167,28 @@ pub trait Task {
     /// smoothing and the like.
     fn loss(&self, answer: &Answer, ys: &Tensor, clock: Option<Clock>) -> Tensor;
 
+    /// What the loss is a function of, where it is no mean over samples: sums over the batch, float64 `[S]`, differentiable.
+    /// Sums of several batches are added, and [`Task::joint_loss`] of them is the loss of the batches as one.
+    fn sums(&self, _answer: &Answer, _ys: &Tensor) -> Option<Tensor> {
+        None
+    }
+
+    /// The loss of what [`Task::sums`] gave, 0-dim.
+    fn joint_loss(&self, sums: &Tensor) -> Tensor {
+        sums.shallow_clone()
+    }
+
+    /// What a batch counts in the mean over several, 0-dim, where that is known from the targets and not the number of its
+    /// samples.
+    fn weight(&self, _ys: &Tensor) -> Option<Tensor> {
+        None
+    }
+
+    /// Whether the loss of several batches is neither a mean of theirs nor one weighted by [`Task::weight`].
+    fn is_joint(&self) -> bool {
+        false
+    }
+
     /// Whether the loss of the same answer may be another at another `clock`.
     fn follows_the_clock(&self) -> bool {
         false

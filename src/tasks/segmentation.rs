@@ -3,9 +3,10 @@
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::{Answer, Goal, Panel, Task};
+use crate::data::mask::{IGNORED, voc_colour};
 use crate::data::{Dataset, Targets};
 use crate::exit::{Exit, fail};
 use crate::loss;
@@ -50,6 +51,25 @@ impl Segmentation {
         }
         let mut weights = self.class_weights.iter().flatten().enumerate();
         weights.try_for_each(|(class, value)| weight(&format!("class_weights.{class}"), *value))
+    }
+}
+
+impl Segmentation {
+    fn weights(&self, kind: Kind, device: Device) -> Option<Tensor> {
+        let weights = self.class_weights.as_ref();
+        weights.map(|weights| Tensor::from_slice(weights).to_kind(kind).to_device(device))
+    }
+
+    /// Σ of the weights of the pixels that count, float64: what the cross-entropy is divided by.
+    fn counted(&self, ys: &Tensor) -> Tensor {
+        let counted = ys.ge(0);
+        match self.weights(Kind::Double, ys.device()) {
+            None => counted.sum(Kind::Double),
+            Some(weights) => {
+                let each = weights.index_select(0, &ys.clamp_min(0).flatten(0, -1)).view_as(ys);
+                (each * counted).sum(Kind::Double)
+            }
+        }
     }
 }
 
@@ -101,15 +121,43 @@ impl Task for Segmentation {
         let logits = &answer.outputs;
         let mut loss = Tensor::zeros([], (logits.kind(), logits.device()));
         if self.cross_entropy > 0.0 {
-            let weights = self.class_weights.as_ref();
-            let weights =
-                weights.map(|w| Tensor::from_slice(w).to_kind(logits.kind()).to_device(logits.device()));
+            let weights = self.weights(logits.kind(), logits.device());
             loss += loss::pixel_cross_entropy(logits, ys, weights.as_ref()) * self.cross_entropy;
         }
         if self.dice > 0.0 {
             loss += loss::dice(logits, ys) * self.dice;
         }
         loss
+    }
+
+    /// Σ of the weighted cross-entropy, Σ of the weights, then per class 2·Σpt and Σ(p + t).
+    fn sums(&self, answer: &Answer, ys: &Tensor) -> Option<Tensor> {
+        let logits = match answer.outputs.kind() {
+            Kind::Double => answer.outputs.shallow_clone(),
+            _ => answer.outputs.to_kind(Kind::Float),
+        };
+        let weights = self.weights(logits.kind(), logits.device());
+        let total = loss::pixel_cross_entropy_sum(&logits, ys, weights.as_ref()).to_kind(Kind::Double);
+        let [common, either] = loss::dice_sums(&logits, ys).map(|sums| sums.to_kind(Kind::Double));
+        Some(Tensor::cat(&[Tensor::stack(&[total, self.counted(ys)], 0), common, either], 0))
+    }
+
+    fn joint_loss(&self, sums: &Tensor) -> Tensor {
+        let classes = (sums.size()[0] - 2) / 2;
+        let (common, either) = (sums.narrow(0, 2, classes), sums.narrow(0, 2 + classes, classes));
+        let mut loss = loss::dice_of(&common, &either) * self.dice;
+        if self.cross_entropy > 0.0 {
+            loss += sums.get(0) / sums.get(1) * self.cross_entropy;
+        }
+        loss
+    }
+
+    fn weight(&self, ys: &Tensor) -> Option<Tensor> {
+        Some(self.counted(ys))
+    }
+
+    fn is_joint(&self) -> bool {
+        self.dice > 0.0
     }
 
     fn meter(&self, output: &[i64]) -> Box<dyn Meter> {
@@ -121,14 +169,31 @@ impl Task for Segmentation {
     }
 
     fn panels(&self, xs: &Tensor, outputs: &Tensor, ys: &Tensor) -> Vec<Panel> {
-        let brightest = (outputs.size()[1] - 1).max(1) as f64;
-        let grey = |classes: &Tensor| classes.unsqueeze(1).to_kind(Kind::Float) / brightest;
         let found = outputs.argmax(1, false);
         // Pixels of no class are negative.
         let (right, counted) = (found.eq_tensor(ys), ys.ge(0));
         let share = right.logical_and(&counted).sum(Kind::Double) / counted.sum(Kind::Double);
-        let found =
-            Panel::new(format!("found {:.1} % right", share.double_value(&[]) * 100.0), &grey(&found));
-        vec![Panel::new("given", xs), found, Panel::new("target", &grey(ys))]
+        let caption = format!("found {:.1} % right", share.double_value(&[]) * 100.0);
+        vec![
+            Panel::new("given", xs),
+            Panel::new(caption, &tinted(xs, &found)),
+            Panel::new("target", &tinted(xs, ys)),
+        ]
     }
+}
+
+/// The picture `[1, C, H, W]` in [0, 1] with every class of `[1, H, W]` but the first in its colour of Pascal VOC's palette, and what
+/// is ignored in that of its borders; `[1, 3, H, W]`.
+fn tinted(xs: &Tensor, classes: &Tensor) -> Tensor {
+    const BORDER: [u8; 3] = [224, 224, 192];
+    let picture =
+        if xs.size()[1] == 3 { xs.shallow_clone() } else { xs.narrow(1, 0, 1).repeat([1, 3, 1, 1]) };
+    let palette: Vec<f32> =
+        (0..IGNORED).flat_map(voc_colour).chain(BORDER).map(|channel| f32::from(channel) / 255.0).collect();
+    let palette = Tensor::from_slice(&palette).view([-1, 3]).to_device(xs.device());
+    let index = classes.masked_fill(&classes.lt(0), i64::from(IGNORED)).flatten(0, -1);
+    let size = classes.size();
+    let colours = palette.index_select(0, &index).view([1, size[1], size[2], 3]).permute([0, 3, 1, 2]);
+    let mixed = (picture.clamp(0.0, 1.0) + colours.to_kind(picture.kind())) / 2.0;
+    picture.where_self(&classes.eq(0).unsqueeze(1), &mixed)
 }

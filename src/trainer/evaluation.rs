@@ -31,7 +31,8 @@ impl Trainer<'_> {
         };
         let loader = self.session.loader(set, false)?;
         let is_watched = split == Split::Validation || self.session.split(Split::Validation).is_none();
-        let mut gallery = Gallery::of(if is_watched { self.session.config.spec.train.pictures } else { 0 });
+        let spec = &self.session.config.spec;
+        let mut gallery = Gallery::of(if is_watched { spec.train.pictures } else { 0 }).showing(spec);
         // Images of any size would be tried and timed one by one.
         device::autotune(false);
         let scores =

@@ -66,14 +66,16 @@ pub fn run(options: &Options, trained: &Trained, task: &dyn Task) -> Result<()> 
         (Form::Levels, SourceSpec::Images(images)) => {
             let declared = images.mask.as_ref().map(|mask| mask.levels.clone()).unwrap_or_default();
             if declared.is_empty() {
-                let message = "--masks levels: the run's config declares no `mask: {levels: …}`; take numbers";
+                let message =
+                    "--masks levels: the run's config declares no `mask: {levels: …}`; take numbers";
                 return Err(fail(Exit::Usage, message));
             }
             declared
         }
         _ => Vec::new(),
     };
-    let is_file = !out.is_dir() && out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
+    let is_file =
+        !out.is_dir() && out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
     let jobs = jobs(&options.inputs, out, is_file, *force, |path| path.with_extension("png"))?;
     let network = trained.network()?;
     keep_memory();
@@ -89,7 +91,8 @@ pub fn run(options: &Options, trained: &Trained, task: &dyn Task) -> Result<()> 
         let file = ImageFile { path: job.input.clone(), mode: segmenter.mode };
         let picture = file.decode().or_exit(Exit::Data, || job.input.display())?;
         let tell = |done, of| bar.set_message(format!("{}: tile {done} of {of}", job.input.display()));
-        let classes = segmenter.segment(&picture, side, tell).with_context(|| job.input.display().to_string())?;
+        let classes =
+            segmenter.segment(&picture, side, tell).with_context(|| job.input.display().to_string())?;
         // An overlay keeps the colours that the network does not see.
         let shown = match (masks, segmenter.mode) {
             (Form::Overlay, Mode::Grey) => {
@@ -175,7 +178,10 @@ pub fn none(options: &MaskOptions, run: &Path) -> Result<()> {
         None => Ok(()),
         Some(_) => Err(fail(
             Exit::Usage,
-            format!("-o is for the masks of a segmentation, which {} is not; its answers are printed", run.display()),
+            format!(
+                "-o is for the masks of a segmentation, which {} is not; its answers are printed",
+                run.display()
+            ),
         )),
     }
 }

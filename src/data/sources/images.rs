@@ -124,7 +124,8 @@ impl Source for ImagesSpec {
                 let others = as_files(&others, Mode::Grey);
                 same_sizes(&files, &others, "mask")?;
                 let masks = mask.look(&others)?;
-                if opening.part == Split::Train && masks.absent(&mask.classes).count() + 1 == mask.classes.len()
+                if opening.part == Split::Train
+                    && masks.absent(&mask.classes).count() + 1 == mask.classes.len()
                 {
                     let message = format!(
                         "{}: {}; there is nothing to tell apart: see `mask: {{levels: …}}`",
