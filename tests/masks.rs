@@ -422,3 +422,31 @@ fn padding_of_a_crop_counts_nowhere_in_a_mask() {
     });
     assert!((losses[0] - losses[1]).abs() < 0.05, "{losses:?}");
 }
+
+#[test]
+fn panels_show_the_picture_and_classes_in_colours_and_an_export_answers_probabilities() {
+    let folder = place("masks('mk', lambda c, b: c)");
+    let here = folder.path();
+    let config = config(here, "mk", THREE);
+    let output = here.join("run");
+    let output = output.to_str().unwrap();
+    succeeds(&["train", &config, "--output", output, "--quiet", "--set", "train.pictures=1"]);
+    let script = here.join("net.pt");
+    succeeds(&["export", output, "--to", "torchscript", "--softmax", "-o", script.to_str().unwrap()]);
+    python(&format!(
+        "
+import numpy as np, os, torch
+from PIL import Image
+os.chdir({here:?})
+strip = np.array(Image.open('run/pictures/epoch-0004-1.png').convert('RGB')).astype(int)
+# Below one line of captions, a panel of 192 pixels: each pixel six times.
+panel = lambda at: strip[14:206, 2 + 194 * at:194 + 194 * at][3::6, 3::6]
+given, mask = np.array(Image.open('im/0.png')).astype(int), np.array(Image.open('mk/0.png'))
+assert np.abs(panel(0) - given[..., None]).max() <= 1, np.abs(panel(0) - given[..., None]).max()
+colours = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0]])
+tinted = np.where((mask == 0)[..., None], given[..., None], (given[..., None] + colours[mask]) / 2)
+assert np.abs(panel(2) - tinted).max() <= 1, np.abs(panel(2) - tinted).max()
+y = torch.jit.load('net.pt')(torch.rand(2, 1, 32, 32))
+assert y.shape == (2, 3, 32, 32) and (y.sum(1) - 1).abs().max() < 1e-5"
+    ));
+}

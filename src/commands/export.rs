@@ -198,14 +198,21 @@ fn write_resumable(options: &Options) -> Result<()> {
 
 fn write_script(source: &Source, options: &Options, output: &Path) -> Result<String> {
     if options.softmax {
-        let is_classifier =
-            source.config.as_ref().is_none_or(|c| matches!(c.task, TaskSpec::Classification(_)));
+        // Of logits in channels: one alone, as some segmentations have it, is no choice between classes.
+        let has_channels = source.model.output().first().is_some_and(|&channels| channels > 1);
+        let is_classifier = source.config.as_ref().is_none_or(|config| match config.task {
+            TaskSpec::Classification(_) => true,
+            TaskSpec::Segmentation(_) => has_channels,
+            _ => false,
+        });
         let last = source.model.root().leaves().last().map(|leaf| &leaf.op);
         let ends_in_one =
             matches!(last, Some(Op::Layer(spec)) if ["softmax", "log_softmax"].contains(&spec.kind()));
         if !is_classifier || ends_in_one {
-            let why =
-                if ends_in_one { "the network ends in one already" } else { "this run is no classification" };
+            let why = match ends_in_one {
+                true => "the network ends in one already",
+                false => "this run answers with no logits of several classes",
+            };
             return Err(fail(Exit::Usage, format!("--softmax: {why}; leave it out")));
         }
     }
