@@ -251,8 +251,11 @@ fn open(name: &str) -> Result<Document> {
     let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or(name);
     let hint = match nearest(stem, shipped::configs()) {
         Some(near) => format!("did you mean the shipped config `{near}`?"),
+        None if name.contains('/') => {
+            "`tikhonov runs` lists the runs, `tikhonov init DIR` writes the shipped configs".into()
+        }
         None => format!("shipped configs: {}", shipped::configs().collect::<Vec<_>>().join(", ")),
     };
-    std::fs::metadata(path).or_exit(Exit::Usage, || format!("there is no config {name}; {hint}"))?;
+    std::fs::metadata(path).or_exit(Exit::Usage, || format!("there is no config or run {name}; {hint}"))?;
     Document::read(path)
 }

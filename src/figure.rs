@@ -5,9 +5,17 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow};
 use resvg::tiny_skia::{Color, Pixmap, Transform};
 use resvg::usvg::{Options, Tree, fontdb::Database};
+use skrifa::MetadataProvider;
 
 /// Pixels per unit of the drawing: text stays sharp.
 const SCALE: f32 = 2.0;
+
+/// Whether the font that comes with the program has every letter of `text`.
+pub fn can_write(text: &str) -> bool {
+    let Ok(font) = skrifa::FontRef::new(dejavu::sans::regular()) else { return false };
+    let letters = font.charmap();
+    text.chars().all(|c| c.is_whitespace() || letters.map(c).is_some())
+}
 
 /// The drawing in its light colours on white. Fails on what is no SVG and on sizes that no memory holds.
 pub fn png(svg: &str) -> Result<Vec<u8>> {
@@ -40,5 +48,6 @@ mod tests {
         let dark = (0..100).flat_map(|x| (0..100).map(move |y| (x, y))).filter(|&at| picture[at].0[0] < 100);
         assert!(dark.count() > 100, "letters");
         assert!(png("<svg").is_err());
+        assert!(can_write("Grüße, λ² Ж …") && !can_write("郁金香"));
     }
 }

@@ -145,7 +145,8 @@ impl History {
     }
 
     fn sum(&self, of: impl Fn(&Value) -> Option<f64>) -> f64 {
-        self.epochs.iter().filter_map(of).sum()
+        // An empty `sum` is −0.
+        self.epochs.iter().filter_map(of).fold(0.0, |sum, value| sum + value)
     }
 
     /// The best `metric` on the validation set, or where there is none on the test set; and the epoch.
@@ -169,14 +170,23 @@ impl History {
     /// `l2 5·10⁻⁴`, as the config declares it.
     pub fn penalty(&self) -> String {
         let penalty = &self.config["penalty"];
-        let lambda = |value: &Value| match (value.as_f64(), value["start"].as_f64(), value["end"].as_f64()) {
-            (Some(lambda), ..) => Some(number(lambda)).filter(|_| lambda != 0.0),
-            (_, Some(start), Some(end)) => Some(format!("{} → {}", number(start), number(end))),
-            _ if value.get("auto").is_some() => Some("auto".into()),
-            _ => None,
+        let reached = |key: &str| {
+            let mut groups = self.epochs.last()?["lambda"].as_object()?.values();
+            groups.find_map(|rates| rates[key].as_f64())
         };
+        let lambda =
+            |key: &str, value: &Value| match (value.as_f64(), value["start"].as_f64(), value["end"].as_f64())
+            {
+                (Some(lambda), ..) => Some(number(lambda)).filter(|_| lambda != 0.0),
+                (_, Some(start), Some(end)) => Some(format!("{} → {}", number(start), number(end))),
+                _ if value.get("auto").is_some() => Some(
+                    reached(key)
+                        .map_or_else(|| "auto".into(), |lambda| format!("auto, now {}", number(lambda))),
+                ),
+                _ => None,
+            };
         let mut words: Vec<String> = (["l2", "decoupled", "l1"].iter())
-            .filter_map(|key| Some(format!("{key} {}", lambda(&penalty[*key])?)))
+            .filter_map(|key| Some(format!("{key} {}", lambda(key, &penalty[*key])?)))
             .collect();
         match penalty["groups"].as_array().map_or(0, Vec::len) {
             0 => {}

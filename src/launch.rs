@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use crate::checkpoint::Checkpoints;
+use crate::coefficients::{self, Coefficients};
 use crate::config::Config;
 use crate::data::Shelf;
 use crate::exit::{Exit, fail};
@@ -20,6 +21,8 @@ use crate::trainer::{Start, Trainer};
 pub struct Manner {
     /// Go on from the run folder's last checkpoint; start where there is none.
     pub resume: bool,
+    /// Replace a run that is there already.
+    pub force: bool,
     /// Nothing on the terminal.
     pub quiet: bool,
     /// Draws the curves into the run folder. Nobody looks at each trial of a sweep.
@@ -42,10 +45,11 @@ pub fn launch(
     let output = config.spec.output.clone();
     let folder = LockedFolder::take(&output)?;
     let checkpoints = Checkpoints::of(&output);
-    let holds_run = checkpoints.exist()?;
+    let is_replaced = manner.force && folder.holds_run();
+    let holds_run = checkpoints.exist()? && !is_replaced;
     if holds_run && !manner.resume {
         let message = format!(
-            "{} holds a run already; --resume goes on with it, --output FOLDER puts the new one elsewhere",
+            "{} holds a run already; --resume goes on with it, --output FOLDER puts the new one elsewhere, --force replaces it",
             output.display()
         );
         return Err(fail(Exit::Usage, message));
@@ -67,6 +71,9 @@ pub fn launch(
             Start::Fresh(initial)
         }
     };
+    if is_replaced {
+        notes.push(folder.clear()?);
+    }
     let mut run = Trainer::new(&session, folder, start)?;
     let epochs = session.config.spec.train.epochs;
     let mut progress = Progress::new(epochs, run.total_steps(), run.step(), manner.quiet);
@@ -88,7 +95,14 @@ pub fn launch(
         ended => outcome::judge(&session, &run, ended).map(Some),
     });
     let ended = match outcome {
-        Ok(Some(result)) => {
+        Ok(Some(mut result)) => {
+            let which = if result.best.is_some() { "best" } else { "last" };
+            let (spec, names) = (&session.config.spec, &run.state().features);
+            let coefficients = Coefficients::of(spec, &session.model, names, &checkpoints, which)?;
+            if let Some(coefficients) = &coefficients {
+                run.folder().write(coefficients::FILE, &coefficients.csv()?)?;
+            }
+            result.coefficients = coefficients;
             // Before the result, which says that the run is over.
             if let Some(confusion) = result.confusion(&run.state().classes) {
                 run.folder().write("confusion.json", &confusion.to_string())?;

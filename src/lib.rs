@@ -3,7 +3,7 @@
 //! The rooms, lowest floor first; a room imports only rooms below it.
 
 // Floor 0: libtorch, the device, exit codes, the embedded files, renaming rules, arithmetic of images, how a config
-// writes an enum, drawings as pictures, the time of phases, SHA-256, lines for whoever looks on.
+// writes an enum, drawings as pictures, the time of phases, SHA-256, lines for whoever looks on, what fits a terminal.
 pub mod device;
 mod digest;
 pub mod exit;
@@ -16,6 +16,7 @@ mod say;
 pub mod shipped;
 pub mod stopwatch;
 mod tagged;
+mod terminal;
 // Floor 1: pure functions of files, tensors and steps.
 pub mod codec;
 pub mod data;
@@ -37,6 +38,7 @@ pub mod config;
 // Floor 5: the work.
 pub mod adaptive;
 pub mod bench;
+mod coefficients;
 pub mod compressor;
 pub mod eval;
 pub mod gallery;

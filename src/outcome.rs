@@ -7,6 +7,7 @@ use anyhow::Result;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::coefficients::Coefficients;
 use crate::data::Split;
 use crate::eval::evaluate;
 use crate::gallery::Gallery;
@@ -28,6 +29,9 @@ pub struct RunResult {
     /// Where a validation set chose them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub best: Option<Weights>,
+    /// Of a linear model; they stand in a file of their own.
+    #[serde(skip)]
+    pub coefficients: Option<Coefficients>,
 }
 
 /// One set of weights and how it does.
@@ -71,6 +75,7 @@ pub fn judge(session: &Session, run: &Trainer, ended: Outcome) -> Result<RunResu
         stopped_early: ended == Outcome::Early,
         last,
         best,
+        coefficients: None,
     })
 }
 
@@ -102,6 +107,9 @@ impl fmt::Display for RunResult {
                     scores.values.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
                 writeln!(f, "{name} (epoch {}) {split}: {}", weights.epoch, shown.join(", "))?;
             }
+        }
+        if let Some(coefficients) = &self.coefficients {
+            write!(f, "{coefficients}")?;
         }
         write!(f, "saved in {}", self.folder.display())
     }

@@ -8,7 +8,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::run_folder::RunFolder;
 use crate::say::tell;
-use crate::telemetry::{EpochRecord, StepRecord};
+use crate::telemetry::{Condition, EpochRecord, StepRecord};
+use crate::terminal::{Part, line, stderr_columns};
 
 /// How often a plain line tells where an epoch stands when there is no terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
@@ -39,11 +40,15 @@ impl Progress {
         let target =
             if style == Style::Bar { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(steps), target).with_position(done);
-        let template = "{prefix} {bar:28.cyan/blue} {percent:>3} % · {eta} left · {wide_msg}";
+        let template = "{prefix} {wide_bar:.cyan/blue} {percent:>3} % · {eta} left{msg}";
         bar.set_style(
             ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
         );
         bar.reset_eta();
+        if style == Style::Bar {
+            // Evaluations are no steps: the time goes on all the same.
+            bar.enable_steady_tick(Duration::from_secs(1));
+        }
         Self { bar, style, epochs, told: Instant::now() }
     }
 
@@ -54,51 +59,75 @@ impl Progress {
 
     /// The numbers of a logged step.
     pub fn numbers(&mut self, record: &StepRecord) {
-        let text = format!(
-            "loss {:.4} + penalty {:.4} · lr {:.2e} · {:.0} samples/s",
-            record.loss, record.condition.penalty, record.condition.lr, record.images_per_s
+        let mut parts = vec![Part::new(4, format!("loss {:.4}", record.loss))];
+        parts.extend(
+            penalised(&record.condition)
+                .then(|| Part::new(3, format!(" + penalty {:.4}", record.condition.penalty))),
         );
+        parts.push(Part::new(2, format!(" · lr {:.2e}", record.condition.lr)));
+        parts.push(Part::new(1, format!(" · {:.0} samples/s", record.images_per_s)));
+        let text = line(&parts, None);
         if self.style == Style::Plain && self.told.elapsed() > PLAIN_EVERY {
             let of = self.bar.length().unwrap_or(0);
             tell!("  step {}/{of} · {text}", record.step);
             self.told = Instant::now();
         }
-        self.bar.set_message(text);
+        // The epoch, the share, the time left and a bar that one can see need about 44 columns.
+        let room = stderr_columns().map(|columns| columns.saturating_sub(44));
+        let shown = line(&parts, room);
+        self.bar.set_message(if shown.is_empty() { shown } else { format!(" · {shown}") });
     }
 
     /// One line per epoch, on the screen and in the log.
     pub fn epoch(&mut self, record: &EpochRecord, folder: &mut RunFolder) -> Result<()> {
         let width = self.epochs.to_string().len();
         let condition = &record.condition;
-        let mut line = format!(
-            "epoch {:>width$}/{} · loss {:.4} · penalty {:.4} · lr {:.2e} · ‖w‖ {:.2}",
-            record.epoch, self.epochs, record.loss, condition.penalty, condition.lr, condition.weight_norm
-        );
+        let kept = |text: String| Part::new(Part::KEPT, text);
+        let mut parts = vec![
+            kept(format!("epoch {:>width$}/{}", record.epoch, self.epochs)),
+            kept(format!(" · loss {:.4}", record.loss)),
+        ];
+        if penalised(condition) {
+            parts.push(Part::new(5, format!(" · penalty {:.4}", condition.penalty)));
+        }
+        parts.push(Part::new(3, format!(" · lr {:.2e}", condition.lr)));
+        parts.push(Part::new(1, format!(" · ‖w‖ {:.2}", condition.weight_norm)));
         match record.tuned.as_slice() {
             [] => {}
-            [(_, lambda)] => line += &format!(" · λ {lambda:.2e}"),
+            [(_, lambda)] => parts.push(Part::new(7, format!(" · λ {lambda:.2e}"))),
             several => {
                 let each: Vec<_> =
                     several.iter().map(|(group, lambda)| format!("{group} {lambda:.2e}")).collect();
-                line += &format!(" · λ {}", each.join(", "));
+                parts.push(Part::new(7, format!(" · λ {}", each.join(", "))));
             }
         }
         if let Some(scaling) = record.scaling.filter(|scaling| scaling.skipped_steps > 0) {
-            line += &format!(" · skipped {} (scale {})", scaling.skipped_steps, scaling.loss_scale);
+            let text = format!(" · skipped {} (scale {})", scaling.skipped_steps, scaling.loss_scale);
+            parts.push(Part::new(6, text));
         }
         if condition.zeros > 0.0 {
-            line += &format!(" · zeros {:.1} %", 100.0 * condition.zeros);
+            parts.push(Part::new(6, format!(" · zeros {:.1} %", 100.0 * condition.zeros)));
         }
         for (split, scores) in [("validation", &record.validation), ("test", &record.test)] {
-            if let Some(scores) = scores {
-                let shown = scores.values.iter().take(2);
-                let shown: Vec<_> = shown.map(|(name, value)| format!("{name} {value:.4}")).collect();
-                line += &format!(" | {split} {}", shown.join(" "));
+            let Some(scores) = scores else { continue };
+            let shown: Vec<_> = scores.values.iter().take(2).collect();
+            parts.push(kept(format!(" | {split}")));
+            // The loss stands before what decides, and gives way to it.
+            for (at, (name, value)) in shown.iter().enumerate() {
+                let rank = if at + 1 == shown.len() { Part::KEPT } else { 4 };
+                parts.push(Part::new(rank, format!(" {name} {value:.4}")));
             }
         }
-        line += &format!(" | {:.1} s, {:.0} samples/s", record.seconds, record.images_per_s);
+        parts.push(Part::new(2, format!(" | {:.1} s", record.seconds)));
+        parts.push(Part::new(0, format!(", {:.0} samples/s", record.images_per_s)));
         self.told = Instant::now();
-        self.say(&line, folder)
+        let whole = line(&parts, None);
+        match self.style {
+            Style::Bar => self.bar.println(line(&parts, stderr_columns())),
+            Style::Plain => tell!("{whole}"),
+            Style::Quiet => {}
+        }
+        folder.log(&whole)
     }
 
     /// A line for the user, above the bar, and for the log.
@@ -114,4 +143,9 @@ impl Progress {
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// Whether any weight is penalised.
+fn penalised(condition: &Condition) -> bool {
+    !condition.lambda.is_empty() || condition.penalty != 0.0
 }

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::checkpoint::{Checkpoints, State, atomic};
+use crate::config::{CONFIG_FILE, PROGRAM_FILE};
 use crate::exit::{Exit, OrExit, fail};
 use crate::model::scripted::fingerprint;
 use crate::telemetry::Record;
@@ -48,6 +49,60 @@ impl LockedFolder {
         fs::create_dir_all(path)
             .or_exit(Exit::Storage, || format!("making the run folder {}", path.display()))?;
         Ok(Self { path: path.into(), lock: lock(path)? })
+    }
+
+    /// Whether there is a run, whole or in part, that tikhonov made.
+    pub fn holds_run(&self) -> bool {
+        self.path.join(CONFIG_FILE).is_file()
+            && ["metrics.jsonl", "log.txt", "checkpoints"].iter().any(|name| self.path.join(name).exists())
+    }
+
+    /// Removes what a run leaves, and nothing else; says what stays. The result goes first: without it the run is not over.
+    pub fn clear(&self) -> Result<String> {
+        const FILES: [&str; 7] = [
+            "result.json",
+            "confusion.json",
+            "coefficients.csv",
+            "metrics.csv",
+            "metrics.jsonl",
+            "log.txt",
+            PROGRAM_FILE,
+        ];
+        const FOLDERS: [&str; 4] = ["checkpoints", "plots", "pictures", "tensorboard"];
+        let removed = |outcome: io::Result<()>, name: &str| match outcome {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).or_exit(Exit::Storage, || format!("removing {}", self.path.join(name).display()))
+            }
+            _ => Ok(()),
+        };
+        for name in FILES {
+            removed(fs::remove_file(self.path.join(name)), name)?;
+        }
+        for name in FOLDERS {
+            removed(fs::remove_dir_all(self.path.join(name)), name)?;
+        }
+        // The last, so that what is left by a process that was killed is still known for a run.
+        removed(fs::remove_file(self.path.join(CONFIG_FILE)), CONFIG_FILE)?;
+        let mut rest = Vec::new();
+        for entry in fs::read_dir(&self.path).or_exit(Exit::Storage, || self.path.display())? {
+            let name = entry
+                .or_exit(Exit::Storage, || self.path.display())?
+                .file_name()
+                .to_string_lossy()
+                .into_owned();
+            if name != ".lock" {
+                rest.push(name);
+            }
+        }
+        rest.sort();
+        let folder = self.path.display();
+        Ok(match rest.as_slice() {
+            [] => format!("--force: the run that was in {folder} is replaced"),
+            rest => format!(
+                "--force: the run that was in {folder} is replaced; not of a run, and left there: {}",
+                rest.join(", ")
+            ),
+        })
     }
 
     /// Opens the files at their start, or as they were at `state`: what was recorded later is forgotten.

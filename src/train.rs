@@ -25,6 +25,11 @@ pub trait Watch {
     /// The scores on the validation set after `epoch` epochs; false ends the run. Asked between two epochs, and once
     /// more when a run goes on from there.
     fn goes_on(&mut self, epoch: u64, scores: &Scores) -> Result<bool>;
+
+    /// After each step: `done` of the `of` steps of the whole run are made, in epoch `epoch` from 0.
+    fn steps(&mut self, _epoch: u64, _done: u64, _of: u64) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Nobody watches.
@@ -67,6 +72,7 @@ pub fn train(
                 progress.say(&note, run.folder())?;
             }
             progress.step(run.epoch(), run.step());
+            watch.steps(run.epoch(), run.step(), run.total_steps())?;
             if let Some(record) = logged {
                 progress.numbers(&record);
             }

@@ -124,6 +124,14 @@ impl Weights {
         }
     }
 
+    /// What they are, for a line that goes on: the notes of a file stand above it.
+    pub fn on(&self, run: &Path) -> String {
+        match self {
+            Self::Checkpoint(_) => self.name(),
+            Self::File(..) => format!("{}\n{}", self.name(), run.display()),
+        }
+    }
+
     /// What they are, for programs.
     pub fn describe(&self, line: &mut Value) {
         match self {

@@ -31,5 +31,6 @@ mod schedule;
 mod scripted;
 mod sweep;
 mod tasks;
+mod told;
 mod train;
 mod winograd;

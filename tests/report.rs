@@ -195,7 +195,7 @@ fn list(value: &Value) -> Vec<String> {
 #[test]
 fn a_report_of_runs_and_sweeps_is_whole_in_a_browser_wide_and_narrow_light_and_dark() {
     let home = Home::new();
-    let classes = home.config("classes.yaml", CLASSES);
+    let classes = home.config("classes.yaml", &format!("{CLASSES}schedule: cosine\n"));
     let numbers = home.config("numbers.yaml", NUMBERS);
     succeeds(&["train", &classes, "--quiet", "--output", &home.at("first")]);
     succeeds(&["train", &classes, "--quiet", "--output", &home.at("second"), "--set", "penalty.l1=0.1"]);
@@ -360,7 +360,7 @@ fn runs_are_listed_sorted_and_told_apart_by_how_they_stand() {
 #[test]
 fn a_finished_run_and_an_interrupted_one_have_their_plots() {
     let home = Home::new();
-    let classes = home.config("classes.yaml", CLASSES);
+    let classes = home.config("classes.yaml", &format!("{CLASSES}schedule: cosine\n"));
     succeeds(&["train", &classes, "--quiet", "--output", &home.at("run")]);
     for name in [
         "loss",

@@ -14,6 +14,7 @@ use crate::gallery::Gallery;
 use crate::metrics::{ClassReport, Scores};
 use crate::say::{self, say, tell};
 use crate::session::Session;
+use crate::terminal::{padded, width};
 use crate::trained::Trained;
 
 /// Evaluate trained runs, or a config with weights from elsewhere.
@@ -27,9 +28,9 @@ pub struct Options {
     pub runs: Vec<PathBuf>,
     #[command(flatten)]
     pub weights: WeightOptions,
-    /// Which part of the data
-    #[arg(long, value_enum, default_value = "test")]
-    pub split: Split,
+    /// Which part of the data; without it the test set, or where there is none the validation set
+    #[arg(long, value_enum)]
+    pub split: Option<Split>,
     /// Override one key of the run's config, such as a data path (repeatable)
     #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
     pub set: Vec<String>,
@@ -57,14 +58,29 @@ fn eval_one(run: &Path, options: &Options) -> Result<()> {
     let overrides = options.machine.overrides();
     let Trained { config, plan, weights } =
         Trained::open(run, &options.set, overrides, &options.weights.choice())?;
-    config.validate_data(&[options.split])?;
-    let session = Session::open_only(config, plan, options.split, weights.classes())?;
+    let data = &config.spec.data;
+    let split = options.split.unwrap_or(match (&data.test, &data.validation) {
+        (None, Some(_)) => {
+            tell!(
+                "{} has no test set: the scores are of the validation set, which may have chosen the weights",
+                run.display()
+            );
+            Split::Validation
+        }
+        _ => Split::Test,
+    });
+    config.validate_data(&[split])?;
+    let session = Session::open_only(config, plan, split, weights.classes())?;
     let network = session.network()?;
     weights.load_into(&network)?;
-    let name = format!("{:?}", options.split).to_lowercase();
-    let set = session.split(options.split);
-    let set =
-        set.or_exit(Exit::Usage, || format!("{} has no {name} set; try --split train", run.display()))?;
+    let name = format!("{split:?}").to_lowercase();
+    let set = session.split(split);
+    let set = set.or_exit(Exit::Usage, || {
+        let data = &session.config.spec.data;
+        let others = [("test", data.test.is_some()), ("validation", data.validation.is_some())];
+        let other = others.iter().find(|(_, is_there)| *is_there).map_or("train", |(name, _)| name);
+        format!("{} has no {name} set; try --split {other}", run.display())
+    })?;
     for note in session.mask_notes(&name, set) {
         tell!("{note}");
     }
@@ -88,7 +104,7 @@ fn eval_one(run: &Path, options: &Options) -> Result<()> {
         weights.describe(&mut line);
         say!("{line}");
     } else {
-        say!("{} on {name} ({} samples)", weights.name(), set.len());
+        say!("{} on {name} ({} samples)", weights.on(run), set.len());
         say::out(format_args!("{}", table(&scores, &set.classes)));
         if options.each {
             for row in rows(&scores, &set.names) {
@@ -127,13 +143,12 @@ fn table(scores: &Scores, classes: &[String]) -> String {
 fn class_table(report: &ClassReport, classes: &[String]) -> String {
     const WIDEST_MATRIX: usize = 20;
     let name = |class: usize| classes.get(class).cloned().unwrap_or_else(|| class.to_string());
-    let width =
-        (0..report.per_class.len()).map(|class| name(class).chars().count()).max().unwrap_or(0).max(5);
-    let mut text = format!("\n  {:<width$}  precision  recall      f1  samples\n", "class");
+    let widest = (0..report.per_class.len()).map(|class| width(&name(class))).max().unwrap_or(0).max(5);
+    let mut text = format!("\n  {}  precision  recall      f1  samples\n", padded("class", widest));
     for (class, scores) in report.per_class.iter().enumerate() {
         text += &format!(
-            "  {:<width$}  {:>9.4}  {:>6.4}  {:>6.4}  {:>7}\n",
-            name(class),
+            "  {}  {:>9.4}  {:>6.4}  {:>6.4}  {:>7}\n",
+            padded(&name(class), widest),
             scores.precision,
             scores.recall,
             scores.f1,
@@ -145,7 +160,7 @@ fn class_table(report: &ClassReport, classes: &[String]) -> String {
         text += "\n  rows: truth, columns: prediction, in the order above\n";
         for (class, row) in report.confusion.iter().enumerate() {
             let cells: String = row.iter().map(|count| format!("{count:>cell$}")).collect();
-            text += &format!("  {:<width$} {cells}\n", name(class));
+            text += &format!("  {} {cells}\n", padded(&name(class), widest));
         }
     }
     text

@@ -11,6 +11,7 @@ use tch::{Kind, Tensor};
 use crate::checkpoint::weights::{Unreadable, Weights, dtype, survey};
 use crate::exit::{Exit, OrExit};
 use crate::model::thousands;
+use crate::terminal;
 
 /// Show what a checkpoint holds: .pth, .pt, TorchScript or safetensors, told by content.
 ///
@@ -149,7 +150,7 @@ fn print(out: &mut impl Write, weights: &Weights, rows: &[Row], unreadable: &[Un
 
     let shapes: Vec<String> = rows.iter().map(|row| format!("{:?}", row.shape)).collect();
     let width = |cells: &mut dyn Iterator<Item = usize>, least: usize| cells.max().unwrap_or(0).max(least);
-    let name_width = width(&mut rows.iter().map(|row| plain(row.name).chars().count()), 4);
+    let name_width = width(&mut rows.iter().map(|row| terminal::width(&plain(row.name))), 4);
     let shape_width = width(&mut shapes.iter().map(String::len), 5);
     writeln!(
         out,
@@ -161,8 +162,8 @@ fn print(out: &mut impl Write, weights: &Weights, rows: &[Row], unreadable: &[Un
             row.range.map_or_else(|| ["-"; 3].map(String::from), |range| range.map(number));
         writeln!(
             out,
-            "{:name_width$}  {shape:shape_width$}  {:10}  {min:>11}  {mean:>11}  {max:>11}  {:>5}",
-            plain(row.name),
+            "{}  {shape:shape_width$}  {:10}  {min:>11}  {mean:>11}  {max:>11}  {:>5}",
+            terminal::padded(&plain(row.name), name_width),
             row.dtype,
             row.nan
         )?;

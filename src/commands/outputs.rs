@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Result;
 use image::ImageFormat;
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::checkpoint::atomic;
 use crate::data::photo::Photo;
@@ -91,6 +92,20 @@ pub fn write_photo(photo: &Photo, output: &Path) -> Result<()> {
     atomic::write_with_folders(output, &bytes)
 }
 
+/// Of a bar, for one job: it moves within a job too.
+pub const UNITS: u64 = 1000;
+
+/// A bar of `jobs` for [`each`], which ticks each second.
+pub fn bar(jobs: usize) -> ProgressBar {
+    let bar = ProgressBar::new(jobs as u64 * UNITS);
+    let template = "{bar:20.cyan/blue} {prefix} · {eta} left · {wide_msg}";
+    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    if !bar.is_hidden() {
+        bar.enable_steady_tick(Duration::from_secs(1));
+    }
+    bar
+}
+
 /// Does one job after the other and prints the line that `work` makes of each, while `bar` moves on. What fails is told by its error,
 /// which names the input, and passed over; it ends it all with `exit`, and `failed` after the numbers. Of one job alone, the error is
 /// its own.
@@ -101,17 +116,23 @@ pub fn each(
     exit: Exit,
     mut work: impl FnMut(&Job) -> Result<String>,
 ) -> Result<()> {
-    let mut failures = 0;
+    let (mut done, mut failures) = (0, 0);
     for job in jobs {
+        bar.set_prefix(format!("{}/{}", done + 1, jobs.len() - failures));
         match work(job) {
-            Ok(line) => bar.suspend(|| say!("{line}")),
+            Ok(line) => {
+                done += 1;
+                bar.suspend(|| say!("{line}"));
+            }
             Err(error) if jobs.len() == 1 => return Err(error),
             Err(error) => {
+                // It took no time that others will take.
                 failures += 1;
+                bar.set_length((jobs.len() - failures) as u64 * UNITS);
                 bar.suspend(|| tell!("skipped {error:#}"));
             }
         }
-        bar.inc(1);
+        bar.set_position(done as u64 * UNITS);
     }
     bar.finish_and_clear();
     match failures {

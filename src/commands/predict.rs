@@ -12,6 +12,7 @@ use tch::no_grad;
 
 use super::TrainedOptions;
 use crate::config::RunConfig;
+use crate::data::sources::CsvSpec;
 use crate::data::{Dataset, SourceSpec, pictures};
 use crate::exit::{Exit, fail};
 use crate::libtorch::catching;
@@ -19,6 +20,7 @@ use crate::libtorch::machine::keep_memory;
 use crate::say::tell;
 use crate::session::loader;
 use crate::tasks::{Prediction, TaskSpec};
+use crate::yaml;
 
 /// Predict with a trained run.
 ///
@@ -88,6 +90,21 @@ fn inputs(spec: &RunConfig, features: &[String], shape: &[i64], paths: &[PathBuf
     match (&spec.data.train, paths) {
         (SourceSpec::Csv(table), [path]) => table.rows(path, features),
         (SourceSpec::Csv(_), _) => Err(fail(Exit::Usage, "give one table at a time")),
+        // Generated: its columns have the names that the run's coefficients have.
+        (SourceSpec::Line(_) | SourceSpec::Linear(_), paths) => {
+            let columns = features.join(", ");
+            let table = |path: &PathBuf| path.extension().is_some_and(|end| end.eq_ignore_ascii_case("csv"));
+            match paths {
+                [path] if table(path) && !features.is_empty() => {
+                    let spec: CsvSpec = yaml::decode(&json!({"file": path, "target": []}))?;
+                    spec.rows(path, features)
+                }
+                _ => Err(fail(
+                    Exit::Usage,
+                    format!("this run answers for the rows of one .csv with the columns {columns}"),
+                )),
+            }
+        }
         _ => {
             let (mode, fit) = spec.data.picture_rules(shape)?;
             pictures(paths, mode, &fit)

@@ -6,11 +6,11 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Args;
 use image::ImageFormat;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use tch::Tensor;
 
 use super::TrainedOptions;
-use super::outputs::{Job, each, jobs, write_photo};
+use super::outputs::{Job, UNITS, bar, each, jobs, write_photo};
 use crate::data::draw::{Draw, Purpose};
 use crate::data::photo::Photo;
 use crate::exit::{Exit, OrExit, fail};
@@ -83,9 +83,7 @@ pub fn run(options: &Options) -> Result<()> {
     );
     tell!("{}", trained.weights.name());
 
-    let bar = ProgressBar::new(jobs.len() as u64);
-    let style = ProgressStyle::with_template("{bar:28.cyan/blue} {pos}/{len} · {eta} left · {wide_msg}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let bar = bar(jobs.len());
     let mut scores = Vec::new();
     let mut images = 0..;
     let outcome = each(&jobs, &bar, "images could not be restored", Exit::Data, |job| {
@@ -116,7 +114,11 @@ fn one(
     bar: &ProgressBar,
 ) -> Result<(String, Option<(f64, f64)>)> {
     let started = Instant::now();
-    let tell = |done, of| bar.set_message(format!("{}: tile {done} of {of}", job.input.display()));
+    let begin = bar.position();
+    let tell = |done: usize, of: usize| {
+        bar.set_position(begin + UNITS * done as u64 / of.max(1) as u64);
+        bar.set_message(format!("{}: tile {done} of {of}", job.input.display()));
+    };
     let (restored, noisy) = restorer.restore(photo, noise, tile, tell)?;
     let seconds = started.elapsed().as_secs_f64();
     let megapixels = (photo.width * photo.height) as f64 / 1e6;

@@ -11,8 +11,8 @@ use serde::Serialize;
 
 use crate::exit::{Exit, OrExit};
 use crate::history::{History, Swept};
-use crate::model::table;
 use crate::plot::number;
+use crate::terminal::{fitted, stdout_columns};
 
 /// List the runs below a folder.
 ///
@@ -98,8 +98,11 @@ pub fn run(options: &Options) -> Result<()> {
         writeln!(out, "no runs in {}", root.display())?;
         return Ok(());
     }
-    let head = ["run", "state", "epochs", "best", "", "test", "λ", "optimizer", "lr", "time", "images/s"];
-    writeln!(out, "{}", table(&head, 2, rows.iter().map(Row::cells).collect()).trim_end())?;
+    let head = ["run", "state", "epochs", "best", "", "test", "λ", "optimizer", "lr", "time", "samples/s"];
+    // Where a terminal is too narrow, in this order: speed, time, optimizer, rate, metric, epochs, λ, test.
+    let dispensable = [10, 9, 7, 8, 4, 2, 6, 5];
+    let rows_of = rows.iter().map(Row::cells).collect();
+    writeln!(out, "{}", fitted(&head, 2, rows_of, stdout_columns(), &dispensable).trim_end())?;
     for row in rows.iter().filter(|row| row.error.is_some()) {
         writeln!(out, "{}: {}", row.name, row.error.as_deref().unwrap_or_default())?;
     }

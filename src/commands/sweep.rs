@@ -23,6 +23,7 @@ use crate::sweep::runner::{Place, Runner, Slot};
 use crate::sweep::search::Search;
 use crate::sweep::spec::{FinalFit, SweepSpec};
 use crate::sweep::{Design, Folder, Outcome, words};
+use crate::terminal::stdout_columns;
 use crate::yaml::Document;
 
 /// Train over a grid of λ, or of any other keys, and choose.
@@ -107,7 +108,7 @@ pub fn run(options: &Options) -> Result<()> {
     let (design, finished) =
         Runner::new(&folder, design, past, Place { config: base, slots }, &stop).run()?;
     let outcome = folder.conclude(&design, &finished)?;
-    say::out(format_args!("{}", outcome.table(&design)));
+    say::out(format_args!("{}", outcome.table(&design, stdout_columns())));
     let Some(choice) = outcome.choice else {
         let message = "no point came through; the table says how they ended. Where they diverged, lower the learning rate";
         return Err(fail(Exit::Numeric, message));
@@ -115,6 +116,9 @@ pub fn run(options: &Options) -> Result<()> {
     tell(&design, &outcome, "* best", choice.best);
     if let Some(at) = choice.one_standard_error {
         tell(&design, &outcome, "+ strongest within one standard error", at);
+    }
+    for remark in outcome.view(&design).remarks() {
+        say!("{remark}");
     }
     let wanted =
         spec.final_fit.unwrap_or(if design.folds.is_some() { FinalFit::Best } else { FinalFit::None });

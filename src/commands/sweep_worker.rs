@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -46,8 +47,9 @@ fn trial(request: Request, shelf: &mut Shelf, stop: &Stop, lines: &Receiver<Stri
     ];
     let config = Config::load(&config, &sets, overrides.into_iter().chain(device))?;
     let plan = Plan::of(&config)?;
-    let manner = Manner { resume: true, quiet: true, plots: false };
-    let result = launch(config, plan, manner, shelf, stop, &mut Asking { lines, stop })?;
+    let manner = Manner { resume: true, force: false, quiet: true, plots: false };
+    let result =
+        launch(config, plan, manner, shelf, stop, &mut Asking { lines, stop, told: Instant::now() })?;
     Ok(result.is_some())
 }
 
@@ -55,7 +57,12 @@ fn trial(request: Request, shelf: &mut Shelf, stop: &Stop, lines: &Receiver<Stri
 struct Asking<'a> {
     lines: &'a Receiver<String>,
     stop: &'a Stop,
+    /// When it last told of a step.
+    told: Instant,
 }
+
+/// Between two lines about steps: nobody looks more often.
+const STEPS_EVERY: Duration = Duration::from_millis(900);
 
 impl Watch for Asking<'_> {
     fn goes_on(&mut self, epoch: u64, scores: &Scores) -> Result<bool> {
@@ -68,6 +75,14 @@ impl Watch for Asking<'_> {
                 Ok(true)
             }
         }
+    }
+
+    fn steps(&mut self, epoch: u64, done: u64, of: u64) -> Result<()> {
+        if self.told.elapsed() < STEPS_EVERY {
+            return Ok(());
+        }
+        self.told = Instant::now();
+        tell(&Report::Steps { epoch: epoch + 1, done, of })
     }
 }
 

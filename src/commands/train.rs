@@ -33,6 +33,9 @@ pub struct Options {
     /// Go on from the run folder's last checkpoint; start where there is none
     #[arg(long)]
     pub resume: bool,
+    /// Replace the run that is in the run folder: its files, and no others
+    #[arg(long, conflicts_with = "resume")]
+    pub force: bool,
     /// Write event files for TensorBoard into the run folder
     #[arg(long)]
     pub tensorboard: bool,
@@ -66,7 +69,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     keep_memory();
     let stop = Stop::on_signals()?;
-    let manner = Manner { resume: options.resume, quiet: options.quiet, plots: true };
+    let manner = Manner { resume: options.resume, force: options.force, quiet: options.quiet, plots: true };
     let result = launch(config, plan, manner, &mut Shelf::default(), &stop, &mut Unwatched)?;
     if let Some(result) = result {
         say!("{result}");

@@ -30,8 +30,8 @@ pub(crate) use init_from::Patterns;
 pub use init_from::{InitFrom, OptimizerFrom};
 pub use network::{Network, Parameter};
 pub use spec::{ModelSource, ModelSpec};
+pub(crate) use summary::thousands;
 pub use summary::{ParameterRow, Row, Summary};
-pub(crate) use summary::{table, thousands};
 pub(crate) use tree::{Node, Op, join};
 
 /// A network that is parsed and whose shapes fit: nothing in it can fail any more but memory.

@@ -8,6 +8,7 @@ use super::Model;
 use super::scripted::Script;
 use super::tree::{Node, Op};
 use crate::layers::{Param, ParamKind, Shape, shown};
+use crate::terminal::table;
 
 /// A network in numbers. Shapes are without the batch dimension.
 #[derive(Clone, Debug, Serialize)]
@@ -186,25 +187,6 @@ pub(crate) fn thousands(value: u64) -> String {
             text.push(',');
         }
         text.push(digit);
-    }
-    text
-}
-
-/// Columns from `right` on are aligned to the right.
-pub(crate) fn table(head: &[&str], right: usize, rows: Vec<Vec<String>>) -> String {
-    let head = head.iter().map(|cell| cell.to_string()).collect();
-    let lines: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
-    let width = |column: usize| {
-        lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let mut text = String::new();
-    for line in &lines {
-        let cells = line.iter().enumerate().map(|(column, cell)| {
-            let width = width(column);
-            if column >= right { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
-        });
-        text += cells.collect::<Vec<_>>().join("  ").trim_end();
-        text.push('\n');
     }
     text
 }

@@ -19,6 +19,8 @@ pub struct Frame {
 pub struct Words<'a> {
     pub title: &'a str,
     pub x: &'a str,
+    /// Whether x falls from left to right.
+    pub falls: bool,
 }
 
 impl Frame {
@@ -30,8 +32,10 @@ impl Frame {
         (x_kind, y_kind): (Kind, Kind),
         (x_margin, right): (f64, f64),
     ) -> Option<Self> {
-        let x = Scale::fit(xs, x_kind, x_margin, (LEFT, WIDTH - right))?;
         let y = Scale::fit(ys, y_kind, 0.06, (BOTTOM, TOP))?;
+        let left = y.ticks(5).iter().map(|(_, text)| width(text) + 10.0).fold(LEFT, f64::max);
+        let ends = if words.falls { (WIDTH - right, left) } else { (left, WIDTH - right) };
+        let x = Scale::fit(xs, x_kind, x_margin, ends)?;
         let title = escape(words.title);
         let mut svg = format!(
             "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{title}\">\
@@ -41,30 +45,33 @@ impl Frame {
         for (at, text) in y.ticks(5) {
             let _ = write!(
                 svg,
-                "<path class=\"g\" d=\"M{LEFT} {at:.1}H{:.1}\"/><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{text}</text>",
+                "<path class=\"g\" d=\"M{left:.1} {at:.1}H{:.1}\"/><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{text}</text>",
                 WIDTH - right,
-                LEFT - 8.0,
+                left - 8.0,
                 at + 3.8
             );
         }
-        let _ = write!(svg, "<path class=\"base\" d=\"M{LEFT} {BOTTOM}H{:.1}\"/>", WIDTH - right);
+        let _ = write!(svg, "<path class=\"base\" d=\"M{left:.1} {BOTTOM}H{:.1}\"/>", WIDTH - right);
         let mut free_from = f64::NEG_INFINITY;
-        for (at, text) in x.ticks(6) {
+        let mut ticks = x.ticks(6);
+        ticks.sort_by(|a, b| a.0.total_cmp(&b.0));
+        for (at, text) in ticks {
             let half = width(&text) / 2.0;
-            if at - half < free_from {
+            let middle = at.min(WIDTH - half);
+            if middle - half < free_from {
                 continue;
             }
-            free_from = at + half + 6.0;
+            free_from = middle + half + 6.0;
             let _ = write!(
                 svg,
-                "<path class=\"base\" d=\"M{at:.1} {BOTTOM}v4\"/><text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{text}</text>",
+                "<path class=\"base\" d=\"M{at:.1} {BOTTOM}v4\"/><text x=\"{middle:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{text}</text>",
                 BOTTOM + 16.0
             );
         }
         let _ = write!(
             svg,
             "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
-            (LEFT + WIDTH - right) / 2.0,
+            (left + WIDTH - right) / 2.0,
             HEIGHT - 5.0,
             escape(words.x)
         );

@@ -116,7 +116,10 @@ impl Heat<'_> {
         let room = ((cell - 3.0) / width("o")) as usize;
         let columns: Vec<String> = (self.columns.iter())
             .map(|name| match name.starts_with(char::is_alphabetic) && room >= 4 {
-                true => name.chars().take(room).collect(),
+                true if name.chars().count() > room => {
+                    name.chars().take(room - 1).chain(['…']).collect::<String>()
+                }
+                true => name.clone(),
                 false => name.clone(),
             })
             .collect();

@@ -10,8 +10,9 @@ use super::{Frame, HEIGHT, Kind, WIDTH, escape, short, width};
 /// Points that a curve keeps at most, twice: the least and the largest of each slice of the axis.
 const SLICES: usize = 150;
 
-/// Names that are written at the ends of their curves; more would cover each other.
-const DIRECT: usize = 6;
+/// Names that are written at the ends of their curves over time; [`MOST_DIRECT`] have room at the most.
+pub const DIRECT: usize = 6;
+pub const MOST_DIRECT: usize = 12;
 
 pub struct Series {
     pub name: String,
@@ -25,11 +26,15 @@ pub struct Series {
 
 pub struct Lines {
     pub title: String,
-    pub x: &'static str,
+    pub x: String,
+    pub x_kind: Kind,
+    /// Whether x falls from left to right.
+    pub falls: bool,
+    /// Of y.
     pub kind: Kind,
     pub series: Vec<Series>,
-    /// Whether names stand at the ends of the curves, where there are few.
-    pub direct: bool,
+    /// Names stand at the ends of the curves where there are no more than this.
+    pub direct: usize,
 }
 
 /// A figure, and its numbers for a script that tells those under the pointer.
@@ -43,16 +48,16 @@ impl Lines {
     pub fn draw(&self) -> Option<Drawn> {
         let named: Vec<&Series> = self.series.iter().filter(|series| series.named).collect();
         let named = || named.iter().filter(|series| series.points.iter().any(|point| point.1.is_finite()));
-        let direct = self.direct && (1..=DIRECT).contains(&named().count());
+        let direct = (1..=self.direct).contains(&named().count());
         let names: Vec<String> = named().map(|series| short(&series.name, 18)).collect();
         let right = match direct {
             true => 10.0 + names.iter().map(|name| width(name)).fold(0.0, f64::max),
             false => 12.0,
         };
         let points = || self.series.iter().flat_map(|series| &series.points);
-        let words = Words { title: &self.title, x: self.x };
+        let words = Words { title: &self.title, x: &self.x, falls: self.falls };
         let finite = || points().filter(|point| point.1.is_finite());
-        let kinds = (Kind::Count, self.kind);
+        let kinds = (self.x_kind, self.kind);
         let mut frame =
             Frame::new(&words, finite().map(|p| p.0), finite().map(|p| p.1), kinds, (0.0, right))?;
 
@@ -163,8 +168,16 @@ mod tests {
 
     fn draw(points: Vec<(f64, f64)>) -> Option<Drawn> {
         let series = Series { name: "a <b> & \"c\"".into(), class: "c0".into(), points, named: true };
-        Lines { title: "loss".into(), x: "epochs", kind: Kind::Auto, series: vec![series], direct: true }
-            .draw()
+        Lines {
+            title: "loss".into(),
+            x: "epochs".into(),
+            x_kind: Kind::Count,
+            falls: false,
+            kind: Kind::Auto,
+            series: vec![series],
+            direct: DIRECT,
+        }
+        .draw()
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::frame::Words;
-use super::{Frame, Kind};
+use super::{Frame, Kind, spans_decades};
 
 /// One value of the number that is varied.
 pub struct Mean {
@@ -39,9 +39,11 @@ impl Means<'_> {
             [one.mean - error, one.mean + error].into_iter().chain(one.scores.iter().copied())
         });
         let kind = if self.log { Kind::Log } else { Kind::Linear };
-        let words = Words { title: self.title, x: self.x };
+        let words = Words { title: self.title, x: self.x, falls: false };
         let xs = sorted.iter().map(|(_, one)| one.x);
-        let mut frame = Frame::new(&words, xs, ys, (kind, Kind::Linear), (0.03, 12.0))?;
+        let y_kind =
+            if spans_decades(sorted.iter().map(|(_, one)| one.mean)) { Kind::Log } else { Kind::Linear };
+        let mut frame = Frame::new(&words, xs, ys, (kind, y_kind), (0.03, 12.0))?;
         // What is below 0 has no place on a logarithmic axis.
         sorted.retain(|(_, one)| frame.at((one.x, one.mean)).is_some());
 
@@ -66,11 +68,12 @@ impl Means<'_> {
             for (x, y) in scores {
                 let _ = write!(frame.svg, "<circle class=\"mf faint\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2\"/>");
             }
-            let (Some((x, y)), Some(low), Some(high)) =
-                (frame.at((one.x, one.mean)), frame.y.at(one.mean - error), frame.y.at(one.mean + error))
+            let (Some((x, y)), Some(high)) = (frame.at((one.x, one.mean)), frame.y.at(one.mean + error))
             else {
                 continue;
             };
+            // On a logarithmic axis an error bar that goes below 0 goes to the end.
+            let low = frame.y.at(one.mean - error).unwrap_or(frame.y.from);
             if one.error.is_some() {
                 let _ = write!(
                     frame.svg,

@@ -11,7 +11,7 @@ use std::fmt::Write;
 
 pub use frame::Frame;
 pub use heat::{Cell, Heat, Ramp};
-pub use lines::{Drawn, Lines, Series};
+pub use lines::{DIRECT, Drawn, Lines, MOST_DIRECT, Series};
 pub use means::{Mean, Means};
 pub use scale::{Kind, Scale, digits, number, spans_decades};
 
@@ -103,6 +103,8 @@ fn width(text: &str) -> f64 {
         | '·' => 4.6,
         'm' | 'w' | 'M' | 'W' | '@' | '%' | '&' | '…' | '—' | '−' | '<' | '>' => 11.5,
         c if c.is_ascii_lowercase() || c.is_ascii_digit() => 7.6,
+        // Chinese, Japanese, Korean: a full em.
+        c if crate::terminal::width(c.encode_utf8(&mut [0; 4])) == 2 => 12.0,
         c if ('⁰'..='⁹').contains(&c) || ['¹', '²', '³', '⁻'].contains(&c) => 5.2,
         _ => 9.0,
     };

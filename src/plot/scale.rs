@@ -45,7 +45,11 @@ impl Scale {
         let pad = if high > low {
             (high - low) * margin
         } else if margin > 0.0 {
-            if log { 0.5 } else { (high.abs() * 0.1).max(1e-12) }
+            match log {
+                true => 0.5,
+                false if high == 0.0 => 1.0,
+                false => (high.abs() * 0.1).max(1e-12),
+            }
         } else {
             0.5
         };

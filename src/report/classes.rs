@@ -5,6 +5,7 @@ use std::fmt::Write;
 use serde_json::Value;
 
 use super::{Group, plain_figure, section as framed, table};
+use crate::figure::can_write;
 use crate::history::History;
 use crate::plot::{Cell, Heat, Ramp, escape, number, short};
 
@@ -25,9 +26,8 @@ pub fn section(group: &Group) -> String {
         let _ = writeln!(content, "<div class=\"classes\">\n{}{}</div>", matrix.figure(), matrix.scores());
     }
     let (split, weights) = told.first().map_or(("", ""), |(_, matrix)| (matrix.split, matrix.weights));
-    let mut note = format!(
-        "On the {split} set, with the {weights} weights. Rows: what it is; columns: what it is taken for."
-    );
+    let mut note =
+        format!("On the {split} set, with the {weights} weights. Rows: truth; columns: prediction.");
     if told.len() > RUNS {
         let _ = write!(note, " The first {RUNS} of {} runs.", told.len());
     }
@@ -36,7 +36,13 @@ pub fn section(group: &Group) -> String {
 
 /// The matrix of a run by itself.
 pub(super) fn matrix(run: &History) -> Option<String> {
-    Matrix::of(run)?.heat()
+    let mut matrix = Matrix::of(run)?;
+    // The font that comes along has Latin, Greek and Cyrillic letters and some others: not those of Chinese, Japanese, Korean.
+    if !matrix.names.iter().all(|name| can_write(name)) {
+        matrix.names = (0..matrix.names.len()).map(|class| class.to_string()).collect();
+        matrix.legend = " (classes by number: their names are in confusion.json)";
+    }
+    matrix.heat()
 }
 
 struct Matrix {
@@ -46,6 +52,8 @@ struct Matrix {
     /// `[truth][prediction]`
     counts: Vec<Vec<u64>>,
     report: Value,
+    /// Beside the name of the axis.
+    legend: &'static str,
 }
 
 impl Matrix {
@@ -63,7 +71,7 @@ impl Matrix {
             run.confusion["classes"][class].as_str().map_or_else(|| class.to_string(), str::to_owned)
         };
         let names = (0..counts.len()).map(name).collect();
-        Some(Self { split, weights, names, counts, report })
+        Some(Self { split, weights, names, counts, report, legend: "" })
     }
 
     fn figure(&self) -> String {
@@ -80,16 +88,17 @@ impl Matrix {
             let cell = |(taken, count): (usize, &u64)| Cell {
                 value: Some(if all == 0 { 0.0 } else { *count as f64 / all as f64 }),
                 text: if *count == 0 { String::new() } else { count.to_string() },
-                title: format!("{} taken for {}: {count} of {all}", self.names[truth], self.names[taken]),
+                title: format!("{} predicted as {}: {count} of {all}", self.names[truth], self.names[taken]),
                 chosen: false,
             };
             row.iter().enumerate().map(cell).collect()
         });
         let most = if self.counts.len() > 12 { 12 } else { 14 };
+        let x = format!("prediction{}", self.legend);
         let heat = Heat {
             title: "confusion",
-            x: "taken for",
-            y: "is",
+            x: &x,
+            y: "truth",
             columns: self.names.clone(),
             rows: self.names.iter().map(|name| short(name, most)).collect(),
             cells: cells.collect(),
@@ -113,7 +122,7 @@ impl Matrix {
             vec![escape(&self.names[*truth]), escape(&self.names[*taken]), count.to_string()]
         };
         let rows: Vec<Vec<String>> = pairs.iter().take(WORST).map(row).collect();
-        table(&[("is", false), ("taken for", false), ("times", true)], &rows)
+        table(&[("truth", false), ("prediction", false), ("times", true)], &rows)
     }
 
     fn scores(&self) -> String {

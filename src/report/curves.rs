@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{Group, figure, section as framed};
 use crate::history::History;
-use crate::plot::{Kind, Lines, Series, escape};
+use crate::plot::{DIRECT, Kind, Lines, Series, escape};
 
 /// With more runs than this the single steps behind the epochs would be a fog.
 const STEPS_BEHIND: usize = 3;
@@ -27,7 +27,16 @@ pub fn section(group: &Group, note: &str) -> String {
 pub(super) fn figures(group: &Group) -> Vec<(String, Lines)> {
     let of = |title: &str, kind: Kind, series: Vec<Series>| {
         let direct = group.runs.len() > 1 || series.iter().filter(|series| series.named).count() > 1;
-        Lines { title: title.into(), x: "epochs", kind, series, direct }
+        let direct = if direct { DIRECT } else { 0 };
+        Lines {
+            title: title.into(),
+            x: "epochs".into(),
+            x_kind: Kind::Count,
+            falls: false,
+            kind,
+            series,
+            direct,
+        }
     };
     let mut figures = Vec::new();
     let mut add = |name: &str, lines: Lines| {
@@ -52,8 +61,14 @@ pub(super) fn figures(group: &Group) -> Vec<(String, Lines)> {
         }
     }
     add("penalty", of("penalty", Kind::Auto, epochs(group, |record| record.get("penalty"))));
-    add("lambda", of("λ", Kind::Auto, lambdas(group)));
-    add("lr", of("learning rate", Kind::Auto, steps(group, |record| record.get("lr"))));
+    // What stays as the config has it is no curve.
+    let rates =
+        [("lambda", "λ", lambdas(group)), ("lr", "learning rate", steps(group, |record| record.get("lr")))];
+    for (name, title, series) in rates {
+        if series.iter().any(moves) {
+            add(name, of(title, Kind::Auto, series));
+        }
+    }
     let norms = epochs(group, |record| record.get("weight_norm"));
     add("weights", of("‖w‖₂ of all weights", Kind::Auto, norms));
     let zeros = epochs(group, |record| record.get("zeros"));
@@ -63,6 +78,10 @@ pub(super) fn figures(group: &Group) -> Vec<(String, Lines)> {
     let gradients = steps(group, |record| record.get("grad_norm"));
     add("gradient", of("‖g‖₂ of the data loss", Kind::Auto, gradients));
     figures
+}
+
+fn moves(series: &Series) -> bool {
+    series.points.iter().any(|point| point.1 != series.points[0].1)
 }
 
 fn series(group: &Group, points: impl Fn(&History) -> Vec<(f64, f64)>) -> Vec<Series> {
@@ -168,6 +187,10 @@ fn metrics(group: &Group, split: &str) -> Vec<String> {
                 names.push(name.clone());
             }
         }
+    }
+    // Its root tells the same.
+    if names.iter().any(|name| name == "rmse") {
+        names.retain(|name| name != "mse");
     }
     names
 }

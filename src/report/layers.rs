@@ -2,7 +2,7 @@
 
 use super::{Group, figure, section as framed};
 use crate::history::History;
-use crate::plot::{Kind, Lines, Series, class};
+use crate::plot::{DIRECT, Kind, Lines, Series, class};
 
 /// Runs that are shown layer by layer; what differs among more is better seen in the sums.
 const RUNS: usize = 6;
@@ -49,5 +49,13 @@ pub(super) fn lines(run: &History, what: &str, whose: &str) -> Option<Lines> {
     }
     let title = if what == "norm" { "‖w‖₂ of each layer" } else { "share of zeros in each layer" };
     let title = format!("{title}{whose}");
-    Some(Lines { title, x: "epochs", kind: Kind::Linear, series, direct: true })
+    Some(Lines {
+        title,
+        x: "epochs".into(),
+        x_kind: Kind::Count,
+        falls: false,
+        kind: Kind::Linear,
+        series,
+        direct: DIRECT,
+    })
 }

@@ -2,6 +2,7 @@
 //! but for the numbers under the pointer.
 
 mod classes;
+mod coefficients;
 mod curves;
 mod layers;
 mod overview;
@@ -59,9 +60,21 @@ impl Report {
         for sweep in &self.sweeps {
             body += &sweeps::section(sweep)?;
         }
-        if !self.runs.is_empty() {
-            let group = Group { runs: self.runs.iter().collect(), ordered: false };
+        let mut tasks: Vec<String> = Vec::new();
+        self.runs.iter().map(task_of).for_each(|task| {
+            if !tasks.contains(&task) {
+                tasks.push(task)
+            }
+        });
+        for task in &tasks {
+            // Losses of different tasks have no common axis, and configs nothing in common.
+            let runs = self.runs.iter().filter(|run| task_of(run) == *task).collect();
+            let group = Group { runs, ordered: false };
+            if tasks.len() > 1 {
+                body += &format!("<h2 class=\"task\">{}</h2>\n", escape(task));
+            }
             body += &overview::section(&group);
+            body += &coefficients::section(&group);
             body += &curves::section(&group, "");
             body += &layers::section(&group);
             body += &classes::section(&group);
@@ -89,6 +102,12 @@ impl Report {
              <div id=\"tip\" hidden></div>\n<script>\n{SCRIPT}</script>\n</body>\n</html>\n"
         ))
     }
+}
+
+fn task_of(run: &History) -> String {
+    let task = &run.config["task"];
+    let key = task.as_object().and_then(|map| map.keys().next()).map(String::as_str);
+    task.as_str().or(key).unwrap_or("unknown task").to_owned()
 }
 
 /// Runs that are shown side by side.

@@ -1,8 +1,9 @@
 //! The runs in a table: how each stands, how well it does, how long it took; and in what their configs differ.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Group, duration, section as framed, table};
+use crate::history::History;
 use crate::plot::{escape, number};
 
 pub fn section(group: &Group) -> String {
@@ -40,16 +41,24 @@ pub fn section(group: &Group) -> String {
         ("λ", false),
         ("optimizer, lr", false),
         ("time", true),
-        ("images/s", true),
+        ("samples/s", true),
     ];
-    let judged =
-        group.runs.iter().any(|run| run.epochs.iter().any(|record| record.get("validation").is_some()));
-    let note = match judged {
-        true => "Best: on the validation set, at its epoch. Test: the last weights.",
-        false => "Without a validation set, best is what was seen on the test set: too good to be reported.",
+    let is_judged = |run: &&&History| run.epochs.iter().any(|record| record.get("validation").is_some());
+    let note = match group.runs.iter().filter(is_judged).count() {
+        0 => "Without a validation set, best is what was seen on the test set: too good to be reported.",
+        judged if judged == group.runs.len() => {
+            "Best: on the validation set, at its epoch. Test: the last weights."
+        }
+        _ => {
+            "Best: on the validation set, at its epoch; of runs that have none, on the test set, which is too good to be \
+             reported. Test: the last weights."
+        }
     };
     framed("Runs", note, &table(&head, &rows))
 }
+
+/// The layers of a network that stands within its config, as one value.
+const NETWORK: &str = "model.layers";
 
 /// The keys in which the configs are not all the same; nothing for one run.
 pub fn differences(group: &Group) -> String {
@@ -63,6 +72,22 @@ pub fn differences(group: &Group) -> String {
             leaves
         })
         .collect();
+    let networks: Vec<&str> = {
+        let all = flat.iter().flatten().filter(|leaf| leaf.0 == NETWORK).map(|leaf| leaf.1.as_str());
+        let mut seen = Vec::new();
+        all.for_each(|text| {
+            if !seen.contains(&text) {
+                seen.push(text)
+            }
+        });
+        seen
+    };
+    // A network has no short name: the different ones are numbered.
+    let shown =
+        |key: &str, text: &str| match networks.iter().position(|known| key == NETWORK && *known == text) {
+            Some(number) => format!("network {}", number + 1),
+            None => escape(text),
+        };
     let value =
         |run: usize, key: &str| flat[run].iter().find(|leaf| leaf.0 == key).map(|leaf| leaf.1.as_str());
     let mut keys: Vec<&str> = Vec::new();
@@ -74,7 +99,8 @@ pub fn differences(group: &Group) -> String {
     keys.retain(|key| (1..flat.len()).any(|run| value(run, key) != value(0, key)));
     let rows: Vec<Vec<String>> = (keys.iter())
         .map(|key| {
-            let cells = (0..flat.len()).map(|run| value(run, key).map_or_else(|| "<i>—</i>".into(), escape));
+            let cells = (0..flat.len())
+                .map(|run| value(run, key).map_or_else(|| "<i>—</i>".into(), |text| shown(key, text)));
             std::iter::once(format!("<code>{}</code>", escape(key))).chain(cells).collect()
         })
         .collect();
@@ -89,6 +115,12 @@ pub fn differences(group: &Group) -> String {
 fn flatten(path: &str, value: &Value, leaves: &mut Vec<(String, String)>) {
     let whole = |list: &Vec<Value>| list.iter().all(|item| !item.is_object());
     match value {
+        Value::Object(map) if path == "model" && map.contains_key("layers") => {
+            if let Some(args) = map.get("args") {
+                flatten("model.args", args, leaves);
+            }
+            leaves.push((NETWORK.into(), json!([map.get("blocks"), map["layers"]]).to_string()));
+        }
         Value::Object(map) if !map.is_empty() => {
             for (key, value) in map {
                 let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };

@@ -4,9 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::{Group, classes, curves, duration, layers, pictures, plain_figure, section as framed, table};
+use super::{
+    Group, classes, curves, duration, figure, layers, pictures, plain_figure, section as framed, table,
+};
 use crate::history::{History, Swept, SweptPoint};
 use crate::plot::{escape, number};
+use crate::sweep::path;
 use crate::sweep::plot::{self, shown};
 
 /// Points whose curves are shown.
@@ -21,7 +24,13 @@ pub fn section(sweep: &Swept) -> Result<String> {
         figures += &plain_figure(&svg);
     }
     let points = points(sweep);
-    let content = format!("{}\n<div class=\"pair\">\n{figures}{points}</div>\n", summary(sweep));
+    let remarks: String = view.remarks().iter().map(|one| format!("<li>{}</li>", escape(one))).collect();
+    let remarks = if remarks.is_empty() { remarks } else { format!("<ul class=\"note\">{remarks}</ul>\n") };
+    let path = path::figure_of(&sweep.path).and_then(|lines| lines.draw());
+    let path =
+        path.map_or_else(String::new, |drawn| format!("<div class=\"grid\">\n{}</div>\n", figure(&drawn)));
+    let content =
+        format!("{}\n{remarks}<div class=\"pair\">\n{figures}{points}</div>\n{path}", summary(sweep));
     let mut out = framed(&format!("Sweep {}", sweep.name), "", &content);
 
     let trials = trials(sweep);
@@ -110,15 +119,18 @@ fn points(sweep: &Swept) -> String {
                 mark(sweep.best, "best", "best") + &mark(sweep.one_standard_error, "simple", "1 s.e.");
             let mut row: Vec<String> =
                 point.standing.point.iter().map(|value| escape(&shown(value))).collect();
+            // Beside the first cell, which stays in sight where a narrow page scrolls.
+            if let Some(first) = row.first_mut() {
+                *first += &marks;
+            }
             row.push(standing.mean.map_or_else(|| point.failed.unwrap_or("—").to_owned(), number));
             row.push(error(point).map_or_else(|| "—".into(), number));
             row.push(format!("{}", point.trials.len()));
-            row.push(marks);
             row
         })
         .collect();
     let mut head: Vec<(&str, bool)> = sweep.keys.iter().map(|key| (key.as_str(), true)).collect();
-    head.extend([(sweep.metric.as_str(), true), ("± s.e.", true), ("trials", true), ("", false)]);
+    head.extend([(sweep.metric.as_str(), true), ("± s.e.", true), ("trials", true)]);
     table(&head, &rows)
 }
 

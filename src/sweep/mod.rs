@@ -9,6 +9,7 @@ pub mod over;
 pub mod path;
 pub mod plot;
 pub mod prune;
+mod remarks;
 pub mod runner;
 pub mod search;
 mod separable;

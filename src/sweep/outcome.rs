@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::choice::{Choice, Standing};
 use super::{Design, Finished, plot, shown};
-use crate::model::table;
+use crate::terminal::{table, width};
 
 /// What a sweep has found.
 pub struct Outcome {
@@ -30,10 +30,11 @@ impl Outcome {
             "points": self.standings.iter().map(row).collect::<Vec<_>>(),
             "best": chosen(self.choice.map(|choice| choice.best)),
             "one_standard_error": chosen(self.choice.and_then(|choice| choice.one_standard_error)),
+            "remarks": self.view(design).remarks(),
         })
     }
 
-    pub(super) fn view<'a>(&'a self, design: &'a Design) -> plot::View<'a> {
+    pub fn view<'a>(&'a self, design: &'a Design) -> plot::View<'a> {
         plot::View {
             keys: design.axes.iter().map(|axis| axis.key.as_str()).collect(),
             log: design.axes.iter().map(|axis| axis.range.is_some_and(|range| range.log)).collect(),
@@ -47,8 +48,15 @@ impl Outcome {
     }
 
     /// A table for people: the best point is marked `*`, the one-standard-error point `+`.
-    pub fn table(&self, design: &Design) -> String {
-        let mut head: Vec<&str> = design.axes.iter().map(|axis| axis.key.as_str()).collect();
+    /// Keys are cut to their last parts where they would not fit so many columns.
+    pub fn table(&self, design: &Design, columns: Option<usize>) -> String {
+        let whole = self.table_of(design, |key| key);
+        let fits = whole.lines().all(|line| width(line) <= columns.unwrap_or(usize::MAX));
+        if fits { whole } else { self.table_of(design, |key| key.rsplit('.').next().unwrap_or(key)) }
+    }
+
+    fn table_of(&self, design: &Design, name: impl Fn(&str) -> &str) -> String {
+        let mut head: Vec<&str> = design.axes.iter().map(|axis| name(&axis.key)).collect();
         head.extend([self.metric.as_str(), "± se", "trials", ""]);
         let mut rows = Vec::with_capacity(self.standings.len());
         for (at, standing) in self.standings.iter().enumerate() {

@@ -1,19 +1,22 @@
 //! The λ path of a convex problem: from the strongest penalty to the weakest, each trial from the weights of the one before
 //! (Friedman, Hastie and Tibshirani 2010), and its coefficients as a table and a picture.
 
-use std::fmt::Write;
+use std::path::Path;
 
 use anyhow::Result;
 use serde_json::Value;
 
 use super::over::{Axis, Point};
-use super::{Design, Ending, Finished, Folder, Trial, shown};
+use super::{Design, Ending, Finished, Folder, Trial};
 use crate::checkpoint::Checkpoints;
 use crate::exit::{Exit, OrExit, fail};
 use crate::figure;
+use crate::plot::{Kind, Lines, MOST_DIRECT, Series, spans_decades, standalone};
 
 /// Coefficients of a table; a network with more has no path that one could read.
 const MOST: usize = 2000;
+/// In a sweep's folder.
+const TABLE: &str = "path.csv";
 /// Lines of a picture.
 const LINES: usize = 40;
 
@@ -68,11 +71,9 @@ pub fn conclude(folder: &Folder, design: &Design, finished: &[Finished]) -> Resu
         table
             .write_record(head.into_iter().chain(coefficients.iter().map(|(_, value)| value.to_string())))?;
     }
-    folder.write("path.csv", &String::from_utf8(table.into_inner()?)?)?;
-    let chain: Vec<_> = rows.iter().filter(|(one, _)| one.trial % design.per_point() == 0).collect();
-    let points: Vec<(f64, &Coefficients)> =
-        chain.iter().filter_map(|(one, of)| Some((one.point[&axis.key].as_f64()?, of))).collect();
-    if let Some(drawing) = drawing(axis, &points) {
+    folder.write(TABLE, &String::from_utf8(table.into_inner()?)?)?;
+    if let Some(drawn) = figure_of(&folder.path).and_then(|lines| lines.draw()) {
+        let drawing = standalone(&drawn.svg);
         folder.write("path.svg", &drawing)?;
         folder.write_bytes("path.png", &figure::png(&drawing)?)?;
     }
@@ -80,7 +81,7 @@ pub fn conclude(folder: &Folder, design: &Design, finished: &[Finished]) -> Resu
 }
 
 /// None where there are too many.
-fn coefficients(run: &std::path::Path) -> Result<Option<Coefficients>> {
+fn coefficients(run: &Path) -> Result<Option<Coefficients>> {
     let loaded = Checkpoints::of(run).named("last")?;
     let weights = loaded.weights();
     if weights.values().map(|tensor| tensor.numel()).sum::<usize>() > MOST {
@@ -105,68 +106,51 @@ fn coefficients(run: &std::path::Path) -> Result<Option<Coefficients>> {
     Ok(Some(coefficients))
 }
 
-const COLORS: [&str; 8] =
-    ["#0072b2", "#d55e00", "#009e73", "#b5568c", "#b98300", "#3a9bd6", "#5b5b5b", "#7a4ea0"];
-
-/// Each coefficient as a line over the penalty, which falls from left to right; biases are left out.
-fn drawing(axis: &Axis, points: &[(f64, &Coefficients)]) -> Option<String> {
-    let (width, height, left, right, top, bottom) = (640.0, 400.0, 70.0, 150.0, 20.0, 50.0);
-    let log = axis.range.is_some_and(|range| range.log);
-    let place = |value: f64| if log { value.ln() } else { value };
-    let (first, last) = (place(points.first()?.0), place(points.last()?.0));
-    let names: Vec<(usize, &String)> = (points[0].1.iter().map(|(name, _)| name).enumerate())
-        .filter(|(_, name)| !name.contains("bias"))
-        .take(LINES)
+/// Each coefficient as a line over the penalty, which falls from left to right; the largest in the end by name; biases are left out. None where nothing moves.
+fn lines(key: &str, points: &[(f64, Coefficients)]) -> Option<Lines> {
+    let last = &points.last()?.1;
+    let mut order: Vec<usize> = (0..last.len()).filter(|at| !last[*at].0.contains("bias")).collect();
+    order.sort_by(|a, b| last[*b].1.abs().total_cmp(&last[*a].1.abs()));
+    let all = order.len();
+    order.truncate(LINES);
+    let series: Vec<Series> = (order.iter().enumerate())
+        .map(|(place, &at)| Series {
+            name: last[at].0.rsplit("weight.").next().unwrap_or_default().to_owned(),
+            class: format!("c{}{}", place % 8, if place / 8 % 2 == 1 { " dash" } else { "" }),
+            points: points.iter().filter_map(|(x, of)| Some((*x, of.get(at)?.1))).collect(),
+            named: place < MOST_DIRECT,
+        })
         .collect();
-    let values = points.iter().flat_map(|(_, of)| names.iter().map(|&(at, _)| of[at].1));
-    let (low, high) = values.fold((0.0f64, 0.0f64), |(low, high), value| (low.min(value), high.max(value)));
-    if first == last || low == high {
-        return None;
-    }
-    let x = |value: f64| left + (place(value) - first) / (last - first) * (width - left - right);
-    let y = |value: f64| top + (high - value) / (high - low) * (height - top - bottom);
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
-         <style>svg{{background:#fff;color:#222}}@media(prefers-color-scheme:dark){{svg{{background:#16181c;color:#ddd}}}}\
-         text{{fill:currentColor}}.axis{{stroke:currentColor;opacity:.35}}</style>\n"
-    );
-    // Writing into a String cannot fail.
-    for step in 0..=4 {
-        let value = low + (high - low) * f64::from(step) / 4.0;
-        let (at, end, text) = (y(value), width - right, left - 8.0);
-        let _ = writeln!(
-            svg,
-            "<line class=\"axis\" x1=\"{left}\" x2=\"{end}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
-             <text x=\"{text}\" y=\"{:.1}\" text-anchor=\"end\">{value:.3}</text>",
-            at + 4.0
-        );
-    }
-    for (value, _) in points.iter().step_by(points.len().div_ceil(7)) {
-        let text = shown(&(*value).into());
-        let at = height - bottom + 18.0;
-        let _ = writeln!(svg, "<text x=\"{:.1}\" y=\"{at}\" text-anchor=\"middle\">{text}</text>", x(*value));
-    }
-    let middle = (left + width - right) / 2.0;
-    let key = axis.key.replace('&', "&amp;").replace('<', "&lt;");
-    let _ = writeln!(svg, "<text x=\"{middle}\" y=\"{}\" text-anchor=\"middle\">{key}</text>", height - 10.0);
-    for (place, &(at, name)) in names.iter().enumerate() {
-        let color = COLORS[place % COLORS.len()];
-        let line: Vec<_> =
-            points.iter().map(|(value, of)| format!("{:.1},{:.1}", x(*value), y(of[at].1))).collect();
-        let name = name.replace('&', "&amp;").replace('<', "&lt;");
-        let _ = writeln!(
-            svg,
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"1.5\"><title>{name}</title></polyline>",
-            line.join(" ")
-        );
-        if names.len() <= 20 {
-            let _ = writeln!(
-                svg,
-                "<text x=\"{}\" y=\"{:.1}\" style=\"fill:{color}\" font-size=\"11\">{name}</text>",
-                width - right + 8.0,
-                top + 12.0 + 17.0 * place as f64
-            );
-        }
-    }
-    Some(svg + "</svg>\n")
+    let moves = series.iter().any(|one| one.points.iter().any(|point| point.1 != one.points[0].1));
+    let title = match all {
+        0..=MOST_DIRECT => "coefficients".to_owned(),
+        _ => format!("coefficients, the {MOST_DIRECT} largest of {all} by name"),
+    };
+    let log = spans_decades(points.iter().map(|point| point.0));
+    let x_kind = if log { Kind::Log } else { Kind::Linear };
+    moves.then(|| Lines {
+        title,
+        x: key.to_owned(),
+        x_kind,
+        falls: true,
+        kind: Kind::Linear,
+        series,
+        direct: MOST_DIRECT,
+    })
+}
+
+/// The figure of a sweep's folder, by its `path.csv`; None where there is none that can be read.
+pub fn figure_of(folder: &Path) -> Option<Lines> {
+    let mut reader = csv::Reader::from_path(folder.join(TABLE)).ok()?;
+    let head = reader.headers().ok()?.clone();
+    let names: Vec<String> = head.iter().skip(3).map(str::to_owned).collect();
+    let rows: Vec<csv::StringRecord> = reader.records().map_while(Result::ok).collect();
+    let first = rows.first()?;
+    let same = |row: &&csv::StringRecord| (row.get(1), row.get(2)) == (first.get(1), first.get(2));
+    let point = |row: &csv::StringRecord| {
+        let values = row.iter().skip(3).map(|cell| cell.parse().unwrap_or(f64::NAN));
+        Some((row.get(0)?.parse().ok()?, names.iter().cloned().zip(values).collect()))
+    };
+    let points: Vec<(f64, Coefficients)> = rows.iter().filter(same).filter_map(point).collect();
+    lines(head.get(0)?, &points)
 }

@@ -122,7 +122,7 @@ impl<'a> Runner<'a> {
                     if finished.ending == Ending::Done {
                         work.judge.finish(finished.trial);
                     }
-                    self.live.ended(&finished, &work.design.metric);
+                    self.live.ended(at, &finished, &work.design.metric);
                     work.finished.push(finished);
                     work.go_along(&trial);
                 }
@@ -251,6 +251,7 @@ impl<'a> Runner<'a> {
                     };
                     worker.answer(if stand.pruned { Verdict::Prune } else { Verdict::GoOn })?;
                 }
+                Heard::Report(Report::Steps { epoch, done, of }) => self.live.steps(at, epoch, done, of),
                 Heard::Report(Report::Done) => return Ok(End::Ran),
                 Heard::Report(Report::Pruned) => return Ok(End::Pruned { epoch: last.0, value: last.1 }),
                 Heard::Report(Report::Failed { code, message }) => return Ok(End::Failed { code, message }),

@@ -42,6 +42,8 @@ pub enum Verdict {
 pub enum Report {
     /// The scores on the validation set after so many epochs; it waits for a [`Verdict`].
     Epoch { epoch: u64, scores: Value },
+    /// `done` of the `of` steps of the trial are made, in this epoch from 1; it waits for nothing.
+    Steps { epoch: u64, done: u64, of: u64 },
     /// The result is in the run folder.
     Done,
     /// It has obeyed.

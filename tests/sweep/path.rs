@@ -50,8 +50,8 @@ for alpha, row in zip(alphas, coefs.T): print(alpha, *row)
     let log = |id: usize| fs::read_to_string(output.join(format!("trials/{id:04}/config.yaml"))).unwrap();
     assert!(!log(0).contains("init_from:") && log(1).contains("trials/0000/checkpoints/last"));
     assert_eq!(lines(&output).len(), 12);
-    assert_eq!(image::open(output.join("path.png")).unwrap().width(), 1280);
-    assert!(fs::read_to_string(output.join("path.svg")).unwrap().matches("<polyline").count() == 4);
+    assert_eq!(image::open(output.join("path.png")).unwrap().width(), 800);
+    assert!(fs::read_to_string(output.join("path.svg")).unwrap().matches("<path class=\"l c").count() == 4);
 
     let two = ["sweep", &config, "--over", "penalty.l1=0,1", "--over", "penalty.l2=0,1", "--path"];
     let (code, _, stderr) = run(&two);
