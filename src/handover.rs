@@ -54,6 +54,13 @@ pub fn python_checkpoint(
     };
     let lr =
         clock.map_or(spec.optimizer.lr(), |clock| spec.schedule.lr(spec.optimizer.lr(), clock, &plateau));
+    if lr == 0.0 {
+        notes.push(format!(
+            "the schedule is over, so `lr` is 0.0 and a script that trains on would change nothing: set it, as in for g in \
+             optimizer.param_groups: g['lr'] = {}",
+            spec.optimizer.lr()
+        ));
+    }
     let start = Clock { step: state.step, steps_per_epoch: 1, total_steps: spec.train.epochs };
     let mut rates: Vec<_> = groups.iter().map(|group| group.rates(clock.unwrap_or(start))).collect();
     penalty::fill(groups, &mut rates, &state.tuned);

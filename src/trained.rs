@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::checkpoint::initial::Initial;
+use crate::checkpoint::weights::Part;
 use crate::checkpoint::{Checkpoints, Loaded, State};
 use crate::config::{CONFIG_FILE, Config, Override};
 use crate::device;
@@ -20,8 +21,8 @@ pub struct Choice<'a> {
     pub checkpoint: Option<&'a str>,
     /// A file, a run folder or a checkpoint's folder.
     pub weights: Option<&'a Path>,
-    /// Dotted path of the weights in the file.
-    pub key: Option<&'a str>,
+    /// Which tensors of the file.
+    pub part: Part,
 }
 
 /// A config whose weights are known and fit.
@@ -56,7 +57,7 @@ impl Trained {
         let checkpoints = Checkpoints::of(&config.spec.output);
         let weights = match (choice.weights, is_run) {
             (Some(file), _) => {
-                let initial = Initial::read_option(&plan.model, file, choice.key)?;
+                let initial = Initial::read_option(&plan.model, file, &choice.part)?;
                 // Other weights of a run's network are still of its classes and columns.
                 let known = is_run.then(|| checkpoints.chosen(None).ok()).flatten();
                 Weights::File(initial, known.map(|loaded| Box::new(loaded.state)))

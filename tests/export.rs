@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
-use tikhonov::export::{python as source, torchscript};
+use tikhonov::export::{About, python as source, torchscript};
 use tikhonov::model::Model;
 
 use crate::common::{outcome, python, run, succeeds};
@@ -33,7 +33,8 @@ fn write_all(folder: &Path, name: &str, model: &Model) {
     let file = |extension: &str| folder.join(format!("{name}.{extension}"));
     torchscript::write(&file("pt"), model, &network, &options)
         .unwrap_or_else(|error| panic!("{name}: {error:#}"));
-    source::write(&file("py"), model, name, &[]).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+    source::write(&file("py"), model, name, &[], &About::default())
+        .unwrap_or_else(|error| panic!("{name}: {error:#}"));
     let names: Vec<_> = model.params().iter().map(|param| param.name.clone()).collect();
     std::fs::write(file("txt"), names.join("\n")).expect("the names are written");
     network.load_state(&before.into_iter().collect()).expect("its own state");
@@ -133,10 +134,12 @@ fn every_shipped_model_goes_to_python_and_back_unchanged_in_all_forms() {
 
 #[test]
 fn python_source_is_readable() {
-    let text = source::source(&model(json!("resnet20")), "net", "resnet20", &[]).expect("it is written");
+    let text = source::source(&model(json!("resnet20")), "net", "resnet20", &[], &About::default())
+        .expect("it is written");
     assert!(text.contains("class Basic(nn.Module):\n    def __init__(self, channels):"), "{text}");
     assert!(text.contains("        self.layer1 = nn.Sequential(*(Basic(16) for _ in range(3)))"), "{text}");
-    let text = source::source(&model(json!("dncnn")), "net", "dncnn", &[]).expect("it is written");
+    let text = source::source(&model(json!("dncnn")), "net", "dncnn", &[], &About::default())
+        .expect("it is written");
     assert!(text.contains("for _ in range(15)"), "{text}");
 }
 
@@ -171,6 +174,7 @@ fn a_run_is_exported_averaged_or_raw_narrowed_frozen_and_with_its_preprocessing(
     export("optimized.pt", &["--to", "torchscript", "--optimize", "--softmax"]);
     export("pictures.pt", &["--to", "torchscript", "--preprocess", "--softmax"]);
     export("source.py", &["--to", "python"]);
+    export("weights.pt", &["--to", "state-dict"]);
     let checks = include_str!("export/run.py");
     assert_eq!(script(checks, &[utf8(folder.path())]), "good\n");
 
@@ -212,8 +216,91 @@ fn names_that_python_cannot_say_are_refused_before_anything_is_written() {
         assert!(format!("{error:#}").contains(message), "{error:#}");
     }
     assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 0);
-    let error = source::source(&inline(&[3], "{type: {linear: {out_features: 2}}}"), "net", "net", &[]);
+    let error = source::source(
+        &inline(&[3], "{type: {linear: {out_features: 2}}}"),
+        "net",
+        "net",
+        &[],
+        &About::default(),
+    );
     assert_eq!(tikhonov::exit::code(&error.expect_err("it is refused")), 2);
+}
+
+/// So deep that the batch statistics of three samples magnify float32's rounding to 1e-4.
+const DEEP: &str = "
+device: cpu
+threads: 1
+model:
+  input: [1, 16, 16]
+  layers:
+    - conv2d: {out_channels: 8, kernel_size: 3, padding: 1, bias: false}
+    - repeat:
+        times: 30
+        layers:
+          - residual:
+              layers:
+                - conv2d: {out_channels: 8, kernel_size: 3, padding: 1, bias: false}
+                - batch_norm2d
+                - relu
+                - conv2d: {out_channels: 8, kernel_size: 3, padding: 1, bias: false}
+                - batch_norm2d
+    - max_pool2d: {kernel_size: 8}
+    - repeat: {times: 20, layers: [conv2d: {out_channels: 8, kernel_size: 1, bias: false}, batch_norm2d, relu]}
+    - flatten
+    - linear: {out_features: 4}
+task: classification
+data: {train: {shapes: {count: 16, size: 16, classes: 4}}, batch_size: 8}
+optimizer: {sgd: {lr: 0.0001}}
+train: {epochs: 1}
+";
+
+#[test]
+fn a_deep_network_is_judged_in_float64_and_not_refused_for_its_rounding() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| utf8(&folder.path().join(name)).to_owned();
+    std::fs::write(path("c.yaml"), DEEP).expect("the config is written");
+    succeeds(&["train", &path("c.yaml"), "--output", &path("run")]);
+    for (name, options) in [("plain.pt", &[][..]), ("half.pt", &["--bf16"]), ("frozen.pt", &["--freeze"])] {
+        let args = ["export", &path("run"), "--to", "torchscript", "-o", &path(name)];
+        let said = succeeds(&[&args, options].concat());
+        assert!(name != "plain.pt" || said.contains("in training (float64)"), "{said}");
+    }
+}
+
+#[test]
+fn a_program_that_is_another_network_is_refused_however_small_the_difference() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("x.pt");
+    let net = |eps: &str, slope: &str| {
+        let layers = format!(
+            "[conv2d: {{out_channels: 3, kernel_size: 3}}, batch_norm2d: {{eps: {eps}}}, leaky_relu: {{negative_slope: {slope}}}]"
+        );
+        inline(&[2, 6, 6], &layers)
+    };
+    let meant = net("1.0e-5", "0.01");
+    let network = meant.build(Device::Cpu, Kind::Float).expect("it builds");
+    for (model, freeze, is_same) in [
+        (net("1.0e-5", "0.01"), false, true),
+        (net("1.0e-5", "0.01"), true, true),
+        (net("1.1e-5", "0.01"), false, false),
+        (net("1.0e-5", "0.010001"), false, false),
+        (net("1.0e-2", "0.01"), true, false),
+        (net("1.0e-5", "0.02"), true, false),
+    ] {
+        // The file is of `model` with the same weights.
+        let other = model.build(Device::Cpu, Kind::Float).expect("it builds");
+        other.load_state(&network.state().into_iter().collect()).expect("the same names");
+        let options = torchscript::Options { freeze, ..Default::default() };
+        torchscript::write(&path, &model, &other, &options).expect("it is that of `model`");
+        match torchscript::check(&path, &meant, &network, &options) {
+            Ok(_) => assert!(is_same, "{model:?} passed for another"),
+            Err(error) => {
+                let text = format!("{error:#}");
+                assert!(!is_same && text.contains("answers otherwise than the network"), "{text}");
+                assert_eq!(tikhonov::exit::code(&error), 4);
+            }
+        }
+    }
 }
 
 const LINEAR: &str = "{input: [2], layers: {fc: {linear: {out_features: 2}}}}";

@@ -1,6 +1,6 @@
 //! The reader of Python's files, taken in by path so that libtorch is not linked, and what a program does with a file.
 
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 #[path = "../../src/checkpoint/python/mod.rs"]
 pub mod python;
 
@@ -35,5 +35,7 @@ pub fn exercise(bytes: Vec<u8>) {
         }
     }
     file.metadata(found.value);
-    let _ = file.find(Some("model.0"));
+    let _ = file.modules(&found);
+    let _ = file.find_raw(None, true);
+    let _ = (file.find(Some("model.0")), file.find(Some(python::ROOT)));
 }

@@ -1,23 +1,24 @@
 //! The weights that a network starts from, or is judged with, when they come from a file.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
 use anyhow::Result;
-use serde_json::Map;
 use tch::Tensor;
 
 use super::fit::{Fit, Named, fit_names};
 use super::python::Container;
 use super::python_optimizer::{Known, PythonOptimizer};
-use super::weights::{Weights, read_weights};
-use super::{Checkpoints, is_checkpoint, load};
+use super::reparametrized::{self, Computed};
+use super::weights::{Part, Weights, read_part};
+use super::{Checkpoints, attributes, dcp, is_checkpoint, load, sharded};
 use crate::exit::{Exit, OrExit, fail};
 use crate::layers::{Param, ParamKind};
-use crate::model::{InitFrom, Model, Network, Patterns};
+use crate::model::{InitFrom, Model, ModelSpec, Network, Patterns};
 use crate::optim::OptimizerSpec;
 use crate::penalty::Group;
 use crate::schedule::Clock;
+use crate::yaml;
 
 /// Values for a network's tensors, checked to fit it.
 pub struct Initial {
@@ -39,11 +40,11 @@ struct Listed {
     is_taken: bool,
 }
 
-/// The weights of a file, of a run folder (its best checkpoint, else its last) or of a checkpoint's folder. Exit 4
-/// where there are none.
-pub fn read_place(path: &Path, key: Option<&str>) -> Result<Weights> {
-    if !path.is_dir() {
-        return read_weights(path, key);
+/// The weights of a file, of a run folder (its best checkpoint, else its last), of a checkpoint's folder, or of one of Hugging Face's
+/// or DCP's. Exit 4 where there are none.
+pub fn read_place(path: &Path, part: &Part) -> Result<Weights> {
+    if !path.is_dir() || is_pythons(path) {
+        return read_part(path, part);
     }
     let checkpoints = Checkpoints::of(path);
     let loaded = if is_checkpoint(path) {
@@ -51,17 +52,39 @@ pub fn read_place(path: &Path, key: Option<&str>) -> Result<Weights> {
     } else if checkpoints.are_kept() {
         checkpoints.chosen(None)?
     } else {
-        let message = format!("{} is a folder, but of no run and no checkpoint; give a file", path.display());
-        return Err(fail(Exit::Checkpoint, message));
+        return Err(fail(Exit::Checkpoint, no_weights(path)));
     };
-    Ok(Weights {
-        container: Container::Safetensors,
-        structure: format!("checkpoint {}", loaded.folder.display()),
-        key: String::new(),
-        others: Vec::new(),
-        tensors: loaded.weights().into_iter().collect(),
-        metadata: Map::from_iter([("epoch".to_owned(), loaded.state.epoch.into())]),
-    })
+    let structure = format!("checkpoint {}", loaded.folder.display());
+    let tensors = in_order(loaded.weights(), &loaded.state.config["model"]);
+    let mut weights = Weights::new(Container::Safetensors, structure, tensors);
+    weights.metadata.insert("epoch".to_owned(), loaded.state.epoch.into());
+    Ok(weights)
+}
+
+/// Whether a folder is of Hugging Face's or DCP's, and no checkpoint of ours.
+pub fn is_pythons(folder: &Path) -> bool {
+    let theirs = || {
+        dcp::folder(folder).is_some() || sharded::index(folder).is_some() || sharded::single(folder).is_some()
+    };
+    folder.is_dir() && !is_checkpoint(folder) && theirs()
+}
+
+pub fn no_weights(folder: &Path) -> String {
+    format!(
+        "{} is a folder, but of no run, no checkpoint, no Hugging Face model and no DCP checkpoint; give a file",
+        folder.display()
+    )
+}
+
+/// The tensors in PyTorch's order, where the checkpoint's network can still be made; else by name.
+fn in_order(mut tensors: BTreeMap<String, Tensor>, model: &serde_json::Value) -> Vec<(String, Tensor)> {
+    let spec = yaml::decode::<ModelSpec>(model).ok().map(|spec| ModelSpec { init_from: None, ..spec });
+    let model = spec.and_then(|spec| Model::from_spec(&spec).ok());
+    let names = model.iter().flat_map(|model| model.params()).map(|param| param.name.clone());
+    let mut ordered: Vec<_> =
+        names.filter_map(|name| tensors.remove(&name).map(|tensor| (name, tensor))).collect();
+    ordered.extend(tensors);
+    ordered
 }
 
 impl Initial {
@@ -70,46 +93,79 @@ impl Initial {
     pub fn read(model: &Model, spec: &InitFrom) -> Result<Self> {
         const KEY: &str = "model.init_from";
         let context = || format!("{KEY}: {}", spec.file);
-        let weights =
-            read_place(Path::new(&spec.file), spec.key.as_deref()).or_exit(Exit::Checkpoint, || KEY)?;
+        // An optimiser's state belongs to the weights that it moved.
+        let raw = !spec.optimizer.is_nowhere();
+        let part = Part { keys: spec.key.0.clone(), ignore: spec.ignore.clone(), raw };
+        let weights = read_place(Path::new(&spec.file), &part).or_exit(Exit::Checkpoint, || KEY)?;
+        weights.kept(&spec.ignore).or_exit(Exit::Usage, || KEY)?;
         let mut names: Vec<String> = weights.tensors.iter().map(|(name, _)| name.clone()).collect();
         for rule in &spec.rename {
             rule.apply(&mut names).or_exit(Exit::Usage, || KEY)?;
         }
-        let remedy = "`rename` mends names; `reset` lists those that start afresh, such as a head of another width; \
-                      `partial: true` takes whatever fits";
-        Self::fit(model.params(), &weights, &names, spec, remedy).or_exit(Exit::Checkpoint, context)
+        let remedy = "`rename` mends names; `reset` lists those that start afresh, such as a head of another width; `ignore` leaves \
+                      out what the file has too much; `partial: true` takes whatever fits";
+        Self::fit(model, &weights, &names, spec, remedy).or_exit(Exit::Checkpoint, context)
     }
 
     /// The same for an option of the command line, which takes a file as it is.
-    pub fn read_option(model: &Model, file: &Path, key: Option<&str>) -> Result<Self> {
-        let spec = InitFrom { key: key.map(str::to_owned), ..InitFrom::new(file.to_string_lossy()) };
-        let weights = read_place(file, key)?;
+    pub fn read_option(model: &Model, file: &Path, part: &Part) -> Result<Self> {
+        let spec = InitFrom { ignore: part.ignore.clone(), ..InitFrom::new(file.to_string_lossy()) };
+        let weights = read_place(file, part)?;
+        weights.kept(&part.ignore)?;
         let names: Vec<String> = weights.tensors.iter().map(|(name, _)| name.clone()).collect();
-        let remedy = "`tikhonov convert FILE NEW --rename 'regex=>replacement'` mends names; a network that differs needs a \
-                      config with `model.init_from`";
-        Self::fit(model.params(), &weights, &names, &spec, remedy)
-            .or_exit(Exit::Checkpoint, || file.display())
+        let remedy = "`--ignore PATTERN` leaves out what the file has too much; `tikhonov convert FILE NEW --rename \
+                      'regex=>replacement'` mends names; a network that differs needs a config with `model.init_from`";
+        Self::fit(model, &weights, &names, &spec, remedy).or_exit(Exit::Checkpoint, || file.display())
     }
 
     fn fit(
-        params: &[Param],
+        model: &Model,
         weights: &Weights,
         names: &[String],
         spec: &InitFrom,
         remedy: &str,
     ) -> Result<Self> {
+        let params = model.params();
+        let kept = weights.kept(&spec.ignore)?;
+        let computed = reparametrized::plain(names, &weights.tensors)?;
+        // The file's tensors, then what is computed from them: name, tensor, place in the file.
+        let own = names.iter().zip(&weights.tensors).enumerate().filter(|(at, _)| kept[*at]);
+        let mut sources: Vec<Source> =
+            own.map(|(at, (name, (_, tensor)))| Source { name, tensor, at: Some(at) }).collect();
+        sources.extend(computed.iter().map(|made| Source {
+            name: &made.name,
+            tensor: &made.tensor,
+            at: None,
+        }));
         let wanted: Vec<Named> = params.iter().map(|param| (param.name.as_str(), &param.shape[..])).collect();
-        let shapes: Vec<Vec<i64>> = weights.tensors.iter().map(|(_, tensor)| tensor.size()).collect();
+        let shapes: Vec<Vec<i64>> = sources.iter().map(|source| source.tensor.size()).collect();
         let found: Vec<Named> =
-            names.iter().map(String::as_str).zip(shapes.iter().map(Vec::as_slice)).collect();
+            sources.iter().map(|source| source.name).zip(shapes.iter().map(Vec::as_slice)).collect();
         let mut fit = fit_names(&wanted, &found);
+        let taken: BTreeSet<&str> = fit.mapping.iter().map(|&(_, from)| sources[from].name).collect();
+        let (used, unused): (Vec<&Computed>, Vec<&Computed>) =
+            computed.iter().partition(|computed| taken.contains(computed.name.as_str()));
+        let spent: BTreeSet<&str> =
+            used.iter().flat_map(|computed| &computed.from).map(|&at| names[at].as_str()).collect();
+        fit.unexpected.retain(|(name, _)| {
+            !spent.contains(name.as_str()) && !unused.iter().any(|computed| computed.name == *name)
+        });
         let reset = Patterns::new(&spec.reset);
         let kept_fresh = params.iter().filter(|param| reset.matches(&param.name)).count();
         fit.leave_out(&wanted, |name| reset.matches(name));
         if fit.mapping.is_empty() || !(spec.partial || fit.is_complete()) {
             let nothing = "nothing fits: check the key, the names and the model";
-            let remedy = if fit.mapping.is_empty() { nothing } else { remedy };
+            let mut remedy = if fit.mapping.is_empty() { nothing } else { remedy }.to_owned();
+            let strange: Vec<String> = fit.unexpected.iter().map(|(name, _)| name.clone()).collect();
+            for line in reparametrized::explain(&strange) {
+                remedy = format!("{line}\n{remedy}");
+            }
+            if !weights.others.is_empty() {
+                remedy += &format!(
+                    "; the file has other parts: {}; several keys join parts, the key `.` takes a tree of dicts whole",
+                    weights.other_parts()
+                );
+            }
             let stripped =
                 fit.stripped.as_ref().map_or_else(String::new, |prefix| format!(", `{prefix}` taken off"));
             let message = format!(
@@ -122,9 +178,9 @@ impl Initial {
         }
         let mut tensors = BTreeMap::new();
         for &(at, from) in &fit.mapping {
-            let (name, tensor) = (&params[at].name, &weights.tensors[from].1);
+            let (name, Source { tensor, name: found, .. }) = (&params[at].name, &sources[from]);
             if tensor.is_complex() {
-                let message = format!("`{}` is complex, and the network's {name} is real", names[from]);
+                let message = format!("`{found}` is complex, and the network's {name} is real");
                 return Err(fail(Exit::Checkpoint, message));
             }
             tensors.insert(name.clone(), tensor.shallow_clone());
@@ -133,8 +189,40 @@ impl Initial {
             let zero = Tensor::f_zeros([0i64; 0], (tch::Kind::Int64, tch::Device::Cpu))?;
             tensors.insert(params[at].name.clone(), zero);
         }
-        let listed = listed(params, weights, names, &fit);
-        let notes = notes(params, weights, &fit, kept_fresh, spec);
+        let places: BTreeMap<usize, usize> =
+            fit.mapping.iter().filter_map(|&(at, from)| Some((sources[from].at?, at))).collect();
+        let listed = listed(params, weights, names, &fit, &places);
+        let mut notes = notes(params, weights, &fit, kept_fresh, spec);
+        let ignored = kept.iter().filter(|kept| !**kept).count() + weights.passed_over.len();
+        if ignored > 0 {
+            notes.push(format!("initial weights: {ignored} tensors of the file are left out (`ignore`)"));
+        }
+        for how in ["pruning", "weight_norm", "spectral_norm"] {
+            let names: Vec<_> = used.iter().filter(|c| c.how == how).map(|c| c.name.as_str()).collect();
+            if !names.is_empty() {
+                notes.push(format!("initial weights: computed as {how} says: {}", names.join(", ")));
+            }
+        }
+        let place = |layer: &str| {
+            let (&from, _) = places.iter().find(|(_, at)| module_of(&params[**at].name) == layer)?;
+            Some(module_of(&weights.tensors[from].0).to_owned())
+        };
+        let prefix = fit.stripped.as_deref().unwrap_or_default();
+        let differences = attributes::differences(model, &weights.modules, place, prefix);
+        if !differences.is_empty() {
+            let lines = differences.join("\n  ");
+            if !spec.partial {
+                let message = format!(
+                    "its {} is another network than the config's:\n  {lines}\nwrite the file's values into the model, or change \
+                     them in Python; with `partial: true` in `model.init_from` the config's hold",
+                    weights.structure
+                );
+                return Err(fail(Exit::Checkpoint, message));
+            }
+            notes.push(format!(
+                "initial weights, `partial`: the config's values hold, not the file's:\n  {lines}"
+            ));
+        }
         Ok(Self { tensors, notes, optimizer: BTreeMap::new(), listed })
     }
 
@@ -212,9 +300,29 @@ impl Initial {
     }
 }
 
+/// A tensor that may become one of the network's.
+struct Source<'a> {
+    name: &'a str,
+    tensor: &'a Tensor,
+    /// Its place in the file; None where it is computed.
+    at: Option<usize>,
+}
+
+/// The path of the module that a tensor belongs to.
+fn module_of(name: &str) -> &str {
+    let module = name.rsplit_once('.').map_or("", |(module, _)| module);
+    module.split_once(".parametrizations.").map_or(module, |(module, _)| module)
+}
+
 /// The file's tensors that are parameters: all but buffers, a tied one under its first name, as Python's `parameters()` goes.
-fn listed(params: &[Param], weights: &Weights, names: &[String], fit: &Fit) -> Vec<Listed> {
-    let taken: BTreeMap<usize, usize> = fit.mapping.iter().map(|&(at, from)| (from, at)).collect();
+/// `taken` are those that the network takes, and which they become.
+fn listed(
+    params: &[Param],
+    weights: &Weights,
+    names: &[String],
+    fit: &Fit,
+    taken: &BTreeMap<usize, usize>,
+) -> Vec<Listed> {
     let stripped = fit.stripped.as_deref().unwrap_or_default();
     let mut places = HashSet::new();
     let mut listed = Vec::new();
@@ -250,9 +358,7 @@ fn notes(params: &[Param], weights: &Weights, fit: &Fit, kept_fresh: usize, spec
         first += &format!(", `{stripped}` taken off their names");
     }
     if !weights.others.is_empty() {
-        let others: Vec<_> =
-            weights.others.iter().map(|(path, count)| format!("`{path}` ({count})")).collect();
-        first += &format!("; `key` would choose {}", others.join(", "));
+        first += &format!("; `key` would choose {}", weights.other_parts());
     }
     let mut notes = vec![first];
     if !fit.zeros.is_empty() {

@@ -1,6 +1,6 @@
 //! Writes safetensors files, tensor by tensor: the crate's own writer leaves a file readable by its owner only and forgets the order.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::path::Path;
@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::atomic;
 use crate::digest::{Summing, Sums};
-use crate::exit::{Exit, OrExit};
+use crate::exit::{Exit, OrExit, fail};
 use crate::libtorch::bytes;
 
 /// Writes contiguous copies of `tensors` to `path`, atomically; `format: pt` is added to `metadata`. Any device. The order is
@@ -36,7 +36,17 @@ impl Contents {
         order.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.kind().elt_size_in_bytes()));
         let mut infos = Vec::with_capacity(order.len());
         let mut at = 0;
+        let mut names = HashSet::new();
         for (name, tensor) in &order {
+            if name == "__metadata__" || !names.insert(name) {
+                let why = if name == "__metadata__" {
+                    "a name that safetensors keeps"
+                } else {
+                    "the name of two tensors"
+                };
+                let message = format!("`{name}` is {why}: rename it (`convert --rename`), or write a .pt");
+                return Err(fail(Exit::Checkpoint, message));
+            }
             let dtype = packed(tensor.kind()).or_exit(Exit::Checkpoint, || {
                 format!("`{name}`: safetensors has no dtype for {:?}; write a .pt", tensor.kind())
             })?;

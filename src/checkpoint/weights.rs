@@ -9,12 +9,28 @@ use tch::{Device, Kind, Tensor};
 
 use super::python::dtype::Dtype;
 use super::python::heap::TensorInfo;
+use super::python::modules::Module;
 use super::python::source::Source;
-use super::python::{Container, PythonFile, detect, read_source, safetensors};
+use super::python::{Container, Found, PythonFile, detect, read_source, safetensors};
+use super::{dcp, sharded};
 use crate::exit::{Exit, OrExit, fail};
 use crate::libtorch::bytes;
+use crate::model::Patterns;
+use crate::yaml::nearest;
+
+/// Which tensors of a file are meant.
+#[derive(Clone, Debug, Default)]
+pub struct Part {
+    /// Dotted paths of the weights, joined where there are several; none for the part with the most tensors.
+    pub keys: Vec<String>,
+    /// Patterns of names, as the file has them, that are left out.
+    pub ignore: Vec<String>,
+    /// Rather the weights as trained than their moving average, where both are there.
+    pub raw: bool,
+}
 
 /// What a file holds.
+#[derive(Debug)]
 pub struct Weights {
     pub container: Container,
     /// For people: which part of the file the tensors are, such as "state_dict under `net`".
@@ -25,6 +41,12 @@ pub struct Weights {
     pub others: Vec<(String, usize)>,
     /// In the file's order, on the CPU, in the file's dtypes. Tied tensors share their memory, strides are the file's.
     pub tensors: Vec<(String, Tensor)>,
+    /// Those of unsigned dtypes that libtorch computes little with, with the file's dtype: read as the next wider signed one.
+    pub widened: Vec<(String, Dtype)>,
+    /// Names of tensors that cannot be read and that [`Part::ignore`] leaves out.
+    pub passed_over: Vec<String>,
+    /// Of a module that was pickled whole.
+    pub modules: Vec<Module>,
     /// Epoch, accuracy and the like; objects by their class name.
     pub metadata: Map<String, Json>,
 }
@@ -39,20 +61,80 @@ pub struct Unreadable {
     pub reason: String,
 }
 
-/// Reads the weights of a zip, legacy, TorchScript or safetensors file, told by content. `key` forces a dotted path.
-/// Errors exit with 4 and name the file and the entry.
+impl Weights {
+    /// Named tensors and nothing else.
+    pub fn new(container: Container, structure: impl Into<String>, tensors: Vec<(String, Tensor)>) -> Self {
+        Self {
+            container,
+            structure: structure.into(),
+            key: String::new(),
+            others: Vec::new(),
+            tensors,
+            widened: Vec::new(),
+            passed_over: Vec::new(),
+            modules: Vec::new(),
+            metadata: Map::new(),
+        }
+    }
+
+    /// Of each tensor whether it stays when those that `ignore` names are left out. Exit 2 where a pattern fits none.
+    pub fn kept(&self, ignore: &[String]) -> Result<Vec<bool>> {
+        let names = || self.tensors.iter().map(|(name, _)| name).chain(&self.passed_over);
+        for pattern in ignore {
+            let one = Patterns::new(std::slice::from_ref(pattern));
+            if !names().any(|name| one.matches(name)) {
+                let hint = match nearest(pattern, names().take(500).map(String::as_str)) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!(
+                        "the file's names are such as `{}`; `*` stands for any text",
+                        names().next().map_or("", String::as_str)
+                    ),
+                };
+                return Err(fail(Exit::Usage, format!("ignore: `{pattern}` fits no tensor; {hint}")));
+            }
+        }
+        let ignored = Patterns::new(ignore);
+        Ok(self.tensors.iter().map(|(name, _)| !ignored.matches(name)).collect())
+    }
+
+    /// The other parts, for people; empty where there are none.
+    pub fn other_parts(&self) -> String {
+        let name = |(path, count): &(String, usize)| match path.as_str() {
+            super::python::ROOT => format!("`{path}`, the file's root ({count})"),
+            _ => format!("`{path}` ({count})"),
+        };
+        self.others.iter().map(name).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// Reads the weights of a zip, legacy, TorchScript, .pt2 or safetensors file, of a sharded Hugging Face model or of a DCP folder, told
+/// by content. `key` forces a dotted path. Errors exit with 4 and name the file and the entry.
 pub fn read_weights(path: &Path, key: Option<&str>) -> Result<Weights> {
-    let (weights, unreadable) = survey(path, key)?;
+    read_part(path, &Part { keys: key.map(str::to_owned).into_iter().collect(), ..Part::default() })
+}
+
+/// The same for `part` of the file. Ignored tensors are read too where that is possible: see [`Weights::kept`].
+pub fn read_part(path: &Path, part: &Part) -> Result<Weights> {
+    let (mut weights, unreadable) = survey(path, part)?;
+    let ignored = Patterns::new(&part.ignore);
+    let (passed_over, unreadable): (Vec<_>, Vec<_>) =
+        unreadable.into_iter().partition(|tensor| ignored.matches(&tensor.name));
+    weights.passed_over = passed_over.into_iter().map(|tensor| tensor.name).collect();
     match unreadable.first() {
         None => Ok(weights),
-        Some(first) => Err(fail(Exit::Checkpoint, format!("`{}` {}", first.name, first.reason)))
-            .or_exit(Exit::Checkpoint, || path.display()),
+        Some(first) => {
+            let message = format!(
+                "`{}` {}; `ignore` passes over tensors that are not needed",
+                first.name, first.reason
+            );
+            Err(fail(Exit::Checkpoint, message)).or_exit(Exit::Checkpoint, || path.display())
+        }
     }
 }
 
 /// The same, for a look into the file: tensors of kinds that cannot be loaded are listed apart instead of being an error.
-pub fn survey(path: &Path, key: Option<&str>) -> Result<(Weights, Vec<Unreadable>)> {
-    read_any(path, key).or_exit(Exit::Checkpoint, || path.display())
+pub fn survey(path: &Path, part: &Part) -> Result<(Weights, Vec<Unreadable>)> {
+    read_any(path, part).or_exit(Exit::Checkpoint, || path.display())
 }
 
 /// Opens a `torch.save` file for its other parts, such as an optimiser's state: see [`PythonFile::lookup`] and [`tensors`].
@@ -60,16 +142,23 @@ pub fn open_python(path: &Path) -> Result<PythonFile> {
     super::python::read(path).or_exit(Exit::Checkpoint, || path.display())
 }
 
-fn read_any(path: &Path, key: Option<&str>) -> Result<(Weights, Vec<Unreadable>)> {
-    let source = Source::open(path)?;
+pub(super) fn read_any(path: &Path, part: &Part) -> Result<(Weights, Vec<Unreadable>)> {
+    if let Some(folder) = dcp::folder(path) {
+        return dcp::read(folder, part);
+    }
+    if let Some(index) = sharded::index(path) {
+        return sharded::read(&index, part);
+    }
+    let file = sharded::single(path);
+    let source = Source::open(file.as_deref().unwrap_or(path))?;
     if detect(&source)? == Container::Safetensors {
-        if let Some(key) = key {
+        if let Some(key) = part.keys.first() {
             bail!("a safetensors file has no keys such as `{key}`: leave the key out");
         }
         return read_safetensors(&source);
     }
     let file = read_source(source)?;
-    let mut found = file.find(key)?;
+    let mut found = find(&file, part)?;
     let mut unreadable = Vec::new();
     for stranger in &found.strangers {
         unreadable.push(Unreadable {
@@ -79,7 +168,7 @@ fn read_any(path: &Path, key: Option<&str>) -> Result<(Weights, Vec<Unreadable>)
             reason: format!("is a {}: make it a plain one in Python first", stranger.what),
         });
     }
-    found.tensors.retain(|(name, info)| match kind(info.dtype) {
+    found.tensors.retain(|(name, info)| match stored(info.dtype) {
         Ok(_) => true,
         Err(error) => {
             let (name, shape, dtype) = (name.clone(), info.shape.clone(), info.dtype.name().to_owned());
@@ -87,15 +176,35 @@ fn read_any(path: &Path, key: Option<&str>) -> Result<(Weights, Vec<Unreadable>)
             false
         }
     });
+    let mut metadata = file.metadata(found.value);
+    metadata.retain(|key, _| !part.keys.contains(key));
     let weights = Weights {
-        container: file.container,
-        structure: found.describe(),
-        tensors: tensors(&file, &found.tensors)?,
-        metadata: file.metadata(found.value),
-        key: found.path,
-        others: found.others,
+        key: found.path.clone(),
+        others: found.others.clone(),
+        widened: widened(found.tensors.iter().map(|(name, info)| (name, info.dtype))),
+        modules: file.modules(&found)?,
+        metadata,
+        ..Weights::new(file.container, found.describe(), tensors(&file, &found.tensors)?)
     };
     Ok((weights, unreadable))
+}
+
+fn find(file: &PythonFile, part: &Part) -> Result<Found> {
+    let [first, rest @ ..] = part.keys.as_slice() else { return file.find_raw(None, part.raw) };
+    let mut found = file.find(Some(first))?;
+    for key in rest {
+        found.join(file.find(Some(key))?)?;
+    }
+    Ok(found)
+}
+
+/// The tensors whose dtype in memory is wider than the file's.
+fn widened<'a>(tensors: impl Iterator<Item = (&'a String, Dtype)>) -> Vec<(String, Dtype)> {
+    tensors.filter(|(_, dtype)| is_unsigned(*dtype)).map(|(name, dtype)| (name.clone(), dtype)).collect()
+}
+
+fn is_unsigned(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::U16 | Dtype::U32 | Dtype::U64)
 }
 
 /// Loads tensors of a `torch.save` file. Each storage is read once and shared by its views.
@@ -104,7 +213,7 @@ pub fn tensors(file: &PythonFile, wanted: &[(String, TensorInfo)]) -> Result<Vec
     let mut jobs = BTreeMap::new();
     for (name, info) in wanted {
         let context = || format!("`{name}`");
-        kind(info.dtype).with_context(context)?;
+        stored(info.dtype).with_context(context)?;
         if info.dtype == Dtype::Bool {
             bools.insert(info.storage);
         }
@@ -131,9 +240,9 @@ pub fn tensors(file: &PythonFile, wanted: &[(String, TensorInfo)]) -> Result<Vec
 }
 
 fn view(info: &TensorInfo, storage: Option<&Tensor>) -> Result<Tensor> {
-    let kind = kind(info.dtype)?;
+    let kind = stored(info.dtype)?;
     let Some(storage) = storage.filter(|_| info.numel() > 0) else {
-        return Ok(Tensor::f_zeros(&info.shape, (kind, Device::Cpu))?);
+        return widen(Tensor::f_zeros(&info.shape, (kind, Device::Cpu))?, info.dtype);
     };
     let size = info.dtype.size() as i64;
     let whole = storage.f_narrow(0, 0, storage.size1()? / size * size)?;
@@ -145,14 +254,14 @@ fn view(info: &TensorInfo, storage: Option<&Tensor>) -> Result<Tensor> {
     if info.neg {
         tensor = tensor.f_neg()?;
     }
-    Ok(tensor)
+    widen(tensor, info.dtype)
 }
 
 fn read_safetensors(source: &Source) -> Result<(Weights, Vec<Unreadable>)> {
     let mut header = safetensors::header(source)?;
     let (mut kinds, mut unreadable) = (Vec::new(), Vec::new());
     header.items.retain(|item| {
-        match item.dtype.context("is of a dtype that libtorch does not have").and_then(kind) {
+        match item.dtype.context("is of a dtype that libtorch does not have").and_then(stored) {
             Ok(kind) => {
                 kinds.push(kind);
                 true
@@ -177,20 +286,42 @@ fn read_safetensors(source: &Source) -> Result<(Weights, Vec<Unreadable>)> {
         }
         Ok(())
     })?;
+    let dtypes = header.items.iter().filter_map(|item| Some((&item.name, item.dtype?)));
+    let widened = widened(dtypes);
     let mut tensors = Vec::with_capacity(raw.len());
     for ((item, kind), raw) in header.items.into_iter().zip(kinds).zip(raw) {
-        let tensor = raw.f_view_dtype(kind)?.f_reshape(&item.shape);
-        tensors.push((item.name, tensor?));
+        let tensor = raw.f_view_dtype(kind)?.f_reshape(&item.shape)?;
+        let tensor = item.dtype.map_or(Ok(tensor.shallow_clone()), |dtype| widen(tensor, dtype));
+        tensors.push((item.name.clone(), tensor.with_context(|| format!("`{}`", item.name))?));
     }
     let weights = Weights {
-        container: Container::Safetensors,
-        structure: "named tensors".into(),
-        key: String::new(),
-        others: Vec::new(),
-        tensors,
+        widened,
         metadata: header.metadata.into_iter().map(|(key, value)| (key, value.into())).collect(),
+        ..Weights::new(Container::Safetensors, "named tensors", tensors)
     };
     Ok((weights, unreadable))
+}
+
+/// The tch kind whose bytes a file's dtype has; of unsigned integers that of the same size, to be [widened](widen).
+fn stored(dtype: Dtype) -> Result<Kind> {
+    match dtype {
+        Dtype::U16 => Ok(Kind::Int16),
+        Dtype::U32 => Ok(Kind::Int),
+        Dtype::U64 => Ok(Kind::Int64),
+        _ => kind(dtype),
+    }
+}
+
+/// Unsigned integers as the next wider signed ones; those of 64 bits must fit.
+fn widen(tensor: Tensor, dtype: Dtype) -> Result<Tensor> {
+    Ok(match dtype {
+        Dtype::U16 => tensor.f_to_kind(Kind::Int)?.f_bitwise_and(0xffff)?,
+        Dtype::U32 => tensor.f_to_kind(Kind::Int64)?.f_bitwise_and(0xffff_ffff)?,
+        Dtype::U64 if tensor.numel() > 0 && tensor.f_min()?.f_int64_value(&[])? < 0 => {
+            bail!("holds values beyond {}, which int64 cannot hold: convert it in Python first", i64::MAX)
+        }
+        _ => tensor,
+    })
 }
 
 /// The tch kind of a file's dtype, or an error that names it.

@@ -3,14 +3,15 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::Args;
 use tch::{Kind, Tensor};
 
 use crate::checkpoint::initial::read_place;
-use crate::checkpoint::weights::Weights;
-use crate::checkpoint::{safetensors, state_dict};
+use crate::checkpoint::weights::{self, Part, Weights, read_weights};
+use crate::checkpoint::{atomic, safetensors, state_dict};
 use crate::exit::{Exit, OrExit, fail};
+use crate::libtorch::bytes;
 use crate::rename::Rule;
 use crate::say::say;
 
@@ -24,9 +25,13 @@ pub struct Options {
     input: PathBuf,
     /// The file to write: .pt, .pth or .safetensors; never the input itself
     output: PathBuf,
-    /// Dotted path of the weights in the input, instead of the part with the most tensors
-    #[arg(long)]
-    key: Option<String>,
+    /// Dotted path of the weights in the input, instead of the part with the most tensors; `.` is the whole (repeatable: parts are
+    /// joined)
+    #[arg(long, value_name = "PATH")]
+    key: Vec<String>,
+    /// Leave out the tensors that PATTERN names, by the input's names (repeatable): --ignore 'aux*'
+    #[arg(long, value_name = "PATTERN")]
+    ignore: Vec<String>,
     /// Take a prefix off the names that have it (repeatable, applied in order): --strip module.
     #[arg(long, value_name = "PREFIX")]
     strip: Vec<String>,
@@ -59,16 +64,38 @@ pub fn run(options: &Options) -> Result<()> {
         let message = format!("{} is there already; --force replaces it", options.output.display());
         return Err(fail(Exit::Usage, message));
     }
-    let weights = read_place(&options.input, options.key.as_deref())?;
+    let part = Part { keys: options.key.clone(), ignore: options.ignore.clone(), raw: false };
+    let mut weights = read_place(&options.input, &part)?;
+    let mut kept = weights.kept(&part.ignore)?.into_iter();
+    let ignored = kept.clone().filter(|kept| !kept).count() + weights.passed_over.len();
+    weights.tensors.retain(|_| kept.next().unwrap_or(true));
+    if weights.tensors.is_empty() {
+        return Err(fail(
+            Exit::Checkpoint,
+            format!("{}: no tensor is left to be written", options.input.display()),
+        ));
+    }
     let tensors = rename(&weights, options)?;
     let tensors = match (options.half, options.bf16) {
         (true, _) => narrow(tensors, Kind::Half)?,
         (_, true) => narrow(tensors, Kind::BFloat16)?,
         _ => tensors,
     };
-    match format {
-        Format::StateDict => state_dict::write(&options.output, &tensors)?,
-        Format::Safetensors => safetensors::write(&options.output, &tensors, &metadata(&weights))?,
+    // What is wrong with the tensors is no matter of the disk.
+    let mut cause = None;
+    let written = atomic::write_by_path(&options.output, |temporary| {
+        let done = match format {
+            Format::StateDict => state_dict::write(temporary, &tensors),
+            Format::Safetensors => safetensors::write(temporary, &tensors, &metadata(&weights)),
+        };
+        done.and_then(|()| reads_back(temporary, &tensors)).map_err(|error| {
+            cause = Some(error);
+            anyhow!("not written")
+        })
+    });
+    match cause {
+        Some(error) => return Err(error),
+        None => written?,
     }
     say!(
         "{}: {} tensors from the {} of {}",
@@ -78,9 +105,45 @@ pub fn run(options: &Options) -> Result<()> {
         options.input.display()
     );
     for (key, count) in &weights.others {
-        say!("not converted: {count} tensors under `{key}`; --key {key} takes them");
+        say!("not converted: {count} tensors under `{key}`; --key '{key}' takes them");
+    }
+    if ignored > 0 {
+        say!("not converted: {ignored} tensors that --ignore names");
+    }
+    for (name, dtype) in &weights.widened {
+        let now = weights
+            .tensors
+            .iter()
+            .find(|(kept, _)| kept == name)
+            .and_then(|(_, tensor)| weights::dtype(tensor.kind()));
+        if let Some(now) = now {
+            say!("note: `{name}` is {} in the file and was written as {}", dtype.name(), now.name());
+        }
     }
     Ok(())
+}
+
+/// Exit 4 where the file does not hold `tensors`, bit by bit.
+fn reads_back(file: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    let written = read_weights(file, None)?.tensors;
+    let mut found: HashMap<_, _> = written.into_iter().collect();
+    for (name, tensor) in tensors {
+        let same = match found.remove(name) {
+            Some(found) if found.kind() == tensor.kind() && found.size() == tensor.size() => {
+                let tensor = tensor.f_contiguous()?;
+                bytes::with(&found.f_contiguous()?, |found| bytes::with(&tensor, |bytes| bytes == found))??
+            }
+            _ => false,
+        };
+        if !same {
+            let message = format!("`{name}` does not read back as it was written; nothing was kept");
+            return Err(fail(Exit::Checkpoint, message));
+        }
+    }
+    match found.keys().next() {
+        Some(name) => Err(fail(Exit::Checkpoint, format!("`{name}` reads back and was not written"))),
+        None => Ok(()),
+    }
 }
 
 fn format(output: &Path) -> Result<Format> {

@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use tch::Device;
 
 use super::convert::is_same_file;
+use crate::checkpoint::initial::is_pythons;
 use crate::checkpoint::{atomic, safetensors, state_dict};
 use crate::exit::{Exit, fail};
 use crate::export::{python, torchscript};
@@ -51,9 +52,12 @@ pub struct Options {
     /// The network that the weights of a file are for: a shipped name, a .yaml file, or YAML such as '{name: lenet, args: {classes: 5}}'
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
-    /// Dotted path of the weights in a file, instead of the part with the most tensors
+    /// Dotted path of the weights in a file, instead of the part with the most tensors; `.` is the whole (repeatable: parts are joined)
     #[arg(long, value_name = "PATH", requires = "model")]
-    key: Option<String>,
+    key: Vec<String>,
+    /// Leave out the tensors of a file that PATTERN names, such as 'aux*' (repeatable)
+    #[arg(long, value_name = "PATTERN", requires = "model")]
+    ignore: Vec<String>,
     /// Write weights as float16
     #[arg(long, conflicts_with = "bf16")]
     half: bool,
@@ -111,12 +115,12 @@ pub fn run(options: &Options) -> Result<()> {
         }
         Format::StateDict => {
             let tensors = source.tensors(options)?;
-            state_dict::write(&output, &tensors)?;
+            state_dict::write_with(&output, &tensors, source.about.value())?;
             format!("{} tensors", tensors.len())
         }
         Format::Torchscript => write_script(&source, options, &output)?,
         Format::Python => {
-            python::write(&output, &source.model, &source.name, &source.remarks())?;
+            python::write(&output, &source.model, &source.name, &source.remarks(), &source.about)?;
             "source of class Net".to_owned()
         }
     };
@@ -163,7 +167,7 @@ fn refuse_strangers(options: &Options) -> Result<()> {
         );
         return Err(fail(Exit::Usage, message));
     }
-    let is_run = options.source.is_dir();
+    let is_run = options.source.is_dir() && !is_pythons(&options.source);
     let misplaced = match (is_run, &options.model) {
         (true, Some(_)) => Some("--model is for files; a run folder knows its network"),
         (false, None) => {
@@ -221,14 +225,21 @@ fn write_script(source: &Source, options: &Options, output: &Path) -> Result<Str
     let kind = source.narrowed(options).unwrap_or(source.kind);
     let network = source.model.build(Device::Cpu, kind)?;
     network.load_state(&source.weights)?;
+    let mut about = source.about.clone();
+    if options.preprocess {
+        // They are in the program, and nobody should apply them once more.
+        (about.mean, about.std) = Default::default();
+    }
     let script = torchscript::Options {
         preprocess: options.preprocess.then(|| source.preprocess()).transpose()?,
         softmax: options.softmax,
         freeze: options.freeze,
         optimize: options.optimize,
+        about,
     };
     let agreement = torchscript::write(output, &source.model, &network, &script)?;
-    let train = agreement.train.map(|apart| format!(", {apart:.0e} in training")).unwrap_or_default();
+    let train =
+        agreement.train.map(|apart| format!(", {apart:.0e} in training (float64)")).unwrap_or_default();
     Ok(format!(
         "TorchScript of {} tensors, {:.0e} apart from the network in evaluation{train}",
         source.model.params().len(),

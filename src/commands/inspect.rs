@@ -8,7 +8,9 @@ use clap::Args;
 use serde_json::{Value as Json, json};
 use tch::{Kind, Tensor};
 
-use crate::checkpoint::weights::{Unreadable, Weights, dtype, survey};
+use crate::checkpoint::initial::{is_pythons, no_weights};
+use crate::checkpoint::python::ROOT;
+use crate::checkpoint::weights::{Part, Unreadable, Weights, dtype, survey};
 use crate::exit::{Exit, OrExit};
 use crate::model::thousands;
 use crate::terminal;
@@ -31,9 +33,10 @@ pub struct Options {
 
 pub fn run(options: &Options) -> Result<()> {
     let file = file(&options.file)?;
-    let (weights, unreadable) = survey(&file, options.key.as_deref())?;
+    let part = Part { keys: options.key.clone().into_iter().collect(), ..Part::default() };
+    let (weights, unreadable) = survey(&file, &part)?;
     let rows = (weights.tensors.iter())
-        .map(|(name, tensor)| Row::new(name, tensor))
+        .map(|(name, tensor)| Row::new(name, tensor, &weights))
         .collect::<Result<Vec<_>>>()
         .or_exit(Exit::Checkpoint, || options.file.display())?;
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
@@ -53,14 +56,12 @@ pub fn run(options: &Options) -> Result<()> {
 /// The file itself; of a checkpoint's folder its weights, of a run's folder those of the best checkpoint, else the last.
 fn file(path: &Path) -> Result<PathBuf> {
     const WEIGHTS: &str = "model.safetensors";
-    if !path.is_dir() {
+    if !path.is_dir() || is_pythons(path) {
         return Ok(path.to_owned());
     }
     let candidates = [WEIGHTS, "checkpoints/best/model.safetensors", "checkpoints/last/model.safetensors"];
     let found = candidates.iter().map(|candidate| path.join(candidate)).find(|file| file.is_file());
-    found.or_exit(Exit::Checkpoint, || {
-        format!("{} is a folder, but of no run and no checkpoint; give a file", path.display())
-    })
+    found.or_exit(Exit::Checkpoint, || no_weights(path))
 }
 
 /// One tensor. The statistics leave NaN out; of complex numbers they take both parts.
@@ -75,9 +76,10 @@ struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    fn new(name: &'a str, tensor: &Tensor) -> Result<Row<'a>> {
+    fn new(name: &'a str, tensor: &Tensor, weights: &Weights) -> Result<Row<'a>> {
         let (range, nan) = statistics(tensor)?;
-        let dtype = dtype(tensor.kind()).map_or("quantized", |dtype| dtype.name());
+        let stored = weights.widened.iter().find(|(widened, _)| widened == name).map(|(_, dtype)| *dtype);
+        let dtype = stored.or(dtype(tensor.kind())).map_or("quantized", |dtype| dtype.name());
         Ok(Row { name, shape: tensor.size(), dtype, values: tensor.numel(), range, nan })
     }
 }
@@ -121,6 +123,9 @@ fn as_json(weights: &Weights, rows: &[Row], unreadable: &[Unreadable]) -> Json {
         "structure": weights.structure,
         "key": weights.key,
         "others": weights.others.iter().map(|(path, count)| json!({"key": path, "tensors": count})).collect::<Vec<_>>(),
+        "modules": weights.modules.iter().map(|module| {
+            json!({"path": module.path, "class": module.class, "attributes": module.attributes})
+        }).collect::<Vec<_>>(),
         "metadata": weights.metadata,
         "values": rows.iter().map(|row| row.values).sum::<usize>(),
         "tensors": tensors,
@@ -131,8 +136,8 @@ fn print(out: &mut impl Write, weights: &Weights, rows: &[Row], unreadable: &[Un
     writeln!(out, "container  {}", weights.container.name())?;
     writeln!(out, "structure  {}", weights.structure)?;
     for (path, count) in weights.others.iter().take(8) {
-        let path = if path.is_empty() { "the file's root" } else { path };
-        writeln!(out, "           also {path}: {count} tensors (--key takes it instead)")?;
+        let root = if path == ROOT { ", the file's root" } else { "" };
+        writeln!(out, "           also {path}{root}: {count} tensors (--key '{path}' takes it instead)")?;
     }
     let values: usize = rows.iter().map(|row| row.values).sum();
     writeln!(out, "holds      {} tensors, {} values", rows.len(), thousands(values as u64))?;
@@ -167,6 +172,13 @@ fn print(out: &mut impl Write, weights: &Weights, rows: &[Row], unreadable: &[Un
             row.dtype,
             row.nan
         )?;
+    }
+    if !weights.modules.is_empty() {
+        writeln!(out, "\nmodules, as they were pickled:")?;
+    }
+    for module in &weights.modules {
+        let values = module.attributes.iter().map(|(key, value)| format!("  {}={value}", plain(key)));
+        writeln!(out, "{}  {}{}", plain(&module.path), plain(&module.class), values.collect::<String>())?;
     }
     if !unreadable.is_empty() {
         writeln!(out, "\ncannot be loaded:")?;

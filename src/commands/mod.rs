@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::Args;
 
+use crate::checkpoint::weights::Part;
 use crate::compressor::Compressor;
 use crate::config::{CONFIG_FILE, Config, Override};
 use crate::device::DeviceSpec;
@@ -63,15 +64,19 @@ pub struct WeightOptions {
     /// Weights from a file that Python or tikhonov wrote, from a run folder or a checkpoint
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
-    /// Dotted path of the weights in FILE, instead of the part with the most tensors
+    /// Dotted path of the weights in FILE, instead of the part with the most tensors; `.` is the whole (repeatable: parts are joined)
     #[arg(long, value_name = "PATH", requires = "weights")]
-    pub key: Option<String>,
+    pub key: Vec<String>,
+    /// Leave out the tensors of FILE that PATTERN names, such as 'aux*' (repeatable)
+    #[arg(long, value_name = "PATTERN", requires = "weights")]
+    pub ignore: Vec<String>,
 }
 
 impl WeightOptions {
     pub fn choice(&self) -> Choice<'_> {
-        let Self { checkpoint, weights, key } = self;
-        Choice { checkpoint: checkpoint.as_deref(), weights: weights.as_deref(), key: key.as_deref() }
+        let Self { checkpoint, weights, key, ignore } = self;
+        let part = Part { keys: key.clone(), ignore: ignore.clone(), raw: false };
+        Choice { checkpoint: checkpoint.as_deref(), weights: weights.as_deref(), part }
     }
 }
 

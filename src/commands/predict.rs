@@ -129,10 +129,20 @@ impl<'a> Printer<'a> {
         let (header, cells) = self.cells(prediction);
         match self.options.format {
             Format::Json => {
-                let fields = header.into_iter().zip(cells);
-                let object: serde_json::Map<String, Value> =
-                    [("input".to_owned(), json!(name))].into_iter().chain(fields).collect();
-                writeln!(self.out, "{}", Value::Object(object))?;
+                let mut object = json!({ "input": name });
+                // Classes are one list, the most probable first; the first of them stands beside it as well.
+                let is_list = self.options.top > 1 && header.first().is_some_and(|name| name == "class");
+                let classes: Value = cells
+                    .chunks(2)
+                    .map(|pair| json!({"class": pair[0], "probability": pair.get(1)}))
+                    .collect();
+                for (name, cell) in header.into_iter().zip(cells).filter(|(name, _)| !is_later(name)) {
+                    object[name] = cell;
+                }
+                if is_list {
+                    object["classes"] = classes;
+                }
+                writeln!(self.out, "{object}")?;
             }
             Format::Csv => {
                 let mut row = csv::Writer::from_writer(Vec::new());
@@ -170,6 +180,11 @@ impl<'a> Printer<'a> {
             }
         }
     }
+}
+
+/// Whether a column is of a class after the first.
+fn is_later(column: &str) -> bool {
+    column.starts_with("class_") || column.starts_with("probability_")
 }
 
 /// A cell for programs: every digit.

@@ -1,9 +1,12 @@
 //! Networks for Python: TorchScript and source code. Weights alone are the matter of [`crate::checkpoint`].
 
+mod about;
 mod classes;
 mod plan;
 pub mod python;
 pub mod torchscript;
+
+pub use about::About;
 
 /// `basic_block` as `BasicBlock`.
 fn camel_case(name: &str) -> String {

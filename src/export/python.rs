@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use super::About;
 use super::classes::{Class, Classes, Part};
 use super::plan::{Module, is_plain};
 use crate::checkpoint::atomic;
@@ -16,16 +17,16 @@ const WIDTH: usize = 100;
 /// Layers that repeat more often than this become a loop.
 const FEW: usize = 2;
 
-/// Writes the source of `model` to `path`. `title` and `notes` are for its docstring. Exit 2 where a layer has a name that no
+/// Writes the source of `model` to `path`. `title` and `notes` are for its docstring, `about` becomes constants of the file. Exit 2 where a layer has a name that no
 /// PyTorch module can have.
-pub fn write(path: &Path, model: &Model, title: &str, notes: &[String]) -> Result<()> {
+pub fn write(path: &Path, model: &Model, title: &str, notes: &[String], about: &About) -> Result<()> {
     let module = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("net");
-    let text = source(model, module, title, notes)?;
+    let text = source(model, module, title, notes, about)?;
     atomic::write_bytes(path, text.as_bytes())
 }
 
 /// The source; it says of itself that it can be imported as `module`.
-pub fn source(model: &Model, module: &str, title: &str, notes: &[String]) -> Result<String> {
+pub fn source(model: &Model, module: &str, title: &str, notes: &[String], about: &About) -> Result<String> {
     if let Op::Script(script) = &model.root().op {
         let message = format!(
             "this network is the program {}, which has a source already: its author's. Export the weights, or --to torchscript",
@@ -57,6 +58,11 @@ pub fn source(model: &Model, module: &str, title: &str, notes: &[String]) -> Res
         text += "import torch.nn.functional as F\n";
     }
     text += "from torch import nn\n";
+    for (index, (name, fact)) in about.facts().into_iter().enumerate() {
+        // JSON's lists of texts and numbers are Python's.
+        let start = if index == 0 { "\n" } else { "" };
+        text += &format!("{start}{} = {}\n", name.to_uppercase(), fact.json());
+    }
     for part in definitions.into_iter().map(str::to_owned).chain(bodies) {
         text += &format!("\n\n{part}");
     }

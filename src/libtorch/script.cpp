@@ -61,19 +61,38 @@ char* tikhonov_script_add_child(Module* module, const char* name, const Module* 
   return guarded([&] { module->register_module(name, *child); });
 }
 
+// A list attribute: `kind` is 0 for C strings, 1 for double, 2 for int64_t.
+char* tikhonov_script_add_list(Module* module, const char* name, int kind, size_t count, const void* values) {
+  return guarded([&] {
+    if (kind == 0) {
+      c10::List<std::string> list;
+      for (size_t i = 0; i < count; i++) list.push_back(static_cast<const char* const*>(values)[i]);
+      module->register_attribute(name, c10::ListType::ofStrings(), list);
+    } else if (kind == 1) {
+      const auto numbers = static_cast<const double*>(values);
+      module->register_attribute(name, c10::ListType::ofFloats(), c10::List<double>(c10::ArrayRef<double>(numbers, count)));
+    } else {
+      const auto numbers = static_cast<const int64_t*>(values);
+      module->register_attribute(name, c10::ListType::ofInts(), c10::List<int64_t>(c10::ArrayRef<int64_t>(numbers, count)));
+    }
+  });
+}
+
 char* tikhonov_script_define(Module* module, const char* source) {
   return guarded([&] { module->define(source); });
 }
 
 // Hands the bytes of the file to `take`, piece by piece. Nothing is written here: the archive's writer throws in its destructor
 // where it cannot write, which ends the process. So its name leaves no trace in the file, too.
-char* tikhonov_script_save(const Module* module, void* context, void (*take)(void*, const void*, size_t)) {
+char* tikhonov_script_save(
+    const Module* module, const char* extra_name, const char* extra, void* context,
+    void (*take)(void*, const void*, size_t)) {
   return guarded([&] {
     const std::function<size_t(const void*, size_t)> writer = [&](const void* bytes, size_t count) {
       take(context, bytes, count);
       return count;
     };
-    torch::jit::ExportModule(*module, writer);
+    torch::jit::ExportModule(*module, writer, {{extra_name, extra}});
   });
 }
 
@@ -111,10 +130,15 @@ char* tikhonov_script_to(Module* module, const at::Tensor* like) {
 
 // The module with its weights as constants, in eval mode; `optimize` adds of optimize_for_inference what a file can hold: its
 // oneDNN weights and cuDNN operators belong to the machine that runs them.
-char* tikhonov_script_freeze(Module* module, bool optimize, Module** frozen) {
+char* tikhonov_script_freeze(
+    Module* module, bool optimize, const char* const* kept, size_t count, Module** frozen) {
   return guarded([&] {
     module->eval();
-    auto result = torch::jit::freeze(*module);
+    std::vector<std::string> attributes;
+    for (size_t i = 0; i < count; i++) {
+      if (module->hasattr(kept[i])) attributes.emplace_back(kept[i]);
+    }
+    auto result = torch::jit::freeze(*module, attributes);
     if (optimize) {
       auto graph = result.get_method("forward").graph();
       torch::jit::FrozenLinearTranspose(graph);

@@ -1,6 +1,6 @@
 //! TorchScript modules: built from source text, saved, loaded, frozen and run.
 
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::Path;
 use std::ptr::{null, null_mut};
 
@@ -29,7 +29,20 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn tikhonov_script_add_child(module: *mut Raw, name: *const c_char, child: *const Raw) -> *mut c_char;
     fn tikhonov_script_define(module: *mut Raw, source: *const c_char) -> *mut c_char;
-    fn tikhonov_script_save(module: *const Raw, context: *mut c_void, take: TakeBytes) -> *mut c_char;
+    fn tikhonov_script_add_list(
+        module: *mut Raw,
+        name: *const c_char,
+        kind: c_int,
+        count: usize,
+        values: *const c_void,
+    ) -> *mut c_char;
+    fn tikhonov_script_save(
+        module: *const Raw,
+        extra_name: *const c_char,
+        extra: *const c_char,
+        context: *mut c_void,
+        take: TakeBytes,
+    ) -> *mut c_char;
     fn tikhonov_script_load(path: *const c_char, cuda: i64, module: *mut *mut Raw) -> *mut c_char;
     fn tikhonov_script_forward(
         module: *const Raw,
@@ -38,7 +51,13 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn tikhonov_script_train(module: *mut Raw, on: bool) -> *mut c_char;
     fn tikhonov_script_to(module: *mut Raw, like: *const C_tensor) -> *mut c_char;
-    fn tikhonov_script_freeze(module: *mut Raw, optimize: bool, frozen: *mut *mut Raw) -> *mut c_char;
+    fn tikhonov_script_freeze(
+        module: *mut Raw,
+        optimize: bool,
+        kept: *const *const c_char,
+        count: usize,
+        frozen: *mut *mut Raw,
+    ) -> *mut c_char;
     fn tikhonov_script_tensors(module: *const Raw, context: *mut c_void, visit: VisitTensor) -> *mut c_char;
     fn tikhonov_script_modules(module: *const Raw, context: *mut c_void, visit: VisitModule) -> *mut c_char;
 }
@@ -124,8 +143,31 @@ impl Module {
         check(unsafe { tikhonov_script_define(self.raw, source.as_ptr()) })
     }
 
-    /// The bytes of the file that `torch.jit.load` reads.
-    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+    /// Adds an attribute of the type `List[str]`.
+    pub fn add_texts(&mut self, name: &str, texts: &[String]) -> Result<()> {
+        let texts = texts.iter().map(|one| text(one)).collect::<Result<Vec<_>>>()?;
+        let pointers: Vec<_> = texts.iter().map(|text| text.as_ptr()).collect();
+        self.add_list(name, 0, pointers.len(), pointers.as_ptr().cast())
+    }
+
+    /// Adds an attribute of the type `List[float]`.
+    pub fn add_numbers(&mut self, name: &str, numbers: &[f64]) -> Result<()> {
+        self.add_list(name, 1, numbers.len(), numbers.as_ptr().cast())
+    }
+
+    /// Adds an attribute of the type `List[int]`.
+    pub fn add_integers(&mut self, name: &str, numbers: &[i64]) -> Result<()> {
+        self.add_list(name, 2, numbers.len(), numbers.as_ptr().cast())
+    }
+
+    fn add_list(&mut self, name: &str, kind: c_int, count: usize, values: *const c_void) -> Result<()> {
+        let name = text(name)?;
+        // SAFETY: see above; `values` are `count` of what `kind` says, as the callers have them.
+        check(unsafe { tikhonov_script_add_list(self.raw, name.as_ptr(), kind, count, values) })
+    }
+
+    /// The bytes of the file that `torch.jit.load` reads, with a file called `name` of the text `extra` inside.
+    pub fn to_bytes(&self, name: &str, extra: &str) -> Result<Vec<u8>> {
         struct Taken {
             bytes: Vec<u8>,
             overflown: bool,
@@ -141,8 +183,11 @@ impl Module {
             }
         }
         let mut taken = Taken { bytes: Vec::new(), overflown: false };
+        let (name, extra) = (text(name)?, text(extra)?);
         // SAFETY: see above; `taken` outlives the call and nobody else looks at it meanwhile.
-        check(unsafe { tikhonov_script_save(self.raw, (&raw mut taken).cast(), take) })?;
+        check(unsafe {
+            tikhonov_script_save(self.raw, name.as_ptr(), extra.as_ptr(), (&raw mut taken).cast(), take)
+        })?;
         match taken.overflown {
             true => Err(anyhow!("out of memory for the bytes of the TorchScript file")),
             false => Ok(taken.bytes),
@@ -187,10 +232,12 @@ impl Module {
     }
 
     /// The module in evaluation mode with its weights as constants and batch norms folded into convolutions; `optimize`
-    /// adds of `torch.jit.optimize_for_inference` what a file can hold.
-    pub fn frozen(&self, optimize: bool) -> Result<Self> {
-        // SAFETY: see above.
-        made(|raw| unsafe { tikhonov_script_freeze(self.raw, optimize, raw) })
+    /// adds of `torch.jit.optimize_for_inference` what a file can hold. The attributes that `kept` names stay, where they are.
+    pub fn frozen(&self, optimize: bool, kept: &[&str]) -> Result<Self> {
+        let kept = kept.iter().map(|name| text(name)).collect::<Result<Vec<_>>>()?;
+        let names: Vec<_> = kept.iter().map(|name| name.as_ptr()).collect();
+        // SAFETY: see above; `names` are as many C strings as is said.
+        made(|raw| unsafe { tikhonov_script_freeze(self.raw, optimize, names.as_ptr(), names.len(), raw) })
     }
 
     /// What `state_dict()` lists, in its order.

@@ -13,9 +13,12 @@ use crate::yaml::{Invalid, nearest};
 pub struct InitFrom {
     /// Any file that `inspect` reads, a run folder or one of its checkpoints.
     pub file: String,
-    /// Dotted path of the weights in the file, instead of the part with the most tensors.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub key: Option<String>,
+    /// Dotted path of the weights in the file, instead of the part with the most tensors; several are joined.
+    #[serde(default, skip_serializing_if = "Keys::is_empty")]
+    pub key: Keys,
+    /// Patterns of names of the file that are left out, such as `aux.*`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ignore: Vec<String>,
     /// `REGEX=>REPLACEMENT`, applied to every name of the file, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rename: Vec<Rule>,
@@ -31,6 +34,39 @@ pub struct InitFrom {
     /// Also take the state of the Python optimiser beside the weights: `true`, or its dotted path in the file.
     #[serde(default, skip_serializing_if = "OptimizerFrom::is_nowhere")]
     pub optimizer: OptimizerFrom,
+}
+
+/// One dotted path, or a list of them.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(from = "OneOrMany", into = "OneOrMany")]
+pub struct Keys(pub Vec<String>);
+
+impl Keys {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(untagged, expecting = "expected the dotted path of the weights in the file, or a list of such paths")]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl From<OneOrMany> for Keys {
+    fn from(keys: OneOrMany) -> Self {
+        match keys {
+            OneOrMany::One(key) => Self(vec![key]),
+            OneOrMany::Many(keys) => Self(keys),
+        }
+    }
+}
+
+impl From<Keys> for OneOrMany {
+    fn from(Keys(mut keys): Keys) -> Self {
+        if keys.len() == 1 { Self::One(keys.remove(0)) } else { Self::Many(keys) }
+    }
 }
 
 /// Where in the file an optimiser's state is.
@@ -71,7 +107,8 @@ impl InitFrom {
     pub fn new(file: impl Into<String>) -> Self {
         Self {
             file: file.into(),
-            key: None,
+            key: Keys::default(),
+            ignore: Vec::new(),
             rename: Vec::new(),
             partial: false,
             reset: Vec::new(),

@@ -27,7 +27,7 @@ use init::Init;
 use scripted::Script;
 
 pub(crate) use init_from::Patterns;
-pub use init_from::{InitFrom, OptimizerFrom};
+pub use init_from::{InitFrom, Keys, OptimizerFrom};
 pub use network::{Network, Parameter};
 pub use spec::{ModelSource, ModelSpec};
 pub(crate) use summary::thousands;

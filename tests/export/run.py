@@ -39,6 +39,22 @@ assert metadata["epoch"] == "2" and "validation_accuracy" in metadata and "small
 narrow = load_file(folder / "bf16.safetensors")
 assert all(torch.equal(narrow[k], v.bfloat16() if v.is_floating_point() else v) for k, v in ema.items())
 
+# What stands beside the weights, in every form.
+about = json.loads(metadata["classes"]), json.loads(metadata["mean"]), json.loads(metadata["std"]), [1, 20, 20]
+assert json.loads(metadata["input_size"]) == about[3] and len(about[0]) == 10 and len(about[1]) == len(about[2]) == 1, about
+pictures = load("pictures.pt")
+assert (pictures.classes, pictures.input_size) == about[::3] and not hasattr(pictures, "mean") and not hasattr(pictures, "std")
+for name in ["plain.pt", "frozen.pt", "optimized.pt"]:
+    extra = {"metadata.json": ""}
+    script = torch.jit.load(str(folder / name), _extra_files=extra)
+    assert (script.classes, script.mean, script.std, script.input_size) == about, name
+    assert list(json.loads(extra["metadata.json"]).values()) == list(about), name
+weights = torch.load(folder / "weights.pt", weights_only=True)
+assert tuple(weights.metadata.values()) == about and same(weights, ema)
+module = importlib.import_module("source")
+assert (module.CLASSES, module.MEAN, module.STD, module.INPUT_SIZE) == about
+module.Net().load_state_dict(weights, strict=True)
+
 x = torch.rand(4, 1, 20, 20)
 net = importlib.import_module("source").Net().eval()
 net.load_state_dict(plain.state_dict(), strict=True)

@@ -334,7 +334,6 @@ fn a_safetensors_header_that_lies_is_refused() {
     read_error(file(&good.replace("[2]", "[4611686018427387904,4,2]"), 8));
     read_error(file(&good.replace("[0,8]", "[8,0]"), 8));
     read_error(file(&good.replace("F32", "F33"), 8));
-    assert!(read_error(file(&good.replace("F32", "U32"), 8)).contains("uint32"));
     read_error(file(&format!("{{\"a\":{}", "[".repeat(100_000)), 8));
     let doubled = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
     read_error(file(doubled, 8));

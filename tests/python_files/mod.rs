@@ -1,5 +1,6 @@
 //! Files that Python wrote are read bit for bit, hostile ones refused; what we write Python loads.
 
+mod forms;
 mod hostile;
 mod mutations;
 mod speed;
@@ -143,20 +144,17 @@ torch.save(state, 'a.pt'); show(state)"
 #[test]
 fn a_dtype_without_a_tch_kind_and_quantized_or_sparse_tensors_are_refused_by_name_and_inspect_lists_them() {
     let (folder, _) = script(
-        "torch.save({'a': torch.zeros(2), 'b': torch.zeros(2, dtype=torch.uint16)}, 'u16.pt')
-torch.save({'a': torch.zeros(2), 'q': torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, 'q.pt')
+        "torch.save({'a': torch.zeros(2), 'q': torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, 'q.pt')
 torch.save({'a': torch.zeros(2), 's': torch.eye(3).to_sparse()}, 's.pt')
 torch.save({'csr': torch.eye(3).double().to_sparse_csr(), 'meta': torch.empty(4, 5, device='meta')}, 'only.pt')
 import struct; header = b'{\"a\":{\"dtype\":\"F8_E8M0\",\"shape\":[2],\"data_offsets\":[0,2]},\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[2,3]}}'
 open('e8.safetensors', 'wb').write(struct.pack('<Q', len(header)) + header + b'abc')",
     );
     let error = |file| read_error(folder.path().join(file));
-    assert!(error("u16.pt").contains("`b`") && error("u16.pt").contains("uint16"), "{}", error("u16.pt"));
     assert!(error("q.pt").contains("`q` is a quantized tensor"), "{}", error("q.pt"));
     assert!(error("s.pt").contains("`s` is a sparse tensor"), "{}", error("s.pt"));
     assert!(error("e8.safetensors").contains("`a` is of a dtype"), "{}", error("e8.safetensors"));
     for (file, tensors, line) in [
-        ("u16.pt", 1, "b  [2]  uint16  is of dtype uint16"),
         ("q.pt", 1, "q  [2]  qint8  is a quantized tensor"),
         ("s.pt", 1, "s  [3, 3]  float32  is a sparse tensor"),
         ("only.pt", 0, "csr  [3, 3]  float64  is a sparse tensor"),
@@ -206,11 +204,11 @@ fn nested_weights_are_found_and_a_key_forces_another_choice() {
 opt = torch.optim.Adam(m.parameters()); m(torch.ones(1, 3)).sum().backward(); opt.step()
 ema = {k: v * 2 for k, v in m.state_dict().items()}
 torch.save({'epoch': 7, 'optimizer': opt.state_dict(), 'wrap': {'params_ema': ema, 'net': m.state_dict()}, 'acc': 0.5}, 'a.pt')
-show(m.state_dict())",
+show(ema)",
     );
     assert_eq!(
         (weights.key.as_str(), &weights.others[..]),
-        ("wrap.net", &[("wrap.params_ema".into(), 2)][..])
+        ("wrap.params_ema", &[("wrap.net".into(), 2)][..])
     );
     assert_eq!((&weights.metadata["epoch"], &weights.metadata["acc"]), (&7.into(), &0.5.into()));
 
@@ -285,7 +283,7 @@ torch.save({'model': Net().state_dict(), 'args': argparse.Namespace(lr=0.1, name
     let shown: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     let expected = serde_json::json!({
         "args": {"class": "<argparse.Namespace>", "lr": 0.1, "name": "run", "nested": [1, [2, 3]]},
-        "np": 1.5, "np32": 0.25, "npi": -3, "npb": true, "nd": "<numpy.ndarray>",
+        "np": 1.5, "np32": 0.25, "npi": -3, "npb": true, "nd": "<tensor float64 [3]>",
         "device": "<torch.device>", "dtype": "<torch.float16>", "path": "<pathlib.PurePosixPath>", "mode": "<__main__.Mode>",
         "none": null, "set": [1], "frozen": [2], "complex": "1+2j", "nan": "NaN",
         "settings": {"class": "<__main__.Settings>", "a": 1}, "size": [1, 2], "default": {"k": [1]}, "bytes": "<2 bytes>",

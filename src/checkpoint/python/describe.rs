@@ -20,7 +20,9 @@ impl PythonFile {
         for &(key, value) in items.unwrap_or_default() {
             // A bare state_dict's own tensors are no metadata, nor is a module's machinery.
             let weight = value == weights || (self.root == weights && self.heap.tensor(value).is_some());
-            let Some(key) = self.heap.str(key).filter(|_| !weight) else { continue };
+            if weight {
+                continue;
+            }
             if left == 0 {
                 break;
             }
@@ -30,7 +32,7 @@ impl PythonFile {
             {
                 continue;
             }
-            metadata.insert(cut(key), self.json(value, 0, &mut left));
+            metadata.insert(cut(&self.heap.key(key)), self.json(value, 0, &mut left));
         }
         metadata
     }
@@ -100,12 +102,7 @@ impl PythonFile {
     ) -> Json {
         const MAX_ITEMS: usize = 64;
         for &(key, value) in items.iter().take(MAX_ITEMS) {
-            let key = match (self.heap.str(key), key) {
-                (Some(text), _) => cut(text),
-                (None, Value::Int(number)) => number.to_string(),
-                _ => continue,
-            };
-            map.insert(key, self.json(value, depth + 1, left));
+            map.insert(cut(&self.heap.key(key)), self.json(value, depth + 1, left));
         }
         if items.len() > MAX_ITEMS {
             map.insert("…".into(), format!("<{} more>", items.len() - MAX_ITEMS).into());

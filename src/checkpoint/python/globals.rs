@@ -92,6 +92,15 @@ impl Machine<'_> {
             | ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct") => {
                 self.record(first.unwrap_or(class), args)
             }
+            ("numpy.core.numeric" | "numpy._core.numeric", "_frombuffer") => {
+                match self.array_from_buffer(args)? {
+                    Some(array) => {
+                        let value = self.allocate(Object::Tensor(Box::new(array)), 0)?;
+                        self.push(value)
+                    }
+                    None => self.record(class, args),
+                }
+            }
             ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar") => match self.numpy_scalar(args) {
                 Some(value) => self.push(value),
                 None => self.record(class, args),
@@ -208,25 +217,8 @@ impl Machine<'_> {
         };
         let shape = self.dims(self.argument(args, 2)).context("its size")?;
         let strides = self.dims(self.argument(args, 3)).context("its stride")?;
-        if shape.len() != strides.len() {
-            bail!("{} sizes and {} strides", shape.len(), strides.len());
-        }
         let offset = u64::try_from(offset).ok().context("a negative storage offset")?;
-
-        // Zero-sized dimensions must not hide an overflow from those who multiply the sizes later.
-        let numel = shape.iter().try_fold(1i64, |n, &d| n.checked_mul(d.max(1)));
-        let too_large = || format!("its sizes {shape:?} overflow");
-        numel.and_then(|n| n.checked_mul(dtype.size() as i64)).with_context(too_large)?;
-        let last = shape.iter().zip(&strides).try_fold(offset, |last, (&d, &stride)| {
-            last.checked_add((d.max(1) as u64 - 1).checked_mul(stride as u64)?)
-        });
-        let empty = shape.contains(&0);
-        let inside = |last: u64| if empty { offset <= available } else { last < available };
-        if !last.is_some_and(inside) {
-            bail!(
-                "sizes {shape:?} with strides {strides:?} at {offset} reach outside its storage of {available} elements"
-            );
-        }
+        inside(dtype, &shape, &strides, offset, available)?;
         let flag = |key| {
             let metadata = self.argument(args, if storage.dtype.is_none() { 7 } else { 6 });
             metadata.and_then(|dict| self.heap.get(dict, key)) == Some(Value::Bool(true))
@@ -239,7 +231,7 @@ impl Machine<'_> {
     }
 
     /// A tuple of integers, none negative.
-    fn dims(&self, value: Option<Value>) -> Result<Vec<i64>> {
+    pub(super) fn dims(&self, value: Option<Value>) -> Result<Vec<i64>> {
         let values = value.and_then(|value| self.heap.sequence(value)).context("not a tuple")?;
         if values.len() > MAX_DIMS {
             bail!("{} dimensions", values.len());
@@ -296,7 +288,7 @@ impl Machine<'_> {
                 self.budget.charge(2 * (key.len() as u64 + 32) + 3 * 40 + 3 * 24)?;
                 let index = u32::try_from(self.storages.len())?;
                 let key: Box<str> = key.into();
-                self.storages.push(Storage { key: key.clone(), bytes, unit });
+                self.storages.push(Storage { key: key.clone(), bytes, unit, inline: None });
                 self.by_key.insert(key, index);
                 index
             }
@@ -316,6 +308,43 @@ impl Machine<'_> {
         let storage = StorageRef { index, dtype, offset, len: window };
         self.allocate(Object::Storage(Box::new(storage)), size_of::<StorageRef>() as u64)
     }
+}
+
+/// Refuses a view whose extent leaves its storage of `available` elements.
+pub(super) fn inside(
+    dtype: Dtype,
+    shape: &[i64],
+    strides: &[i64],
+    offset: u64,
+    available: u64,
+) -> Result<()> {
+    if shape.len() != strides.len() {
+        bail!("{} sizes and {} strides", shape.len(), strides.len());
+    }
+    // Zero-sized dimensions must not hide an overflow from those who multiply the sizes later.
+    let numel = shape.iter().try_fold(1i64, |n, &d| n.checked_mul(d.max(1)));
+    let too_large = || format!("its sizes {shape:?} overflow");
+    numel.and_then(|n| n.checked_mul(dtype.size() as i64)).with_context(too_large)?;
+    let last = shape.iter().zip(strides).try_fold(offset, |last, (&d, &stride)| {
+        last.checked_add((d.max(1) as u64 - 1).checked_mul(stride as u64)?)
+    });
+    let empty = shape.contains(&0);
+    let fits = |last: u64| if empty { offset <= available } else { last < available };
+    if !last.is_some_and(fits) {
+        bail!(
+            "sizes {shape:?} with strides {strides:?} at {offset} reach outside its storage of {available} elements"
+        );
+    }
+    Ok(())
+}
+
+/// The strides of a row-major tensor; None where they overflow.
+pub(super) fn contiguous(shape: &[i64]) -> Option<Vec<i64>> {
+    let mut strides = vec![1i64; shape.len()];
+    for i in (1..shape.len()).rev() {
+        strides[i - 1] = strides[i].checked_mul(shape[i].max(1))?;
+    }
+    Some(strides)
 }
 
 /// IEEE half precision, widened.

@@ -1,6 +1,8 @@
 //! The inert object tree that a pickle describes: an arena, so that sharing, cycles and any depth cost nothing
 //! to hold and nothing to drop.
 
+use std::borrow::Cow;
+
 use super::dtype::Dtype;
 
 /// A value: small ones in place, the others an index into the [`Heap`].
@@ -94,6 +96,8 @@ pub struct Storage {
     pub bytes: u64,
     /// Bytes of one element; 1 for an untyped storage.
     pub unit: u64,
+    /// The bytes are this object of the heap, as numpy's arrays have theirs in the pickle, and no part of the file.
+    pub inline: Option<u32>,
 }
 
 #[derive(Default)]
@@ -165,6 +169,45 @@ impl Heap {
             Object::Dict(items) => Some(items),
             Object::Record(record) if !record.items.is_empty() => Some(&record.items),
             _ => None,
+        }
+    }
+
+    /// A dict's key as text: a text as it is, bytes that are UTF-8 as that text, numbers and None as Python prints them, tuples
+    /// by their parts, objects by their class.
+    pub fn key(&self, key: Value) -> Cow<'_, str> {
+        match self.object(key) {
+            Some(Object::Str(text)) => (&**text).into(),
+            Some(Object::Bytes(bytes)) => match std::str::from_utf8(bytes) {
+                Ok(text) => text.into(),
+                Err(_) => format!("b'{}'", bytes[..bytes.len().min(64)].escape_ascii()).into(),
+            },
+            _ => self.short_key(key, 0).into(),
+        }
+    }
+
+    /// Bounded, whatever the file nests.
+    fn short_key(&self, key: Value, depth: usize) -> String {
+        const MAX_PARTS: usize = 8;
+        match key {
+            Value::None => return "None".into(),
+            Value::Bool(flag) => return if flag { "True" } else { "False" }.into(),
+            Value::Int(number) => return number.to_string(),
+            Value::Float(number) => return format!("{number:?}"),
+            Value::Ref(_) => {}
+        }
+        let parts = |values: &[Value]| {
+            let parts = values.iter().take(MAX_PARTS).map(|&value| self.short_key(value, depth + 1));
+            parts.collect::<Vec<_>>().join(", ")
+        };
+        match self.object(key) {
+            Some(Object::Str(_) | Object::Bytes(_)) => self.key(key).chars().take(64).collect(),
+            Some(Object::Tuple(values)) if depth < 2 => format!("({})", parts(values)),
+            Some(Object::Record(record)) => {
+                let args = self.sequence(record.args).filter(|_| depth < 2).unwrap_or_default();
+                format!("{}({})", self.class_name(key).unwrap_or_default(), parts(args))
+            }
+            Some(Object::Global(global)) => global.full_name(),
+            _ => "<a value>".into(),
         }
     }
 

@@ -38,12 +38,15 @@ pub fn read(source: &Source, machine: &mut Machine) -> Result<(Value, Vec<Range>
     let object = machine.run(&mut input).context("the saved object")?;
     let keys = machine.run(&mut input).context("the list of storages")?;
     let keys = machine.heap.sequence(keys).context("the list of storages is no list")?;
-    if keys.len() != machine.storages.len() {
-        bail!("the object names {} storages, the list {}", machine.storages.len(), keys.len());
+    let count = machine.storages.iter().filter(|storage| storage.inline.is_none()).count();
+    if keys.len() != count {
+        bail!("the object names {count} storages, the list {}", keys.len());
     }
 
-    budget.charge(keys.len() as u64 * size_of::<Option<Range>>() as u64 * 2)?;
-    let mut ranges = vec![None; keys.len()];
+    budget.charge(machine.storages.len() as u64 * size_of::<Option<Range>>() as u64 * 2)?;
+    // Those in the pickle itself have no place in the stream.
+    let mut ranges: Vec<Option<Range>> =
+        machine.storages.iter().map(|storage| storage.inline.map(|_| (0, 0))).collect();
     for &key in keys {
         let key = machine.heap.str(key).context("a storage key that is no string")?;
         let index =

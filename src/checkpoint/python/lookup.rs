@@ -5,11 +5,15 @@ use anyhow::{Context, Result};
 use super::PythonFile;
 use super::heap::{Object, Value};
 
+/// How a key names the file's root.
+pub const ROOT: &str = ".";
+
 impl PythonFile {
-    /// The value at a dotted path. Keys may hold dots themselves: the longest key that exists wins at each step.
+    /// The value at a dotted path; [`ROOT`] is the file's root. Keys may hold dots themselves: the longest key that exists wins at
+    /// each step.
     pub fn lookup(&self, path: &str) -> Result<Value> {
         let mut value = self.root;
-        let mut rest = path;
+        let mut rest = if path == ROOT && self.child(value, path).is_none() { "" } else { path };
         while !rest.is_empty() {
             let mut cuts = rest.rmatch_indices('.').map(|(at, _)| at);
             let mut end = rest.len();
@@ -40,9 +44,8 @@ impl PythonFile {
             })
             .or_else(|| heap.sequence(value)?.get(key.parse::<usize>().ok()?).copied())
             .or_else(|| {
-                // Integer keys, as of an optimiser's state.
-                let number = Value::Int(key.parse().ok()?);
-                heap.items(value)?.iter().rev().find(|item| item.0 == number).map(|item| item.1)
+                // Keys that are no text, such as the integers of an optimiser's state.
+                heap.items(value)?.iter().rev().find(|item| heap.key(item.0) == key).map(|item| item.1)
             })
     }
 
@@ -50,7 +53,7 @@ impl PythonFile {
     pub fn summary(&self, value: Value) -> String {
         match self.heap.object(value) {
             Some(Object::Dict(items)) => {
-                let keys: Vec<_> = items.iter().filter_map(|item| self.heap.str(item.0)).take(8).collect();
+                let keys: Vec<_> = items.iter().take(8).map(|item| self.heap.key(item.0)).collect();
                 let more = if items.len() > keys.len() { ", …" } else { "" };
                 format!("a dict with {} keys: {}{more}", items.len(), keys.join(", "))
             }

@@ -41,7 +41,23 @@ impl PythonFile {
                 }
             },
             Kind::Module | Kind::Script => self.walk(kind, value, take),
+            Kind::Nested => self.nested(value, "", 0, take),
         }
+    }
+
+    /// The tensors of dicts in dicts under their joined keys.
+    fn nested(&self, value: Value, prefix: &str, depth: usize, take: Take) -> Result<()> {
+        const DEEPEST: usize = 8;
+        let items = self.heap.items(value).unwrap_or_default();
+        self.tensors_of(items, prefix, take)?;
+        for &(key, child) in items {
+            if depth < DEEPEST && self.heap.items(child).is_some() {
+                let key = self.heap.key(key);
+                self.budget.charge((64 + prefix.len() + key.len()) as u64)?;
+                self.nested(child, &join(prefix, &key), depth + 1, take)?;
+            }
+        }
+        Ok(())
     }
 
     /// The tensors among a dict's items, under `prefix`.
@@ -49,13 +65,20 @@ impl PythonFile {
         // A key that a hostile file sets twice has its last value, as in Python.
         self.budget.charge(48 * items.len() as u64)?;
         let mut last = HashMap::new();
-        for (index, (key, _)) in items.iter().enumerate() {
-            if let Some(key) = self.heap.str(*key) {
-                last.insert(key, index);
-            }
+        for (index, &(key, _)) in items.iter().enumerate() {
+            // 1 and "1" are two keys.
+            let is_text = self.heap.str(key).is_some();
+            let key = self.heap.key(key);
+            self.budget.charge(if is_text { 0 } else { key.len() as u64 })?;
+            last.insert((is_text, key), index);
         }
         for (index, &(key, value)) in items.iter().enumerate() {
-            let Some(key) = self.heap.str(key).filter(|key| last.get(key) == Some(&index)) else { continue };
+            let is_text = self.heap.str(key).is_some();
+            let key = self.heap.key(key);
+            if last.get(&(is_text, key.clone())) != Some(&index) {
+                continue;
+            }
+            let key = &*key;
             if let Some(tensor) = self.heap.tensor(value) {
                 self.budget.charge((prefix.len() + key.len()) as u64)?;
                 take(join(prefix, key), Item::Tensor(tensor))?;

@@ -22,6 +22,8 @@ pub struct Machine<'a> {
     pub heap: Heap,
     pub storages: Vec<Storage>,
     pub(super) by_key: HashMap<Box<str>, u32>,
+    /// The storages whose bytes are objects of the heap.
+    pub(super) by_object: HashMap<u32, u32>,
     pub(super) budget: &'a Budget,
     stack: Vec<Value>,
     /// Height of the stack at each open MARK.
@@ -37,6 +39,7 @@ impl<'a> Machine<'a> {
             heap: Heap::default(),
             storages: Vec::new(),
             by_key: HashMap::new(),
+            by_object: HashMap::new(),
             budget,
             stack: Vec::new(),
             marks: Vec::new(),
@@ -380,6 +383,13 @@ impl<'a> Machine<'a> {
 
     fn build(&mut self, state: Value) -> Result<()> {
         let target = self.top()?;
+        let class = self.heap.record(target).map(|record| record.class);
+        if let Some(array) = class.map(|class| self.ndarray(class, state)).transpose()?.flatten() {
+            if let Some(object) = self.heap.object_mut(target) {
+                *object = Object::Tensor(Box::new(array));
+            }
+            return Ok(());
+        }
         match self.heap.object_mut(target) {
             Some(Object::Record(record)) => record.state = state,
             // An OrderedDict's attributes (`_metadata` of a state_dict), a tensor's Python attributes.

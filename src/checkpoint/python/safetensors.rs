@@ -1,9 +1,13 @@
 //! The header of a safetensors file, with its sizes checked before anything is allocated. The safetensors crate decides what is valid;
 //! the file itself stays on disk, where the crate would want it in memory as a whole.
 
+use std::collections::HashSet;
+use std::fmt;
+
 use anyhow::{Context, Result, bail};
 use safetensors::Dtype as Packed;
 use safetensors::tensor::Metadata;
+use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 
 use super::dtype::Dtype;
 use super::source::{Budget, Source, u64_le};
@@ -30,6 +34,39 @@ pub struct Header {
     pub metadata: Vec<(String, String)>,
 }
 
+/// A JSON object none of whose keys stands twice, nor any of those in its `__metadata__`. The crate keeps the last of two.
+struct UniqueKeys;
+
+impl<'de> Deserialize<'de> for UniqueKeys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Keys;
+
+        impl<'de> Visitor<'de> for Keys {
+            type Value = UniqueKeys;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a map")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<UniqueKeys, A::Error> {
+                let mut seen = HashSet::new();
+                while let Some(key) = map.next_key::<String>()? {
+                    if key == "__metadata__" {
+                        map.next_value::<Option<UniqueKeys>>()?;
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                    if let Some(twice) = seen.replace(key) {
+                        return Err(A::Error::custom(format!("`{twice}` stands in it twice")));
+                    }
+                }
+                Ok(UniqueKeys)
+            }
+        }
+        deserializer.deserialize_map(Keys)
+    }
+}
+
 /// Reads and validates the header of `source`.
 pub fn header(source: &Source) -> Result<Header> {
     let budget = Budget::for_file(source.size());
@@ -38,6 +75,7 @@ pub fn header(source: &Source) -> Result<Header> {
         bail!("its header claims {len} bytes, more than {MAX_HEADER}");
     }
     let text = source.read(8, len, &budget).context("its header")?;
+    serde_json::from_slice::<UniqueKeys>(&text).context("its header")?;
     let metadata: Metadata = serde_json::from_slice(&text).context("its header")?;
     let start = 8 + len;
     let data = metadata.data_len() as u64;

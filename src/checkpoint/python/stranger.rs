@@ -3,6 +3,7 @@
 use super::PythonFile;
 use super::dtype::Dtype;
 use super::heap::{Object, Value};
+use super::numpy::{is_array, numpy_dtype};
 
 /// A tensor that is no view of one storage.
 #[derive(Clone, Debug)]
@@ -18,7 +19,12 @@ pub struct Stranger {
 impl PythonFile {
     /// What kind of tensor a record stands for, where no other code knows it.
     pub(super) fn stranger(&self, value: Value) -> Option<&'static str> {
-        let global = self.heap.global(self.heap.record(value)?.class)?;
+        let record = self.heap.record(value)?;
+        if is_array(&self.heap, record.class) {
+            let dtype = *self.heap.sequence(record.state)?.iter().rev().nth(2)?;
+            return numpy_dtype(&self.heap, dtype).map(|_| "numpy array of another byte order");
+        }
+        let global = self.heap.global(record.class)?;
         let kind = global.name.strip_prefix("_rebuild_")?;
         (&*global.module == "torch._utils").then(|| unreadable(kind))
     }

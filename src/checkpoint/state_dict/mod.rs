@@ -29,6 +29,8 @@ pub enum Value {
     Tuple(Vec<Value>),
     Dict(Vec<(Value, Value)>),
     OrderedDict(Vec<(Value, Value)>),
+    /// An [`OrderedDict`](Value::OrderedDict) with the attribute `metadata`.
+    Described(Vec<(Value, Value)>, Box<Value>),
 }
 
 impl Value {
@@ -52,7 +54,7 @@ impl Value {
             Value::List(values) | Value::Tuple(values) => {
                 values.iter().for_each(|value| value.tensors(name, into));
             }
-            Value::Dict(items) | Value::OrderedDict(items) => {
+            Value::Dict(items) | Value::OrderedDict(items) | Value::Described(items, _) => {
                 for (key, value) in items {
                     key.tensors(name, into);
                     value.tensors(if let Value::Str(key) = key { key } else { name }, into);
@@ -66,6 +68,14 @@ impl Value {
 /// Writes `tensors` to `path` as a bare state_dict: see [`save`].
 pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     save(path, &Value::state_dict(tensors))
+}
+
+/// The same with an attribute beside the tensors, which `load_state_dict` passes over: `torch.load(path).metadata`.
+pub fn write_with(path: &Path, tensors: &[(String, Tensor)], metadata: Value) -> Result<()> {
+    match Value::state_dict(tensors) {
+        Value::OrderedDict(items) => save(path, &Value::Described(items, Box::new(metadata))),
+        plain => save(path, &plain),
+    }
 }
 
 /// Writes `value` to `path`, atomically. Tensors whose memory overlaps share a storage, with their strides; the others are stored

@@ -53,6 +53,14 @@ impl Writer<'_> {
                 self.out.extend(ORDERED_DICT);
                 self.items(items)?;
             }
+            Value::Described(items, metadata) => {
+                self.out.extend(ORDERED_DICT);
+                self.items(items)?;
+                self.out.extend(b"}(");
+                self.text("metadata")?;
+                self.value(metadata)?;
+                self.out.extend(b"ub");
+            }
         }
         Ok(())
     }

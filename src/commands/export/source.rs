@@ -9,13 +9,14 @@ use tch::{Kind, Tensor};
 
 use super::Options;
 use crate::checkpoint::initial::Initial;
+use crate::checkpoint::weights::Part;
 use crate::checkpoint::{self, Checkpoints, Loaded};
 use crate::commands::convert::narrow;
 use crate::config::{CONFIG_FILE, RunConfig};
 use crate::data::normalize::NormalizeSpec;
 use crate::data::{Resize, SourceSpec};
 use crate::exit::{Exit, OrExit, fail};
-use crate::export::torchscript;
+use crate::export::{About, torchscript};
 use crate::model::{Model, ModelSpec};
 use crate::tasks::TaskSpec;
 use crate::yaml;
@@ -29,7 +30,9 @@ pub(super) struct Source {
     pub weights: BTreeMap<String, Tensor>,
     pub kind: Kind,
     pub config: Option<RunConfig>,
-    /// What is worth knowing beside the weights.
+    /// What every format says beside the weights.
+    pub about: About,
+    /// The same and more, for safetensors.
     pub metadata: Vec<(String, String)>,
     /// For people: where the weights come from.
     pub notes: Vec<String>,
@@ -39,7 +42,10 @@ impl Source {
     pub fn open(options: &Options) -> Result<Self> {
         let path = &options.source;
         match &options.model {
-            Some(model) => Self::of_file(path, model, options.key.as_deref()),
+            Some(model) => {
+                let part = Part { keys: options.key.clone(), ignore: options.ignore.clone(), raw: false };
+                Self::of_file(path, model, &part)
+            }
             None => Self::of_checkpoint(path, options),
         }
     }
@@ -59,10 +65,20 @@ impl Source {
                 (false, false) => "",
             }
         )];
+        let normalize = match &config.data.normalize {
+            NormalizeSpec::Given(normalize) => Some(normalize.clone()),
+            _ => None,
+        };
+        let (mean, std) = normalize.map(|given| (given.mean, given.std)).unwrap_or_default();
+        let about =
+            About { classes: loaded.state.classes.clone(), mean, std, input_size: model.input().to_vec() };
+        let mut metadata = metadata(&loaded, averaged);
+        metadata.extend(about.json().into_iter().map(|(name, value)| (name, value.to_string())));
         Ok(Self {
             name: stem(path),
             model,
-            metadata: metadata(&loaded, averaged),
+            about,
+            metadata,
             weights: if averaged { loaded.weights() } else { loaded.model },
             kind: config.dtype.kind(),
             notes,
@@ -70,20 +86,23 @@ impl Source {
         })
     }
 
-    fn of_file(path: &Path, model: &str, key: Option<&str>) -> Result<Self> {
+    fn of_file(path: &Path, model: &str, part: &Part) -> Result<Self> {
         let tree: Value = serde_yaml::from_str(model).or_exit(Exit::Usage, || format!("--model {model}"))?;
         let spec: ModelSpec =
             yaml::decode(&tree).map_err(|invalid| fail(Exit::Usage, format!("--model: {invalid}")))?;
         let spec = ModelSpec { init_from: None, ..spec };
         let model = Model::from_spec(&spec)?;
-        let initial = Initial::read_option(&model, path, key)?;
-        let metadata = vec![("model".to_owned(), model.name().to_owned())];
+        let initial = Initial::read_option(&model, path, part)?;
+        let about = About { input_size: model.input().to_vec(), ..About::default() };
+        let mut metadata = vec![("model".to_owned(), model.name().to_owned())];
+        metadata.extend(about.json().into_iter().map(|(name, value)| (name, value.to_string())));
         Ok(Self {
             name: stem(path),
             model,
             weights: initial.tensors,
             kind: Kind::Float,
             config: None,
+            about,
             metadata,
             notes: initial.notes,
         })
@@ -200,9 +219,6 @@ fn metadata(loaded: &Loaded, averaged: bool) -> Vec<(String, String)> {
     ];
     if let (Some(score), Some(best)) = (state.score, &state.best) {
         metadata.push((format!("validation_{}", best.metric), score.to_string()));
-    }
-    if !state.classes.is_empty() {
-        metadata.push(("classes".to_owned(), Value::from(state.classes.clone()).to_string()));
     }
     metadata
 }

@@ -1,7 +1,7 @@
 //! Arrays saved by numpy: `.npy` files, and `.npz` archives of them (numpy.lib.format, versions 1 to 3).
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -205,6 +205,7 @@ fn from_file(path: &Path) -> Result<Tensor> {
 fn from_archive(path: &Path, key: &str) -> Result<Tensor> {
     let mut archive =
         ZipArchive::new(BufReader::new(File::open(path)?)).context("is no .npz archive, or truncated")?;
+    refuse_twins(path, archive.len())?;
     let keys: Vec<String> =
         archive.file_names().flatten().map(|name| name.trim_end_matches(".npy").to_owned()).collect();
     let entry = match archive.by_name(&format!("{key}.npy")) {
@@ -221,6 +222,21 @@ fn from_archive(path: &Path, key: &str) -> Result<Tensor> {
         "the archive promises more than it holds"
     );
     read_npy(entry, size)
+}
+
+/// Refuses an archive whose end record counts more entries than have names of their own: the zip crate takes the last of two.
+fn refuse_twins(path: &Path, names: usize) -> Result<()> {
+    // The record has 22 bytes, the comment behind it at most 65535.
+    let mut file = File::open(path)?;
+    let start = file.metadata()?.len().saturating_sub(22 + 0xffff);
+    file.seek(SeekFrom::Start(start))?;
+    let mut tail = Vec::new();
+    file.take(22 + 0xffff).read_to_end(&mut tail)?;
+    let record = tail.windows(22).rev().find(|window| window.starts_with(b"PK\x05\x06"));
+    let count = record.map_or(0, |record| usize::from(u16::from_le_bytes([record[10], record[11]])));
+    // All ones: the number stands elsewhere, as the archive is very large.
+    ensure!(count <= names || count == 0xffff, "two arrays of the archive have one name; write it again");
+    Ok(())
 }
 
 /// What a header says.
