@@ -303,6 +303,40 @@ fn a_program_that_is_another_network_is_refused_however_small_the_difference() {
     }
 }
 
+#[test]
+fn an_optimizer_whose_schedule_is_over_says_so_and_predictions_in_json_are_a_list() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| utf8(&folder.path().join(name)).to_owned();
+    for (schedule, is_over) in [("cosine", true), ("constant", false)] {
+        std::fs::write(path("c.yaml"), format!("{RUN}schedule: {schedule}\n"))
+            .expect("the config is written");
+        succeeds(&["train", &path("c.yaml"), "--output", &path(schedule)]);
+        let output = path("resumable.pt");
+        let said = succeeds(&[
+            "export",
+            &path(schedule),
+            "--to",
+            "state-dict",
+            "--with-optimizer",
+            "--force",
+            "-o",
+            &output,
+        ]);
+        assert_eq!(said.contains("`lr` is 0.0") && said.contains("g['lr'] = 0.05"), is_over, "{said}");
+    }
+    std::fs::write(path("x.pgm"), [&b"P5 20 20 255\n"[..], &[100; 400]].concat())
+        .expect("a picture is written");
+    let predict = |top: &str| -> serde_json::Value {
+        let args = ["predict", &path("constant"), &path("x.pgm"), "--format", "json", "--top", top];
+        serde_json::from_str(&succeeds(&args)).expect("one object")
+    };
+    let (one, three) = (predict("1"), predict("3"));
+    assert_eq!(three["classes"].as_array().map(Vec::len), Some(3));
+    let first = &three["classes"][0];
+    assert!(first["class"] == one["class"] && first["probability"] == one["probability"], "{three}");
+    assert!(one["class"] == three["class"] && three.get("class_2").is_none() && one.get("classes").is_none());
+}
+
 const LINEAR: &str = "{input: [2], layers: {fc: {linear: {out_features: 2}}}}";
 
 #[test]

@@ -1,5 +1,5 @@
-//! Whether a module that was pickled whole computes what the network does: its `eps`, `stride`, `padding` and the like against the
-//! config's, layer by layer.
+//! Whether a module that was pickled whole computes what the network does: its `eps`, `stride`, `padding` and
+//! the like against the config's, layer by layer.
 
 use std::collections::HashMap;
 
@@ -22,8 +22,9 @@ const SHAPES: [&str; 9] = [
     "bias",
 ];
 
-/// One line for each difference. `place` gives the module of a layer (by the layer's path) whose tensors were taken; layers without
-/// tensors are met under their own path behind `prefix`, where the module is of their class.
+/// One line for each difference. `place` gives the module of a layer (by the layer's path) whose tensors were
+/// taken; layers without tensors are met under their own path behind `prefix`, where the module is of their
+/// class.
 pub fn differences(
     model: &Model,
     modules: &[Module],

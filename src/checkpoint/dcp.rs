@@ -1,5 +1,5 @@
-//! The folders of `torch.distributed.checkpoint` (DCP): `.metadata`, a pickle that says where each piece of each tensor is, and `.distcp`
-//! files of pieces that `torch.save` wrote.
+//! The folders of `torch.distributed.checkpoint` (DCP): `.metadata`, a pickle that says where each piece of
+//! each tensor is, and `.distcp` files of pieces that `torch.save` wrote.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Component, Path};

@@ -40,8 +40,8 @@ struct Listed {
     is_taken: bool,
 }
 
-/// The weights of a file, of a run folder (its best checkpoint, else its last), of a checkpoint's folder, or of one of Hugging Face's
-/// or DCP's. Exit 4 where there are none.
+/// The weights of a file, of a run folder (its best checkpoint, else its last), of a checkpoint's folder, or
+/// of one of Hugging Face's or DCP's. Exit 4 where there are none.
 pub fn read_place(path: &Path, part: &Part) -> Result<Weights> {
     if !path.is_dir() || is_pythons(path) {
         return read_part(path, part);

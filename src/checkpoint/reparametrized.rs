@@ -1,5 +1,6 @@
-//! Plain weights out of those that `torch.nn.utils` takes apart: pruning, weight normalisation (Salimans and Kingma, 2016) and spectral
-//! normalisation (Miyato et al., 2018), in their old forms (`weight_g`) and as parametrizations (`parametrizations.weight.original0`).
+//! Plain weights out of those that `torch.nn.utils` takes apart: pruning, weight normalisation (Salimans and
+//! Kingma, 2016) and spectral normalisation (Miyato et al., 2018), in their old forms (`weight_g`) and as
+//! parametrizations (`parametrizations.weight.original0`).
 
 use std::collections::HashMap;
 
@@ -94,7 +95,8 @@ fn weight_norm(g: &Tensor, v: &Tensor) -> Result<Option<Tensor>> {
     }
 }
 
-/// W/σ with σ = uᵀWv, W as a matrix of its first dimension; None where that may be another (transposed convolutions have the second).
+/// W/σ with σ = uᵀWv, W as a matrix of its first dimension; None where that may be another (transposed
+/// convolutions have the second).
 fn spectral_norm(weight: &Tensor, u: &Tensor, v: &Tensor) -> Result<Option<Tensor>> {
     let size = weight.size();
     let [rows, rest @ ..] = size.as_slice() else { return Ok(None) };

@@ -41,7 +41,8 @@ pub struct Weights {
     pub others: Vec<(String, usize)>,
     /// In the file's order, on the CPU, in the file's dtypes. Tied tensors share their memory, strides are the file's.
     pub tensors: Vec<(String, Tensor)>,
-    /// Those of unsigned dtypes that libtorch computes little with, with the file's dtype: read as the next wider signed one.
+    /// Those of unsigned dtypes that libtorch computes little with, with the file's dtype: read as the next
+    /// wider signed one.
     pub widened: Vec<(String, Dtype)>,
     /// Names of tensors that cannot be read and that [`Part::ignore`] leaves out.
     pub passed_over: Vec<String>,
@@ -77,7 +78,8 @@ impl Weights {
         }
     }
 
-    /// Of each tensor whether it stays when those that `ignore` names are left out. Exit 2 where a pattern fits none.
+    /// Of each tensor whether it stays when those that `ignore` names are left out. Exit 2 where a pattern
+    /// fits none.
     pub fn kept(&self, ignore: &[String]) -> Result<Vec<bool>> {
         let names = || self.tensors.iter().map(|(name, _)| name).chain(&self.passed_over);
         for pattern in ignore {
@@ -107,13 +109,15 @@ impl Weights {
     }
 }
 
-/// Reads the weights of a zip, legacy, TorchScript, .pt2 or safetensors file, of a sharded Hugging Face model or of a DCP folder, told
-/// by content. `key` forces a dotted path. Errors exit with 4 and name the file and the entry.
+/// Reads the weights of a zip, legacy, TorchScript, .pt2 or safetensors file, of a sharded Hugging Face model
+/// or of a DCP folder, told by content. `key` forces a dotted path. Errors exit with 4 and name the file and
+/// the entry.
 pub fn read_weights(path: &Path, key: Option<&str>) -> Result<Weights> {
     read_part(path, &Part { keys: key.map(str::to_owned).into_iter().collect(), ..Part::default() })
 }
 
-/// The same for `part` of the file. Ignored tensors are read too where that is possible: see [`Weights::kept`].
+/// The same for `part` of the file. Ignored tensors are read too where that is possible: see
+/// [`Weights::kept`].
 pub fn read_part(path: &Path, part: &Part) -> Result<Weights> {
     let (mut weights, unreadable) = survey(path, part)?;
     let ignored = Patterns::new(&part.ignore);
@@ -302,7 +306,8 @@ fn read_safetensors(source: &Source) -> Result<(Weights, Vec<Unreadable>)> {
     Ok((weights, unreadable))
 }
 
-/// The tch kind whose bytes a file's dtype has; of unsigned integers that of the same size, to be [widened](widen).
+/// The tch kind whose bytes a file's dtype has; of unsigned integers that of the same size, to be
+/// [widened](widen).
 fn stored(dtype: Dtype) -> Result<Kind> {
     match dtype {
         Dtype::U16 => Ok(Kind::Int16),

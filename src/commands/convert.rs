@@ -25,8 +25,8 @@ pub struct Options {
     input: PathBuf,
     /// The file to write: .pt, .pth or .safetensors; never the input itself
     output: PathBuf,
-    /// Dotted path of the weights in the input, instead of the part with the most tensors; `.` is the whole (repeatable: parts are
-    /// joined)
+    /// Dotted path of the weights in the input, instead of the part with the most tensors; `.` is the whole
+    /// (repeatable: parts are joined)
     #[arg(long, value_name = "PATH")]
     key: Vec<String>,
     /// Leave out the tensors that PATTERN names, by the input's names (repeatable): --ignore 'aux*'

@@ -1,4 +1,5 @@
-//! What every export says of its network beside the weights: class names, normalisation, the size of its input.
+//! What every export says of its network beside the weights: class names, normalisation, the size of its
+//! input.
 
 use serde_json::{Map, Value as Json};
 

@@ -17,7 +17,8 @@ const WIDTH: usize = 100;
 /// Layers that repeat more often than this become a loop.
 const FEW: usize = 2;
 
-/// Writes the source of `model` to `path`. `title` and `notes` are for its docstring, `about` becomes constants of the file. Exit 2 where a layer has a name that no
+/// Writes the source of `model` to `path`. `title` and `notes` are for its docstring, `about` becomes
+/// constants of the file. Exit 2 where a layer has a name that no
 /// PyTorch module can have.
 pub fn write(path: &Path, model: &Model, title: &str, notes: &[String], about: &About) -> Result<()> {
     let module = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("net");

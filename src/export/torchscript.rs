@@ -33,7 +33,8 @@ pub struct Options {
     pub about: About,
 }
 
-/// The file inside that says what is known of the network, as JSON: `torch.jit.load(file, _extra_files={...})` reads it.
+/// The file inside that says what is known of the network, as JSON: `torch.jit.load(file,
+/// _extra_files={...})` reads it.
 pub const EXTRA: &str = "metadata.json";
 
 /// Input in 0..1 as floating-point numbers, or in 0..255 as uint8, images of any size: scaled to 0..1, resized to the
@@ -91,8 +92,8 @@ pub fn write(path: &Path, model: &Model, network: &Network, options: &Options) -
     }
 }
 
-/// How far the answers of the file at `path`, written with `options`, are from those of `network`, which was built of `model`. Exit 4
-/// where it does not load or differs by more than rounding does.
+/// How far the answers of the file at `path`, written with `options`, are from those of `network`, which was
+/// built of `model`. Exit 4 where it does not load or differs by more than rounding does.
 pub fn check(path: &Path, model: &Model, network: &Network, options: &Options) -> Result<Agreement> {
     let written = script::Module::load(path, network.device())
         .or_exit(Exit::Checkpoint, || "the file does not load again; nothing was written")?;
@@ -291,8 +292,8 @@ x = x[:, :, top : top + {height}, left : left + {width}]
     }
 }
 
-/// The largest difference that rounding explains, relative to the largest value, where nothing says how far rounding goes in this
-/// network.
+/// The largest difference that rounding explains, relative to the largest value, where nothing says how far
+/// rounding goes in this network.
 fn tolerance(kind: Kind, options: &Options) -> f64 {
     let folded = options.freeze || options.optimize;
     match kind {
@@ -304,8 +305,9 @@ fn tolerance(kind: Kind, options: &Options) -> f64 {
     }
 }
 
-/// What rounding may do in float64. The batch statistics of a deep network magnify it: those of ResNet-152 come out 4e-4 apart in
-/// float32 and 1e-12 in float64, where a difference of meaning would stay as large as it is.
+/// What rounding may do in float64. The batch statistics of a deep network magnify it: those of ResNet-152
+/// come out 4e-4 apart in float32 and 1e-12 in float64, where a difference of meaning would stay as large as
+/// it is.
 const EXACT: f64 = 1e-9;
 /// How much farther than the network itself the file may be from the answers in float64.
 const SPREAD: f64 = 10.0;
@@ -326,8 +328,9 @@ fn samples(network: &Network, model: &Model, options: &Options) -> Result<(Tenso
     })
 }
 
-/// Holds the file against the network: in the network's own kind in evaluation, as far as its rounding goes, and both in float64, where
-/// rounding is no excuse. A frozen file has its weights as constants and cannot be brought to float64.
+/// Holds the file against the network: in the network's own kind in evaluation, as far as its rounding goes,
+/// and both in float64, where rounding is no excuse. A frozen file has its weights as constants and cannot be
+/// brought to float64.
 fn compare(
     written: &script::Module,
     model: &Model,

@@ -166,7 +166,8 @@ impl Module {
         check(unsafe { tikhonov_script_add_list(self.raw, name.as_ptr(), kind, count, values) })
     }
 
-    /// The bytes of the file that `torch.jit.load` reads, with a file called `name` of the text `extra` inside.
+    /// The bytes of the file that `torch.jit.load` reads, with a file called `name` of the text `extra`
+    /// inside.
     pub fn to_bytes(&self, name: &str, extra: &str) -> Result<Vec<u8>> {
         struct Taken {
             bytes: Vec<u8>,
@@ -232,7 +233,8 @@ impl Module {
     }
 
     /// The module in evaluation mode with its weights as constants and batch norms folded into convolutions; `optimize`
-    /// adds of `torch.jit.optimize_for_inference` what a file can hold. The attributes that `kept` names stay, where they are.
+    /// adds of `torch.jit.optimize_for_inference` what a file can hold. The attributes that `kept` names
+    /// stay, where they are.
     pub fn frozen(&self, optimize: bool, kept: &[&str]) -> Result<Self> {
         let kept = kept.iter().map(|name| text(name)).collect::<Result<Vec<_>>>()?;
         let names: Vec<_> = kept.iter().map(|name| name.as_ptr()).collect();

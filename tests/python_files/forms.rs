@@ -1,5 +1,6 @@
-//! The other forms in which Python users keep weights: keys that are no text, numpy arrays, parts, shards, archives of torch.export,
-//! parametrizations, whole modules. Each is read as what it is, or named for what it is.
+//! The other forms in which Python users keep weights: keys that are no text, numpy arrays, parts, shards,
+//! archives of torch.export, parametrizations, whole modules. Each is read as what it is, or named for what
+//! it is.
 
 use std::path::Path;
 
@@ -389,7 +390,8 @@ n = fresh(); torch.nn.utils.parametrize.register_parametrization(n.fc, 'weight',
         let (code, said) = fits(&path, &[]);
         assert!(code == 0 && said.contains(&format!("computed as {how} says")), "{part}: {said}");
         let weights = read(path.with_extension("out.safetensors"));
-        // Python's own, bit for bit; what σ divides to the last bit or two, for the library that sums it may order the terms otherwise.
+        // Python's own, bit for bit; what σ divides to the last bit or two, for the library that sums it may
+        // order the terms otherwise.
         let truth = read(folder.path().join(format!("{part}.plain.pth")));
         assert_eq!(weights.tensors.len(), 9, "{part}");
         for (name, wanted) in truth.tensors {

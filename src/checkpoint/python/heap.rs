@@ -96,7 +96,8 @@ pub struct Storage {
     pub bytes: u64,
     /// Bytes of one element; 1 for an untyped storage.
     pub unit: u64,
-    /// The bytes are this object of the heap, as numpy's arrays have theirs in the pickle, and no part of the file.
+    /// The bytes are this object of the heap, as numpy's arrays have theirs in the pickle, and no part of the
+    /// file.
     pub inline: Option<u32>,
 }
 
@@ -172,8 +173,8 @@ impl Heap {
         }
     }
 
-    /// A dict's key as text: a text as it is, bytes that are UTF-8 as that text, numbers and None as Python prints them, tuples
-    /// by their parts, objects by their class.
+    /// A dict's key as text: a text as it is, bytes that are UTF-8 as that text, numbers and None as Python
+    /// prints them, tuples by their parts, objects by their class.
     pub fn key(&self, key: Value) -> Cow<'_, str> {
         match self.object(key) {
             Some(Object::Str(text)) => (&**text).into(),

@@ -9,8 +9,8 @@ use super::heap::{Object, Value};
 pub const ROOT: &str = ".";
 
 impl PythonFile {
-    /// The value at a dotted path; [`ROOT`] is the file's root. Keys may hold dots themselves: the longest key that exists wins at
-    /// each step.
+    /// The value at a dotted path; [`ROOT`] is the file's root. Keys may hold dots themselves: the longest
+    /// key that exists wins at each step.
     pub fn lookup(&self, path: &str) -> Result<Value> {
         let mut value = self.root;
         let mut rest = if path == ROOT && self.child(value, path).is_none() { "" } else { path };

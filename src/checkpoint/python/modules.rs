@@ -1,4 +1,5 @@
-//! What a module that was pickled whole says of itself beside its tensors: its class, `eps`, `stride` and the like.
+//! What a module that was pickled whole says of itself beside its tensors: its class, `eps`, `stride` and the
+//! like.
 
 use anyhow::Result;
 use serde_json::{Map, Value as Json};
@@ -20,7 +21,8 @@ pub struct Module {
 }
 
 impl PythonFile {
-    /// The modules of `found` that have attributes or no children, parents first; none where no module was pickled.
+    /// The modules of `found` that have attributes or no children, parents first; none where no module was
+    /// pickled.
     pub fn modules(&self, found: &Found) -> Result<Vec<Module>> {
         const MAX_DEPTH: usize = 64;
         if found.kind != Kind::Module {

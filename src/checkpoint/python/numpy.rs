@@ -8,8 +8,8 @@ use super::heap::{Heap, Object, Storage, TensorInfo, Value};
 use super::pickle::Machine;
 
 impl Machine<'_> {
-    /// The tensor that an array of class `class` with the state (version, shape, dtype, is_fortran, bytes) is; None for dtypes that no
-    /// tensor has.
+    /// The tensor that an array of class `class` with the state (version, shape, dtype, is_fortran, bytes)
+    /// is; None for dtypes that no tensor has.
     pub(super) fn ndarray(&mut self, class: Value, state: Value) -> Result<Option<TensorInfo>> {
         if !is_array(&self.heap, class) {
             return Ok(None);
@@ -69,7 +69,8 @@ pub(super) fn is_array(heap: &Heap, class: Value) -> bool {
     heap.global(class).is_some_and(|global| &*global.module == "numpy" && &*global.name == "ndarray")
 }
 
-/// The element type that a `numpy.dtype` is, and whether its bytes are little-endian; None for texts, objects and records.
+/// The element type that a `numpy.dtype` is, and whether its bytes are little-endian; None for texts, objects
+/// and records.
 pub(super) fn numpy_dtype(heap: &Heap, dtype: Value) -> Option<(Dtype, bool)> {
     let record = heap.record(dtype)?;
     let code = heap.str(*heap.sequence(record.args)?.first()?)?;

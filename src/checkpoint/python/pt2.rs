@@ -1,5 +1,5 @@
-//! The weights of a `.pt2` archive (`torch.export.save`): raw bytes and a JSON table of what they are (PT2 Archive Spec). The program
-//! beside them is not read.
+//! The weights of a `.pt2` archive (`torch.export.save`): raw bytes and a JSON table of what they are (PT2
+//! Archive Spec). The program beside them is not read.
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value as Json;

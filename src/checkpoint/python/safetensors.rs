@@ -34,7 +34,8 @@ pub struct Header {
     pub metadata: Vec<(String, String)>,
 }
 
-/// A JSON object none of whose keys stands twice, nor any of those in its `__metadata__`. The crate keeps the last of two.
+/// A JSON object none of whose keys stands twice, nor any of those in its `__metadata__`. The crate keeps the
+/// last of two.
 struct UniqueKeys;
 
 impl<'de> Deserialize<'de> for UniqueKeys {

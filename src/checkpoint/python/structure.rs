@@ -10,8 +10,8 @@ use super::members::Item;
 use super::stranger::Stranger;
 use super::{Container, PythonFile};
 
-/// Between mappings of equally many tensors the averaged ones win, as in timm, BasicSR and YOLO, and as runs of our own are judged;
-/// then the first of these names; after them the first one in the file.
+/// Between mappings of equally many tensors the averaged ones win, as in timm, BasicSR and YOLO, and as runs
+/// of our own are judged; then the first of these names; after them the first one in the file.
 const PREFERRED: &[&str] =
     &["state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "generator"];
 

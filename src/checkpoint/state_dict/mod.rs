@@ -70,7 +70,8 @@ pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     save(path, &Value::state_dict(tensors))
 }
 
-/// The same with an attribute beside the tensors, which `load_state_dict` passes over: `torch.load(path).metadata`.
+/// The same with an attribute beside the tensors, which `load_state_dict` passes over:
+/// `torch.load(path).metadata`.
 pub fn write_with(path: &Path, tensors: &[(String, Tensor)], metadata: Value) -> Result<()> {
     match Value::state_dict(tensors) {
         Value::OrderedDict(items) => save(path, &Value::Described(items, Box::new(metadata))),

@@ -224,7 +224,8 @@ fn from_archive(path: &Path, key: &str) -> Result<Tensor> {
     read_npy(entry, size)
 }
 
-/// Refuses an archive whose end record counts more entries than have names of their own: the zip crate takes the last of two.
+/// Refuses an archive whose end record counts more entries than have names of their own: the zip crate takes
+/// the last of two.
 fn refuse_twins(path: &Path, names: usize) -> Result<()> {
     // The record has 22 bytes, the comment behind it at most 65535.
     let mut file = File::open(path)?;
