@@ -168,7 +168,7 @@ import warnings; warnings.simplefilter('ignore')
 z = zipfile.ZipFile('twice.npz', 'w')
 z.writestr('xs.npy', npy(numpy.zeros((4, 3), 'float32'))); z.writestr('xs.npy', npy(numpy.ones((4, 3), 'float32')))
 z.writestr('ys.npy', npy(numpy.zeros(4, 'int64'))); z.close()
-open('c.yaml', 'w').write('model: {input: [3], layers: [linear: {out_features: 2}]}\\ntask: classification\\ndata: {train: {npy: {file: twice.npz, xs: xs, ys: ys}}}\\noptimizer: {sgd: {lr: 0.1}}\\ntrain: {epochs: 1}\\noutput: run\\n')",
+open('c.yaml', 'w').write('model: {input: [3], layers: [linear: {out_features: 2}]}\\ntask: classification\\ndata: {train: {npy: {file: ' + P + '/twice.npz, xs: xs, ys: ys}}}\\noptimizer: {sgd: {lr: 0.1}}\\ntrain: {epochs: 1}\\noutput: run\\n')",
     );
     assert!(read_error(folder.path().join("twice.safetensors")).contains("`a` stands in it twice"));
     assert!(read_error(folder.path().join("meta.safetensors")).contains("`k` stands in it twice"));
