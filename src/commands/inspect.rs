@@ -56,11 +56,12 @@ pub fn run(options: &Options) -> Result<()> {
 /// The file itself; of a checkpoint's folder its weights, of a run's folder those of the best checkpoint, else the last.
 fn file(path: &Path) -> Result<PathBuf> {
     const WEIGHTS: &str = "model.safetensors";
-    if !path.is_dir() || is_pythons(path) {
+    if !path.is_dir() {
         return Ok(path.to_owned());
     }
     let candidates = [WEIGHTS, "checkpoints/best/model.safetensors", "checkpoints/last/model.safetensors"];
     let found = candidates.iter().map(|candidate| path.join(candidate)).find(|file| file.is_file());
+    let found = found.or_else(|| is_pythons(path).then(|| path.to_owned()));
     found.or_exit(Exit::Checkpoint, || no_weights(path))
 }
 
