@@ -39,6 +39,9 @@ struct Entry {
     pieces: Vec<Piece>,
 }
 
+/// Tensors by their full names.
+type Named = Vec<(String, Entry)>;
+
 /// The tensors of the largest group by their first key, optimisers left out, or of the one that `part` names.
 pub fn read(folder: &Path, part: &Part) -> Result<(Weights, Vec<Unreadable>)> {
     let (heap, root) = read_pickle(&folder.join(METADATA)).context(METADATA)?;
@@ -141,7 +144,7 @@ impl Piece {
 }
 
 /// The tensors by their full names, in the folder's order, and the names of what is no tensor.
-fn entries(heap: &Heap, root: Value) -> Result<(Vec<(String, Entry)>, Vec<String>)> {
+fn entries(heap: &Heap, root: Value) -> Result<(Named, Vec<String>)> {
     let dict = |key: &str| {
         let value = heap.attribute(root, key).with_context(|| format!("no `{key}`"))?;
         anyhow::Ok(heap.items(value).unwrap_or_default())
