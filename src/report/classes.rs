@@ -40,7 +40,7 @@ pub(super) fn matrix(run: &History) -> Option<String> {
     // The font that comes along has Latin, Greek and Cyrillic letters and some others: not those of Chinese, Japanese, Korean.
     if !matrix.names.iter().all(|name| can_write(name)) {
         matrix.names = (0..matrix.names.len()).map(|class| class.to_string()).collect();
-        matrix.legend = " (classes by number: their names are in confusion.json)";
+        matrix.legend = " (names: confusion.json)";
     }
     matrix.heat()
 }
