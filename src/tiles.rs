@@ -4,7 +4,7 @@
 //! Each tile is computed with as much of its surroundings as the network can see from there, measured by its gradient,
 //! and only its own part is kept. Networks that see everything (global pooling) get the whole image.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use tch::{Kind, Tensor, no_grad};
 
 use crate::device;
@@ -15,6 +15,9 @@ use crate::tasks::Task;
 
 /// Gradients below this share of the largest do not count: what they carry is far below one level of 16 bits.
 const NEGLIGIBLE: f64 = 1e-6;
+
+/// What the sides of a network's inputs may have to be multiples of.
+const MULTIPLES: [i64; 15] = [1, 2, 3, 4, 5, 6, 8, 9, 10, 12, 16, 24, 32, 48, 64];
 
 /// A network and what it asks of its tiles.
 pub struct Tiles<'a> {
@@ -125,7 +128,12 @@ impl<'a> Tiles<'a> {
         let scale = self.geometry.scale as i64;
         let expected = [padded.size()[2] * scale, padded.size()[3] * scale];
         if answer.size()[2..] != expected {
-            bail!("the network answered {:?} to {:?}", answer.size(), padded.size());
+            let message = format!(
+                "the network answered {:?} to {:?}, and {expected:?} was wanted; take one that answers images of any size",
+                answer.size(),
+                padded.size()
+            );
+            return Err(fail(Exit::Usage, message));
         }
         Ok(answer.narrow(2, 0, height * scale).narrow(3, 0, width * scale))
     }
@@ -142,7 +150,9 @@ impl<'a> Tiles<'a> {
             Tensor::rand([1, self.channels, side, side], (self.network.kind(), self.network.device()))
         };
         let fits = |multiple: &i64| {
-            let side = multiple * ((48 / multiple) | 1);
+            // A prime as factor: nothing but the multiple divides the side.
+            let prime = [53, 29, 17, 13, 11, 7, 5, 3].into_iter().find(|prime| prime * multiple < 64);
+            let side = multiple * prime.unwrap_or(1);
             // What the network would pad by itself would make tiles differ from the whole.
             let pads = !self.network.divides(&self.task.present(probe(side)));
             let answer = catching(|| no_grad(|| self.through(&probe(side)))).ok()?.ok()?;
@@ -150,7 +160,7 @@ impl<'a> Tiles<'a> {
             (scale >= 1 && !pads && answer.size()[2..] == [side * scale, side * scale])
                 .then_some((*multiple, scale))
         };
-        let Some((multiple, scale)) = [1, 2, 4, 8, 16, 32, 64].iter().find_map(fits) else {
+        let Some((multiple, scale)) = MULTIPLES.iter().find_map(fits) else {
             let message = format!(
                 "the network does not answer images with images of their size; `{command}` needs one that does"
             );

@@ -69,7 +69,11 @@ impl Reconstruction {
 
     /// The image itself, as the network is to answer it.
     fn target(&self, images: &Tensor) -> Tensor {
-        let images = bicubic::crop_to_multiple(images, self.degrade.scale());
+        self.known(bicubic::crop_to_multiple(images, self.degrade.scale()))
+    }
+
+    /// What the network knows of an image: all of it, or its Y.
+    fn known(&self, images: Tensor) -> Tensor {
         if self.luma && images.size()[1] == 3 { (luma(&images) * 255.0).round() / 255.0 } else { images }
     }
 
@@ -137,16 +141,15 @@ impl Task for Reconstruction {
 
     fn prepare(&self, xs: Tensor, ys: Tensor, train: bool) -> Result<(Tensor, Tensor)> {
         if ys.dim() == 4 {
-            let xs = if self.luma { self.target(&xs) } else { xs };
-            return Ok((xs, self.target(&ys)));
+            return Ok((self.known(xs), self.target(&ys)));
         }
         let target = self.target(&xs);
         Ok((self.degrade.apply(&target, train)?, target))
     }
 
     fn present(&self, xs: Tensor) -> Tensor {
-        let xs = if self.luma { self.target(&xs) } else { xs };
-        self.degrade.present(xs)
+        // Nothing is cut: what is to be restored may have any size, the scale need not divide it.
+        self.degrade.present(self.known(xs))
     }
 
     fn answer(&self, network: &Network, xs: &Tensor, train: bool) -> Result<Answer> {
