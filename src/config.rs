@@ -257,5 +257,5 @@ fn open(name: &str) -> Result<Document> {
         None => format!("shipped configs: {}", shipped::configs().collect::<Vec<_>>().join(", ")),
     };
     std::fs::metadata(path).or_exit(Exit::Usage, || format!("there is no config or run {name}; {hint}"))?;
-    Document::read(path)
+    Document::read_pipe(path)
 }

@@ -1,11 +1,12 @@
 //! SHA-256, in lower-case hexadecimal: of whole files, and of their pieces, which many cores can verify at once.
 
-use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use anyhow::Result;
 use sha2::{Digest, Sha256};
+
+use crate::regular;
 
 /// Bytes of each piece but the last.
 pub const PIECE: usize = 8 << 20;
@@ -54,12 +55,12 @@ impl Summing {
 
 /// Of a whole file.
 pub fn of_file(path: &Path) -> Result<String> {
-    of(File::open(path)?)
+    of(regular::open(path)?)
 }
 
 /// Of piece `number` of a file.
 pub fn of_piece(path: &Path, number: usize) -> Result<String> {
-    let mut file = File::open(path)?;
+    let mut file = regular::open(path)?;
     file.seek(SeekFrom::Start((number * PIECE) as u64))?;
     of(file.take(PIECE as u64))
 }

@@ -5,7 +5,9 @@ use tch::{Kind, Tensor, no_grad};
 
 use crate::data::loader::Loader;
 use crate::device;
+use crate::exit::{Exit, fail};
 use crate::gallery::Gallery;
+use crate::interrupt;
 use crate::libtorch::catching;
 use crate::metrics::Scores;
 use crate::model::Network;
@@ -26,9 +28,12 @@ pub fn evaluate(
     // Losses times samples; of a loss that is no mean over samples, what it is a function of.
     let (mut loss_sum, mut sums): (Option<Tensor>, Option<Tensor>) = (None, None);
     let mut samples = 0;
+    let mut indices = Vec::new();
     device::seed(EVALUATION_SEED);
     for batch in loader.epoch(0, 0) {
         let batch = batch?;
+        interrupt::check("a network was being judged")?;
+        indices.extend_from_slice(&batch.indices);
         let (sum, is_joint) = catching(|| {
             no_grad(|| -> Result<(Tensor, bool)> {
                 let (xs, ys) = task.prepare(batch.xs, batch.ys, false)?;
@@ -48,7 +53,11 @@ pub fn evaluate(
             None => sum,
         });
     }
+    if samples == 0 {
+        return Err(fail(Exit::Data, "none of the samples to judge by can be read"));
+    }
     let mut scores = meter.scores();
+    scores.indices = indices;
     let loss = match (sums, loss_sum) {
         (Some(sums), _) => Some(catching(|| task.joint_loss(&sums).double_value(&[]))?),
         (None, Some(sum)) => Some(sum.double_value(&[]) / samples as f64),

@@ -11,6 +11,7 @@ use crate::outcome::{self, RunResult};
 use crate::progress::Progress;
 use crate::report::plots;
 use crate::run_folder::LockedFolder;
+use crate::say;
 use crate::session::{Plan, Session};
 use crate::stop::Stop;
 use crate::train::{Outcome, Watch, train};
@@ -56,6 +57,9 @@ pub fn launch(
     }
     // Weights that do not fit are refused before the data is read, too.
     let initial = if holds_run { None } else { plan.initial_with_optimizer(&config)? };
+    if manner.quiet {
+        say::hush();
+    }
     let session = Session::open(config, plan, shelf)?;
     let mut notes = session.notes();
     let start = match holds_run {
@@ -94,6 +98,9 @@ pub fn launch(
         Outcome::Pruned => Ok(None),
         ended => outcome::judge(&session, &run, ended).map(Some),
     });
+    for line in run.left_out() {
+        progress.say(&line, run.folder())?;
+    }
     let ended = match outcome {
         Ok(Some(mut result)) => {
             let which = if result.best.is_some() { "best" } else { "last" };

@@ -3,14 +3,17 @@
 //! The rooms, lowest floor first; a room imports only rooms below it.
 
 // Floor 0: libtorch, the device, exit codes, the embedded files, renaming rules, arithmetic of images, how a config
-// writes an enum, drawings as pictures, the time of phases, SHA-256, lines for whoever looks on, what fits a terminal.
+// writes an enum, drawings as pictures, the time of phases, SHA-256, regular files, signals, lines for whoever looks on, what
+// fits a terminal.
 pub mod device;
 mod digest;
 pub mod exit;
 pub mod figure;
 pub mod imaging;
+mod interrupt;
 pub mod libtorch;
 pub mod plot;
+mod regular;
 pub mod rename;
 mod say;
 pub mod shipped;

@@ -1,5 +1,6 @@
 //! What a finished run has to show: the scores of its last weights and of its best.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -8,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::coefficients::Coefficients;
-use crate::data::Split;
+use crate::data::{Skipped, Split};
 use crate::eval::evaluate;
 use crate::gallery::Gallery;
 use crate::metrics::Scores;
@@ -32,6 +33,9 @@ pub struct RunResult {
     /// Of a linear model; they stand in a file of their own.
     #[serde(skip)]
     pub coefficients: Option<Coefficients>,
+    /// The samples that could not be read and were left out, by the set that they are missing in.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub skipped: BTreeMap<&'static str, Vec<Skipped>>,
 }
 
 /// One set of weights and how it does.
@@ -76,6 +80,7 @@ pub fn judge(session: &Session, run: &Trainer, ended: Outcome) -> Result<RunResu
         last,
         best,
         coefficients: None,
+        skipped: session.left_out().into_iter().filter(|(_, left_out)| !left_out.is_empty()).collect(),
     })
 }
 
@@ -110,6 +115,13 @@ impl fmt::Display for RunResult {
         }
         if let Some(coefficients) = &self.coefficients {
             write!(f, "{coefficients}")?;
+        }
+        for (split, skipped) in &self.skipped {
+            writeln!(
+                f,
+                "{split}: {} left out, as log.txt and result.json name them",
+                counted(skipped.len() as u64, "file")
+            )?;
         }
         write!(f, "saved in {}", self.folder.display())
     }

@@ -3,6 +3,7 @@
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Write, stderr, stdout};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 
@@ -37,6 +38,20 @@ pub fn out(text: Arguments) {
 /// Text beside the result, on stderr.
 pub fn aside(text: Arguments) {
     let _ = stderr().lock().write_fmt(text);
+}
+
+/// Whether [`progress`] is silent, as `--quiet` wants it.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+pub fn hush() {
+    QUIET.store(true, Ordering::Relaxed);
+}
+
+/// A line on how far long work is, on stderr.
+pub fn progress(text: Arguments) {
+    if !QUIET.load(Ordering::Relaxed) {
+        aside(text);
+    }
 }
 
 /// Exit 7 where a part of the result did not get to stdout.

@@ -12,7 +12,7 @@ use crate::config::{Config, PROGRAM_FILE, RunConfig};
 use crate::data::draw::{Draw, Purpose};
 use crate::data::loader::{Loader, LoaderOptions, Preparation};
 use crate::data::normalize::NormalizeSpec;
-use crate::data::{Dataset, Sets, Shelf, Split, Targets};
+use crate::data::{Dataset, Sets, Shelf, Skipped, Split, Targets};
 use crate::device;
 use crate::exit::{Exit, OrExit, fail};
 use crate::layers::ParamKind;
@@ -235,11 +235,36 @@ impl Session {
         let mut notes = Vec::new();
         for (name, set) in sets {
             let Some(set) = set else { continue };
+            notes.extend(set.notes.iter().map(|note| format!("{name}: {note}")));
             for skipped in &set.skipped {
                 notes.push(format!("{name}: skipped {}: {}", skipped.name, skipped.reason));
             }
-            notes.push(format!("{name}: {} samples of shape {:?}", set.len(), set.shape));
+            notes.push(format!("{name}: {} samples of shape {:?}{}", set.len(), set.shape, classes(set)));
             notes.extend(self.mask_notes(name, set));
+        }
+        if let (Some(train), [outputs]) = (&self.train, self.model.output())
+            && let (Targets::Classes(_), classes) = (&train.targets, train.classes.len())
+        {
+            if classes == 1 {
+                notes.push(
+                    "train: there is one class only: nothing can be learnt of what tells it from others"
+                        .into(),
+                );
+            }
+            if *outputs > classes as i64 {
+                let more = outputs - classes as i64;
+                notes.push(format!(
+                    "the network has {outputs} outputs and the data {classes} classes: {more} of them answer for no \
+                     class; most shipped models take `args: {{classes: {classes}}}`"
+                ));
+            }
+        }
+        if self.validation.is_none() && self.test.is_none() {
+            notes.push(
+                "nothing judges this run: there is no validation set, as in `data: {validation: {fraction: 0.1}}`, \
+                 and no test set"
+                    .into(),
+            );
         }
         if self.config.spec.penalty.tuned().is_some() {
             notes.push(
@@ -258,6 +283,12 @@ impl Session {
             _ => false,
         };
         if with_another { Vec::new() } else { masks.notes(name, &set.classes) }
+    }
+
+    /// What was left out of each set so far, at the start and since.
+    pub fn left_out(&self) -> [(&'static str, Vec<Skipped>); 3] {
+        let of = |set: &Option<Dataset>| set.as_ref().map_or_else(Vec::new, Dataset::left_out);
+        [("train", of(&self.train)), ("validation", of(&self.validation)), ("test", of(&self.test))]
     }
 
     /// How this config differs from the one that `state` was saved under. Other data is refused: the order of the
@@ -297,6 +328,23 @@ impl Session {
         }
         Ok(notes)
     }
+}
+
+/// The classes of a set with their samples, for people.
+fn classes(set: &Dataset) -> String {
+    const FEW: usize = 12;
+    let counts = set.class_counts();
+    if counts.is_empty() {
+        return String::new();
+    }
+    let each = set.classes.iter().zip(&counts).map(|(class, count)| format!("{class} {count}"));
+    let listed: Vec<_> = each.take(if counts.len() > FEW { FEW - 2 } else { FEW }).collect();
+    let rest = match (counts.iter().min(), counts.iter().max()) {
+        (Some(least), Some(most)) if counts.len() > FEW => format!(", … ({least} to {most} each)"),
+        _ => String::new(),
+    };
+    let plural = if counts.len() == 1 { "class" } else { "classes" };
+    format!(", {} {plural}: {}{rest}", counts.len(), listed.join(", "))
 }
 
 /// Batches of `set` as `spec` prepares them; its `normalize` must be resolved.

@@ -8,6 +8,8 @@ use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
+use crate::interrupt;
+
 /// The exit status of a second signal.
 const IMPATIENT: i32 = 130;
 
@@ -33,6 +35,7 @@ impl Stop {
                 .and_then(|_| flag::register(signal, stop.0.clone()))
                 .context("listening for Ctrl-C")?;
         }
+        interrupt::watch(&stop.0);
         Ok(stop)
     }
 

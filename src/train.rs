@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use crate::exit::{self, Exit};
 use crate::metrics::Scores;
 use crate::progress::Progress;
 use crate::stop::Stop;
@@ -71,6 +72,9 @@ pub fn train(
             if let Some(note) = run.take_note() {
                 progress.say(&note, run.folder())?;
             }
+            for line in run.left_out() {
+                progress.say(&line, run.folder())?;
+            }
             progress.step(run.epoch(), run.step());
             watch.steps(run.epoch(), run.step(), run.total_steps())?;
             if let Some(record) = logged {
@@ -84,7 +88,16 @@ pub fn train(
                 run.save()?;
             }
         }
-        let record = run.end_epoch()?;
+        let record = match run.end_epoch() {
+            Err(error) if exit::code(&error) == Exit::Interrupted as u8 => {
+                run.save()?;
+                return Ok(Outcome::Interrupted);
+            }
+            record => record?,
+        };
+        for line in run.left_out() {
+            progress.say(&line, run.folder())?;
+        }
         progress.epoch(&record, run.folder())?;
         run.save_if_due()?;
     }

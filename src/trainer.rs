@@ -20,7 +20,7 @@ use crate::data::Split;
 use crate::data::draw::{Draw, Purpose};
 use crate::data::loader::{Batch, Loader};
 use crate::device;
-use crate::exit::{Exit, fail};
+use crate::exit::{self, Exit, fail};
 use crate::libtorch::autocast::autocast;
 use crate::libtorch::catching;
 use crate::metrics::Scores;
@@ -52,6 +52,8 @@ pub struct Trainer<'a> {
     graphing: Graphing,
     /// What the user is to be told.
     note: Option<String>,
+    /// How many of the samples that were left out the user has been told of, set by set.
+    told: [usize; 3],
 
     loader: Rc<Loader>,
     folder: RunFolder,
@@ -276,6 +278,17 @@ impl Trainer<'_> {
         self.note.take()
     }
 
+    /// A line for each sample that was left out since the last time.
+    pub fn left_out(&mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (told, (set, all)) in self.told.iter_mut().zip(self.session.left_out()) {
+            let new = all.get(*told..).unwrap_or_default();
+            lines.extend(new.iter().map(|one| format!("{set}: skipped {}: {}", one.name, one.reason)));
+            *told = all.len().max(*told);
+        }
+        lines
+    }
+
     /// Takes note of whether the last step was skipped; waits for its gradients where it could have been.
     fn settle(&mut self) -> Result<()> {
         if let Some(scale) = &mut self.scale
@@ -329,16 +342,28 @@ impl Trainer<'_> {
         let seconds = self.epoch_began.elapsed().as_secs_f64();
         let samples = self.state.samples.max(1) as f64;
         let loss = self.loss_sum.read() / samples;
+        let unfinished = (self.state.clone(), self.loss_sum.read());
         self.turn_epoch()?;
         self.state.seconds += seconds;
         self.state.score = None;
 
         let due =
             self.is_over() || self.state.epoch.is_multiple_of(self.session.config.spec.train.eval_every);
-        let validation = if due { self.scores(Split::Validation)? } else { None };
-        // The test set is looked at on the way only where nothing is decided by looking.
-        let test_due = due && (validation.is_none() || self.is_over());
-        let test = if test_due { self.scores(Split::Test)? } else { None };
+        let scores = || -> Result<_> {
+            let validation = if due { self.scores(Split::Validation)? } else { None };
+            // The test set is looked at on the way only where nothing is decided by looking.
+            let test_due = due && (validation.is_none() || self.is_over());
+            Ok((validation, if test_due { self.scores(Split::Test)? } else { None }))
+        };
+        let (validation, test) = match scores() {
+            Err(error) if exit::code(&error) == Exit::Interrupted as u8 => {
+                // All batches of the epoch are learnt and its end is still to come: so it is saved, and so a resume finds it.
+                self.state = unfinished.0;
+                self.loss_sum = Number::new(unfinished.1, self.session.device);
+                return Err(error);
+            }
+            scores => scores?,
+        };
         if let Some(scores) = &validation {
             let goal = self.session.task.goal();
             standing::judge(&mut self.state, &mut self.plateau, &self.session.config.spec, goal, scores);

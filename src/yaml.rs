@@ -8,6 +8,7 @@ mod tests;
 mod tree;
 mod wording;
 
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use anyhow::Result;
@@ -16,6 +17,7 @@ use serde_json::{Map, Value};
 use serde_path_to_error::Segment;
 
 use crate::exit::{Exit, OrExit, fail};
+use crate::regular;
 pub use environment::expand_env;
 use locate::Nodes;
 use strict::Strict;
@@ -56,6 +58,10 @@ impl std::error::Error for Invalid {}
 
 /// A config is written by hand; what is larger than this is not a config.
 const MAX_BYTES: u64 = 4 << 20;
+
+fn too_large(name: &str) -> anyhow::Error {
+    fail(Exit::Usage, format!("{name} is too large for a config: it has more than {MAX_BYTES} bytes"))
+}
 
 /// One YAML document: its tree, and the `--set` overrides on top of it. Anchors and merge keys are
 /// resolved in the tree; mappings keep the order of the file.
@@ -105,11 +111,27 @@ impl Document {
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let name = path.display().to_string();
-        let size = std::fs::metadata(path).or_exit(Exit::Usage, || format!("cannot read {name}"))?.len();
-        if size > MAX_BYTES {
-            return Err(fail(Exit::Usage, format!("{name} is too large for a config: {size} bytes")));
+        let bytes = match regular::read(path, MAX_BYTES) {
+            Err(error) if error.kind() == ErrorKind::FileTooLarge => return Err(too_large(&name)),
+            bytes => bytes.or_exit(Exit::Usage, || format!("cannot read {name}"))?,
+        };
+        Self::of_bytes(name, bytes)
+    }
+
+    /// The same of a pipe, as the shell's `<(…)` gives one; never more than a config may have.
+    pub fn read_pipe(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let unreadable = || format!("cannot read {name}");
+        let mut bytes = Vec::new();
+        let pipe = std::fs::File::open(path).or_exit(Exit::Usage, unreadable)?;
+        pipe.take(MAX_BYTES + 1).read_to_end(&mut bytes).or_exit(Exit::Usage, unreadable)?;
+        if bytes.len() as u64 > MAX_BYTES {
+            return Err(too_large(&name));
         }
-        let bytes = std::fs::read(path).or_exit(Exit::Usage, || format!("cannot read {name}"))?;
+        Self::of_bytes(name, bytes)
+    }
+
+    fn of_bytes(name: String, bytes: Vec<u8>) -> Result<Self> {
         match String::from_utf8(bytes) {
             Ok(text) => Self::parse(name, text),
             Err(error) => Err(fail(Exit::Usage, format!("{name}{}", locate::no_utf8(error.as_bytes())))),

@@ -40,6 +40,7 @@ pub fn dataset(xs: Tensor, targets: Targets) -> Dataset {
         names: Vec::new(),
         fingerprint: String::new(),
         skipped: Vec::new(),
+        notes: Vec::new(),
     }
 }
 
@@ -287,6 +288,7 @@ fn files(n: usize, damaged: &[usize], forgiven: usize) -> (tempfile::TempDir, Da
         names: (0..n).map(|index| format!("{index:03}.png")).collect(),
         fingerprint: String::new(),
         skipped: Vec::new(),
+        notes: Vec::new(),
     };
     (folder, set)
 }

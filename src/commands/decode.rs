@@ -1,7 +1,5 @@
 //! `tikhonov decode`: the images of files that `tikhonov encode` wrote.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -11,7 +9,9 @@ use indicatif::ProgressBar;
 
 use super::TrainedOptions;
 use super::outputs::{each, jobs, write_photo};
-use crate::exit::{Exit, OrExit, fail};
+use crate::data::sources::folder::files_at;
+use crate::exit::{Exit, OrExit};
+use crate::regular;
 
 /// Bytes that one file may have.
 const MAX_FILE: u64 = 1 << 30;
@@ -35,7 +35,7 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     let out = &options.output;
     let is_file = !out.is_dir() && ImageFormat::from_path(out).is_ok();
-    let jobs = jobs(&options.inputs, out, is_file, options.force, |path| path.with_extension("png"))?;
+    let jobs = jobs(&options.inputs, out, is_file, options.force, files, |path| path.with_extension("png"))?;
     let compressor = options.trained.compressor()?;
     each(&jobs, &ProgressBar::hidden(), "files could not be decoded", Exit::Checkpoint, |job| {
         let file = read(&job.input)?;
@@ -45,15 +45,10 @@ pub fn run(options: &Options) -> Result<()> {
     })
 }
 
+fn files(path: &Path) -> Result<(Vec<PathBuf>, Option<String>)> {
+    Ok((files_at(path)?, None))
+}
+
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let mut file = Vec::new();
-    let source = File::open(path).or_exit(Exit::Checkpoint, || path.display())?;
-    source.take(MAX_FILE + 1).read_to_end(&mut file).or_exit(Exit::Checkpoint, || path.display())?;
-    if file.len() as u64 > MAX_FILE {
-        return Err(fail(
-            Exit::Checkpoint,
-            format!("{} is larger than any compressed image", path.display()),
-        ));
-    }
-    Ok(file)
+    regular::read(path, MAX_FILE).or_exit(Exit::Checkpoint, || path.display())
 }

@@ -9,6 +9,7 @@ use indicatif::ProgressBar;
 use super::TrainedOptions;
 use super::outputs::{each, jobs};
 use crate::checkpoint::atomic;
+use crate::data::pictures_at;
 use crate::exit::Exit;
 use crate::say::say;
 
@@ -37,7 +38,9 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     let out = &options.output;
     let is_file = !out.is_dir() && out.extension().is_some();
-    let jobs = jobs(&options.inputs, out, is_file, options.force, |path| path.with_extension(EXTENSION))?;
+    let jobs = jobs(&options.inputs, out, is_file, options.force, pictures_at, |path| {
+        path.with_extension(EXTENSION)
+    })?;
     let compressor = options.trained.compressor()?;
     let mut scores = Vec::new();
     let outcome = each(&jobs, &ProgressBar::hidden(), "files could not be encoded", Exit::Data, |job| {

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{MachineOptions, WeightOptions, assignment};
-use crate::data::Split;
+use crate::data::{Dataset, Split};
 use crate::eval::evaluate;
 use crate::exit::{Exit, OrExit};
 use crate::gallery::Gallery;
@@ -88,6 +88,13 @@ fn eval_one(run: &Path, options: &Options) -> Result<()> {
     let wanted = options.pictures.as_ref().map_or(0, |_| options.count);
     let mut gallery = Gallery::of(wanted).showing(&session.config.spec);
     let scores = evaluate(&network, &*session.task, session.model.output(), &loader, &mut gallery)?;
+    let (judged, left_out) = (scores.indices.len(), set.left_out());
+    for note in &set.notes {
+        tell!("{name}: {note}");
+    }
+    for skipped in &left_out {
+        tell!("{name}: skipped {}: {}", skipped.name, skipped.reason);
+    }
     if let Some(folder) = &options.pictures {
         let stem = run.file_stem().unwrap_or_default().to_string_lossy();
         let what = || format!("--pictures: {} has no pictures to show of {name}", run.display());
@@ -96,18 +103,21 @@ fn eval_one(run: &Path, options: &Options) -> Result<()> {
     }
     if options.json {
         let mut line = json!({
-            "run": run, "split": name, "samples": set.len(), "scores": scores, "report": scores.report,
+            "run": run, "split": name, "samples": judged, "scores": scores, "report": scores.report,
         });
+        if !left_out.is_empty() {
+            line["skipped"] = json!(left_out);
+        }
         if options.each {
-            line["each"] = rows(&scores, &set.names).collect();
+            line["each"] = rows(&scores, set).collect();
         }
         weights.describe(&mut line);
         say!("{line}");
     } else {
-        say!("{} on {name} ({} samples)", weights.on(run), set.len());
+        say!("{} on {name} ({judged} samples)", weights.on(run));
         say::out(format_args!("{}", table(&scores, &set.classes)));
         if options.each {
-            for row in rows(&scores, &set.names) {
+            for row in rows(&scores, set) {
                 say!("{row}");
             }
         }
@@ -116,10 +126,10 @@ fn eval_one(run: &Path, options: &Options) -> Result<()> {
 }
 
 /// The scores of each image under its name, or its number where it has none.
-fn rows<'a>(scores: &'a Scores, names: &'a [String]) -> impl Iterator<Item = Value> + 'a {
+fn rows<'a>(scores: &'a Scores, set: &'a Dataset) -> impl Iterator<Item = Value> + 'a {
     let images = scores.each.iter().map(|(_, values)| values.len()).max().unwrap_or(0);
     (0..images).map(move |index| {
-        let name = names.get(index).filter(|_| names.len() == images).cloned();
+        let name = scores.indices.get(index).and_then(|&sample| set.name(sample as usize));
         let mut row = json!({ "image": name.unwrap_or_else(|| (index + 1).to_string()) });
         for (metric, values) in &scores.each {
             row[metric] = values.get(index).copied().into();

@@ -11,7 +11,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::checkpoint::atomic;
 use crate::data::photo::Photo;
-use crate::data::sources::folder::files_at;
 use crate::exit::{Exit, OrExit, fail};
 use crate::say::{say, tell};
 
@@ -27,26 +26,31 @@ impl fmt::Display for Job {
     }
 }
 
-/// What goes where. `out` is a file, or a folder in which `rename` names the place of each input. Nothing is written if an
+/// What goes where: `list` finds the files at an input, with a line on what it passes over. `out` is a file, or a folder in which `rename` names the place of each input. Nothing is written if an
 /// output is an input, is there already and `force` is not given, or is meant for two.
 pub fn jobs(
     inputs: &[PathBuf],
     out: &Path,
     is_file: bool,
     force: bool,
+    list: impl Fn(&Path) -> Result<(Vec<PathBuf>, Option<String>)>,
     rename: impl Fn(&Path) -> PathBuf,
 ) -> Result<Vec<Job>> {
     let mut jobs: Vec<Job> = Vec::new();
     for input in inputs {
         let root = if input.is_dir() { input.as_path() } else { input.parent().unwrap_or(Path::new("")) };
-        for file in files_at(input)? {
+        let (files, note) = list(input)?;
+        if let Some(note) = note {
+            tell!("{note}");
+        }
+        for file in files {
             let relative = file.strip_prefix(root).unwrap_or(&file);
             let output = if is_file { out.to_owned() } else { out.join(rename(relative)) };
             jobs.push(Job { input: file, output });
         }
     }
     if jobs.is_empty() {
-        return Err(fail(Exit::Data, format!("there is no file in {}", inputs[0].display())));
+        return Err(fail(Exit::Data, format!("there is no file to work on in {}", inputs[0].display())));
     }
     let mut outputs = HashMap::new();
     for job in &jobs {

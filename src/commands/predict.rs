@@ -26,7 +26,7 @@ use crate::yaml;
 ///
 /// Pictures are brought to the network's size as the run's own were. Tables (.csv) need the columns that the run
 /// was trained on. A segmentation run writes a mask for each picture, upright and of its size, computed in tiles that
-/// overlap.
+/// overlap. What cannot be read is told and passed over; the exit code is then 3.
 #[derive(Args, Debug)]
 pub struct Options {
     #[command(flatten)]
@@ -64,6 +64,10 @@ pub fn run(options: &Options) -> Result<()> {
     let set = inputs(spec, trained.weights.features(), model.input(), &options.inputs)?;
     keep_memory();
     let mut printer = Printer::new(options, trained.weights.classes().unwrap_or_default().to_vec());
+    for note in &set.notes {
+        tell!("{note}");
+    }
+    let mut answered = 0;
     for batch in loader(spec, network.device(), &set, false)?.epoch(0, 0) {
         let batch = batch?;
         let answer = catching(|| {
@@ -76,13 +80,21 @@ pub fn run(options: &Options) -> Result<()> {
             let index = *index as usize;
             let name = set.names.get(index).cloned().unwrap_or_else(|| format!("row {}", index + 1));
             printer.print(&name, prediction)?;
+            answered += 1;
         }
         printer.out.flush()?;
     }
-    for skipped in &set.skipped {
+    let left_out = set.left_out();
+    for skipped in &left_out {
         tell!("skipped {}: {}", skipped.name, skipped.reason);
     }
-    Ok(())
+    match left_out.len() {
+        0 => Ok(()),
+        count => {
+            let message = format!("{count} of {} inputs could not be answered", answered + count);
+            Err(fail(Exit::Data, message))
+        }
+    }
 }
 
 /// One table, or pictures.

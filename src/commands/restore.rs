@@ -13,6 +13,7 @@ use super::TrainedOptions;
 use super::outputs::{Job, UNITS, bar, each, jobs, write_photo};
 use crate::data::draw::{Draw, Purpose};
 use crate::data::photo::Photo;
+use crate::data::pictures_at;
 use crate::exit::{Exit, OrExit, fail};
 use crate::metrics::image::psnr;
 use crate::restore::Restorer;
@@ -73,7 +74,7 @@ pub fn run(options: &Options) -> Result<()> {
     };
     let out = &options.output;
     let is_file = !out.is_dir() && ImageFormat::from_path(out).is_ok();
-    let jobs = jobs(&options.inputs, out, is_file, options.force, lossless)?;
+    let jobs = jobs(&options.inputs, out, is_file, options.force, pictures_at, lossless)?;
     let network = trained.network()?;
     let mut restorer = Restorer::new(&trained.plan.model, &network, task)?;
     restorer.ensemble = options.ensemble;

@@ -1,7 +1,8 @@
 //! Sets of image files that are decoded when their turn comes, and how each file becomes samples.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyhow::{Context, Result};
 
@@ -20,6 +21,15 @@ pub struct Files {
     /// How many of them may still turn out to be undecodable before the run ends with exit code 3.
     pub forgiven: usize,
     cache: Cache,
+    damaged: Mutex<Damaged>,
+}
+
+/// The files that turned out to be unusable, by their index.
+#[derive(Default)]
+pub struct Damaged {
+    pub reasons: BTreeMap<usize, String>,
+    /// In which order they were found.
+    pub found: Vec<usize>,
 }
 
 /// How a picture becomes samples.
@@ -47,12 +57,18 @@ impl Files {
             Framing::Fit(_) => Cache::new(0, 0),
             _ => Cache::new(files.len(), memory),
         };
-        Self { files, partners, masks: None, framing, forgiven, cache }
+        Self { files, partners, masks: None, framing, forgiven, cache, damaged: Mutex::default() }
     }
 
     /// The same whose targets are masks, where there is an encoding.
     pub fn with_masks(self, masks: Option<Arc<Encoding>>) -> Self {
         Self { masks, ..self }
+    }
+
+    /// What was found so far, by every loader of this set.
+    pub fn damaged(&self) -> MutexGuard<'_, Damaged> {
+        // A panic while the lock was held leaves nothing half done here.
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Samples of an epoch.

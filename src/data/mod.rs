@@ -4,6 +4,7 @@ pub mod augment;
 pub mod draw;
 mod files;
 mod fingerprint;
+mod format;
 mod jpeg;
 pub mod loader;
 pub mod mask;
@@ -27,10 +28,10 @@ use mask::Masks;
 use smooth::SmoothSpec;
 pub use sources::Split;
 
-pub use files::{Files, Framing};
+pub use files::{Damaged, Files, Framing};
 pub use picture::{Fit, ImageFile, Mode, Picture, Resize};
 pub use shelf::Shelf;
-pub use sources::folder::pictures;
+pub use sources::folder::{pictures, pictures_at};
 pub use spec::{DataSpec, SourceSpec, ValidationSpec};
 
 /// The samples of one set, without their targets.
@@ -70,8 +71,10 @@ pub struct Dataset {
     pub names: Vec<String>,
     /// sha256 in hex of the content, or of (names, sizes) for files decoded on demand.
     pub fingerprint: String,
-    /// What could not be read and was left out, within the budget.
+    /// What could not be read at the start and was left out, within the budget.
     pub skipped: Vec<Skipped>,
+    /// What else there is to say of what was read, such as files that are no pictures.
+    pub notes: Vec<String>,
 }
 
 /// A sample that was left out.
@@ -112,6 +115,42 @@ impl Dataset {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The name of sample `index`; None where samples have none.
+    pub fn name(&self, index: usize) -> Option<String> {
+        match &self.samples {
+            Samples::Files(files) if files.per_image() > 1 => {
+                let (file, patch) = (index / files.per_image(), index % files.per_image());
+                self.names.get(file).map(|name| format!("{name}#{}", patch + 1))
+            }
+            _ => self.names.get(index).cloned(),
+        }
+    }
+
+    /// What was left out so far in the order of its discovery: at the start, and since then by whatever reads the files.
+    pub fn left_out(&self) -> Vec<Skipped> {
+        let mut all = self.skipped.clone();
+        if let Samples::Files(files) = &self.samples {
+            let damaged = files.damaged();
+            all.extend(damaged.found.iter().map(|index| Skipped {
+                name: self.names.get(*index).cloned().unwrap_or_default(),
+                reason: damaged.reasons[index].clone(),
+            }));
+        }
+        all
+    }
+
+    /// How many samples each class has, in the order of [`classes`](Self::classes); empty where targets are no classes.
+    pub fn class_counts(&self) -> Vec<usize> {
+        let Targets::Classes(labels) = &self.targets else { return Vec::new() };
+        let mut counts = vec![0; self.classes.len()];
+        for &label in labels {
+            if let Some(count) = counts.get_mut(label as usize) {
+                *count += 1;
+            }
+        }
+        counts
     }
 
     /// Whether samples are images `[C, H, W]`.

@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 use super::{Dataset, Files, Samples};
 use crate::device::cores;
 use crate::exit::{Exit, OrExit, fail};
+use crate::interrupt;
 use crate::libtorch::memory::Bytes;
 use crate::yaml::Invalid;
 
@@ -233,7 +234,7 @@ fn measure_files(files: &Files) -> Result<Normalize> {
     let chosen: Vec<_> = (0..sample).map(|place| place * files.files.len() / sample).collect();
     let counts = in_threads(chosen.chunks(sample.div_ceil(cores()).max(1)), |chosen| {
         let mut counts: Vec<[u64; 256]> = Vec::new();
-        for &index in chosen {
+        for &index in chosen.iter().take_while(|_| !interrupt::is_requested()) {
             // What cannot be decoded is counted and named when its turn comes in training.
             let Ok(mut picture) = files.picture(index) else { continue };
             if let Some(fit) = files.fit() {
@@ -248,6 +249,7 @@ fn measure_files(files: &Files) -> Result<Normalize> {
         }
         counts
     })?;
+    interrupt::check("the training set was being measured")?;
     ensure!(
         !counts.is_empty(),
         fail(Exit::Data, "normalize: auto found no decodable file in the training set; check the folder")

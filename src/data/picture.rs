@@ -6,7 +6,6 @@
 //! by ITU-R BT.601-2 luma as Pillow rounds it. A picture may need 512 MiB when decoded, a file may have 1 GiB.
 
 use std::cell::RefCell;
-use std::fs::File;
 use std::io::{Cursor, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -17,8 +16,10 @@ use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 use serde::{Deserialize, Serialize};
 
+use super::format;
 use super::jpeg::Jpeg;
 use super::smooth::SmoothSpec;
+use crate::regular;
 
 /// Bytes that one decoded picture may need.
 pub const MAX_DECODED: u64 = 512 << 20;
@@ -141,11 +142,8 @@ impl ImageFile {
 
     /// At most the first `most` bytes.
     fn read(&self, most: u64) -> Result<Vec<u8>> {
-        let file = File::open(&self.path)?;
+        let file = regular::open(&self.path)?;
         let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            bail!("is not a file");
-        }
         if metadata.len() > MAX_FILE {
             bail!("has {} MiB, more than any picture", metadata.len() >> 20);
         }
@@ -161,8 +159,13 @@ impl ImageFile {
 fn open<'a>(bytes: &'a [u8], file: &ImageFile) -> Result<impl ImageDecoder + 'a> {
     let format = image::guess_format(bytes).or_else(|_| match ImageFormat::from_path(&file.path) {
         Ok(ImageFormat::Tga) => Ok(ImageFormat::Tga),
-        _ => Err(anyhow!("is not a picture of a known format")),
+        _ => Err(anyhow!(format::unknown(&file.path, bytes))),
     })?;
+    if format == ImageFormat::Tiff && format::has_reversed_bits(bytes) {
+        bail!(
+            "is a TIFF with FillOrder 2 (the bits of each byte reversed), which is not read; convert it to PNG"
+        );
+    }
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = image::Limits::default();
     limits.max_alloc = Some(MAX_DECODED);

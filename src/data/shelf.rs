@@ -46,6 +46,7 @@ impl Dataset {
             names: self.names.clone(),
             fingerprint: self.fingerprint.clone(),
             skipped: self.skipped.clone(),
+            notes: self.notes.clone(),
         }
     }
 }

@@ -17,6 +17,7 @@ use super::split::{Fold, Share};
 use super::{Dataset, Fit, Mode, Resize, Sets, Shelf, Targets, split};
 use crate::device::cores;
 use crate::exit::{Exit, OrExit, fail};
+use crate::interrupt;
 use crate::yaml::Invalid;
 
 /// The `data:` section: where the samples come from and how they are prepared.
@@ -316,7 +317,10 @@ impl DataSpec {
     }
 
     fn open_source(&self, part: Split, source: &dyn Source) -> Result<Dataset> {
-        let mut set = source.open(&self.opening(part))?;
+        let set = source.open(&self.opening(part));
+        // What was read halfway means nothing.
+        interrupt::check(&format!("the {part} was being read"))?;
+        let mut set = set?;
         if set.is_empty() {
             return Err(fail(Exit::Data, format!("the {part} is empty")));
         }

@@ -153,7 +153,7 @@ pub(super) fn split(set: Dataset, share: Share, seed: u64) -> Result<(Dataset, D
     let taken = select(&set, &taken, true)?;
     let mut rest = select(&set, &rest, false)?;
     // What was skipped is told once, with the training set.
-    rest.skipped = set.skipped;
+    (rest.skipped, rest.notes) = (set.skipped, set.notes);
     Ok((rest, taken))
 }
 
@@ -225,5 +225,6 @@ fn select(set: &Dataset, indices: &[i64], to_judge: bool) -> Result<Dataset> {
         names,
         fingerprint: fingerprint::of_part(&set.fingerprint, indices),
         skipped: Vec::new(),
+        notes: Vec::new(),
     })
 }

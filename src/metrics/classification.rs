@@ -76,7 +76,7 @@ impl Meter for ClassificationMeter {
         });
         let f1: Vec<f64> = met.map(|(scores, _)| scores.f1).collect();
         values.push(("macro_f1".into(), f1.iter().sum::<f64>() / f1.len().max(1) as f64));
-        Scores { values, report: Some(report), each: Vec::new() }
+        Scores { values, report: Some(report), ..Scores::default() }
     }
 }
 

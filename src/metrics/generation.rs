@@ -35,10 +35,6 @@ impl Meter for GenerationMeter {
         let Some(sums) = &self.sums else { return Scores::default() };
         let [reconstruction, kl] = [0, 1].map(|i: usize| sums[i].double_value(&[]) / self.count as f64);
         let values = [("elbo", -reconstruction - kl), ("reconstruction", reconstruction), ("kl", kl)];
-        Scores {
-            values: values.map(|(name, value)| (name.into(), value)).into(),
-            report: None,
-            each: Vec::new(),
-        }
+        Scores { values: values.map(|(name, value)| (name.into(), value)).into(), ..Scores::default() }
     }
 }

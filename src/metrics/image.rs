@@ -130,7 +130,7 @@ impl Meter for ImageMeter {
         let each: Vec<_> = each.filter(|(_, values)| !values.is_empty()).collect();
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
         let values = each.iter().map(|(name, values)| (name.clone(), mean(values))).collect();
-        Scores { values, report: None, each }
+        Scores { values, each, ..Scores::default() }
     }
 }
 

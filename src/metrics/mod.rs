@@ -49,6 +49,8 @@ pub struct Scores {
     pub report: Option<ClassReport>,
     /// The values that the means are of, in the order of the samples; images only.
     pub each: Vec<(String, Vec<f64>)>,
+    /// Which samples of the set these scores are of: those that could be read.
+    pub indices: Vec<i64>,
 }
 
 impl Scores {

@@ -57,11 +57,7 @@ impl Meter for RegressionMeter {
         let r2 = mean(1.0 - &sums.squared_error / total);
         let values =
             [("mse", mse), ("rmse", mse.sqrt()), ("mae", mean(&sums.absolute_error / n)), ("r2", r2)];
-        Scores {
-            values: values.map(|(name, value)| (name.into(), value)).into(),
-            report: None,
-            each: Vec::new(),
-        }
+        Scores { values: values.map(|(name, value)| (name.into(), value)).into(), ..Scores::default() }
     }
 }
 

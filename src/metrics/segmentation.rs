@@ -58,6 +58,6 @@ impl Meter for SegmentationMeter {
         for (class, iou, dice) in &per_class {
             values.extend([(format!("dice_{class}"), *dice), (format!("iou_{class}"), *iou)]);
         }
-        Scores { values, report: Some(report), each: Vec::new() }
+        Scores { values, report: Some(report), ..Scores::default() }
     }
 }

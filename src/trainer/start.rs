@@ -12,6 +12,7 @@ use crate::adaptive::Adaptive;
 use crate::checkpoint::initial::Initial;
 use crate::checkpoint::{Loaded, State};
 use crate::config::{Amp, CONFIG_FILE, PROGRAM_FILE, Segments};
+use crate::data::Split;
 use crate::device;
 use crate::exit::{Exit, OrExit};
 use crate::model::ModelSource;
@@ -121,6 +122,9 @@ impl<'a> Trainer<'a> {
             scale,
             graphing,
             note,
+            // What was found at the start is told with the sets.
+            told: [Split::Train, Split::Validation, Split::Test]
+                .map(|split| session.split(split).map_or(0, |set| set.skipped.len())),
             loader,
             folder,
             board,

@@ -12,6 +12,7 @@ use super::Options;
 use crate::checkpoint::atomic;
 use crate::commands::outputs::{each, jobs};
 use crate::data::mask::{Level, percent, voc_colour};
+use crate::data::pictures_at;
 use crate::data::{ImageFile, Mode, Picture, SourceSpec};
 use crate::exit::{Exit, OrExit, fail};
 use crate::libtorch::machine::keep_memory;
@@ -76,7 +77,7 @@ pub fn run(options: &Options, trained: &Trained, task: &dyn Task) -> Result<()> 
     };
     let is_file =
         !out.is_dir() && out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
-    let jobs = jobs(&options.inputs, out, is_file, *force, |path| path.with_extension("png"))?;
+    let jobs = jobs(&options.inputs, out, is_file, *force, pictures_at, |path| path.with_extension("png"))?;
     let network = trained.network()?;
     keep_memory();
     let segmenter = Segmenter::new(&trained.plan.model, &network, task, spec)?;

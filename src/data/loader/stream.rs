@@ -17,7 +17,7 @@ use tch::{Device, Kind, Tensor};
 use super::fill::{Buffer, Fill, Levels};
 use super::{Assembled, Common};
 use crate::data::draw::{Draw, Purpose};
-use crate::data::{Files, Fit, Framing, Picture, Skipped};
+use crate::data::{Damaged, Files, Fit, Framing, Picture, Skipped};
 use crate::exit::{Exit, Failure, OrExit, fail};
 use crate::libtorch::catching;
 use crate::libtorch::stream::{Courier, Parcel};
@@ -34,8 +34,6 @@ pub struct Stream {
     /// Copies batches to the GPU while it computes.
     courier: Option<Courier>,
     names: Vec<String>,
-    /// Why a file cannot be decoded, by its index.
-    damaged: Mutex<BTreeMap<usize, String>>,
 }
 
 /// The threads and channels of one epoch. Dropping it stops the threads and waits for them.
@@ -114,12 +112,11 @@ impl Stream {
             framing => framing.clone(),
         };
         let courier = Courier::to(common.device)?;
-        Ok(Self { files, framing, fill, common: common.clone(), courier, names, damaged: Mutex::default() })
+        Ok(Self { files, framing, fill, common: common.clone(), courier, names })
     }
 
     pub fn skipped(&self) -> Vec<Skipped> {
-        let damaged = lock(&self.damaged);
-        damaged.iter().map(|(&index, reason)| self.skip(index, reason)).collect()
+        self.files.damaged().reasons.iter().map(|(&index, reason)| self.skip(index, reason)).collect()
     }
 
     fn skip(&self, index: usize, reason: &str) -> Skipped {
@@ -133,7 +130,7 @@ impl Stream {
     pub fn decode(&self, index: usize) -> Result<Option<(usize, Arc<Picture>)>> {
         let count = self.files.files.len();
         for index in (index..count).chain(0..index) {
-            if !lock(&self.damaged).contains_key(&index) {
+            if !self.is_damaged(index)? {
                 match catching(|| self.picture(index)).and_then(|picture| picture) {
                     Ok(picture) => return Ok(Some((index, picture))),
                     // Of one picture alone: no file that is damaged, and not to be forgiven.
@@ -169,8 +166,24 @@ impl Stream {
     }
 
     fn record(&self, index: usize, error: &anyhow::Error) -> Result<()> {
-        let mut damaged = lock(&self.damaged);
-        damaged.insert(index, format!("{error:#}"));
+        let mut damaged = self.files.damaged();
+        if damaged.reasons.insert(index, format!("{error:#}")).is_none() {
+            damaged.found.push(index);
+        }
+        self.forgive(&damaged)
+    }
+
+    /// Whether file `index` is known to be damaged; exit 3 where it is one of too many.
+    fn is_damaged(&self, index: usize) -> Result<bool> {
+        let damaged = self.files.damaged();
+        match damaged.reasons.contains_key(&index) {
+            true => self.forgive(&damaged).map(|()| true),
+            false => Ok(false),
+        }
+    }
+
+    fn forgive(&self, damaged: &Damaged) -> Result<()> {
+        let damaged = &damaged.reasons;
         if damaged.len() <= self.files.forgiven {
             return Ok(());
         }

@@ -10,6 +10,7 @@ use super::path::FilePaths;
 use super::{ClassNames, Opening, Source, class_names, positive_limit, resident};
 use crate::data::{Dataset, Targets};
 use crate::exit::{Exit, OrExit, fail};
+use crate::regular;
 use crate::yaml::Invalid;
 
 const SHAPE: [i64; 3] = [3, 32, 32];
@@ -91,6 +92,9 @@ impl Source for Cifar100Spec {
     }
 }
 
+/// Bytes that one file may have; those of CIFAR have 30 to 180 MB.
+const MAX_FILE: u64 = 8 << 30;
+
 fn read(
     files: &FilePaths,
     record: &Record,
@@ -101,8 +105,8 @@ fn read(
     let (mut labels, mut pixels) = (Vec::new(), Vec::new());
     for file in files.iter() {
         let path = file.resolve()?;
-        let bytes =
-            std::fs::read(&path).or_exit(Exit::Data, || format!("{}: cannot be read", path.display()))?;
+        let bytes = regular::read(&path, MAX_FILE)
+            .or_exit(Exit::Data, || format!("{}: cannot be read", path.display()))?;
         check(&path, &bytes, record)?;
         for sample in bytes.chunks_exact(record.labels + PIXELS).take(limit - labels.len()) {
             labels.push(i64::from(sample[record.label]));

@@ -1,8 +1,8 @@
 //! Tables of numbers in delimited text, for regression or for classes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{Read, Seek};
 use std::path::Path;
 
 use anyhow::Result;
@@ -10,10 +10,12 @@ use csv::{ByteRecord, Reader, ReaderBuilder, Trim};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use super::cell::{delimiter_of, label, number, ordered_classes, refuse, unreadable};
 use super::{FilePath, Opening, Source, Split, positive_limit, resident};
 use crate::data::{Dataset, Targets};
 use crate::exit::{Exit, OrExit, fail};
 use crate::yaml::{Invalid, nearest};
+use crate::{interrupt, regular};
 
 /// `{csv: {file: FILE, target: price}}`: inputs `[N, F]`, targets `[N, T]` or classes. Every cell that is used must
 /// hold a finite number; nothing is filled in.
@@ -31,6 +33,16 @@ pub struct CsvSpec {
     pub header: bool,
     #[serde(default = "comma")]
     pub delimiter: char,
+    /// What stands before the decimals: `.` or `,`.
+    #[serde(default = "point", skip_serializing_if = "is_point")]
+    pub decimal: char,
+    /// Columns that are neither inputs nor targets, where `features` does not list the inputs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
+    /// Columns of text with the values that occur in them: each value is an input, called `column=value`, that is 1 in its rows and 0
+    /// in the others.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub one_hot: BTreeMap<String, Vec<String>>,
     /// Whether the target names classes. They are put in order: by value where all are numbers, else by name.
     #[serde(default)]
     pub classes: bool,
@@ -67,11 +79,32 @@ fn comma() -> char {
     ','
 }
 
+fn point() -> char {
+    '.'
+}
+
+fn is_point(decimal: &char) -> bool {
+    *decimal == '.'
+}
+
 /// Which columns of the file are used.
 struct Columns {
     names: Vec<String>,
-    features: Vec<usize>,
+    features: Vec<Feature>,
     targets: Vec<usize>,
+}
+
+/// An input: the number in a column, or whether the column holds `value`.
+struct Feature {
+    column: usize,
+    value: Option<String>,
+}
+
+impl Feature {
+    fn name(&self, names: &[String]) -> String {
+        let column = &names[self.column];
+        self.value.as_ref().map_or_else(|| column.clone(), |value| format!("{column}={value}"))
+    }
 }
 
 impl Source for CsvSpec {
@@ -86,6 +119,22 @@ impl Source for CsvSpec {
             return Err(Invalid::new(
                 "delimiter",
                 format!("must be one ASCII character, not {:?}", self.delimiter),
+            ));
+        }
+        if !['.', ','].contains(&self.decimal) || self.decimal == self.delimiter {
+            let message = format!("must be `.` or `,`, and not the delimiter, not {:?}", self.decimal);
+            return Err(Invalid::new("decimal", message));
+        }
+        for (column, values) in &self.one_hot {
+            if values.is_empty() {
+                let message = "lists no value; give those that occur, as in `one_hot: {city: [Graz, Linz]}`";
+                return Err(Invalid::new(format!("one_hot.{column}"), message));
+            }
+        }
+        if self.features.is_some() && !self.exclude.is_empty() {
+            return Err(Invalid::new(
+                "exclude",
+                "leaves out of all columns: give it or `features`, not both",
             ));
         }
         match self.target.as_slice() {
@@ -167,8 +216,8 @@ impl CsvSpec {
         {
             xs.try_reserve(columns.features.len())
                 .or_exit(Exit::Memory, || format!("out of memory after {rows} rows; set `csv.limit`"))?;
-            for &column in &columns.features {
-                xs.push(number(&record, column, &columns.names, path, "mend or remove the row")?);
+            for feature in &columns.features {
+                xs.push(self.input(&record, feature, &columns.names, path)?);
             }
             for &column in &columns.targets {
                 if self.classes {
@@ -176,17 +225,20 @@ impl CsvSpec {
                 } else {
                     let remedy =
                         "mend or remove the row, or say `classes: true` where the target names classes";
-                    ys.push(number(&record, column, &columns.names, path, remedy)?);
+                    ys.push(number(&record, column, &columns.names, path, self.decimal, remedy)?);
                 }
             }
             rows += 1;
+            if rows % 4096 == 0 && interrupt::is_requested() {
+                break;
+            }
         }
         if rows == 0 {
             return Err(fail(Exit::Data, format!("{}: has no rows", path.display())));
         }
         let xs = Tensor::f_from_slice(&xs)?.f_view([rows as i64, columns.features.len() as i64])?;
         let mut set = if self.classes {
-            let classes = ordered_classes(&labels);
+            let classes = ordered_classes(&labels, path)?;
             let index: HashMap<&str, i64> = classes.iter().map(String::as_str).zip(0..).collect();
             let labels = labels.iter().map(|label| index[label.as_str()]).collect();
             resident(xs, Targets::Classes(labels), classes)
@@ -194,12 +246,19 @@ impl CsvSpec {
             let ys = Tensor::f_from_slice(&ys)?.f_view([rows as i64, columns.targets.len() as i64])?;
             resident(xs, Targets::Values(ys), Vec::new())
         };
-        set.features = columns.features.iter().map(|&column| columns.names[column].clone()).collect();
+        set.features = columns.features.iter().map(|feature| feature.name(&columns.names)).collect();
         Ok(set)
     }
 
     fn reader(&self, path: &Path) -> Result<Reader<File>> {
-        let file = File::open(path).or_exit(Exit::Data, || format!("{}: cannot be read", path.display()))?;
+        let unreadable = || format!("{}: cannot be read", path.display());
+        let mut file = regular::open(path).or_exit(Exit::Data, unreadable)?;
+        let mut start = Vec::new();
+        (&mut file).take(2).read_to_end(&mut start).or_exit(Exit::Data, unreadable)?;
+        if start == [0xff, 0xfe] || start == [0xfe, 0xff] {
+            return Err(fail(Exit::Data, format!("{}: is UTF-16; save it as UTF-8", path.display())));
+        }
+        file.rewind().or_exit(Exit::Data, unreadable)?;
         Ok(ReaderBuilder::new()
             .has_headers(self.header)
             .delimiter(u8::try_from(self.delimiter).unwrap_or(b','))
@@ -235,7 +294,16 @@ impl CsvSpec {
                 }
                 (None, _) => {
                     let hint = nearest(wanted, names.iter().map(String::as_str));
-                    let hint = hint.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+                    let hint = match (hint, names.as_slice()) {
+                        (_, [first, rest @ ..])
+                            if (rest.is_empty() || first.starts_with("sep="))
+                                && !delimiter_of(first).is_empty() =>
+                        {
+                            delimiter_of(first)
+                        }
+                        (Some(near), _) => format!("; did you mean `{near}`?"),
+                        (None, _) => String::new(),
+                    };
                     Err(Invalid::new(
                         key,
                         format!("there is no column `{wanted}`{hint} (there are {})", names.join(", ")),
@@ -255,83 +323,81 @@ impl CsvSpec {
         match &self.features {
             Some(wanted) => {
                 for (index, name) in wanted.iter().enumerate() {
-                    features.push(find(key(true, "features", index), name)?);
+                    // As a run calls the values of a column that it was trained on.
+                    let value = name.split_once('=').filter(|(column, value)| {
+                        self.one_hot
+                            .get(*column)
+                            .is_some_and(|values| values.iter().any(|known| known == value))
+                    });
+                    let column = value.map_or(name.clone(), |(column, _)| column.to_owned());
+                    let column = find(key(true, "features", index), &column)?;
+                    match value {
+                        Some((_, value)) => features.push(Feature { column, value: Some(value.to_owned()) }),
+                        None => self.expand(column, &names, &mut features),
+                    }
                 }
             }
             None => {
                 let is_group = |column: usize| group == Some(names[column].as_str());
-                features.extend(
-                    (0..names.len()).filter(|column| !targets.contains(column) && !is_group(*column)),
-                );
+                let mut excluded = Vec::new();
+                for (index, name) in self.exclude.iter().enumerate() {
+                    excluded.push(find(key(true, "exclude", index), name)?);
+                }
+                for column in 0..names.len() {
+                    if targets.contains(&column) || excluded.contains(&column) || is_group(column) {
+                        continue;
+                    }
+                    // A prediction finds its columns by their names.
+                    if names.iter().filter(|name| **name == names[column]).count() > 1 {
+                        let message = format!(
+                            "has two columns called `{}`; rename one, or list the `features`",
+                            names[column]
+                        );
+                        return Err(Invalid::new("file", message));
+                    }
+                    self.expand(column, &names, &mut features);
+                }
+                for column in self.one_hot.keys() {
+                    find(format!("one_hot.{column}"), column)?;
+                }
             }
         }
         if features.is_empty() {
             return Err(Invalid::new("target", "leaves no column to predict from"));
         }
-        if let Some(&both) = features.iter().find(|column| targets.contains(column)) {
-            return Err(Invalid::new("features", format!("`{}` is the target too", names[both])));
+        if let Some(both) = features.iter().find(|feature| targets.contains(&feature.column)) {
+            return Err(Invalid::new("features", format!("`{}` is the target too", names[both.column])));
         }
         Ok(Columns { names, features, targets })
     }
-}
 
-/// The class names that `labels` hold, in their order.
-fn ordered_classes(labels: &[String]) -> Vec<String> {
-    let mut classes = labels.to_vec();
-    classes.sort();
-    classes.dedup();
-    let values: Option<Vec<f64>> = classes.iter().map(|class| class.parse().ok()).collect();
-    if let Some(values) = values {
-        let mut order: Vec<usize> = (0..classes.len()).collect();
-        order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
-        classes = order.iter().map(|&index| classes[index].clone()).collect();
-    }
-    classes
-}
-
-fn number(record: &ByteRecord, column: usize, names: &[String], path: &Path, remedy: &str) -> Result<f64> {
-    let cell = record.get(column).unwrap_or_default();
-    let value = std::str::from_utf8(cell).ok().and_then(|text| text.parse::<f64>().ok());
-    value.filter(|value| value.is_finite()).ok_or_else(|| {
-        let found = match cell {
-            [] => "is empty".to_owned(),
-            _ => format!("holds `{}`", String::from_utf8_lossy(cell)),
-        };
-        refuse(record, &names[column], path, &format!("{found}, not a finite number; {remedy}"))
-    })
-}
-
-fn label(record: &ByteRecord, column: usize, names: &[String], path: &Path) -> Result<String> {
-    let cell = record.get(column).unwrap_or_default();
-    if cell.is_empty() {
-        return Err(refuse(record, &names[column], path, "is empty; mend or remove the row"));
-    }
-    Ok(String::from_utf8_lossy(cell).into_owned())
-}
-
-fn refuse(record: &ByteRecord, column: &str, path: &Path, what: &str) -> anyhow::Error {
-    let line = record.position().map_or(0, |position| line(position, path));
-    fail(Exit::Data, format!("{}:{line}: column `{column}` {what}", path.display()))
-}
-
-/// The line that a record starts on. The reader's position is where it began to look, before any blank lines.
-fn line(position: &csv::Position, path: &Path) -> u64 {
-    let blank = File::open(path).and_then(|mut file| {
-        file.seek(SeekFrom::Start(position.byte()))?;
-        let before =
-            BufReader::new(file).bytes().map_while(Result::ok).take_while(|byte| b"\r\n".contains(byte));
-        Ok(before.filter(|&byte| byte == b'\n').count() as u64)
-    });
-    position.line() + blank.unwrap_or(0)
-}
-
-fn unreadable(path: &Path, error: &csv::Error) -> anyhow::Error {
-    let message = match error.kind() {
-        csv::ErrorKind::UnequalLengths { pos, expected_len, len } => {
-            let line = pos.as_ref().map_or(0, |position| line(position, path));
-            format!("{}:{line}: has {len} columns, the lines before have {expected_len}", path.display())
+    /// The inputs that a column gives: itself, or one for each of its values.
+    fn expand(&self, column: usize, names: &[String], features: &mut Vec<Feature>) {
+        match self.one_hot.get(&names[column]) {
+            None => features.push(Feature { column, value: None }),
+            Some(values) => {
+                features.extend(values.iter().map(|value| Feature { column, value: Some(value.clone()) }));
+            }
         }
-        _ => format!("{}: {error}", path.display()),
-    };
-    fail(Exit::Data, message)
+    }
+
+    fn input(&self, record: &ByteRecord, feature: &Feature, names: &[String], path: &Path) -> Result<f64> {
+        let (column, name) = (feature.column, &names[feature.column]);
+        let Some(value) = &feature.value else {
+            let remedy = format!(
+                "mend or remove the row; where the column holds text, `exclude: [{name}]` leaves it out and \
+                 `one_hot: {{{name}: [VALUE, …]}}` makes inputs of its values"
+            );
+            return number(record, column, names, path, self.decimal, &remedy);
+        };
+        let (found, known) = (label(record, column, names, path)?, &self.one_hot[name]);
+        if !known.contains(&found) {
+            let near = nearest(&found, known.iter().map(String::as_str));
+            let hint = near.map_or(String::new(), |near| format!(" (did you mean `{near}`?)"));
+            let what =
+                format!("holds `{found}`, which `one_hot` does not list{hint}; add it, or mend the row");
+            return Err(refuse(record, name, path, &what));
+        }
+        Ok(f64::from(u8::from(found == *value)))
+    }
 }

@@ -2,25 +2,29 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::{FilePath, Opening, Source, positive, positive_limit, room};
+use crate::data::format::pictures_of;
 use crate::data::picture::{Fit, ImageFile, Mode, Resize};
 use crate::data::{Dataset, Files, Framing, Samples, Skipped, Targets};
 use crate::device::cores;
 use crate::exit::{Exit, OrExit, fail};
 use crate::yaml::Invalid;
+use crate::{interrupt, say};
 
 /// `{folder: {root: DIR, size: 64}}`: pictures `[N, 3, H, W]` or, with `mode: grey`, `[N, 1, H, W]`.
 ///
 /// The folders in `root` are the classes, in the order of their names; every file below them is a picture, at any depth.
-/// Files beside the class folders, hidden files, Thumbs.db and desktop.ini are passed over; what else cannot be decoded
-/// is skipped within the budget `max_skipped` and listed.
+/// Files beside the class folders, hidden files, Thumbs.db, desktop.ini and what is no picture by its extension are passed
+/// over; what else cannot be decoded is skipped within the budget `max_skipped` and listed.
 #[derive(Deserialize, Serialize, Clone, Debug)]
 #[serde(deny_unknown_fields, expecting = "a mapping, such as `{root: im/train, size: 64}`")]
 pub struct FolderSpec {
@@ -71,16 +75,20 @@ impl Source for FolderSpec {
     fn open(&self, opening: &Opening) -> Result<Dataset> {
         let root = self.root.resolve()?;
         let (mut files, mut labels, mut classes) = (Vec::new(), Vec::new(), Vec::new());
+        let mut notes = Vec::new();
         let place =
             fs::canonicalize(&root).or_exit(Exit::Data, || format!("{}: cannot be read", root.display()))?;
         for folder in entries(&root)?.into_iter().filter(|path| path.is_dir()) {
             let mut members = Vec::new();
             walk(&folder, &mut vec![place.clone()], &mut members)?;
+            let (mut members, note) = pictures_of(members);
             if members.is_empty() {
+                let what = note.map_or("no file".into(), |note| format!("no picture: {note}"));
                 let message =
-                    format!("{}: the class folder holds no file; remove it or fill it", folder.display());
+                    format!("{}: the class folder holds {what}; remove it or fill it", folder.display());
                 return Err(fail(Exit::Data, message));
             }
+            notes.extend(note.map(|note| format!("class `{}`: {note}", file_name(&folder))));
             members.truncate(self.limit_per_class.unwrap_or(usize::MAX));
             labels.resize(labels.len() + members.len(), classes.len() as i64);
             classes.push(file_name(&folder));
@@ -111,6 +119,10 @@ impl Source for FolderSpec {
         let name = |path: &Path| path.strip_prefix(&root).unwrap_or(path).to_string_lossy().into_owned();
         let mut set = assemble(&files, read, &fit, self.mode, forgiven, name)?;
         (set.classes, set.targets) = (classes, targets);
+        for (class, count) in set.classes.iter().zip(set.class_counts()).filter(|(_, count)| *count == 0) {
+            notes.push(format!("class `{class}` has {count} samples: none of its files can be decoded"));
+        }
+        set.notes = notes;
         Ok(set)
     }
 }
@@ -122,9 +134,11 @@ const RESIDENT_PICTURES: u64 = 1 << 30;
 /// for more than 1 GiB of samples, which stay files. Undecodable ones are listed in `skipped`; there is no budget, but
 /// it is exit 3 when none can be decoded.
 pub fn pictures(paths: &[PathBuf], mode: Mode, fit: &Fit) -> Result<Dataset> {
-    let mut files = Vec::new();
+    let (mut files, mut notes) = (Vec::new(), Vec::new());
     for path in paths {
-        files.extend(files_at(path)?.into_iter().map(|path| ImageFile { path, mode }));
+        let (found, note) = pictures_at(path)?;
+        files.extend(found.into_iter().map(|path| ImageFile { path, mode }));
+        notes.extend(note);
     }
     let bytes = files.len() as u64 * (mode.channels() * fit.height * fit.width) as u64;
     let read = if bytes <= RESIDENT_PICTURES { decode_all(&files, fit)? } else { probe_all(&files) };
@@ -133,14 +147,22 @@ pub fn pictures(paths: &[PathBuf], mode: Mode, fit: &Fit) -> Result<Dataset> {
         return Err(fail(Exit::Data, message));
     }
     let mut set = assemble(&files, read, fit, mode, files.len(), |path| path.to_string_lossy().into_owned())?;
+    set.notes = notes;
     set.seal()?;
     Ok(set)
 }
 
-/// The file `path`, or all files below the folder, sorted by folder and name.
+/// The file `path`, whatever it is, or all pictures below the folder, sorted by folder and name; and a line on what else
+/// lies there.
+pub fn pictures_at(path: &Path) -> Result<(Vec<PathBuf>, Option<String>)> {
+    let files = files_at(path)?;
+    Ok(if path.is_dir() { pictures_of(files) } else { (files, None) })
+}
+
+/// The file `path`, or all files below the folder, sorted by folder and name. That a file is not there is told when it is
+/// read.
 pub fn files_at(path: &Path) -> Result<Vec<PathBuf>> {
-    let metadata = path.metadata().or_exit(Exit::Data, || format!("{}: cannot be read", path.display()))?;
-    if !metadata.is_dir() {
+    if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
     let mut files = Vec::new();
@@ -236,6 +258,7 @@ fn assemble(
         names,
         fingerprint: String::new(),
         skipped,
+        notes: Vec::new(),
     })
 }
 
@@ -258,16 +281,47 @@ pub(super) fn probe_all(files: &[ImageFile]) -> Read {
     Read { pixels: None, reasons }
 }
 
-/// Does the work for each item, whichever core comes first; the reasons of those that failed, in their places.
+/// Tells every few seconds how many files have been read.
+struct Clock {
+    done: AtomicUsize,
+    told: Mutex<Instant>,
+}
+
+impl Clock {
+    const EVERY: Duration = Duration::from_secs(5);
+
+    fn new() -> Self {
+        Self { done: AtomicUsize::new(0), told: Mutex::new(Instant::now()) }
+    }
+
+    fn tick(&self, of: usize) {
+        let done = self.done.fetch_add(1, Ordering::Relaxed);
+        if let Ok(mut told) = self.told.try_lock()
+            && told.elapsed() > Self::EVERY
+        {
+            say::progress(format_args!("reading files: {} of {of}\n", done.min(of)));
+            *told = Instant::now();
+        }
+    }
+}
+
+/// Does the work for each item, whichever core comes first; the reasons of those that failed, in their places. A signal ends it
+/// early: whoever opens the set asks for it.
 pub(super) fn on_all_cores<T: Send>(
     items: impl Iterator<Item = T> + Send,
     count: usize,
     work: impl Fn(T) -> Result<()> + Sync,
 ) -> Vec<Option<String>> {
-    let mut reasons = vec![None; count];
+    let (mut reasons, clock) = (vec![None; count], Clock::new());
     let queue = Mutex::new(items.zip(&mut reasons));
     // The lock is held by `next` alone, which does not panic.
-    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let next = || {
+        clock.tick(count);
+        match interrupt::is_requested() {
+            true => None,
+            false => queue.lock().unwrap_or_else(PoisonError::into_inner).next(),
+        }
+    };
     thread::scope(|scope| {
         for _ in 0..cores().min(count) {
             scope.spawn(|| {

@@ -1,6 +1,5 @@
 //! The idx format of MNIST and Fashion-MNIST (yann.lecun.com/exdb/mnist), plain or gzipped.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -14,6 +13,7 @@ use super::{ClassNames, FilePath, Opening, Source, class_count, class_names, pos
 use crate::data::{Dataset, Targets};
 use crate::exit::{Exit, OrExit, fail};
 use crate::libtorch::bytes;
+use crate::regular;
 use crate::yaml::Invalid;
 
 /// `{idx: {images: FILE, labels: FILE}}`: grey pictures `[N, 1, H, W]` with their classes.
@@ -60,7 +60,7 @@ fn read_idx<const D: usize>(path: &Path, limit: Option<usize>, wanted: &str) -> 
     let name = path.display();
     let damaged = |what: &str| fail(Exit::Data, format!("{name}: {what}; fetch the file again"));
     let unreadable = || format!("{name}: cannot be read");
-    let file = File::open(path).or_exit(Exit::Data, unreadable)?;
+    let file = regular::open(path).or_exit(Exit::Data, unreadable)?;
     let size = file.metadata().or_exit(Exit::Data, unreadable)?.len();
     let mut file = BufReader::with_capacity(1 << 20, file);
     let zipped = file.fill_buf().or_exit(Exit::Data, unreadable)?.starts_with(&[0x1f, 0x8b]);

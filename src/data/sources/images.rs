@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::folder::{budget, over_budget, probe_all};
 use super::masks::{MaskSpec, Naming, found, partners, same_sizes};
 use super::{FilePath, Opening, Source, Split, positive, positive_limit};
+use crate::data::format::pictures_of;
 use crate::data::picture::{ImageFile, Mode};
 use crate::data::{Dataset, Files, Framing, Samples, Skipped, Targets};
 use crate::exit::{Exit, fail};
@@ -80,7 +81,7 @@ impl Source for ImagesSpec {
         let chosen = |paths: Vec<PathBuf>| -> Vec<PathBuf> {
             paths.into_iter().skip(self.skip).take(self.limit.unwrap_or(usize::MAX)).collect()
         };
-        let mut paths = found(&root)?;
+        let (mut paths, note) = pictures_of(found(&root)?);
         if let Some(mask) = &self.mask
             && !mask.suffix.is_empty()
             && mask.root.resolve()?.canonicalize().ok() == root.canonicalize().ok()
@@ -92,6 +93,12 @@ impl Source for ImagesSpec {
             paths.retain(|path| !is_mask(path));
         }
         let paths = chosen(paths);
+        if paths.is_empty() {
+            let (why, place) = (note.map_or(String::new(), |note| format!("; {note}")), root.display());
+            let message = format!("{place}: holds no picture (after `skip` and `limit`){why}");
+            return Err(fail(Exit::Data, message));
+        }
+        let notes = note.into_iter().collect();
         let all = as_files(&paths, self.mode);
         let read = probe_all(&all);
         let allowed = budget(all.len(), opening.max_skipped);
@@ -155,6 +162,7 @@ impl Source for ImagesSpec {
             names,
             fingerprint: String::new(),
             skipped,
+            notes,
         })
     }
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::FilePath;
 use super::folder::{on_all_cores, walk};
+use crate::data::format::pictures_of;
 use crate::data::mask::{Encoding, IGNORED, Level, MaskImage, Masks, Unclaimed};
 use crate::data::picture::ImageFile;
 use crate::exit::{Exit, fail};
@@ -238,7 +239,7 @@ impl Naming<'_> {
 /// could be it.
 pub fn partners(files: &[ImageFile], root: &Path, others: &Path, naming: Naming) -> Result<Vec<PathBuf>> {
     let mut known: BTreeMap<PathBuf, Vec<PathBuf>> = BTreeMap::new();
-    let all = found(others)?;
+    let (all, _) = pictures_of(found(others)?);
     for path in &all {
         known.entry(stem(path, others)).or_default().push(path.clone());
     }

@@ -1,5 +1,6 @@
 //! Where samples come from: one file per format.
 
+mod cell;
 mod cifar;
 mod csv;
 pub mod folder;
@@ -32,6 +33,7 @@ pub use shapes::ShapesSpec;
 use super::smooth::SmoothSpec;
 use super::{Dataset, Samples, Targets};
 use crate::exit::{Exit, OrExit, fail};
+use crate::regular;
 use crate::yaml::Invalid;
 
 /// One declared place that samples come from.
@@ -126,6 +128,9 @@ pub enum ClassNames {
     File(FilePath),
 }
 
+/// Bytes that a file of class names may have.
+const MAX_NAMES: u64 = 64 << 20;
+
 impl ClassNames {
     fn validate(names: &Option<Self>) -> Result<(), Invalid> {
         match names {
@@ -140,8 +145,9 @@ impl ClassNames {
             Self::List(names) => Ok(names.clone()),
             Self::File(file) => {
                 let path = file.resolve()?;
-                let text = std::fs::read_to_string(&path)
-                    .or_exit(Exit::Data, || format!("{}: the class names cannot be read", path.display()))?;
+                let unreadable = || format!("{}: the class names cannot be read", path.display());
+                let text = regular::read(&path, MAX_NAMES).or_exit(Exit::Data, unreadable)?;
+                let text = String::from_utf8(text).or_exit(Exit::Data, unreadable)?;
                 Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
             }
         }
@@ -178,6 +184,7 @@ fn resident(xs: Tensor, targets: Targets, classes: Vec<String>) -> Dataset {
         names: Vec::new(),
         fingerprint: String::new(),
         skipped: Vec::new(),
+        notes: Vec::new(),
     }
 }
 

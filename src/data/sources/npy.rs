@@ -1,6 +1,5 @@
 //! Arrays saved by numpy: `.npy` files, and `.npz` archives of them (numpy.lib.format, versions 1 to 3).
 
-use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
@@ -14,6 +13,7 @@ use super::{
 };
 use crate::data::{Dataset, Targets};
 use crate::exit::{Exit, OrExit, fail};
+use crate::regular;
 use crate::yaml::Invalid;
 
 /// `{npy: {xs: FILE, ys: FILE}}` or `{npy: {file: FILE.npz, xs: KEY, ys: KEY}}`.
@@ -196,7 +196,7 @@ fn finite(array: &Tensor, name: &str) -> Result<()> {
 
 /// The array in a `.npy` file.
 fn from_file(path: &Path) -> Result<Tensor> {
-    let file = File::open(path)?;
+    let file = regular::open(path)?;
     let size = file.metadata()?.len();
     read_npy(BufReader::with_capacity(1 << 20, file), size)
 }
@@ -204,7 +204,7 @@ fn from_file(path: &Path) -> Result<Tensor> {
 /// The array called `key` in a `.npz` archive.
 fn from_archive(path: &Path, key: &str) -> Result<Tensor> {
     let mut archive =
-        ZipArchive::new(BufReader::new(File::open(path)?)).context("is no .npz archive, or truncated")?;
+        ZipArchive::new(BufReader::new(regular::open(path)?)).context("is no .npz archive, or truncated")?;
     refuse_twins(path, archive.len())?;
     let keys: Vec<String> =
         archive.file_names().flatten().map(|name| name.trim_end_matches(".npy").to_owned()).collect();
@@ -228,7 +228,7 @@ fn from_archive(path: &Path, key: &str) -> Result<Tensor> {
 /// the last of two.
 fn refuse_twins(path: &Path, names: usize) -> Result<()> {
     // The record has 22 bytes, the comment behind it at most 65535.
-    let mut file = File::open(path)?;
+    let mut file = regular::open(path)?;
     let start = file.metadata()?.len().saturating_sub(22 + 0xffff);
     file.seek(SeekFrom::Start(start))?;
     let mut tail = Vec::new();

@@ -6,6 +6,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::{Exit, fail};
+use crate::regular;
 use crate::yaml::{Invalid, expand_env};
 
 /// A path as the config has it, environment references not yet replaced.
@@ -34,7 +35,12 @@ impl FilePath {
             Ok(metadata) if metadata.is_dir() => {
                 Err(Invalid::new(key, format!("{} is a folder, not a file", path.display())))
             }
-            Ok(_) => Ok(path),
+            Ok(metadata) => match regular::what(&metadata) {
+                None => Ok(path),
+                Some(what) => {
+                    Err(Invalid::new(key, format!("{} is {what}; give a regular file", path.display())))
+                }
+            },
             Err(error) => Err(missing(key, "file", &path, &error)),
         }
     }

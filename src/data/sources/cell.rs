@@ -1,0 +1,113 @@
+//! The cells of a table in delimited text, and how errors about them name their place.
+
+use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::path::Path;
+
+use anyhow::Result;
+use csv::ByteRecord;
+
+use crate::exit::{Exit, fail};
+use crate::regular;
+
+/// What stands in column `column`, as a finite number; `decimal` stands before its decimals.
+pub fn number(
+    record: &ByteRecord,
+    column: usize,
+    names: &[String],
+    path: &Path,
+    decimal: char,
+    remedy: &str,
+) -> Result<f64> {
+    let cell = record.get(column).unwrap_or_default();
+    let text = std::str::from_utf8(cell).unwrap_or("?");
+    let of = |text: &str| text.parse::<f64>().ok().filter(|value| value.is_finite());
+    let with_comma = || of(&text.replacen(',', ".", 1));
+    let value = match decimal {
+        // A point would be that of thousands, as in 1.234,5.
+        ',' if text.contains('.') => None,
+        ',' => with_comma(),
+        _ => of(text),
+    };
+    value.ok_or_else(|| {
+        let found = match cell {
+            [] => "is empty".to_owned(),
+            _ => format!("holds `{}`", String::from_utf8_lossy(cell)),
+        };
+        let remedy = match with_comma() {
+            Some(_) if decimal == '.' && text.contains(',') => {
+                "say `decimal: \",\"` if the comma stands before decimals"
+            }
+            _ => remedy,
+        };
+        refuse(record, &names[column], path, &format!("{found}, not a finite number; {remedy}"))
+    })
+}
+
+/// What stands in column `column`, as text.
+pub fn label(record: &ByteRecord, column: usize, names: &[String], path: &Path) -> Result<String> {
+    let cell = record.get(column).unwrap_or_default();
+    if cell.is_empty() {
+        return Err(refuse(record, &names[column], path, "is empty; mend or remove the row"));
+    }
+    Ok(String::from_utf8_lossy(cell).into_owned())
+}
+
+pub fn refuse(record: &ByteRecord, column: &str, path: &Path, what: &str) -> anyhow::Error {
+    let line = record.position().map_or(0, |position| line(position, path));
+    fail(Exit::Data, format!("{}:{line}: column `{column}` {what}", path.display()))
+}
+
+/// The line that a record starts on. The reader's position is where it began to look, before any blank lines.
+fn line(position: &csv::Position, path: &Path) -> u64 {
+    let blank = regular::open(path).and_then(|mut file| {
+        file.seek(SeekFrom::Start(position.byte()))?;
+        let before =
+            BufReader::new(file).bytes().map_while(Result::ok).take_while(|byte| b"\r\n".contains(byte));
+        Ok(before.filter(|&byte| byte == b'\n').count() as u64)
+    });
+    position.line() + blank.unwrap_or(0)
+}
+
+pub fn unreadable(path: &Path, error: &csv::Error) -> anyhow::Error {
+    let message = match error.kind() {
+        csv::ErrorKind::UnequalLengths { pos, expected_len, len } => {
+            let line = pos.as_ref().map_or(0, |position| line(position, path));
+            format!("{}:{line}: has {len} columns, the lines before have {expected_len}", path.display())
+        }
+        _ => format!("{}: {error}", path.display()),
+    };
+    fail(Exit::Data, message)
+}
+
+/// What a table that seems to have one column, called `line`, is probably delimited by; for the end of a message.
+pub fn delimiter_of(line: &str) -> String {
+    if let Some(mark) = line.strip_prefix("sep=") {
+        return format!("; the line `sep={mark}` is Excel's: remove it");
+    }
+    match [(';', ";"), ('\t', "\\t"), ('|', "|")].into_iter().find(|(mark, _)| line.contains(*mark)) {
+        Some((_, mark)) => format!("; did you mean `delimiter: \"{mark}\"`?"),
+        None => String::new(),
+    }
+}
+
+/// The class names that `labels` hold: by value where all are numbers, else by name. Exit 3 where one number is written in
+/// two ways.
+pub fn ordered_classes(labels: &[String], path: &Path) -> Result<Vec<String>> {
+    let mut classes = labels.to_vec();
+    classes.sort();
+    classes.dedup();
+    let values: Option<Vec<f64>> = classes.iter().map(|class| class.parse().ok()).collect();
+    let Some(values) = values else { return Ok(classes) };
+    let mut order: Vec<usize> = (0..classes.len()).collect();
+    order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
+    if let Some(pair) = order.windows(2).find(|pair| values[pair[0]] == values[pair[1]]) {
+        let message = format!(
+            "{}: the classes `{}` and `{}` are one number written in two ways; write it in one",
+            path.display(),
+            classes[pair[0]],
+            classes[pair[1]]
+        );
+        return Err(fail(Exit::Data, message));
+    }
+    Ok(order.iter().map(|&index| classes[index].clone()).collect())
+}
