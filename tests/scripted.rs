@@ -178,6 +178,86 @@ fn a_program_that_fails_in_training_exits_with_4_in_its_own_words_and_without_fr
     }
 }
 
+#[test]
+fn a_program_of_unknown_modules_has_its_matrices_penalised_and_what_is_frozen_keeps_its_statistics() {
+    let home = tempfile::tempdir().expect("a folder");
+    let folder = home.path();
+    let file = folder.join("net.py");
+    fs::write(
+        &file,
+        "
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(5, 8)
+        self.conv, self.bn = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.scale = nn.Parameter(torch.ones(8, 1, 1))
+        self.rnn = nn.GRU(8, 8, batch_first=True)
+        self.att = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.ln = nn.LayerNorm([20, 8])
+        self.fc = nn.Linear(8, 10)
+        self.last = nn.Linear(10, 1)
+    def forward(self, x):
+        x = self.bn2(self.conv2(self.bn(self.conv(x)).relu())) * self.scale
+        x = x.mean(3).transpose(1, 2) + self.table.weight[0]
+        x, _ = self.rnn(x)
+        x, _ = self.att(x, x, x)
+        x = self.fc(self.ln(x).mean(1))
+        return x + self.last(x)
+torch.manual_seed(0)
+",
+    )
+    .expect("the source is written");
+    python(&format!(
+        "import sys\nsys.dont_write_bytecode = True\nsys.path.insert(0, {folder:?})\nfrom net import *\nnet = Net()\n\
+         torch.save(net.state_dict(), {folder:?} + '/net.pth')\ntorch.jit.script(net).save({folder:?} + '/net.pt')"
+    ));
+    let at = |name: &str| text(&folder.join(name));
+    let mut model = json!({"torchscript": at("net.pt"), "input": [1, 20, 20]});
+    let plain = config(folder, "plain.yaml", &model);
+    let summary: Value = serde_json::from_str(&succeeds(&["summary", &plain, "--json"])).expect("JSON");
+    let weights: Vec<&str> = summary["groups"][0]["parameters"]
+        .as_array()
+        .expect("names")
+        .iter()
+        .map(|name| name.as_str().expect("text"))
+        .collect();
+    let expected = [
+        "conv.weight",
+        "conv2.weight",
+        "rnn.weight_ih_l0",
+        "rnn.weight_hh_l0",
+        "att.in_proj_weight",
+        "att.out_proj.weight",
+        "fc.weight",
+        "last.weight",
+    ];
+    let (mut weights, mut expected) = (weights, expected.to_vec());
+    weights.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(weights, expected);
+
+    model["init_from"] = json!({"file": at("net.pth"), "freeze": ["conv.*", "bn.*"]});
+    let frozen = config(folder, "frozen.yaml", &model);
+    succeeds(&["train", &frozen, "--output", &at("run")]);
+    let before = read_weights(&folder.join("net.pth"), None).expect("the start").tensors;
+    let after =
+        read_weights(&folder.join("run/checkpoints/last/model.safetensors"), None).expect("the end").tensors;
+    let find = |list: &[(String, tch::Tensor)], name: &str| {
+        list.iter().find(|(own, _)| own == name).map(|(_, tensor)| tensor.copy()).expect("a tensor")
+    };
+    for (name, was) in &before {
+        let stays = name.starts_with("conv.") || name.starts_with("bn.") || *name == "att.in_proj_bias_k";
+        let same = *was == find(&after, name);
+        if stays || name.starts_with("bn2.running") || name.starts_with("conv2") {
+            assert_eq!(same, stays, "{name}");
+        }
+    }
+}
+
 fn text_of(folder: &Path, name: &str) -> String {
     text(&folder.join(name))
 }

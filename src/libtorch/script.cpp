@@ -118,6 +118,15 @@ char* tikhonov_script_train(Module* module, bool on) {
   return guarded([&] { module->train(on); });
 }
 
+// The mode of the module at `path` alone.
+char* tikhonov_script_train_at(Module* module, const char* path, bool on) {
+  return guarded([&] {
+    for (const auto& [name, child] : module->named_modules()) {
+      if (name == path && child.hasattr("training")) Module(child).setattr("training", on);
+    }
+  });
+}
+
 char* tikhonov_script_to(Module* module, const at::Tensor* like) {
   return guarded([&] {
     // As .to(dtype) does in Python: counters stay what they are.

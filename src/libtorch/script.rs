@@ -50,6 +50,7 @@ unsafe extern "C" {
         ys: *mut *mut C_tensor,
     ) -> *mut c_char;
     fn tikhonov_script_train(module: *mut Raw, on: bool) -> *mut c_char;
+    fn tikhonov_script_train_at(module: *mut Raw, path: *const c_char, on: bool) -> *mut c_char;
     fn tikhonov_script_to(module: *mut Raw, like: *const C_tensor) -> *mut c_char;
     fn tikhonov_script_freeze(
         module: *mut Raw,
@@ -223,6 +224,13 @@ impl Module {
     pub fn set_training(&self, on: bool) -> Result<()> {
         // SAFETY: see above; the shim only stores a flag.
         check(unsafe { tikhonov_script_train(self.raw, on) })
+    }
+
+    /// The mode of the module at `path`, and of none inside.
+    pub fn set_training_at(&self, path: &str, on: bool) -> Result<()> {
+        let path = text(path)?;
+        // SAFETY: see above; the shim only stores a flag.
+        check(unsafe { tikhonov_script_train_at(self.raw, path.as_ptr(), on) })
     }
 
     /// Converts floating-point tensors, in place.

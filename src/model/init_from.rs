@@ -138,7 +138,8 @@ impl InitFrom {
             }
         }
         let frozen = Patterns::new(&self.freeze);
-        params.iter_mut().for_each(|param| param.frozen = frozen.matches(&param.name));
+        // A program may say of parameters that they are not trained (`requires_grad_(False)`); that holds on.
+        params.iter_mut().for_each(|param| param.frozen |= frozen.matches(&param.name));
         if !params.iter().any(Param::is_trainable) {
             return Err(Invalid::new("freeze", "freezes everything; leave something to train"));
         }

@@ -57,8 +57,8 @@ impl Model {
         // The store forgets the order of definition; the model knows it.
         let (layers, mut named) = match &self.root.op {
             Op::Script(script) => {
-                let (scripted, named) =
-                    Scripted::new(&script.file, scripted::load(&script.file, device, kind)?)?;
+                let module = scripted::load(&script.file, device, kind)?;
+                let (scripted, named) = Scripted::new(&script.file, module, scripted::frozen(&self.params))?;
                 (vec![(String::new(), Box::new(scripted) as Box<dyn ModuleT>)], named.into_iter().collect())
             }
             _ => (

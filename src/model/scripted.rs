@@ -6,7 +6,7 @@
 //! module lacks them (load_state_dict(strict=False) there, or take its weights from the scripted module).
 
 use std::cell::Cell;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::panic::panic_any;
@@ -72,7 +72,8 @@ impl Script {
     pub fn open(file: &str, input: &[i64]) -> Result<Self> {
         let module = load(file, Device::Cpu, Kind::Float)?;
         let describe = || -> Result<Self> {
-            let params = params(&module.tensors()?);
+            let modules = module.modules()?;
+            let params = params(&module.tensors()?, &modules);
             ensure!(
                 params.iter().any(Param::is_trainable),
                 "it has no parameters to train; a frozen module keeps them as constants: export it without freezing"
@@ -86,19 +87,45 @@ impl Script {
                 [1, output @ ..] if !output.is_empty() => output.to_vec(),
                 other => bail!("it answers {other:?} to a batch of one sample; wanted [1, …]"),
             };
-            let owners: HashSet<&str> =
-                params.iter().map(|param| param.name.rsplit_once('.').map_or("", |(path, _)| path)).collect();
-            let mut modules = module.modules()?;
-            modules.retain(|(path, _)| owners.contains(path.as_str()));
+            let owners: HashSet<&str> = params.iter().map(|param| owner(&param.name)).collect();
+            let modules = modules.into_iter().filter(|(path, _)| owners.contains(path.as_str())).collect();
             Ok(Self { file: file.to_owned(), params, modules, output })
         };
         describe().or_exit(Exit::Checkpoint, || file.to_owned())
     }
 }
 
+/// The path of the module that a tensor belongs to.
+fn owner(name: &str) -> &str {
+    name.rsplit_once('.').map_or("", |(path, _)| path)
+}
+
+/// The modules all of whose own tensors are frozen: they stay in evaluation mode, as a frozen layer of ours does.
+pub(super) fn frozen(params: &[Param]) -> Vec<String> {
+    let mut owners: BTreeMap<&str, bool> = BTreeMap::new();
+    for param in params {
+        *owners.entry(owner(&param.name)).or_insert(true) &= param.frozen;
+    }
+    owners.into_iter().filter(|(_, frozen)| *frozen).map(|(path, _)| path.to_owned()).collect()
+}
+
+/// Whether the parameter `own` of a module of class `class` is a weight to the penalty. Of convolutions and linear maps the class
+/// says it; of modules that nobody knows (recurrent, attention, one's own) the shape: a matrix is one, while scales and shifts, such
+/// as `[C, 1, 1]`, have one side. Embeddings are tables and no maps.
+fn is_weight(class: &str, own: &str, shape: &[i64]) -> bool {
+    let is = |words: &[&str]| words.iter().any(|word| class.contains(word));
+    match own {
+        "weight" if is(&["Linear", "Conv"]) => shape.len() >= 2,
+        _ if is(&["Embedding", "Norm"]) => false,
+        _ => shape.iter().filter(|&&side| side > 1).count() >= 2,
+    }
+}
+
 /// The tensors as the penalty sees them. What `requires_grad` excludes is frozen; a second name of one tensor counts as a
 /// buffer, so that it is learnt once.
-fn params(entries: &[Entry]) -> Vec<Param> {
+fn params(entries: &[Entry], modules: &[(String, String)]) -> Vec<Param> {
+    let classes: HashMap<&str, &str> =
+        modules.iter().map(|(path, class)| (path.as_str(), class.as_str())).collect();
     let mut seen = HashSet::new();
     let param = |entry: &Entry| {
         let shape = entry.tensor.size();
@@ -106,8 +133,8 @@ fn params(entries: &[Entry]) -> Vec<Param> {
         let own = entry.name.rsplit('.').next().unwrap_or_default();
         let kind = match own {
             _ if !entry.is_parameter || !is_first || !entry.tensor.is_floating_point() => ParamKind::Buffer,
-            "weight" if shape.len() >= 2 => ParamKind::Weight,
-            "bias" => ParamKind::Bias,
+            _ if own.starts_with("bias") || own.ends_with("bias") => ParamKind::Bias,
+            _ if is_weight(classes.get(owner(&entry.name)).unwrap_or(&""), own, &shape) => ParamKind::Weight,
             _ => ParamKind::Norm,
         };
         let frozen = kind != ParamKind::Buffer && !entry.tensor.requires_grad();
@@ -138,21 +165,24 @@ pub(super) struct Scripted {
     module: Module,
     /// Buffers as the network's state knows them.
     buffers: Vec<Entry>,
+    /// Paths of modules that never train.
+    frozen: Vec<String>,
     mode: Cell<Option<bool>>,
 }
 
 impl Scripted {
-    /// The module, and its tensors by name.
-    pub fn new(file: &str, module: Module) -> Result<(Self, Vec<(String, Tensor)>)> {
+    /// The module, of which `frozen` stay in evaluation mode, and its tensors by name.
+    pub fn new(file: &str, module: Module, frozen: Vec<String>) -> Result<(Self, Vec<(String, Tensor)>)> {
         let entries = module.tensors()?;
         let named = entries.iter().map(|entry| (entry.name.clone(), entry.tensor.shallow_clone())).collect();
         let buffers = entries.into_iter().filter(|entry| !entry.is_parameter).collect();
-        Ok((Self { file: file.to_owned(), module, buffers, mode: Cell::new(None) }, named))
+        Ok((Self { file: file.to_owned(), module, buffers, frozen, mode: Cell::new(None) }, named))
     }
 
     fn answer(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         if self.mode.replace(Some(train)) != Some(train) {
             self.module.set_training(train)?;
+            self.frozen.iter().try_for_each(|path| self.module.set_training_at(path, false))?;
         }
         let ys = self.module.forward(xs).map_err(|error| short(&error))?;
         if train && is_recording() && !ys.requires_grad() {
