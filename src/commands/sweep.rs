@@ -16,6 +16,7 @@ use crate::libtorch::machine::gpu;
 use crate::say::{self, say};
 use crate::session::Plan;
 use crate::stop::Stop;
+use crate::sweep::choice::is_strength;
 use crate::sweep::over::{Axis, Point, draw, grid};
 use crate::sweep::path;
 use crate::sweep::prune::Prune;
@@ -94,6 +95,15 @@ pub fn run(options: &Options) -> Result<()> {
     config.validate_data(&Split::ALL)?;
     let spec = settled(options, &config)?;
     let design = design(options, &spec, &config)?;
+    let wanted =
+        spec.final_fit.unwrap_or(if design.folds.is_some() { FinalFit::Best } else { FinalFit::None });
+    if wanted == FinalFit::OneSe
+        && (!matches!(design.keys()[..], [key] if is_strength(key)) || design.per_point() < 2)
+    {
+        let message = "--final-fit one-se takes the strongest penalty: vary one λ, such as penalty.l2, with two trials or more per \
+                       point (--folds, --seeds); of other keys more is not simpler: take `best`";
+        return Err(fail(Exit::Usage, message));
+    }
     let slots = slots(options, &config, design.breadth())?;
     let path = options.output.clone().unwrap_or_else(|| {
         let mut name = config.spec.output.as_os_str().to_owned();
@@ -120,14 +130,12 @@ pub fn run(options: &Options) -> Result<()> {
     for remark in outcome.view(&design).remarks() {
         say!("{remark}");
     }
-    let wanted =
-        spec.final_fit.unwrap_or(if design.folds.is_some() { FinalFit::Best } else { FinalFit::None });
     let at = match wanted {
         FinalFit::None => None,
         FinalFit::Best => Some(choice.best),
         FinalFit::OneSe => Some(choice.one_standard_error.or_exit(
             Exit::Usage,
-            || "--final-fit one-se wants one number to vary and two trials or more per point; take `best`",
+            || "--final-fit one-se: the best point has no standard error; take `best`",
         )?),
     };
     if let Some(at) = at {

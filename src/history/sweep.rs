@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::{json_of, name_of};
 use crate::exit::{Exit, fail};
-use crate::sweep::choice::{Standing, choose};
+use crate::sweep::choice::{Score, Standing, choose, same_folds};
 use crate::sweep::plot::View;
 
 pub struct Swept {
@@ -67,8 +67,11 @@ impl Swept {
                 None => points.push((point.clone(), vec![trial])),
             }
         }
-        let points: Vec<SweptPoint> =
-            points.into_iter().map(|(point, trials)| swept_point(path, &keys, &point, &trials)).collect();
+        let same_folds = same_folds(&design["base"]);
+        let points: Vec<SweptPoint> = points
+            .into_iter()
+            .map(|(point, trials)| swept_point(path, &keys, &point, &trials, same_folds))
+            .collect();
 
         let higher_is_better = design["higher_is_better"].as_bool().unwrap_or(false);
         let result = json_of(&path.join("result.json"));
@@ -86,7 +89,7 @@ impl Swept {
                 let whole: Vec<usize> =
                     (0..points.len()).filter(|at| points[*at].standing.trials == most).collect();
                 let standings: Vec<Standing> = whole.iter().map(|at| points[*at].standing.clone()).collect();
-                let choice = choose(&standings, higher_is_better);
+                let choice = choose(&standings, &keys, higher_is_better);
                 (choice.map(|c| whole[c.best]), choice.and_then(|c| c.one_standard_error).map(|at| whole[at]))
             }
         };
@@ -121,12 +124,22 @@ impl Swept {
     }
 }
 
-fn swept_point(path: &Path, keys: &[String], point: &Map<String, Value>, trials: &[&Value]) -> SweptPoint {
+fn swept_point(
+    path: &Path,
+    keys: &[String],
+    point: &Map<String, Value>,
+    trials: &[&Value],
+    same_folds: bool,
+) -> SweptPoint {
     let values: Vec<Value> = keys.iter().map(|key| point.get(key).cloned().unwrap_or(Value::Null)).collect();
     let ended = |how: &'static str| trials.iter().filter(move |trial| trial["ending"] == how);
-    let scores: Vec<Option<f64>> =
-        ended("done").chain(ended("diverged")).map(|trial| trial["score"].as_f64()).collect();
-    let mut standing = Standing::of(values, &scores);
+    let score = |trial: &&Value| Score {
+        seed: trial["seed"].as_u64().unwrap_or_default(),
+        fold: trial["fold"].as_u64().map(|fold| fold as usize),
+        value: trial["score"].as_f64(),
+    };
+    let scores: Vec<Score> = ended("done").chain(ended("diverged")).map(score).collect();
+    let mut standing = Standing::of(values, &scores, same_folds);
     let failed = ["diverged", "crashed", "pruned"].into_iter().find(|how| ended(how).next().is_some());
     if failed.is_some() {
         (standing.mean, standing.standard_error) = (None, None);
@@ -134,7 +147,7 @@ fn swept_point(path: &Path, keys: &[String], point: &Map<String, Value>, trials:
     let folder = |trial: &&Value| Some(path.join("trials").join(format!("{:04}", trial["trial"].as_u64()?)));
     SweptPoint {
         standing,
-        scores: scores.into_iter().flatten().collect(),
+        scores: scores.into_iter().filter_map(|score| score.value).collect(),
         failed,
         trials: trials.iter().filter_map(folder).collect(),
     }

@@ -29,9 +29,9 @@ impl Meter for RegressionMeter {
         let error = outputs - &ys;
         let sums = self.sums.get_or_insert_with(|| {
             let zero = || ys.get(0).zeros_like();
-            let shift = ys.mean_dim(&[0i64][..], false, Kind::Double);
+            // A value of the column itself: of a constant column nothing is left, not even rounding.
             Sums {
-                shift,
+                shift: ys.get(0),
                 squared_error: zero(),
                 absolute_error: zero(),
                 y: zero(),
@@ -52,9 +52,13 @@ impl Meter for RegressionMeter {
         let n = sums.count as f64;
         let mean = |values: Tensor| values.mean(Kind::Double).double_value(&[]);
         let mse = mean(&sums.squared_error / n);
-        // Uniform average over the target columns, as sklearn.metrics.r2_score has it.
+        // Uniform average over the target columns, as sklearn.metrics.r2_score has it: a constant column counts 1 where it is met
+        // exactly, else 0. One sample has no R²: NaN, there too.
         let total = &sums.y_squared - sums.y.square() / n;
-        let r2 = mean(1.0 - &sums.squared_error / total);
+        let exact = sums.squared_error.eq(0.0).to_kind(Kind::Double);
+        let shares: Tensor = 1.0 - &sums.squared_error / &total;
+        let columns = shares.where_self(&total.gt(0.0), &exact);
+        let r2 = if sums.count < 2 { f64::NAN } else { mean(columns) };
         let values =
             [("mse", mse), ("rmse", mse.sqrt()), ("mae", mean(&sums.absolute_error / n)), ("r2", r2)];
         Scores { values: values.map(|(name, value)| (name.into(), value)).into(), ..Scores::default() }
@@ -64,6 +68,27 @@ impl Meter for RegressionMeter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn r2(outputs: &[f64], ys: &[f64], columns: i64) -> f64 {
+        let [outputs, ys] = [outputs, ys].map(|values| Tensor::from_slice(values).reshape([-1, columns]));
+        let mut meter = RegressionMeter::default();
+        for row in 0..ys.size()[0] {
+            meter.add(&Tensor::new(), &outputs.narrow(0, row, 1).into(), &ys.narrow(0, row, 1));
+        }
+        meter.scores().get("r2").unwrap()
+    }
+
+    #[test]
+    fn r2_of_a_constant_column_is_scikit_learns() {
+        // from sklearn.metrics import r2_score
+        // r2_score([[1, .5], [2, .5], [4, .5]], [[1, .5], [2, .25], [3, .5]]) -> 0.3928571428571429
+        let both = r2(&[1.0, 0.5, 2.0, 0.25, 3.0, 0.5], &[1.0, 0.5, 2.0, 0.5, 4.0, 0.5], 2);
+        assert!((both - 0.3928571428571429).abs() < 1e-15);
+        // r2_score([2, 2, 2], [1, 2, 3]) -> 0.0; r2_score([.1, .1, .1], [.1, .1, .1]) -> 1.0; of one sample nan
+        assert_eq!(r2(&[1.0, 2.0, 3.0], &[2.0, 2.0, 2.0], 1), 0.0);
+        assert_eq!(r2(&[0.1, 0.1, 0.1], &[0.1, 0.1, 0.1], 1), 1.0);
+        assert!(r2(&[1.0], &[2.0], 1).is_nan());
+    }
 
     #[test]
     fn r2_and_the_errors_are_those_of_scikit_learn() {

@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::choice::Standing;
+use super::choice::{Score, Standing, same_folds};
 use super::over::{Axis, Point};
 use super::prune::Prune;
 use super::search::Search;
@@ -104,6 +104,11 @@ impl Design {
         self.seeds.len() * self.folds.unwrap_or(1)
     }
 
+    /// The keys that are varied.
+    pub fn keys(&self) -> Vec<&str> {
+        self.axes.iter().map(|axis| axis.key.as_str()).collect()
+    }
+
     /// What can run beside each other in the end: trials, or whole paths of them.
     pub fn breadth(&self) -> usize {
         if self.path { self.per_point() } else { self.total() }
@@ -149,7 +154,7 @@ impl Design {
 
     /// What the finished trials say of each point; points without all their trials are left out.
     pub fn standings(&self, finished: &[Finished]) -> Vec<Standing> {
-        let per_point = self.per_point();
+        let (per_point, same_folds) = (self.per_point(), same_folds(&self.base));
         let of_point = |point: usize| -> Vec<&Finished> {
             let mut of_point: Vec<_> = finished.iter().filter(|one| one.trial / per_point == point).collect();
             // The sum must not depend on who finished first.
@@ -161,9 +166,10 @@ impl Design {
             .filter(|(_, trials)| trials.len() == per_point)
             .map(|(point, trials)| {
                 let is_over = |one: &&&Finished| matches!(one.ending, Ending::Done | Ending::Diverged);
-                let scores: Vec<_> = trials.iter().filter(is_over).map(|one| one.score).collect();
+                let score = |one: &&Finished| Score { seed: one.seed, fold: one.fold, value: one.score };
+                let scores: Vec<_> = trials.iter().filter(is_over).map(score).collect();
                 let count = |ending| trials.iter().filter(|one| one.ending == ending).count();
-                Standing::of(self.points[point].clone(), &scores)
+                Standing::of(self.points[point].clone(), &scores, same_folds)
                     .without(count(Ending::Pruned), count(Ending::Crashed))
             })
             .collect()

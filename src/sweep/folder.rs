@@ -141,7 +141,7 @@ impl Folder {
     /// coefficients.
     pub fn conclude(&self, design: &Design, finished: &[Finished]) -> Result<Outcome> {
         let standings = design.standings(finished);
-        let choice = choose(&standings, design.higher_is_better);
+        let choice = choose(&standings, &design.keys(), design.higher_is_better);
         let mut sorted = finished.to_vec();
         sorted.sort_by_key(|one| one.trial);
         self.write("trials.csv", &csv(design, &sorted)?)?;

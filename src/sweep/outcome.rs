@@ -36,7 +36,7 @@ impl Outcome {
 
     pub fn view<'a>(&'a self, design: &'a Design) -> plot::View<'a> {
         plot::View {
-            keys: design.axes.iter().map(|axis| axis.key.as_str()).collect(),
+            keys: design.keys(),
             log: design.axes.iter().map(|axis| axis.range.is_some_and(|range| range.log)).collect(),
             metric: &self.metric,
             higher_is_better: design.higher_is_better,

@@ -270,9 +270,20 @@ impl<'a> Runner<'a> {
         let text = std::fs::read_to_string(&file).or_exit(Exit::Storage, || file.display())?;
         let result: Value = serde_json::from_str(&text).or_exit(Exit::Storage, || file.display())?;
         let scores = result["last"]["validation"].clone();
-        let score = Some(self.lock().design.score(&scores)?).filter(|score| score.is_finite());
-        let ending = if score.is_some() { Ending::Done } else { Ending::Diverged };
-        Ok(self.ended(trial, ending, None, score, scores, result["seconds"].as_f64().unwrap_or_default()))
+        let (score, metric) = {
+            let work = self.lock();
+            (work.design.score(&scores)?, work.design.metric.clone())
+        };
+        // Nothing diverged: a run whose loss is not finite ends with exit 5.
+        score.is_finite().then_some(()).or_exit(Exit::Usage, || {
+            format!(
+                "trial {} has no finite `{metric}` on its validation set (R² of one sample is none, PSNR of an image that is met \
+                 exactly is infinite); take fewer folds, or judge by another --metric, such as loss",
+                trial.id
+            )
+        })?;
+        let seconds = result["seconds"].as_f64().unwrap_or_default();
+        Ok(self.ended(trial, Ending::Done, None, Some(score), scores, seconds))
     }
 
     fn ended(
