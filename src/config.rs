@@ -15,7 +15,7 @@ use crate::exit::{Exit, OrExit, fail};
 use crate::model::{ModelSource, ModelSpec};
 use crate::optim::OptimizerSpec;
 use crate::penalty::PenaltySpec;
-use crate::schedule::ScheduleSpec;
+use crate::schedule::{Mode, ScheduleSpec};
 use crate::shipped;
 use crate::tasks::TaskSpec;
 use crate::yaml::{Document, Invalid, nearest};
@@ -100,6 +100,14 @@ impl RunConfig {
 
     /// What one room cannot know of another.
     fn validate_together(&self) -> Result<(), Invalid> {
+        let goal = self.task.build().goal();
+        if self.schedule.watches() == Some(Mode::Max) && !goal.higher_is_better {
+            let message = format!(
+                "`max` watches the main metric, {}, of which less is better: leave it out, and the validation loss is watched",
+                goal.metric
+            );
+            return Err(Invalid::new("schedule.plateau.mode", message));
+        }
         if self.data.validation.is_none() {
             let remedy =
                 "looks at the validation set: declare one, such as `data: {validation: {fraction: 0.1}}`";

@@ -17,6 +17,7 @@ use crate::tasks::Task;
 const EVALUATION_SEED: u64 = 0;
 
 /// The task's scores on all of `loader`, the data loss of the whole set first, whatever the batches. `gallery` takes pictures on the way.
+/// Exit 5 where the loss is NaN or infinite, or what decides NaN: such weights have no scores.
 pub fn evaluate(
     network: &Network,
     task: &dyn Task,
@@ -64,5 +65,15 @@ pub fn evaluate(
         (None, None) => None,
     };
     scores.values.splice(0..0, loss.map(|loss| ("loss".into(), loss)));
-    Ok(scores)
+    let is_broken = |(name, value): &&(String, f64)| match name.as_str() {
+        "loss" => !value.is_finite(),
+        name => name == task.goal().metric && value.is_nan(),
+    };
+    match scores.values.iter().find(is_broken) {
+        None => Ok(scores),
+        Some((name, value)) => Err(fail(
+            Exit::Numeric,
+            format!("the {name} over {samples} samples became NaN or infinite ({value})"),
+        )),
+    }
 }

@@ -79,6 +79,7 @@ pub fn launch(
         notes.push(folder.clear()?);
     }
     let mut run = Trainer::new(&session, folder, start)?;
+    notes.extend(run.notes()?);
     let epochs = session.config.spec.train.epochs;
     let mut progress = Progress::new(epochs, run.total_steps(), run.step(), manner.quiet);
     for note in notes {

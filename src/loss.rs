@@ -102,7 +102,7 @@ pub enum RegressionLoss {
     /// Mean of (ŷ − y)², as `torch.nn.MSELoss`.
     #[default]
     Mse,
-    /// Mean of ½(ŷ − y)², as scikit-learn scales its linear models.
+    /// Mean of ½(ŷ − y)² over samples and outputs: with one output as scikit-learn scales its linear models.
     HalfMse,
     /// Mean of |ŷ − y|, as `torch.nn.L1Loss`; `l1` too.
     #[serde(alias = "l1")]

@@ -26,6 +26,9 @@ pub struct RunResult {
     /// Training time, evaluation and pauses apart.
     pub seconds: f64,
     pub stopped_early: bool,
+    /// Whether the weights that are judged are averaged ones.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub averaged: bool,
     pub last: Weights,
     /// Where a validation set chose them.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -77,6 +80,7 @@ pub fn judge(session: &Session, run: &Trainer, ended: Outcome) -> Result<RunResu
         steps: state.step,
         seconds: state.seconds,
         stopped_early: ended == Outcome::Early,
+        averaged: session.config.spec.train.ema.is_some(),
         last,
         best,
         coefficients: None,
@@ -110,7 +114,8 @@ impl fmt::Display for RunResult {
                 let Some(scores) = scores else { continue };
                 let shown: Vec<_> =
                     scores.values.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
-                writeln!(f, "{name} (epoch {}) {split}: {}", weights.epoch, shown.join(", "))?;
+                let averaged = if self.averaged { ", averaged weights" } else { "" };
+                writeln!(f, "{name} (epoch {}{averaged}) {split}: {}", weights.epoch, shown.join(", "))?;
             }
         }
         if let Some(coefficients) = &self.coefficients {

@@ -7,19 +7,24 @@
 //! | config | update (η the scheduled learning rate) | same as |
 //! |---|---|---|
 //! | `{l2: λ}` | g ← g + λw, before momentum or preconditioning | `weight_decay` of PyTorch's SGD, Adam, Adagrad, RMSprop |
-//! | `{decoupled: λ}` | w ← w − ηλw, apart from the gradient step | `weight_decay` of PyTorch's AdamW; SGDW |
+//! | `{decoupled: λ}` | w ← w − ηλw, apart from the gradient step | `weight_decay` of PyTorch's AdamW; with SGD the decay of SGDW, on PyTorch's momentum (η outside the buffer, where Loshchilov and Hutter's algorithm 1 has it inside: under a schedule another path) |
 //! | `{decoupled: λ, decoupled_mode: relative}` | w ← w − (η/η_peak)λw, η_peak the schedule's highest rate: λ no longer depends on `lr` | the decay as Loshchilov and Hutter 2019 wrote it, their schedule multiplier being η/η_peak |
 //! | `{decoupled: λ, decoupled_mode: cautious}` | w ← w − ηu − ηλ·1[u·w ≥ 0]·w, u the step that the gradient takes: decay only where u shrinks the weight anyway | cautious weight decay (Chen et al. 2025, algorithm 1) |
-//! | `{l1: λ}` | after the step w ← sign(w)·max(\|w\| − ηλ, 0), SGD with momentum m ηλ/(1 − m): exact zeros | lasso by ISTA |
+//! | `{decoupled: λ, decoupled_mode: accumulated}` | w ← w·Π(1 − ηλ) over several steps, once that takes 2⁻¹² of a weight | plain decay where ηλ is too small for float32 |
+//! | `{l1: λ}` | after the step w ← sign(w)·max(\|w\| − ηλ, 0), SGD with momentum m and dampening d ηλ(1 − d)/(1 − m): exact zeros | with SGD the lasso by ISTA; with Adam, Adagrad and RMSprop no minimum of the objective |
+//! | `{l1: λ, l1_mode: preconditioned}` | the same with each weight's η divided as its step is: ηλ/(√v̂ + ε) with Adam, ηλ/(√sum + ε) with Adagrad, ηλ/(√v + ε)/(1 − m) with RMSprop | the lasso, zeros included, with every optimiser (Duchi, Hazan and Singer 2011; Yun, Lozano and Yang 2021) |
 //! | `{l1: λ, l1_mode: subgradient}` | g ← g + λ·sign(w), sign(0) = 0 | Keras `l1` |
 //! | `{l1: λ₁, l2: λ₂}` | both | elastic net |
 //!
 //! Each λ is a number, or moves over the run: `{start: 1e-5, end: 1e-3, epochs: 10, curve: cosine}`. λ₂ may be `auto`: tuned on
 //! the validation set, see [`Auto`].
 //!
-//! With momentum m a steady gradient acts 1/(1 − m) times over in SGD, and so does the threshold, lest λ₁ mean less there.
-//! With Adam, Adagrad and RMSprop the soft threshold uses η itself, not the rate that preconditioning gives each
-//! weight: every weight shrinks alike, as decoupled decay does it for λ₂.
+//! With momentum m and dampening d a steady gradient acts (1 − d)/(1 − m) times over in SGD, and so does the threshold, so that λ₁
+//! means the same with and without. Decoupled decay acts once: with `l1` beside it λ₂ counts (1 − m)/(1 − d) of an elastic net's.
+//! With Adam, Adagrad and RMSprop the plain soft threshold uses η itself, not the rate that preconditioning gives each weight: every
+//! weight shrinks alike, as decoupled decay does it for λ₂, and with Adagrad, whose steps shrink and whose threshold does not, all
+//! of them become 0 in time. Centred RMSprop divides a steady gradient by nearly nothing: with `preconditioned` its zeros are the
+//! lasso's, its other weights hover by some η.
 //!
 //! What other programs call the same λ, for a data loss averaged over n samples:
 //!
@@ -30,9 +35,9 @@
 //! | Keras `l2(c)`, the term c·Σw² | `l2: 2c` |
 //! | Keras `l1(c)`, the term c·Σ\|w\| | `l1: c, l1_mode: subgradient` |
 //! | Keras `AdamW(weight_decay=c)` | `adamw` and `decoupled: c` |
-//! | scikit-learn `Ridge(alpha)`, loss ‖y−Xw‖² + alpha‖w‖², and here ½·MSE | `l2: alpha/n` |
-//! | scikit-learn `Lasso(alpha)`, and here ½·MSE | `l1: alpha` |
-//! | scikit-learn `ElasticNet(alpha, l1_ratio=r)`, and here ½·MSE | `l1: alpha·r, l2: alpha·(1−r)` |
+//! | scikit-learn `Ridge(alpha)`, loss ‖y−Xw‖² + alpha‖w‖², and here ½·MSE over T outputs | `l2: alpha/(n·T)` |
+//! | scikit-learn `Lasso(alpha)` of each output, and here ½·MSE over T outputs | `l1: alpha/T` |
+//! | scikit-learn `ElasticNet(alpha, l1_ratio=r)` of each output, and here ½·MSE over T outputs | `l1: alpha·r/T, l2: alpha·(1−r)/T` |
 //! | a textbook's λ/(2m)·Σθ² on m samples | `l2: λ/m` |
 //!
 //! If the data loss is MSE without the ½, as PyTorch's `mse_loss`, scikit-learn's λ double.
@@ -104,6 +109,8 @@ pub enum L1Mode {
     /// Soft threshold after the step: weights become exactly 0.
     #[default]
     Proximal,
+    /// The same in the metric of the optimiser's preconditioner: the threshold of each weight is scaled as its step is.
+    Preconditioned,
     /// λ₁·sign(w) in the gradient: weights hover around 0.
     Subgradient,
 }
@@ -119,6 +126,9 @@ pub enum DecoupledMode {
     Relative,
     /// By η·λ where the step goes towards 0 too.
     Cautious,
+    /// By η·λ, the factors 1 − η·λ of several steps multiplied in float64 and applied as one once they take 2⁻¹² of a weight: for
+    /// η·λ that float32 rounds away.
+    Accumulated,
 }
 
 /// A parameter as the penalty sees it.
@@ -155,6 +165,14 @@ pub struct Rates {
     pub l1_mode: L1Mode,
 }
 
+impl Rates {
+    /// The same with relative decay as the plain decay that it is: λ/η_peak. 0 stands for no peak.
+    pub fn as_plain(&self, peak: f64) -> Self {
+        let is_relative = self.decoupled_mode == DecoupledMode::Relative && peak > 0.0;
+        Self { decoupled: if is_relative { self.decoupled / peak } else { self.decoupled }, ..*self }
+    }
+}
+
 impl PenaltySpec {
     /// Refuses NaN, negative and infinite λ, and `l2` beside `decoupled`; paths are relative to `penalty`.
     pub fn validate(&self) -> Result<(), Invalid> {
@@ -166,6 +184,48 @@ impl PenaltySpec {
             if group.l2.or(group.decoupled).or(group.l1).is_none() && !has_mode {
                 let message = "states nothing; add `l2`, `decoupled` or `l1` (0 for no penalty)";
                 return Err(here(Invalid::new("", message)));
+            }
+        }
+        let modes = |mode: L1Mode, decay: DecoupledMode| {
+            let of_groups = self.groups.iter().map(|group| (group.l1_mode, group.decoupled_mode));
+            let mut all = std::iter::once((self.l1_mode, self.decoupled_mode)).chain(of_groups);
+            all.any(|(own, decoupled)| own == Some(mode) || decoupled == Some(decay))
+        };
+        if let (Some(path), true) = (self.tuned(), modes(L1Mode::Preconditioned, DecoupledMode::Accumulated))
+        {
+            let message = "`auto` follows what λ does in one step, which `l1_mode: preconditioned` and `decoupled_mode: accumulated` \
+                           do not tell: give it a number";
+            return Err(Invalid::new(path, message));
+        }
+        self.modes_have_their_lambdas()
+    }
+
+    /// A mode says how a λ acts. Without that λ it does nothing, and most likely another λ was meant: `decoupled` where `l2` stands.
+    fn modes_have_their_lambdas(&self) -> Result<(), Invalid> {
+        let lacks = |path: String, lambda: &str| {
+            let message = format!(
+                "says how `{lambda}` acts, and there is no `{lambda}` here: add it, or leave the mode out"
+            );
+            Err(Invalid::new(path, message))
+        };
+        let groups = || self.groups.iter().enumerate();
+        if self.decoupled_mode.is_some()
+            && self.decoupled.is_none()
+            && groups().all(|(_, g)| g.decoupled.is_none())
+        {
+            return lacks("decoupled_mode".into(), "decoupled");
+        }
+        if self.l1_mode.is_some() && self.l1.is_none() && groups().all(|(_, g)| g.l1.is_none()) {
+            return lacks("l1_mode".into(), "l1");
+        }
+        for (i, group) in groups() {
+            // One that states `l2` inherits no `decoupled`.
+            let inherited = self.decoupled.filter(|_| group.l2.is_none());
+            if group.decoupled_mode.is_some() && group.decoupled.or(inherited).is_none() {
+                return lacks(format!("groups.{i}.decoupled_mode"), "decoupled");
+            }
+            if group.l1_mode.is_some() && group.l1.or(self.l1).is_none() {
+                return lacks(format!("groups.{i}.l1_mode"), "l1");
             }
         }
         Ok(())
@@ -277,6 +337,16 @@ fn join(weights: Group, mut others: Group) -> Vec<Group> {
 }
 
 impl Group {
+    /// Whether any of its λs is ever above 0.
+    pub fn is_active(&self) -> bool {
+        [self.l2, self.decoupled, self.l1].iter().any(Lambda::is_active)
+    }
+
+    /// Whether a soft threshold makes exact zeros of its weights.
+    pub fn is_sparse(&self) -> bool {
+        self.l1.is_active() && self.l1_mode != L1Mode::Subgradient
+    }
+
     /// How its λ₂ is tuned, where it is.
     pub fn auto(&self) -> Option<Auto> {
         self.l2.auto().or(self.decoupled.auto())
@@ -312,7 +382,8 @@ fn validate(l2: Option<Lambda>, decoupled: Option<Lambda>, l1: Option<Lambda>) -
 /// λ₁‖w‖₁ + (λ₂/2)‖w‖² over all of `ws`, as a 0-dim float64 tensor on their device; nothing waits for the device.
 ///
 /// λ₂ is `l2` or `decoupled`. Decoupled decay is not the gradient of a term of the objective (with a preconditioner
-/// it minimises something else); its (λ/2)‖w‖² is reported so that runs can be compared.
+/// it minimises something else); its (λ/2)‖w‖² is reported so that runs can be compared, of relative decay with
+/// [`Rates::as_plain`], so that runs with equal weights report equal penalties.
 pub fn value(ws: &[&Tensor], rates: &Rates) -> Result<Tensor> {
     let device = ws.first().map_or(Device::Cpu, |w| w.device());
     let mut total = Tensor::f_zeros([0; 0], (Kind::Double, device))?;

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::run_folder::RunFolder;
 use crate::say::tell;
-use crate::telemetry::{Condition, EpochRecord, StepRecord};
+use crate::telemetry::{Averaged, Condition, EpochRecord, StepRecord};
 use crate::terminal::{Part, line, stderr_columns};
 
 /// How often a plain line tells where an epoch stands when there is no terminal.
@@ -82,16 +82,27 @@ impl Progress {
     pub fn epoch(&mut self, record: &EpochRecord, folder: &mut RunFolder) -> Result<()> {
         let width = self.epochs.to_string().len();
         let condition = &record.condition;
+        let loss = match record.loss.is_nan() {
+            true => "none, every step skipped".into(),
+            false => format!("{:.4}", record.loss),
+        };
+        let averaged = |of: fn(&Averaged) -> String| {
+            record
+                .averaged
+                .as_ref()
+                .map_or_else(String::new, |averaged| format!(" (averaged {})", of(averaged)))
+        };
         let kept = |text: String| Part::new(Part::KEPT, text);
         let mut parts = vec![
             kept(format!("epoch {:>width$}/{}", record.epoch, self.epochs)),
-            kept(format!(" · loss {:.4}", record.loss)),
+            kept(format!(" · loss {loss}")),
         ];
         if penalised(condition) {
             parts.push(Part::new(5, format!(" · penalty {:.4}", condition.penalty)));
         }
         parts.push(Part::new(3, format!(" · lr {:.2e}", condition.lr)));
-        parts.push(Part::new(1, format!(" · ‖w‖ {:.2}", condition.weight_norm)));
+        let norm = averaged(|averaged| format!("{:.2}", averaged.weight_norm));
+        parts.push(Part::new(1, format!(" · ‖w‖ {:.2}{norm}", condition.weight_norm)));
         match record.tuned.as_slice() {
             [] => {}
             [(_, lambda)] => parts.push(Part::new(7, format!(" · λ {lambda:.2e}"))),
@@ -106,12 +117,14 @@ impl Progress {
             parts.push(Part::new(6, text));
         }
         if condition.zeros > 0.0 {
-            parts.push(Part::new(6, format!(" · zeros {:.1} %", 100.0 * condition.zeros)));
+            let zeros = averaged(|averaged| format!("{:.1} %", 100.0 * averaged.zeros));
+            parts.push(Part::new(6, format!(" · zeros {:.1} %{zeros}", 100.0 * condition.zeros)));
         }
+        let whose = if record.averaged.is_some() { " (averaged weights)" } else { "" };
         for (split, scores) in [("validation", &record.validation), ("test", &record.test)] {
             let Some(scores) = scores else { continue };
             let shown: Vec<_> = scores.values.iter().take(2).collect();
-            parts.push(kept(format!(" | {split}")));
+            parts.push(kept(format!(" | {split}{whose}")));
             // The loss stands before what decides, and gives way to it.
             for (at, (name, value)) in shown.iter().enumerate() {
                 let rank = if at + 1 == shown.len() { Part::KEPT } else { 4 };

@@ -15,7 +15,7 @@ use crate::data::normalize::NormalizeSpec;
 use crate::data::{Dataset, Sets, Shelf, Skipped, Split, Targets};
 use crate::device;
 use crate::exit::{Exit, OrExit, fail};
-use crate::layers::ParamKind;
+use crate::layers::{Param, ParamKind};
 use crate::libtorch::autocast::allow_tf32;
 use crate::libtorch::winograd;
 use crate::model::{Model, ModelSource, Network};
@@ -62,15 +62,21 @@ impl Plan {
     }
 }
 
-/// Which of the model's trainable parameters gets which λ. Frozen ones count when patterns are matched, so that freezing a
-/// layer makes no pattern wrong; no group holds them.
-fn penalty_groups(penalty: &PenaltySpec, model: &Model) -> Result<Vec<Group>, Invalid> {
+/// All parameters of the model, frozen ones too, and which of them gets which λ.
+fn all_groups<'m>(penalty: &PenaltySpec, model: &'m Model) -> Result<(Vec<&'m Param>, Vec<Group>), Invalid> {
     let all: Vec<_> = model.params().iter().filter(|param| param.kind != ParamKind::Buffer).collect();
     let targets: Vec<_> = all
         .iter()
         .map(|param| Target { name: &param.name, decays: param.kind == ParamKind::Weight })
         .collect();
-    let mut groups = penalty.assign(&targets)?;
+    let groups = penalty.assign(&targets)?;
+    Ok((all, groups))
+}
+
+/// Which of the model's trainable parameters gets which λ. Frozen ones count when patterns are matched, so that freezing a
+/// layer makes no pattern wrong; no group holds them.
+fn penalty_groups(penalty: &PenaltySpec, model: &Model) -> Result<Vec<Group>, Invalid> {
+    let (all, mut groups) = all_groups(penalty, model)?;
     let mut trainable = 0..;
     let index: Vec<Option<usize>> =
         all.iter().map(|param| if param.is_trainable() { trainable.next() } else { None }).collect();
@@ -195,6 +201,11 @@ impl Session {
         let context = || format!("the weights of {}", loaded.folder.display());
         network.load_state(&loaded.weights()).with_context(context)?;
         Ok(network)
+    }
+
+    /// All parameters, and the penalty groups as they would be if none were frozen: indices into the former.
+    pub fn groups_with_frozen(&self) -> Result<(Vec<&Param>, Vec<Group>)> {
+        Ok(all_groups(&self.config.spec.penalty, &self.model)?)
     }
 
     pub fn checkpoints(&self) -> Checkpoints {

@@ -54,11 +54,14 @@ pub struct EpochRecord {
     /// 1 after the first epoch.
     pub epoch: u64,
     pub step: u64,
-    /// Mean data loss over the epoch, as trained: augmented, smoothed.
+    /// Mean data loss over the epoch, as trained: augmented, smoothed. NaN (null) where every step was skipped.
     pub loss: f64,
-    /// After the epoch; `lr` is its last step's.
+    /// After the last step of the epoch, of the weights as trained; `lr` and `lambda` are those of that step.
     #[serde(flatten)]
     pub condition: Condition,
+    /// How the averaged weights stand, which `validation` and `test` judge and a checkpoint hands out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub averaged: Option<Averaged>,
     /// The λs among `lambda` that the validation set tunes, by the label of the group.
     #[serde(skip)]
     pub tuned: Vec<(String, f64)>,
@@ -70,14 +73,15 @@ pub struct EpochRecord {
     pub validation: Option<Scores>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test: Option<Scores>,
-    /// By the name of the convolution or linear weight, in the order of the network.
+    /// By the name of the convolution or linear weight, in the order of the network; of the weights as trained.
     pub layers: Named<Layer>,
 }
 
 /// The rates in force, and how the weights stand under them.
 #[derive(Clone, Debug, Serialize)]
 pub struct Condition {
-    /// Σ λ₁‖w‖₁ + (λ₂/2)‖w‖₂² over the groups (½λ‖w‖₂² for decoupled decay, which has no objective of its own).
+    /// Σ λ₁‖w‖₁ + (λ₂/2)‖w‖₂² over the groups (½λ‖w‖₂² for decoupled decay, which has no objective of its own, and
+    /// ½(λ/η_peak)‖w‖₂² for relative decay); frozen tensors are no part of it.
     pub penalty: f64,
     pub lr: f64,
     /// By the label of the group; groups without any are left out.
@@ -87,6 +91,20 @@ pub struct Condition {
     pub weight_norm: f64,
     /// Share of exact zeros among those weights.
     pub zeros: f64,
+}
+
+/// How the averaged weights stand, in the terms of [`Condition`].
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Averaged {
+    pub penalty: f64,
+    pub weight_norm: f64,
+    pub zeros: f64,
+}
+
+impl From<Condition> for Averaged {
+    fn from(Condition { penalty, weight_norm, zeros, .. }: Condition) -> Self {
+        Self { penalty, weight_norm, zeros }
+    }
 }
 
 /// Values by name, in their own order; a mapping in JSON.
@@ -134,13 +152,13 @@ pub struct Layer {
 }
 
 impl Condition {
-    /// `rates` are one per group; waits for the device.
-    pub fn of(network: &Network, groups: &[Group], rates: &[Rates], lr: f64) -> Result<Self> {
+    /// `rates` are one per group, `peak` is what relative decay is relative to; waits for the device.
+    pub fn of(network: &Network, groups: &[Group], rates: &[Rates], lr: f64, peak: f64) -> Result<Self> {
         let parameters = network.parameters();
         let mut penalty = 0.0;
         for (group, rates) in groups.iter().zip(rates) {
             let ws: Vec<_> = group.members.iter().map(|&i| &parameters[i].tensor).collect();
-            penalty += penalty::value(&ws, rates)?.double_value(&[]);
+            penalty += penalty::value(&ws, &rates.as_plain(peak))?.double_value(&[]);
         }
         let (_, ws) = decaying(network);
         Ok(Self {

@@ -10,7 +10,7 @@ use crate::checkpoint::weights::Part;
 use crate::checkpoint::{Checkpoints, Loaded, State};
 use crate::config::{CONFIG_FILE, Config, Override};
 use crate::device;
-use crate::exit::{Exit, OrExit};
+use crate::exit::{Exit, OrExit, fail};
 use crate::model::Network;
 use crate::session::Plan;
 
@@ -62,7 +62,13 @@ impl Trained {
                 let known = is_run.then(|| checkpoints.chosen(None).ok()).flatten();
                 Weights::File(initial, known.map(|loaded| Box::new(loaded.state)))
             }
-            (None, true) => Weights::Checkpoint(Box::new(checkpoints.chosen(choice.checkpoint)?)),
+            (None, true) => {
+                let mut loaded = checkpoints.chosen(choice.checkpoint)?;
+                if choice.part.raw {
+                    loaded.ema = None;
+                }
+                Weights::Checkpoint(Box::new(loaded))
+            }
             (None, false) => {
                 let initial = plan.initial(&config)?.or_exit(Exit::Usage, || {
                     format!("{} has no trained weights: give --weights FILE, or a run folder", run.display())
@@ -71,6 +77,24 @@ impl Trained {
             }
         };
         Ok(Self { config, plan, weights })
+    }
+
+    /// Refuses weights of which some are drawn afresh: what answers with them is not trained. Exit 2, with the run that was meant.
+    pub fn is_complete(&self, run: &Path) -> Result<()> {
+        let Weights::File(initial, _) = &self.weights else { return Ok(()) };
+        let Some(first) = initial.fresh.first() else { return Ok(()) };
+        let output = &self.config.spec.output;
+        let remedy = match Checkpoints::of(output).are_kept() {
+            true => format!("did you mean the run, {}?", output.display()),
+            false => "train it first, and give its run folder".to_owned(),
+        };
+        let message = format!(
+            "{} says where to start from, not how to end: {} of its tensors start afresh (such as {first}) and would answer at random; \
+             {remedy}",
+            run.display(),
+            initial.fresh.len()
+        );
+        Err(fail(Exit::Usage, message))
     }
 
     /// Sets the number of threads, where the config names one.
@@ -120,7 +144,7 @@ impl Weights {
     /// What they are, for people.
     pub fn name(&self) -> String {
         match self {
-            Self::Checkpoint(loaded) => loaded.folder.display().to_string(),
+            Self::Checkpoint(loaded) => format!("{}{}", loaded.folder.display(), loaded.kind()),
             Self::File(initial, _) => initial.notes.join("\n"),
         }
     }
@@ -139,6 +163,7 @@ impl Weights {
             Self::Checkpoint(loaded) => {
                 line["checkpoint"] = json!(loaded.folder);
                 line["epoch"] = json!(loaded.state.epoch);
+                line["averaged"] = json!(loaded.ema.is_some());
             }
             Self::File(initial, _) => line["weights"] = json!(initial.notes),
         }

@@ -3,6 +3,8 @@
 mod evaluation;
 mod graphed;
 mod group;
+mod health;
+mod notes;
 mod number;
 mod saving;
 mod start;
@@ -20,7 +22,7 @@ use crate::data::Split;
 use crate::data::draw::{Draw, Purpose};
 use crate::data::loader::{Batch, Loader};
 use crate::device;
-use crate::exit::{self, Exit, fail};
+use crate::exit::{self, Exit};
 use crate::libtorch::autocast::autocast;
 use crate::libtorch::catching;
 use crate::metrics::Scores;
@@ -32,7 +34,7 @@ use crate::schedule::{Clock, Plateau};
 use crate::session::Session;
 use crate::standing;
 use crate::stopwatch::{Phase, Stopwatch};
-use crate::telemetry::{self, Condition, EpochRecord, Record, Scaling, StepRecord};
+use crate::telemetry::{self, Averaged, Condition, EpochRecord, Record, Scaling, StepRecord};
 use crate::tensorboard::Board;
 use graphed::Graphing;
 use group::Parts;
@@ -146,10 +148,18 @@ impl Trainer<'_> {
         spec.schedule.lr(spec.optimizer.lr(), Clock { step, ..self.clock() }, &self.plateau)
     }
 
-    fn rates(&self) -> Vec<Rates> {
-        let mut rates: Vec<_> = self.session.groups.iter().map(|group| group.rates(self.clock())).collect();
+    /// The λs of the step that `step` others, made and not skipped, precede; those that are tuned, as they stand.
+    fn rates_at(&self, step: u64) -> Vec<Rates> {
+        let clock = Clock { step, ..self.clock() };
+        let mut rates: Vec<_> = self.session.groups.iter().map(|group| group.rates(clock)).collect();
         self.adaptive.fill(&mut rates);
         rates
+    }
+
+    /// The highest rate that the schedule means to reach.
+    fn peak(&self) -> f64 {
+        let spec = &self.session.config.spec;
+        spec.schedule.peak(spec.optimizer.lr())
     }
 
     pub fn begin_epoch(&mut self) {
@@ -198,11 +208,12 @@ impl Trainer<'_> {
         self.settle()?;
         let lr = self.lr_at(self.position());
         self.adaptive.bound(&self.optimizer, lr);
-        Ok((lr, self.rates()))
+        Ok((lr, self.rates_at(self.position())))
     }
 
     fn condition(&self, is_logged: bool, lr: f64, rates: &[Rates]) -> Result<Option<Condition>> {
-        is_logged.then(|| Condition::of(&self.network, &self.session.groups, rates, lr)).transpose()
+        let groups = &self.session.groups;
+        is_logged.then(|| Condition::of(&self.network, groups, rates, lr, self.peak())).transpose()
     }
 
     /// The gradient of the batches together, and a step by it.
@@ -296,6 +307,7 @@ impl Trainer<'_> {
         {
             self.state.skipped += 1;
             self.state.samples -= self.samples_of_step;
+            self.optimizer.uncount();
             if let Some((ema, _)) = &mut self.averaged {
                 ema.uncount();
             }
@@ -338,10 +350,13 @@ impl Trainer<'_> {
     pub fn end_epoch(&mut self) -> Result<EpochRecord> {
         self.settle()?;
         self.check_health()?;
-        let lr = self.lr_at(self.position().saturating_sub(1));
+        self.check_steps()?;
+        // The rates of the last step that was made, and the weights as it left them.
+        let last = self.position().saturating_sub(1);
+        let (lr, rates) = (self.lr_at(last), self.rates_at(last));
         let seconds = self.epoch_began.elapsed().as_secs_f64();
-        let samples = self.state.samples.max(1) as f64;
-        let loss = self.loss_sum.read() / samples;
+        // NaN, the mean of nothing, where every step was skipped.
+        let loss = self.loss_sum.read() / self.state.samples as f64;
         let unfinished = (self.state.clone(), self.loss_sum.read());
         self.turn_epoch()?;
         self.state.seconds += seconds;
@@ -369,11 +384,15 @@ impl Trainer<'_> {
             standing::judge(&mut self.state, &mut self.plateau, &self.session.config.spec, goal, scores);
         }
         self.latest = due.then(|| [validation.clone(), test.clone()]);
+        let condition =
+            |network: &Network| Condition::of(network, &self.session.groups, &rates, lr, self.peak());
+        let averaged = self.averaged.as_ref().map(|_| condition(self.judged()?)).transpose()?;
         let record = EpochRecord {
             epoch: self.state.epoch,
             step: self.state.step,
             loss,
-            condition: Condition::of(&self.network, &self.session.groups, &self.rates(), lr)?,
+            condition: condition(&self.network)?,
+            averaged: averaged.map(Averaged::from),
             tuned: self.adaptive.tuned().iter().map(|one| (one.group.clone(), one.lambda)).collect(),
             scaling: self.scaling()?,
             images_per_s: self.samples_since_begin as f64 / seconds,
@@ -397,33 +416,5 @@ impl Trainer<'_> {
         self.state.samples = 0;
         self.loss_sum = Number::new(0.0, self.session.device);
         Ok(())
-    }
-
-    /// Stops the run when a loss or a gradient was NaN or infinite, with `amp: fp16` at whatever scale; waits for the device.
-    fn check_health(&self) -> Result<()> {
-        if let Some(scale) = &self.scale
-            && scale.state()?.is_spent()
-        {
-            let message = format!(
-                "the loss scale fell to nothing by step {}: at any scale the loss or its float16 gradients were NaN or \
-                 infinite ({} of all steps were skipped). Take `train: {{amp: bf16}}`, whose range is that of float32, lower \
-                 `optimizer` lr, or look for broken inputs",
-                self.state.step, self.state.skipped
-            );
-            return Err(fail(Exit::Numeric, message));
-        }
-        if self.health.read().is_finite() {
-            return Ok(());
-        }
-        let saved = match self.folder.checkpoints().exist() {
-            Ok(true) => "the last checkpoint is from before",
-            _ => "there is no checkpoint from before",
-        };
-        let message = format!(
-            "the loss or its gradient became NaN or infinite by step {} (epoch {}); {saved}. Lower `optimizer` lr, clip (`train: {{clip: {{norm: 1.0}}}}`), or look for broken inputs",
-            self.state.step,
-            self.state.epoch + 1
-        );
-        Err(fail(Exit::Numeric, message))
     }
 }

@@ -16,6 +16,7 @@ mod dropped;
 mod export;
 mod generation;
 mod init_from;
+mod judged;
 mod loader;
 mod loss;
 mod masks;

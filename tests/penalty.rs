@@ -345,8 +345,26 @@ fn lambdas_that_mean_nothing_are_refused_with_their_key() {
         ("{groups: [{match: a, l2: 1}, {match: b, l2: -1}]}", "groups.1.l2"),
         ("{groups: [{match: a, l2: 1, decoupled: 1}]}", "groups.0.decoupled"),
         ("{groups: [{match: a}]}", "groups.0"),
+        ("{l2: 0.1, decoupled_mode: cautious}", "decoupled_mode"),
+        ("{l2: 0.1, l1_mode: subgradient}", "l1_mode"),
+        ("{l2: 0.1, groups: [{match: a, decoupled_mode: relative}]}", "groups.0.decoupled_mode"),
+        (
+            "{decoupled: 0.1, groups: [{match: a, l2: 0.1, decoupled_mode: relative}]}",
+            "groups.0.decoupled_mode",
+        ),
+        ("{decoupled: 0.1, groups: [{match: a, l1_mode: subgradient}]}", "groups.0.l1_mode"),
+        ("{groups: [{match: a, l2: auto}], l1: 1, l1_mode: preconditioned}", "groups.0.l2"),
+        ("{decoupled: auto, decoupled_mode: accumulated}", "decoupled"),
     ] {
         assert_eq!(decode(text).validate().unwrap_err().path, path, "{text}");
+    }
+    // A mode is of the groups' λs too, and a group's of the λ that it inherits.
+    for text in [
+        "{decoupled_mode: cautious, groups: [{match: a, decoupled: 0.1}]}",
+        "{l1_mode: subgradient, groups: [{match: a, l1: 0}]}",
+        "{decoupled: 0, l1: 1, groups: [{match: a, decoupled_mode: relative, l1_mode: preconditioned}]}",
+    ] {
+        decode(text).validate().unwrap();
     }
     for bad in [f64::NAN, f64::INFINITY] {
         let spec = PenaltySpec { l2: Some(tikhonov::penalty::Lambda::Constant(bad)), ..Default::default() };

@@ -16,6 +16,7 @@ use super::weights::read_weights;
 use crate::device::cores;
 use crate::digest::{self, PIECE};
 use crate::exit::{Exit, OrExit};
+use crate::optim::keep_zeros;
 
 /// What an average of weights says of itself, among its tensors, as PyTorch's `AveragedModel` does.
 const EMA_UPDATES: &str = "n_averaged";
@@ -41,11 +42,24 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// The weights to be used: the averaged ones where there are any.
+    /// The weights to be used: the averaged ones where there are any, with the zeros that a soft threshold made.
     pub fn weights(&self) -> BTreeMap<String, Tensor> {
         let saved = self.ema.as_ref().unwrap_or(&self.model).iter();
         let tensors = saved.filter(|(name, _)| *name != EMA_UPDATES);
-        tensors.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+        let mut weights = tensors.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+        if self.ema.is_some() {
+            keep_zeros(&mut weights, &self.state.sparse, |name| self.model.get(name));
+        }
+        weights
+    }
+
+    /// Which weights [`weights`](Self::weights) gives, for people: nothing where the run has one kind only.
+    pub fn kind(&self) -> &'static str {
+        match (&self.ema, &self.state.config["train"]["ema"]) {
+            (Some(_), _) => " (averaged weights)",
+            (None, serde_json::Value::Null) => "",
+            (None, _) => " (raw weights)",
+        }
     }
 }
 

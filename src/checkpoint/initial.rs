@@ -24,6 +24,8 @@ use crate::yaml;
 pub struct Initial {
     /// By the network's names, in the file's dtypes; a part of them where the file is partial or some are reset.
     pub tensors: BTreeMap<String, Tensor>,
+    /// The network's tensors that have none and keep their own.
+    pub fresh: Vec<String>,
     /// What was found, stripped, left out: for the user to see.
     pub notes: Vec<String>,
     /// The optimiser's state by the network's names; empty where none is wanted.
@@ -47,14 +49,17 @@ pub fn read_place(path: &Path, part: &Part) -> Result<Weights> {
         return read_part(path, part);
     }
     let checkpoints = Checkpoints::of(path);
-    let loaded = if is_checkpoint(path) {
+    let mut loaded = if is_checkpoint(path) {
         load(path)?
     } else if checkpoints.are_kept() {
         checkpoints.chosen(None)?
     } else {
         return Err(fail(Exit::Checkpoint, no_weights(path)));
     };
-    let structure = format!("checkpoint {}", loaded.folder.display());
+    if part.raw {
+        loaded.ema = None;
+    }
+    let structure = format!("checkpoint {}{}", loaded.folder.display(), loaded.kind());
     let tensors = in_order(loaded.weights(), &loaded.state.config["model"]);
     let mut weights = Weights::new(Container::Safetensors, structure, tensors);
     weights.metadata.insert("epoch".to_owned(), loaded.state.epoch.into());
@@ -223,7 +228,9 @@ impl Initial {
                 "initial weights, `partial`: the config's values hold, not the file's:\n  {lines}"
             ));
         }
-        Ok(Self { tensors, notes, optimizer: BTreeMap::new(), listed })
+        let fresh = params.iter().filter(|param| !tensors.contains_key(&param.name));
+        let fresh = fresh.map(|param| param.name.clone()).collect();
+        Ok(Self { tensors, fresh, notes, optimizer: BTreeMap::new(), listed })
     }
 
     /// Takes the state of the optimiser beside the weights too, if `from` wants it: for a run with this optimiser and these

@@ -38,6 +38,9 @@ pub struct State {
     /// The λs that the validation set tunes, and how they move.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tuned: Vec<Tuned>,
+    /// By penalty group, what `decoupled_mode: accumulated` leaves of a weight and has not applied yet; empty where that is all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub decay: Vec<f64>,
     /// Steps of [`step`](Self::step) that changed nothing, because their float16 gradients overflowed.
     #[serde(default)]
     pub skipped: u64,
@@ -46,6 +49,9 @@ pub struct State {
     pub scaling: Option<ScalingState>,
     /// What the data was, so that a resume on other data is refused.
     pub data_fingerprint: String,
+    /// The parameters under a soft threshold, whose averages have the zeros of the weights; empty without an average.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sparse: Vec<String>,
     /// Names of the classes, empty for regression.
     pub classes: Vec<String>,
     /// Names of a table's columns, empty for images.
@@ -86,9 +92,11 @@ impl State {
             gain: None,
             plateau: serde_json::Value::Null,
             tuned: Vec::new(),
+            decay: Vec::new(),
             skipped: 0,
             scaling: None,
             data_fingerprint,
+            sparse: Vec::new(),
             classes: Vec::new(),
             features: Vec::new(),
             config: serde_json::Value::Null,

@@ -70,12 +70,15 @@ pub struct WeightOptions {
     /// Leave out the tensors of FILE that PATTERN names, such as 'aux*' (repeatable)
     #[arg(long, value_name = "PATTERN", requires = "weights")]
     pub ignore: Vec<String>,
+    /// The weights as trained, where a run or FILE has their moving average too
+    #[arg(long)]
+    pub raw: bool,
 }
 
 impl WeightOptions {
     pub fn choice(&self) -> Choice<'_> {
-        let Self { checkpoint, weights, key, ignore } = self;
-        let part = Part { keys: key.clone(), ignore: ignore.clone(), raw: false };
+        let Self { checkpoint, weights, key, ignore, raw } = self;
+        let part = Part { keys: key.clone(), ignore: ignore.clone(), raw: *raw };
         Choice { checkpoint: checkpoint.as_deref(), weights: weights.as_deref(), part }
     }
 }
@@ -99,6 +102,7 @@ impl TrainedOptions {
     /// Finds the weights, checks that they fit, and sets the number of threads where the config names one.
     pub fn open(&self) -> Result<Trained> {
         let trained = Trained::open(&self.run, &self.set, self.machine.overrides(), &self.weights.choice())?;
+        trained.is_complete(&self.run)?;
         trained.use_threads();
         Ok(trained)
     }

@@ -87,13 +87,18 @@ fn words(group: &Group) -> String {
             let mode = match group.decoupled_mode {
                 DecoupledMode::Relative if name == "decoupled" => " (relative)",
                 DecoupledMode::Cautious if name == "decoupled" => " (cautious)",
+                DecoupledMode::Accumulated if name == "decoupled" => " (accumulated)",
                 _ => "",
             };
             parts.push(format!("{name} {}{mode}", number(lambda)));
         }
     }
     if group.l1.is_active() {
-        let mode = if group.l1_mode == L1Mode::Proximal { "proximal" } else { "subgradient" };
+        let mode = match group.l1_mode {
+            L1Mode::Proximal => "proximal",
+            L1Mode::Preconditioned => "preconditioned",
+            L1Mode::Subgradient => "subgradient",
+        };
         parts.push(format!("l1 {} ({mode})", number(group.l1)));
     }
     if parts.is_empty() { "none".into() } else { parts.join(", ") }

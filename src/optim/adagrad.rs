@@ -47,6 +47,14 @@ impl AdagradSpec {
     }
 }
 
+impl AdagradSpec {
+    /// 1 + (t − 1)·lr_decay of parameter `i`, 0-dim float64.
+    fn slowed(&self, batch: &Batch, i: usize) -> Result<Tensor> {
+        let t = batch.slot(0)[i].f_to_kind(Kind::Double)?;
+        Ok(t.f_sub_scalar(1.0)?.f_mul_scalar(self.lr_decay)?.f_add_scalar(1.0)?)
+    }
+}
+
 impl Rule for AdagradSpec {
     fn arguments(&self) -> Vec<(&'static str, Argument)> {
         vec![
@@ -64,12 +72,21 @@ impl Rule for AdagradSpec {
         let kernel = FusedAdagrad { lr_decay: self.lr_decay, eps: self.eps, weight_decay: rates.l2 };
         kernel.step(&batch.params, &batch.grads, batch.slot(1), batch.slot(0), control)
     }
+
+    /// 1/(√sum + ε)/(1 + (t − 1)·lr_decay): the composite step of Duchi, Hazan and Singer 2011.
+    fn metric(&self, batch: &Batch) -> Result<Option<Vec<Tensor>>> {
+        let one = |i: usize| -> Result<Tensor> {
+            let denominator = batch.slot(1)[i].f_sqrt()?.f_add_scalar(self.eps)?;
+            Ok(denominator.f_mul(&self.slowed(batch, i)?)?.f_reciprocal()?)
+        };
+        (0..batch.params.len()).map(one).collect::<Result<_>>().map(Some)
+    }
+
     /// −η·[1/d − g·r′/d²]/(1 + (t − 1)·lr_decay) with d = r + ε, r the root of the sum and r′ = g/r.
     fn response(&self, batch: &Batch, grads: &[Tensor], lr: f64) -> Result<Vec<Tensor>> {
         let one = |i: usize| -> Result<Tensor> {
             let g = &grads[i];
-            let t = batch.slot(0)[i].f_to_kind(Kind::Double)?;
-            let slowed = t.f_sub_scalar(1.0)?.f_mul_scalar(self.lr_decay)?.f_add_scalar(1.0)?;
+            let slowed = self.slowed(batch, i)?;
             let root = batch.slot(1)[i].f_sqrt()?;
             let denominator = root.f_add_scalar(self.eps)?;
             let through_sum = over_root(&g.f_square()?, &root)?.f_div(&denominator.f_square()?)?;

@@ -39,6 +39,17 @@ impl AdamSpec {
     }
 }
 
+impl AdamSpec {
+    /// √v̂ + ε of parameter `i`, v̂ corrected for its start.
+    fn denominator(&self, batch: &Batch, i: usize) -> Result<Tensor> {
+        // In float64: 1 − β₂ᵗ is tiny at first.
+        let t = batch.slot(0)[i].f_to_kind(Kind::Double)?;
+        let correction = t.f_mul_scalar(self.betas.1.ln())?.f_exp()?.f_neg()?.f_add_scalar(1.0)?.f_sqrt()?;
+        let used = batch.slot(if self.amsgrad { 3 } else { 2 })[i];
+        Ok(used.f_sqrt()?.f_div(&correction)?.f_add_scalar(self.eps)?)
+    }
+}
+
 impl Rule for AdamSpec {
     fn arguments(&self) -> Vec<(&'static str, Argument)> {
         vec![
@@ -76,6 +87,13 @@ impl Rule for AdamSpec {
         };
         kernel.step(&batch.params, &batch.grads, &state, control)
     }
+
+    /// 1/(√v̂ + ε): the mean of a steady gradient is the gradient.
+    fn metric(&self, batch: &Batch) -> Result<Option<Vec<Tensor>>> {
+        let one = |i: usize| Ok(self.denominator(batch, i)?.f_reciprocal()?);
+        (0..batch.params.len()).map(one).collect::<Result<_>>().map(Some)
+    }
+
     /// −η·[(1 − β₁)/d − m·r′/d²]/(1 − β₁ᵗ) with d = r + ε, r = √(v/(1 − β₂ᵗ)) and r′ = ∂r/∂g; where amsgrad holds on to
     /// an older v, r′ = 0.
     fn response(&self, batch: &Batch, grads: &[Tensor], lr: f64) -> Result<Vec<Tensor>> {
@@ -94,7 +112,7 @@ impl Rule for AdamSpec {
             if self.amsgrad {
                 slope = slope.f_mul(&used.f_le_tensor(v)?)?;
             }
-            let denominator = root.f_div(&second)?.f_add_scalar(self.eps)?;
+            let denominator = self.denominator(batch, i)?;
             let through_m = denominator.f_reciprocal()?.f_mul_scalar(1.0 - beta1)?;
             let through_v = m.f_mul(&slope)?.f_div(&denominator.f_square()?)?;
             Ok(through_m.f_sub(&through_v)?.f_mul_scalar(-lr)?.f_div(&first)?)

@@ -17,13 +17,14 @@ use crate::yaml::Invalid;
 pub struct EmaSpec {
     /// In [0, 1).
     pub decay: f64,
-    /// Start with a short memory: update n (from 0) keeps min(decay, (1 + n)/(10 + n)).
+    /// Start with a short memory, as TensorFlow and timm do: update n (from 0) keeps min(decay, (1 + n)/(10 + n)). Without it the
+    /// average of a run of n steps holds decayⁿ of the weights that the run began with.
     pub warmup: bool,
 }
 
 impl Default for EmaSpec {
     fn default() -> Self {
-        Self { decay: 0.999, warmup: false }
+        Self { decay: 0.999, warmup: true }
     }
 }
 
@@ -39,6 +40,21 @@ pub struct Ema {
     spec: EmaSpec,
     shadow: Vec<(String, Tensor)>,
     updates: u64,
+}
+
+/// Puts 0 into the averages of the parameters `names` where the weights themselves, `raw`, are 0: the average of weights under a soft
+/// threshold only comes near it.
+pub fn keep_zeros<'a>(
+    averages: &mut BTreeMap<String, Tensor>,
+    names: &[String],
+    raw: impl Fn(&str) -> Option<&'a Tensor>,
+) {
+    for name in names {
+        let (Some(average), Some(raw)) = (averages.get_mut(name), raw(name)) else { continue };
+        if average.size() == raw.size() {
+            *average = average.where_self(&raw.detach().ne(0.0), &average.zeros_like());
+        }
+    }
 }
 
 /// How many updates were made, under the name that PyTorch's `AveragedModel` gives it.

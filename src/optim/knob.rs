@@ -38,6 +38,20 @@ impl Knob {
         }
     }
 
+    /// The same with a knob of its own for each value: knob·metric.
+    pub fn threshold_in(&self, params: &[&Tensor], metric: &[Tensor]) -> Result<()> {
+        for (w, metric) in params.iter().zip(metric) {
+            let at = match self {
+                Self::Host(at) => metric.f_mul_scalar(*at)?,
+                Self::Device(at) => metric.f_mul(&at.f_to_kind(metric.kind())?)?,
+            };
+            let mut w = w.f_detach()?;
+            let inner = w.f_clamp_tensor(Some(&at.f_neg()?), Some(&at))?;
+            let _ = w.f_sub_(&inner)?;
+        }
+        Ok(())
+    }
+
     /// t ← t + knob·(other − t)
     pub fn lerp(&self, tensors: &[&Tensor], others: &[&Tensor]) -> Result<()> {
         match self {

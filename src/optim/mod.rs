@@ -28,7 +28,7 @@ use crate::yaml::Invalid;
 pub use adagrad::AdagradSpec;
 pub use adam::AdamSpec;
 pub use clip::Clip;
-pub use ema::{Ema, EmaSpec};
+pub use ema::{Ema, EmaSpec, keep_zeros};
 pub use knob::Dials;
 use knob::{GroupDials, Knob};
 pub use rmsprop::RmsPropSpec;
@@ -144,9 +144,18 @@ impl OptimizerSpec {
         }
         let (names, params): (Vec<_>, Vec<_>) = params.into_iter().unzip();
         let state = params.iter().map(|_| None).collect();
-        let groups = groups.iter().map(|group| group.members.clone()).collect();
-        let peak = self.lr();
-        Ok(Optimizer { names, params, groups, rule, refuses_l2, peak, state })
+        let groups: Vec<_> = groups.iter().map(|group| group.members.clone()).collect();
+        let (peak, pending) = (self.lr(), vec![1.0; groups.len()]);
+        Ok(Optimizer {
+            names,
+            params,
+            groups,
+            rule,
+            refuses_l2,
+            peak,
+            pending: [pending.clone(), pending],
+            state,
+        })
     }
 }
 
@@ -186,6 +195,11 @@ trait Rule: Send {
     /// How far a gradient of 1 moves a weight per step, in the long run; None where steps do not grow with the gradient.
     fn shrinkage(&self, _lr: f64) -> Option<f64> {
         None
+    }
+
+    /// How far a steady gradient of 1 moves each weight at a rate of 1, after `update`; None where that is `shrinkage`, alike for all.
+    fn metric(&self, _batch: &Batch) -> Result<Option<Vec<Tensor>>> {
+        Ok(None)
     }
 
     /// ∂w′/∂g of each parameter after `update` at `grads`, which hold the penalty's part too.
@@ -243,6 +257,8 @@ pub struct Optimizer {
     refuses_l2: bool,
     /// η_peak of relative decay.
     peak: f64,
+    /// By penalty group: what accumulated decay leaves of a weight and has not applied yet; and the same before the last step.
+    pending: [Vec<f64>; 2],
     /// By parameter, then by slot; None before the first step, as in PyTorch.
     state: Vec<Option<Vec<Tensor>>>,
 }
@@ -307,6 +323,7 @@ impl Optimizer {
         if rates.len() != self.groups.len() {
             bail!("{} penalty groups, but the rates of {}", self.groups.len(), rates.len());
         }
+        let due = self.accumulate(stride.lr, rates);
         let params: Vec<&Tensor> = self.params.iter().collect();
         let grads = kernels::gradients(&params)?;
         let reached: Vec<&Tensor> = grads.iter().flatten().collect();
@@ -358,7 +375,7 @@ impl Optimizer {
                 if batch.params.is_empty() {
                     continue;
                 }
-                let moved = self.update(&batch, &control, rates, dials, trace.is_some())?;
+                let moved = self.update(&batch, &control, rates, (dials, due[at]), trace.is_some())?;
                 if let Some(trace) = trace {
                     let of = |(param, tensor)| Shift { param, tensor };
                     shifts[trace].extend(indices.into_iter().zip(moved).map(of));
@@ -381,8 +398,15 @@ impl Optimizer {
 
     /// What share of itself decay apart from the gradient takes of a weight in a step.
     fn strength(&self, lr: f64, rates: &Rates) -> f64 {
-        let is_relative = rates.decoupled_mode == DecoupledMode::Relative && self.peak > 0.0;
-        lr * if is_relative { rates.decoupled / self.peak } else { rates.decoupled }
+        lr * rates.as_plain(self.peak).decoupled
+    }
+
+    /// What share of itself the quadratic penalty takes of a weight in one step: η·λ; 0 where steps do not grow with the gradient.
+    pub fn share(&self, lr: f64, rates: &Rates) -> f64 {
+        match self.rule.shrinkage(lr) {
+            Some(_) if rates.l2 > 0.0 => lr * rates.l2,
+            _ => self.strength(lr, rates),
+        }
     }
 
     /// Where the soft threshold of a step lies. It meets the gradient at the minimum of the objective, so it acts as many times
@@ -391,13 +415,48 @@ impl Optimizer {
         self.rule.shrinkage(lr).unwrap_or(lr) * rates.l1
     }
 
+    /// Counts the decay of a step where it is accumulated; returns by group what is to be left of the weights now: 1 where it is not
+    /// time yet.
+    fn accumulate(&mut self, lr: f64, rates: &[Rates]) -> Vec<f64> {
+        /// Float32 multiplies by 1 − 2⁻¹² with an error of 2⁻¹³ of that 2⁻¹², at the most.
+        const ENOUGH: f64 = 1.0 / 4096.0;
+        self.pending[1] = self.pending[0].clone();
+        let each = rates.iter().enumerate().map(|(group, rates)| {
+            if rates.decoupled_mode != DecoupledMode::Accumulated {
+                return 1.0;
+            }
+            let strength = self.strength(lr, rates);
+            let pending = &mut self.pending[0][group];
+            *pending *= 1.0 - strength;
+            if 1.0 - *pending >= ENOUGH { std::mem::replace(pending, 1.0) } else { 1.0 }
+        });
+        each.collect()
+    }
+
+    /// By penalty group, what accumulated decay leaves of a weight and has not applied yet; 1 for the others.
+    pub fn pending(&self) -> &[f64] {
+        &self.pending[0]
+    }
+
+    /// Goes on from what [`pending`](Self::pending) gave; of other groups than these nothing is taken.
+    pub fn load_pending(&mut self, pending: &[f64]) {
+        if pending.len() == self.groups.len() {
+            self.pending[0] = pending.to_vec();
+        }
+    }
+
+    /// Takes back what the last step accumulated, because it was skipped.
+    pub fn uncount(&mut self) {
+        self.pending[0] = self.pending[1].clone();
+    }
+
     /// ∂w′/∂λ₂ where it is `traced`, else nothing.
     fn update(
         &self,
         batch: &Batch,
         control: &Control,
         rates: &Rates,
-        dials: Option<&GroupDials>,
+        (dials, due): (Option<&GroupDials>, f64),
         traced: bool,
     ) -> Result<Vec<Tensor>> {
         let lr = control.lr;
@@ -415,10 +474,7 @@ impl Optimizer {
         }
         let is_cautious = rates.decoupled > 0.0 && rates.decoupled_mode == DecoupledMode::Cautious;
         // What decay takes of each weight is `lr`·`own.decoupled`, whatever the mode.
-        let mut own = *rates;
-        if rates.decoupled_mode == DecoupledMode::Relative && self.peak > 0.0 {
-            own.decoupled /= self.peak;
-        }
+        let mut own = rates.as_plain(self.peak);
         let before = match (traced, is_cautious) {
             (true, _) => Some(Before::with_grads(batch, rates)?),
             (false, true) => Some(Before::of(batch)?),
@@ -427,6 +483,11 @@ impl Optimizer {
         let strength = self.strength(lr, rates);
         if is_cautious {
             own.decoupled = 0.0;
+        } else if rates.decoupled_mode == DecoupledMode::Accumulated {
+            own.decoupled = 0.0;
+            if due < 1.0 {
+                Knob::gated(due, 1.0, control.found_inf)?.scale(&batch.params)?;
+            }
         } else if let Some(dials) = dials {
             // The kernels know λ as a number of the host only.
             if rates.decoupled > 0.0 {
@@ -444,12 +505,16 @@ impl Optimizer {
         if let (true, Some(before)) = (is_cautious, &before) {
             decayed = Some(decay::cautious(&before.weights, batch, strength)?);
         }
-        if rates.l1 > 0.0 && rates.l1_mode == L1Mode::Proximal {
+        if rates.l1 > 0.0 && rates.l1_mode != L1Mode::Subgradient {
             let at = match dials {
                 Some(dials) => Knob::Device(dials.threshold.shallow_clone()),
                 None => Knob::gated(self.threshold(lr, rates), 0.0, control.found_inf)?,
             };
-            at.threshold(&batch.params)?;
+            let is_scaled = rates.l1_mode == L1Mode::Preconditioned;
+            match if is_scaled { self.rule.metric(batch)? } else { None } {
+                Some(metric) => at.threshold_in(&batch.params, &metric)?,
+                None => at.threshold(&batch.params)?,
+            }
         }
         match before.filter(|_| traced) {
             Some(before) => before.shifts(&*self.rule, batch, lr, rates, strength, decayed),

@@ -83,6 +83,21 @@ impl Rule for RmsPropSpec {
         };
         kernel.step(&batch.params, &batch.grads, &state, control)
     }
+
+    /// 1/(r + ε)/(1 − m), r the root mean square (centred: the deviation).
+    fn metric(&self, batch: &Batch) -> Result<Option<Vec<Tensor>>> {
+        let one = |i: usize| -> Result<Tensor> {
+            let square = batch.slot(1)[i];
+            let square = match self.centered {
+                true => square.f_sub(&batch.slot(2 + usize::from(self.momentum > 0.0))[i].f_square()?)?,
+                false => square.shallow_clone(),
+            };
+            let denominator = square.f_sqrt()?.f_add_scalar(self.eps)?;
+            Ok(denominator.f_mul_scalar(1.0 - self.momentum)?.f_reciprocal()?)
+        };
+        (0..batch.params.len()).map(one).collect::<Result<_>>().map(Some)
+    }
+
     /// −η·[1/d − g·r′/d²] with d = r + ε, r the root mean square (centred: the deviation) and r′ = (1 − α)·(g − mean)/r.
     fn response(&self, batch: &Batch, grads: &[Tensor], lr: f64) -> Result<Vec<Tensor>> {
         let means = self.centered.then(|| batch.slot(2 + usize::from(self.momentum > 0.0)));

@@ -65,7 +65,7 @@ impl Before {
             let product = |(response, w): (Tensor, &Tensor)| response.f_mul(w);
             responses.into_iter().zip(&self.weights).map(product).collect::<Result<_, _>>()?
         };
-        if rates.l1 > 0.0 && rates.l1_mode == L1Mode::Proximal {
+        if rates.l1 > 0.0 && rates.l1_mode != L1Mode::Subgradient {
             for (shift, w) in shifts.iter_mut().zip(&batch.params) {
                 *shift = shift.f_mul(&w.f_detach()?.f_ne(0)?)?;
             }

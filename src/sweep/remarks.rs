@@ -71,11 +71,13 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::sweep::choice::Score;
 
     fn remarks(points: &[(f64, &[f64])], best: usize) -> Vec<String> {
         let standings: Vec<Standing> = (points.iter())
             .map(|(x, scores)| {
-                Standing::of(vec![json!(x)], &scores.iter().copied().map(Some).collect::<Vec<_>>())
+                let of = |(seed, &value): (u64, &f64)| Score { seed, fold: None, value: Some(value) };
+                Standing::of(vec![json!(x)], &(0..).zip(scores.iter()).map(of).collect::<Vec<_>>(), false)
             })
             .collect();
         let view = View {

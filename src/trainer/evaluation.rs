@@ -6,8 +6,11 @@ use super::Trainer;
 use crate::data::Split;
 use crate::device;
 use crate::eval::evaluate;
+use crate::exit::{self, Exit, fail};
 use crate::gallery::Gallery;
 use crate::metrics::Scores;
+use crate::model::Network;
+use crate::optim::keep_zeros;
 use crate::standing;
 
 impl Trainer<'_> {
@@ -22,13 +25,7 @@ impl Trainer<'_> {
             return Ok(known);
         }
         let Some(set) = self.session.split(split) else { return Ok(None) };
-        let network = match &self.averaged {
-            Some((ema, network)) => {
-                network.load_state(&ema.weights())?;
-                network
-            }
-            None => &self.network,
-        };
+        let network = self.judged()?;
         let loader = self.session.loader(set, false)?;
         let is_watched = split == Split::Validation || self.session.split(Split::Validation).is_none();
         let spec = &self.session.config.spec;
@@ -38,9 +35,27 @@ impl Trainer<'_> {
         let scores =
             evaluate(network, &*self.session.task, self.session.model.output(), &loader, &mut gallery);
         device::autotune(self.session.config.spec.train.cudnn_benchmark);
-        let scores = scores?;
+        let scores = scores.map_err(|error| match exit::code(&error) == Exit::Numeric as u8 {
+            true => {
+                let name = format!("{split:?}").to_lowercase();
+                let message = format!("{name} set, epoch {}: {error:#}; {}", self.state.epoch, self.remedy());
+                fail(Exit::Numeric, message)
+            }
+            false => error,
+        })?;
         gallery.save(&self.folder.path().join("pictures"), &format!("epoch-{:04}", self.state.epoch))?;
         Ok(Some(scores))
+    }
+
+    /// The network with the weights that the run would hand out.
+    pub(super) fn judged(&self) -> Result<&Network> {
+        let Some((ema, network)) = &self.averaged else { return Ok(&self.network) };
+        let mut weights = ema.weights();
+        keep_zeros(&mut weights, &self.state.sparse, |name| {
+            self.network.parameters().iter().find(|own| own.name == name).map(|own| &own.tensor)
+        });
+        network.load_state(&weights)?;
+        Ok(network)
     }
 
     /// The scores on the validation set, between two epochs of which the first has ended with an evaluation.

@@ -74,15 +74,16 @@ fn obstacle(
     follows_the_clock: bool,
 ) -> Option<&'static str> {
     let train = &spec.train;
-    let is_cautious =
-        |group: &Group| group.decoupled_mode == DecoupledMode::Cautious && group.decoupled.is_active();
+    let decays =
+        |mode| groups.iter().any(|group| group.decoupled_mode == mode && group.decoupled.is_active());
     [
         (device == Device::Cpu, "the run is on the CPU"),
         (train.accumulate > 1, "`accumulate` makes a step of several batches"),
         (train.amp == Some(Amp::Fp16), "`amp: fp16` decides after each step whether it counts; take bf16"),
         (train.is_cut(), "`checkpoint_activations` looks at the generator's state"),
         (groups.iter().any(|group| group.auto().is_some()), "a λ that is `auto` looks at the weights"),
-        (groups.iter().any(is_cautious), "cautious decay has no recorded form"),
+        (decays(DecoupledMode::Cautious), "cautious decay has no recorded form"),
+        (decays(DecoupledMode::Accumulated), "accumulated decay does not act in every step"),
         (follows_the_clock, "the loss changes from step to step (`kl_warmup_steps`)"),
     ]
     .into_iter()
@@ -231,6 +232,7 @@ mod tests {
             ("train: {epochs: 1, checkpoint_activations: 4}", "checkpoint_activations"),
             ("penalty: {l2: auto}\ntrain: {epochs: 1}", "auto"),
             ("penalty: {decoupled: 0.1, decoupled_mode: cautious}\ntrain: {epochs: 1}", "cautious"),
+            ("penalty: {decoupled: 0.1, decoupled_mode: accumulated}\ntrain: {epochs: 1}", "accumulated"),
         ] {
             assert!(
                 reason(lines).is_some_and(|reason| reason.contains(word)),

@@ -37,6 +37,10 @@ impl Trainer<'_> {
             state.seconds += self.epoch_began.elapsed().as_secs_f64();
         }
         state.plateau = serde_json::to_value(&self.plateau)?;
+        state.decay = match self.optimizer.pending() {
+            pending if pending.iter().all(|&left| left == 1.0) => Vec::new(),
+            pending => pending.to_vec(),
+        };
         state.tuned = self.adaptive.tuned().to_vec();
         state.scaling = self.scale.as_ref().map(LossScale::state).transpose()?;
         let snapshot = Snapshot {

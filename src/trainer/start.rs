@@ -51,6 +51,7 @@ impl<'a> Trainer<'a> {
                 let from = || format!("resuming from {}", loaded.folder.display());
                 network.load_state(&loaded.model).with_context(from)?;
                 optimizer.load_state(&loaded.optimizer).or_exit(Exit::Checkpoint, from)?;
+                optimizer.load_pending(&loaded.state.decay);
                 (loaded.state, loaded.ema, true)
             }
             Start::Fresh(initial) => {
@@ -74,6 +75,12 @@ impl<'a> Trainer<'a> {
                 Some((ema, session.network()?))
             }
             None => None,
+        };
+        let thresholded = session.groups.iter().filter(|group| group.is_sparse());
+        let thresholded = thresholded.flat_map(|group| &group.members);
+        state.sparse = match &averaged {
+            Some(_) => thresholded.map(|&member| network.parameters()[member].name.clone()).collect(),
+            None => Vec::new(),
         };
         let adaptive = Adaptive::new(session, &network, &state.tuned)?;
         let scale = match spec.train.amp {

@@ -6,12 +6,13 @@ use tikhonov::optim::{Dials, Stride};
 use super::normal;
 use super::scaling::{OPTIMIZERS, Run};
 
-const PENALTIES: [&str; 5] = [
+const PENALTIES: [&str; 6] = [
     "{}",
     "{l2: 0.1, l1: 0.01}",
     "{decoupled: 0.1}",
     "{decoupled: 0.1, decoupled_mode: relative, l1: 0.01, groups: [{match: b, l2: 0.2}]}",
     "{l1: 0.1, l1_mode: subgradient}",
+    "{l1: 0.001, l1_mode: preconditioned}",
 ];
 
 #[test]

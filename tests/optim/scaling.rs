@@ -18,12 +18,13 @@ pub(super) const OPTIMIZERS: [&str; 9] = [
     "rmsprop: {lr: 0.1, momentum: 0.9, centered: true}",
 ];
 
-const PENALTIES: [&str; 5] = [
+const PENALTIES: [&str; 6] = [
     "{}",
     "{decoupled: 0.1}",
     "{decoupled: 0.1, decoupled_mode: cautious, l1: 0.01}",
     "{decoupled: 0.1, decoupled_mode: relative, l1: 0.01}",
     "{l1: 0.1, l1_mode: subgradient}",
+    "{decoupled: 0.002, decoupled_mode: accumulated, l1: 0.001, l1_mode: preconditioned}",
 ];
 
 /// A weight and a bias with their optimiser, the average of both, and a scale that overflows where it is told to.
@@ -84,6 +85,7 @@ impl Run {
             assert!(!scale.was_skipped().unwrap(), "one step is skipped once");
             if skipped {
                 self.ema.uncount();
+                self.optimizer.uncount();
             }
         }
         self.made += u64::from(!overflows);

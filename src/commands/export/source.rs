@@ -51,20 +51,14 @@ impl Source {
     }
 
     fn of_checkpoint(path: &Path, options: &Options) -> Result<Self> {
-        let (loaded, mut config) = checkpoint(path, options)?;
+        let (mut loaded, mut config) = checkpoint(path, options)?;
+        if options.raw {
+            loaded.ema = None;
+        }
         // Which layers were frozen is of no use to anybody else.
         config.model.init_from = None;
         let model = Model::from_spec(&config.model)?;
-        let averaged = loaded.ema.is_some() && !options.raw;
-        let notes = vec![format!(
-            "{}{}",
-            loaded.folder.display(),
-            match (averaged, loaded.ema.is_some()) {
-                (true, _) => " (averaged weights)",
-                (false, true) => " (raw weights)",
-                (false, false) => "",
-            }
-        )];
+        let notes = vec![format!("{}{}", loaded.folder.display(), loaded.kind())];
         let normalize = match &config.data.normalize {
             NormalizeSpec::Given(normalize) => Some(normalize.clone()),
             _ => None,
@@ -72,14 +66,14 @@ impl Source {
         let (mean, std) = normalize.map(|given| (given.mean, given.std)).unwrap_or_default();
         let about =
             About { classes: loaded.state.classes.clone(), mean, std, input_size: model.input().to_vec() };
-        let mut metadata = metadata(&loaded, averaged);
+        let mut metadata = metadata(&loaded);
         metadata.extend(about.json().into_iter().map(|(name, value)| (name, value.to_string())));
         Ok(Self {
             name: stem(path),
             model,
             about,
             metadata,
-            weights: if averaged { loaded.weights() } else { loaded.model },
+            weights: loaded.weights(),
             kind: config.dtype.kind(),
             notes,
             config: Some(config),
@@ -209,12 +203,12 @@ pub(super) fn checkpoint(path: &Path, options: &Options) -> Result<(Loaded, RunC
     Ok((loaded, config))
 }
 
-fn metadata(loaded: &Loaded, averaged: bool) -> Vec<(String, String)> {
+fn metadata(loaded: &Loaded) -> Vec<(String, String)> {
     let state = &loaded.state;
     let mut metadata = vec![
         ("epoch".to_owned(), state.epoch.to_string()),
         ("step".to_owned(), state.step.to_string()),
-        ("averaged".to_owned(), averaged.to_string()),
+        ("averaged".to_owned(), loaded.ema.is_some().to_string()),
         ("model".to_owned(), state.config["model"].to_string()),
     ];
     if let (Some(score), Some(best)) = (state.score, &state.best) {

@@ -1,0 +1,105 @@
+//! What the user should know of a run's arithmetic before it starts: settings that do less, or other things, than they seem to.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use tch::{Kind, Tensor};
+
+use super::Trainer;
+use crate::optim::OptimizerSpec;
+use crate::penalty::{self, DecoupledMode, Group, L1Mode};
+
+impl Trainer<'_> {
+    pub fn notes(&self) -> Result<Vec<String>> {
+        let own = [self.undecayed(), self.plain_threshold(), self.long_memory(), self.frozen_penalty()?];
+        Ok(own.into_iter().flatten().chain(self.rounded_decay()).collect())
+    }
+
+    /// `adamw` is taken for the decay that its name promises.
+    fn undecayed(&self) -> Option<String> {
+        let is_adamw = matches!(self.session.config.spec.optimizer, OptimizerSpec::AdamW(_));
+        let decays = self.session.groups.iter().any(|group| group.decoupled.is_active());
+        (is_adamw && !decays).then(|| {
+            "adamw: no weight decays, for `penalty` has no `decoupled`; PyTorch's default is `penalty: {decoupled: 0.01}`".into()
+        })
+    }
+
+    /// A soft threshold that has no minimum to go to.
+    fn plain_threshold(&self) -> Option<String> {
+        let spec = &self.session.config.spec;
+        let mut groups = self.session.groups.iter();
+        let is_plain = groups.any(|group| group.l1.is_active() && group.l1_mode == L1Mode::Proximal);
+        (is_plain && !matches!(spec.optimizer, OptimizerSpec::Sgd(_))).then(|| {
+            format!(
+                "l1: the soft threshold η·λ is the same for every weight, and the steps of {} are not, so the run does not end at the \
+                 minimum of loss + λ‖w‖₁ (with Adagrad every weight becomes 0 in time); `l1_mode: preconditioned` scales it as the steps",
+                spec.optimizer.python_class()
+            )
+        })
+    }
+
+    /// Decay that float32 cannot tell from none.
+    fn rounded_decay(&self) -> Vec<String> {
+        /// Sixteen times the half step of numbers below 1: from here on 1 − η·λ is within some percent of what is meant.
+        const COARSE: f64 = 16.0 / 16_777_216.0;
+        let total = self.total_steps();
+        let stride = (total / 10_000).max(1);
+        let one = |(at, group): (usize, &Group)| {
+            let is_exact =
+                self.session.kind == Kind::Double || group.decoupled_mode == DecoupledMode::Accumulated;
+            if is_exact || group.auto().is_some() || !group.decoupled.is_active() {
+                return None;
+            }
+            let share = |step| self.optimizer.share(self.lr_at(step), &self.rates_at(step)[at]);
+            let shares: Vec<f64> = (0..total).step_by(stride as usize).map(share).collect();
+            let most = shares.iter().copied().fold(0.0, f64::max);
+            let over_the_run = 1.0 - (-shares.iter().sum::<f64>() * stride as f64).exp();
+            (most > 0.0 && most < COARSE).then(|| {
+                format!(
+                    "decoupled decay of `{}`: η·λ is {most:.1e} at most, {:.3} % of a weight in the whole run, and float32 knows 1 − η·λ \
+                     in steps of 6e-8: weights shrink by up to three times that, or not at all. Take a larger λ, or \
+                     `decoupled_mode: accumulated`",
+                    group.label,
+                    100.0 * over_the_run
+                )
+            })
+        };
+        self.session.groups.iter().enumerate().filter_map(one).collect()
+    }
+
+    /// An average that the run is too short for.
+    fn long_memory(&self) -> Option<String> {
+        let ema = self.session.config.spec.train.ema.as_ref().filter(|ema| !ema.warmup)?;
+        let kept = ema.decay.powf(self.total_steps() as f64);
+        (kept > 0.1).then(|| {
+            format!(
+                "train.ema: without `warmup` the averaged weights, which are judged and handed out, hold {:.0} % of the weights that the \
+                 run began with: a decay of {} is too long for {} steps",
+                100.0 * kept,
+                ema.decay,
+                self.total_steps()
+            )
+        })
+    }
+
+    /// The constant part that the log leaves out.
+    fn frozen_penalty(&self) -> Result<Option<String>> {
+        let (params, groups) = self.session.groups_with_frozen()?;
+        let state: BTreeMap<String, Tensor> = self.network.state().into_iter().collect();
+        let (mut count, mut part) = (0, 0.0);
+        for group in groups {
+            let rates = group.rates(self.clock()).as_plain(self.peak());
+            let frozen = group.members.iter().map(|&member| params[member]).filter(|param| param.frozen);
+            let ws: Vec<&Tensor> = frozen.filter_map(|param| state.get(&param.name)).collect();
+            if group.is_active() {
+                count += ws.len();
+                part += penalty::value(&ws, &rates)?.double_value(&[]);
+            }
+        }
+        Ok((count > 0).then(|| {
+            format!(
+                "penalty: the part of {count} frozen tensors, {part:.4}, is constant and left out of the log"
+            )
+        }))
+    }
+}
