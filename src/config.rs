@@ -264,6 +264,7 @@ fn open(name: &str) -> Result<Document> {
         }
         None => format!("shipped configs: {}", shipped::configs().collect::<Vec<_>>().join(", ")),
     };
-    std::fs::metadata(path).or_exit(Exit::Usage, || format!("there is no config or run {name}; {hint}"))?;
+    let what = if path.extension().is_some() { "config" } else { "config or run" };
+    std::fs::metadata(path).or_exit(Exit::Usage, || format!("there is no {what} {name}; {hint}"))?;
     Document::read_pipe(path)
 }
