@@ -10,6 +10,7 @@ use crate::commands::{
     report as page, restore, runs, sample, summary, sweep, sweep_worker, train,
 };
 use crate::say;
+use crate::stop;
 use crate::sweep::worker::COMMAND;
 
 const EXAMPLES: &str = "\
@@ -61,6 +62,10 @@ enum Command {
 
 impl Cli {
     pub fn run(&self) -> Result<()> {
+        // These save on a signal.
+        if !matches!(self.command, Command::Train(_) | Command::Sweep(_) | Command::SweepWorker) {
+            stop::clean_up_on_signals();
+        }
         let outcome = match &self.command {
             Command::Train(options) => train::run(options),
             Command::Sweep(options) => sweep::run(options),

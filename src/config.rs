@@ -1,5 +1,6 @@
 //! A run as declared: the rooms' specs composed, loaded with overrides, validated, and written back in full.
 
+mod differences;
 mod train;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use crate::schedule::{Mode, ScheduleSpec};
 use crate::shipped;
 use crate::tasks::TaskSpec;
 use crate::yaml::{Document, Invalid, nearest};
+pub use differences::differences;
 pub use train::{Amp, CheckpointSpec, CudaGraph, EarlyStopping, Segments, TrainSpec};
 
 /// The resolved config in a run folder.
@@ -87,6 +89,9 @@ impl RunConfig {
     pub fn validate(&self) -> Result<(), Invalid> {
         if self.threads == Some(0) {
             return Err(Invalid::new("threads", "must be 1 or more; leave it out for libtorch's own choice"));
+        }
+        if let Some(threads @ 4097..) = self.threads {
+            return Err(Invalid::new("threads", format!("must be 4096 or fewer, not {threads}")));
         }
         self.model.validate().map_err(|invalid| invalid.under("model"))?;
         self.task.validate().map_err(|invalid| invalid.under("task"))?;

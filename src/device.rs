@@ -8,6 +8,8 @@ use tch::Device;
 
 use crate::exit::{Exit, fail};
 use crate::libtorch::{self, cuda};
+use crate::say::tell;
+use crate::threads::{REFUSED, available};
 
 /// The device as the user writes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +93,22 @@ pub fn autotune(on: bool) {
 /// Sets the number of threads that one libtorch operation uses on the CPU.
 pub fn set_threads(threads: usize) {
     libtorch::set_threads(threads);
+}
+
+/// Sets the number of threads, where one is given, and no more than the system makes: where they get fewer, libgomp ends the process
+/// and libtorch's pool, which a new number starts, waits for ever.
+pub fn settle_threads(threads: Option<usize>) {
+    let now = tch::get_num_threads().max(1) as usize;
+    let wanted = threads.unwrap_or(now);
+    // Libgomp's and the pool's; and one to be told by that those of loaders and checkpoints, which can be done without, are refused.
+    let needed = if wanted == now { wanted.max(2) } else { 2 * wanted };
+    let made = available(needed);
+    if made < needed {
+        tell!("{REFUSED}; going on with those that are there");
+        set_threads((made / 2).clamp(1, wanted));
+    } else if threads.is_some() {
+        set_threads(wanted);
+    }
 }
 
 /// How many threads can run at once.

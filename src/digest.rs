@@ -58,6 +58,11 @@ pub fn of_file(path: &Path) -> Result<String> {
     of(regular::open(path)?)
 }
 
+/// Of bytes in memory.
+pub fn of_bytes(bytes: &[u8]) -> String {
+    hexadecimal(Sha256::new_with_prefix(bytes))
+}
+
 /// Of piece `number` of a file.
 pub fn of_piece(path: &Path, number: usize) -> Result<String> {
     let mut file = regular::open(path)?;

@@ -73,7 +73,7 @@ impl<T> OrExit<T> for Option<T> {
 
 /// The code that `error` ends the process with: the outermost one given, else what the text tells, else 1.
 pub fn code(error: &anyhow::Error) -> u8 {
-    if error.chain().any(|cause| is_out_of_memory(&cause.to_string())) {
+    if error.chain().any(|cause| is_out_of_memory(&cause.to_string()) || is_memory_refused(cause)) {
         return Exit::Memory as u8;
     }
     if error.chain().any(is_storage_full) {
@@ -82,15 +82,63 @@ pub fn code(error: &anyhow::Error) -> u8 {
     error.downcast_ref::<Failure>().map_or(1, |failure| failure.exit as u8)
 }
 
-/// Whether libtorch's message says that memory ran out, on the CPU or on a GPU.
+/// Whether a library's message says that memory ran out, on the CPU or on a GPU: libtorch's, C++'s, or oneDNN's, which says no more
+/// when a primitive whose descriptor is fine gets no memory.
 pub fn is_out_of_memory(message: &str) -> bool {
-    message.contains("out of memory") || message.contains("can't allocate memory")
+    let says = |text: &str| message.contains(text);
+    ["out of memory", "can't allocate memory", "std::bad_alloc"].into_iter().any(says)
+        || (says("could not create a primitive") && !says("could not create a primitive descriptor"))
+}
+
+/// What a library says of an error, without the code of ours that it came through and its own addresses: tch's operators without an
+/// error path panic with `called Result::unwrap() …: Torch("TEXT")`.
+pub fn plain(message: &str) -> String {
+    let inner = message.strip_prefix("called `Result::unwrap()` on an `Err` value: ").unwrap_or(message);
+    let inner = match inner.strip_prefix("Torch(\"").and_then(|inner| inner.strip_suffix("\")")) {
+        Some(inner) => {
+            inner.replace("\\n", "\n").replace("\\\"", "\"").replace("\\'", "'").replace("\\\\", "\\")
+        }
+        None => inner.to_owned(),
+    };
+    let end =
+        ["\nframe #", " frame #", "\nException raised from"].iter().filter_map(|mark| inner.find(mark)).min();
+    inner[..end.unwrap_or(inner.len())].trim_end().to_owned()
+}
+
+fn io_kind(cause: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKind> {
+    let own = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    // The writer of JSON hides the system's error in its own.
+    own.or_else(|| cause.downcast_ref::<serde_json::Error>()?.io_error_kind())
+}
+
+fn is_memory_refused(cause: &(dyn std::error::Error + 'static)) -> bool {
+    io_kind(cause) == Some(std::io::ErrorKind::OutOfMemory)
+}
+
+/// Whether the error is that of a disk, a quota or a limit of file size that is used up.
+pub fn is_full(error: &anyhow::Error) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    error.chain().any(|cause| matches!(io_kind(cause), Some(FileTooLarge | QuotaExceeded | StorageFull)))
 }
 
 fn is_storage_full(cause: &(dyn std::error::Error + 'static)) -> bool {
-    use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-    let own = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-    // The writer of JSON hides the system's error in its own.
-    let kind = own.or_else(|| cause.downcast_ref::<serde_json::Error>()?.io_error_kind());
-    matches!(kind, Some(StorageFull | QuotaExceeded | ReadOnlyFilesystem))
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(io_kind(cause), Some(FileTooLarge | QuotaExceeded | ReadOnlyFilesystem | StorageFull))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_librarys_message_is_shown_without_what_it_came_through() {
+        let raw = "called `Result::unwrap()` on an `Err` value: Torch(\"[enforce fail at alloc_cpu.cpp:119] err == 0. \
+                   DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.\\nframe #0: c10::Error\")";
+        let text = plain(raw);
+        assert!(text.starts_with("[enforce fail") && text.ends_with("9 bytes."), "{text}");
+        assert!(is_out_of_memory(&text));
+        assert!(is_out_of_memory("could not create a primitive"));
+        assert!(!is_out_of_memory("could not create a primitive descriptor for a convolution"));
+        assert_eq!(plain("as it is"), "as it is");
+    }
 }

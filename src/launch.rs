@@ -46,6 +46,8 @@ pub fn launch(
     let output = config.spec.output.clone();
     let folder = LockedFolder::take(&output)?;
     let checkpoints = Checkpoints::of(&output);
+    // Told with --quiet too: what is lost or not as it was left.
+    let mut warnings = checkpoints.recover()?;
     let is_replaced = manner.force && folder.holds_run();
     let holds_run = checkpoints.exist()? && !is_replaced;
     if holds_run && !manner.resume {
@@ -64,13 +66,23 @@ pub fn launch(
     let mut notes = session.notes();
     let start = match holds_run {
         true => {
+            warnings.extend(["last", "best"].iter().filter_map(|link| checkpoints.dangling(link)));
             let (loaded, complaints) = checkpoints.last()?;
-            notes.extend(complaints);
+            if !complaints.is_empty() {
+                warnings.extend(complaints);
+                warnings.push(format!("going back to {}", loaded.folder.display()));
+            }
+            warnings.extend(session.is_same_data(&loaded.state)?);
             notes.extend(session.differences(&loaded.state)?);
             notes.push(format!("resuming at step {} (epoch {})", loaded.state.step, loaded.state.epoch + 1));
             Start::Resumed(Box::new(loaded))
         }
         false => {
+            if manner.resume
+                && let Some(dangling) = checkpoints.dangling("last")
+            {
+                warnings.push(format!("{dangling}: there is nothing to go on from, the run starts anew"));
+            }
             notes.extend(initial.iter().flat_map(|initial| initial.notes.clone()));
             Start::Fresh(initial)
         }
@@ -82,11 +94,18 @@ pub fn launch(
     notes.extend(run.notes()?);
     let epochs = session.config.spec.train.epochs;
     let mut progress = Progress::new(epochs, run.total_steps(), run.step(), manner.quiet);
+    warnings.extend(run.take_warnings());
+    for warning in warnings {
+        progress.warn(&warning, run.folder())?;
+    }
     for note in notes {
         progress.say(&note, run.folder())?;
     }
     let ended = train(&mut run, &mut progress, stop, watch);
     progress.finish();
+    for warning in run.take_warnings() {
+        progress.warn(&warning, run.folder())?;
+    }
     let ended = ended.and_then(|ended| run.folder().sync().map(|()| ended));
     let outcome = ended.and_then(|ended| match ended {
         Outcome::Interrupted => {
@@ -134,7 +153,7 @@ pub fn launch(
     if manner.plots
         && let Err(error) = plots(&output)
     {
-        let _ = run.folder().log(&format!("no plots: {error:#}"));
+        let _ = progress.warn(&format!("no plots: {error:#}"), run.folder());
     }
     ended
 }

@@ -4,7 +4,7 @@
 
 // Floor 0: libtorch, the device, exit codes, the embedded files, renaming rules, arithmetic of images, how a config
 // writes an enum, drawings as pictures, the time of phases, SHA-256, regular files, signals, lines for whoever looks on, what
-// fits a terminal.
+// fits a terminal, threads.
 pub mod device;
 mod digest;
 pub mod exit;
@@ -20,6 +20,7 @@ pub mod shipped;
 pub mod stopwatch;
 mod tagged;
 mod terminal;
+mod threads;
 // Floor 1: pure functions of files, tensors and steps.
 pub mod codec;
 pub mod data;

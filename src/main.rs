@@ -2,10 +2,16 @@
 
 use clap::Parser;
 use tikhonov::cli::{Cli, report};
-use tikhonov::libtorch::leave;
+use tikhonov::libtorch::{heap, leave};
+use tikhonov::stop;
+
+#[global_allocator]
+static HEAP: heap::Heap = heap::Heap;
 
 fn main() {
     report::install_panic_hook();
+    heap::watch();
+    stop::outlive_file_limits();
     // Help, the version and mistakes on the command line end here.
     let cli = Cli::try_parse().unwrap_or_else(|told| {
         let _ = told.print();

@@ -7,7 +7,7 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::run_folder::RunFolder;
-use crate::say::tell;
+use crate::say::{plain, tell};
 use crate::telemetry::{Averaged, Condition, EpochRecord, StepRecord};
 use crate::terminal::{Part, line, stderr_columns};
 
@@ -146,11 +146,19 @@ impl Progress {
     /// A line for the user, above the bar, and for the log.
     pub fn say(&mut self, line: &str, folder: &mut RunFolder) -> Result<()> {
         match self.style {
-            Style::Bar => self.bar.println(line),
+            Style::Bar => self.bar.println(plain(line)),
             Style::Plain => tell!("{line}"),
             Style::Quiet => {}
         }
         folder.log(line)
+    }
+
+    /// The same for what must not be missed: with `--quiet` too.
+    pub fn warn(&mut self, line: &str, folder: &mut RunFolder) -> Result<()> {
+        if self.style == Style::Quiet {
+            tell!("{line}");
+        }
+        self.say(line, folder)
     }
 
     pub fn finish(&self) {

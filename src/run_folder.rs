@@ -13,6 +13,7 @@ use crate::checkpoint::{Checkpoints, State, atomic};
 use crate::config::{CONFIG_FILE, PROGRAM_FILE};
 use crate::exit::{Exit, OrExit, fail};
 use crate::model::scripted::fingerprint;
+use crate::say::tell;
 use crate::telemetry::Record;
 
 /// A run's folder that no other process trains in; nothing in it is touched yet.
@@ -46,9 +47,9 @@ const SYNC_EVERY: Duration = Duration::from_secs(1);
 impl LockedFolder {
     /// Makes the folder if need be and takes it. Exit 2 where another process has it.
     pub fn take(path: &Path) -> Result<Self> {
-        fs::create_dir_all(path)
+        atomic::make_folder(path)
             .or_exit(Exit::Storage, || format!("making the run folder {}", path.display()))?;
-        Ok(Self { path: path.into(), lock: lock(path)? })
+        Ok(Self { path: path.into(), lock: lock(path, "training")? })
     }
 
     /// Whether there is a run, whole or in part, that tikhonov made.
@@ -117,19 +118,30 @@ impl LockedFolder {
 
     fn open(self, keep: impl Fn(&Position) -> bool) -> Result<RunFolder> {
         let Self { path, lock } = self;
+        for folder in [path.clone(), path.join("plots"), path.join("pictures")] {
+            atomic::sweep(&folder);
+        }
         let metrics = path.join("metrics.jsonl");
-        let past = match fs::read_to_string(&metrics) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            text => text.context("metrics.jsonl")?,
+        let past = match fs::read(&metrics) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            bytes => bytes.context("metrics.jsonl")?,
         };
-        let kept: String = past
-            .lines()
-            .filter(|line| serde_json::from_str(line).is_ok_and(|position| keep(&position)))
-            .map(|line| format!("{line}\n"))
-            .collect();
+        let (mut kept, mut damaged) = (Vec::with_capacity(past.len()), 0);
+        for line in past.split_inclusive(|&byte| byte == b'\n') {
+            let is_whole = line.ends_with(b"\n");
+            match std::str::from_utf8(line).ok().and_then(|line| serde_json::from_str(line).ok()) {
+                Some(position) if keep(&position) => {
+                    kept.extend_from_slice(line.trim_ascii_end());
+                    kept.push(b'\n');
+                }
+                Some(_) => {}
+                // The last line of a process that was killed while it wrote it is no damage.
+                None => damaged += usize::from(is_whole),
+            }
+        }
         // Waiting for the disk where nothing is taken back would only make the start slower.
         if kept != past {
-            atomic::write_bytes(&metrics, kept.as_bytes()).context("metrics.jsonl")?;
+            atomic::write_bytes(&metrics, &kept).context("metrics.jsonl")?;
             write_csv(&path).context("metrics.csv")?;
         }
         let append = |name: &str| {
@@ -139,7 +151,15 @@ impl LockedFolder {
                 .open(path.join(name))
                 .with_context(|| name.to_owned())
         };
-        let (metrics, log) = (append("metrics.jsonl")?, append("log.txt")?);
+        let (metrics, mut log) = (append("metrics.jsonl")?, append("log.txt")?);
+        if damaged > 0 {
+            let s = if damaged == 1 { "" } else { "s" };
+            let line = format!(
+                "{damaged} damaged line{s} of metrics.jsonl left out; the checkpoints do not depend on it"
+            );
+            tell!("{line}");
+            writeln!(log, "{line}").context("log.txt")?;
+        }
         // The first epoch to come writes the table whole.
         let (table, synced) = (None, Instant::now());
         Ok(RunFolder { metrics, table, log, path, synced, is_behind: false, _lock: lock })
@@ -177,7 +197,7 @@ impl RunFolder {
 
     /// Appends to `metrics.jsonl`, and of an epoch a row to `metrics.csv`.
     pub fn record(&mut self, record: &Record) -> Result<()> {
-        self.append(record).or_exit(Exit::Storage, || "writing the metrics")
+        self.append(record).or_exit(Exit::Storage, || self.writing("the metrics"))
     }
 
     fn append(&mut self, record: &Record) -> Result<()> {
@@ -211,7 +231,14 @@ impl RunFolder {
 
     /// Has the metrics on the disk: a checkpoint must not outlive what led to it.
     pub fn sync(&mut self) -> Result<()> {
-        self.flush().or_exit(Exit::Storage, || "flushing the metrics to the disk")
+        self.flush().or_exit(Exit::Storage, || self.writing("the metrics to the disk"))
+    }
+
+    /// What was being done when it failed. A folder that is gone is named as the cause.
+    fn writing(&self, what: &str) -> String {
+        let gone =
+            if self.path.is_dir() { "" } else { ", which was removed or renamed while the run went on" };
+        format!("writing {what} in {}{gone}", self.path.display())
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -227,7 +254,7 @@ impl RunFolder {
 
     /// Appends a line to `log.txt`.
     pub fn log(&mut self, line: &str) -> Result<()> {
-        self.log.write_all(format!("{line}\n").as_bytes()).or_exit(Exit::Storage, || "writing log.txt")
+        self.log.write_all(format!("{line}\n").as_bytes()).or_exit(Exit::Storage, || self.writing("log.txt"))
     }
 }
 
@@ -297,15 +324,16 @@ fn flatten(name: &str, value: &Value, cells: &mut Vec<(String, String)>) {
     }
 }
 
-/// Two processes in one folder would overwrite each other's checkpoints.
-fn lock(path: &Path) -> Result<File> {
+/// Takes the folder of a run or a sweep for as long as the file is open: two processes in one would overwrite each other's files.
+/// Exit 2 where another has it, which is `at_work`, such as training.
+pub fn lock(path: &Path, at_work: &str) -> Result<File> {
     let file = path.join(".lock");
     let lock = File::create(&file).or_exit(Exit::Storage, || format!("making {}", file.display()))?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => {
             let message =
-                format!("another process is training in {}; wait for it, or use --output", path.display());
+                format!("another process is {at_work} in {}; wait for it, or use --output", path.display());
             Err(fail(Exit::Usage, message))
         }
         Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("locking {}", file.display())),

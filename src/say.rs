@@ -1,5 +1,6 @@
 //! Lines for whoever looks on. They may go away while the work is done (`| head`, a terminal that is closed): no reason to end it.
 
+use std::borrow::Cow;
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Write, stderr, stdout};
 use std::sync::OnceLock;
@@ -26,8 +27,9 @@ pub(crate) use {say, tell};
 
 /// Text of the result, on stdout. What does not get there is told by [`complete`].
 pub fn out(text: Arguments) {
+    let text = text.to_string();
     let mut out = stdout().lock();
-    if let Err(error) = out.write_fmt(text).and_then(|()| out.flush())
+    if let Err(error) = out.write_all(plain(&text).as_bytes()).and_then(|()| out.flush())
         && error.kind() != ErrorKind::BrokenPipe
     {
         // The first one tells the cause.
@@ -37,7 +39,19 @@ pub fn out(text: Arguments) {
 
 /// Text beside the result, on stderr.
 pub fn aside(text: Arguments) {
-    let _ = stderr().lock().write_fmt(text);
+    let text = text.to_string();
+    let _ = stderr().lock().write_all(plain(&text).as_bytes());
+}
+
+/// `text` with its control characters written out, line ends and tabs apart: a file's name may hold what a terminal obeys.
+pub fn plain(text: &str) -> Cow<'_, str> {
+    let is_obeyed = |c: char| c.is_control() && c != '\n' && c != '\t';
+    if !text.contains(is_obeyed) {
+        return text.into();
+    }
+    let written =
+        text.chars().map(|c| if is_obeyed(c) { c.escape_default().to_string() } else { c.to_string() });
+    written.collect::<String>().into()
 }
 
 /// Whether [`progress`] is silent, as `--quiet` wants it.
@@ -59,4 +73,15 @@ pub fn complete() -> Result<()> {
     let Some(error) = LOST.get() else { return Ok(()) };
     let cause = std::io::Error::new(error.kind(), error.to_string());
     Err(cause).or_exit(Exit::Storage, || "writing to stdout: the work is done, its report is not whole")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_obeys_is_written_out() {
+        assert_eq!(plain("a\u{1b}[2Jb\r\u{9b}31m\tc\n"), "a\\u{1b}[2Jb\\r\\u{9b}31m\tc\n");
+        assert!(matches!(plain("Größe 漢字\n"), Cow::Borrowed(_)));
+    }
 }

@@ -1,24 +1,25 @@
 //! A config come to life: the device, the data, the network and the task, shared by training and evaluation.
 
+mod resume;
+
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use serde_json::Value;
 use tch::{Device, Kind};
 
 use crate::checkpoint::initial::Initial;
-use crate::checkpoint::{Checkpoints, Loaded, State};
-use crate::config::{Config, PROGRAM_FILE, RunConfig};
+use crate::checkpoint::{Checkpoints, Loaded};
+use crate::config::{Config, RunConfig};
 use crate::data::draw::{Draw, Purpose};
 use crate::data::loader::{Loader, LoaderOptions, Preparation};
 use crate::data::normalize::NormalizeSpec;
 use crate::data::{Dataset, Sets, Shelf, Skipped, Split, Targets};
 use crate::device;
-use crate::exit::{Exit, OrExit, fail};
+use crate::exit::{self, Exit, OrExit, fail};
 use crate::layers::{Param, ParamKind};
 use crate::libtorch::autocast::allow_tf32;
 use crate::libtorch::winograd;
-use crate::model::{Model, ModelSource, Network};
+use crate::model::{Model, Network};
 use crate::penalty::{Group, PenaltySpec, Target};
 use crate::tasks::Task;
 use crate::yaml::Invalid;
@@ -141,9 +142,7 @@ impl Session {
         let Plan { model, groups } = plan;
         let spec = &mut config.spec;
         let device = spec.device.resolve()?;
-        if let Some(threads) = spec.threads {
-            device::set_threads(threads);
-        }
+        device::settle_threads(spec.threads);
         if let Some(tf32) = spec.train.tf32 {
             allow_tf32(tf32)?;
         }
@@ -192,7 +191,18 @@ impl Session {
     /// The network with fresh weights: the seed decides them.
     pub fn network(&self) -> Result<Network> {
         device::seed(self.config.spec.seed);
-        self.model.build(self.device, self.kind).context("building the network")
+        let built = self.model.build(self.device, self.kind);
+        if let Err(error) = &built
+            && exit::code(error) == Exit::Memory as u8
+        {
+            let params: i64 =
+                self.model.params().iter().map(|param| param.shape.iter().product::<i64>()).sum();
+            let size = params as f64 * self.kind.elt_size_in_bytes() as f64 / f64::from(1 << 30);
+            return built.or_exit(Exit::Memory, || {
+                format!("the network does not fit into memory: its {params} numbers take {size:.1} GiB; take a smaller one")
+            });
+        }
+        built.context("building the network")
     }
 
     /// The network with a checkpoint's weights: the averaged ones where there are any.
@@ -244,6 +254,11 @@ impl Session {
             ("test", self.test.as_ref()),
         ];
         let mut notes = Vec::new();
+        let (threads, cores) = (tch::get_num_threads() as usize, device::cores());
+        if threads > 4 * cores {
+            notes
+                .push(format!("threads: {threads} on {cores} cores wait for each other; {cores} are faster"));
+        }
         for (name, set) in sets {
             let Some(set) = set else { continue };
             notes.extend(set.notes.iter().map(|note| format!("{name}: {note}")));
@@ -252,6 +267,7 @@ impl Session {
             }
             notes.push(format!("{name}: {} samples of shape {:?}{}", set.len(), set.shape, classes(set)));
             notes.extend(self.mask_notes(name, set));
+            notes.extend(set.sampled().map(|how| format!("{name}: {how}")));
         }
         if let (Some(train), [outputs]) = (&self.train, self.model.output())
             && let (Targets::Classes(_), classes) = (&train.targets, train.classes.len())
@@ -300,44 +316,6 @@ impl Session {
     pub fn left_out(&self) -> [(&'static str, Vec<Skipped>); 3] {
         let of = |set: &Option<Dataset>| set.as_ref().map_or_else(Vec::new, Dataset::left_out);
         [("train", of(&self.train)), ("validation", of(&self.validation)), ("test", of(&self.test))]
-    }
-
-    /// How this config differs from the one that `state` was saved under. Other data is refused: the order of the
-    /// samples would be another, and the run no longer the same run.
-    pub fn differences(&self, state: &State) -> Result<Vec<String>> {
-        let mut changed = Vec::new();
-        let now = serde_json::to_value(&self.config.spec)?;
-        compare("", &state.config, &now, &mut changed);
-        let program =
-            |(path, change): &(String, String)| path == "model.sha256" && !change.starts_with("was null");
-        if let (true, ModelSource::Torchscript { file, .. }) =
-            (changed.iter().any(program), &self.config.spec.model.source)
-        {
-            let folder = self.config.spec.output.display();
-            let message = format!(
-                "{file} is not the program that this run was started with, which is {folder}/{PROGRAM_FILE}: go on with \
-                 `tikhonov train {folder} --resume`, or start a new run with --output FOLDER"
-            );
-            return Err(fail(Exit::Checkpoint, message));
-        }
-        let notes: Vec<_> =
-            changed.iter().map(|(path, change)| format!("resuming with another {path}: {change}")).collect();
-        if state.data_fingerprint != self.train()?.fingerprint {
-            let message = format!(
-                "the training data is not what this run was started with; start a new run for other data\n{}",
-                notes.join("\n")
-            );
-            return Err(fail(Exit::Data, message.trim_end()));
-        }
-        // Within an epoch these say which samples are learnt already.
-        const ORDER: [&str; 4] = ["data.batch_size", "data.drop_last", "seed", "train.accumulate"];
-        let order = changed.iter().find(|(path, _)| ORDER.contains(&path.as_str()));
-        if let (Some((path, change)), true) = (order, state.batch > 0) {
-            let message =
-                format!("`{path}` cannot change in the middle of an epoch ({change}); change it back");
-            return Err(fail(Exit::Usage, message));
-        }
-        Ok(notes)
     }
 }
 
@@ -405,19 +383,4 @@ fn fits(model: &Model, shape: &[i64]) -> Result<()> {
              (or its args), or the size that the data is brought to"
         )
     })
-}
-
-fn compare(path: &str, old: &Value, new: &Value, changed: &mut Vec<(String, String)>) {
-    if let (Value::Object(old), Value::Object(new)) = (old, new) {
-        let mut keys: Vec<_> = old.keys().chain(new.keys()).collect();
-        keys.sort();
-        keys.dedup();
-        for key in keys {
-            let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-            let side = |side: &serde_json::Map<String, Value>| side.get(key).cloned().unwrap_or(Value::Null);
-            compare(&path, &side(old), &side(new), changed);
-        }
-    } else if old != new && !["output", "device", "threads", "model.torchscript"].contains(&path) {
-        changed.push((path.to_owned(), format!("was {old}, is {new}")));
-    }
 }

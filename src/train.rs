@@ -75,6 +75,9 @@ pub fn train(
             for line in run.left_out() {
                 progress.say(&line, run.folder())?;
             }
+            for warning in run.take_warnings() {
+                progress.warn(&warning, run.folder())?;
+            }
             progress.step(run.epoch(), run.step());
             watch.steps(run.epoch(), run.step(), run.total_steps())?;
             if let Some(record) = logged {

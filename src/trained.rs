@@ -8,10 +8,11 @@ use serde_json::{Value, json};
 use crate::checkpoint::initial::Initial;
 use crate::checkpoint::weights::Part;
 use crate::checkpoint::{Checkpoints, Loaded, State};
-use crate::config::{CONFIG_FILE, Config, Override};
+use crate::config::{CONFIG_FILE, Config, Override, differences};
 use crate::device;
 use crate::exit::{Exit, OrExit, fail};
 use crate::model::Network;
+use crate::say::tell;
 use crate::session::Plan;
 
 /// Which weights, where it is not the run's own choice.
@@ -76,6 +77,9 @@ impl Trained {
                 Weights::File(initial, None)
             }
         };
+        if let (Weights::Checkpoint(loaded), true) = (&weights, is_run) {
+            tell_edits(run, loaded)?;
+        }
         Ok(Self { config, plan, weights })
     }
 
@@ -99,9 +103,7 @@ impl Trained {
 
     /// Sets the number of threads, where the config names one.
     pub fn use_threads(&self) {
-        if let Some(threads) = self.config.spec.threads {
-            device::set_threads(threads);
-        }
+        device::settle_threads(self.config.spec.threads);
     }
 
     /// The network alone.
@@ -111,6 +113,32 @@ impl Trained {
         self.weights.load_into(&network)?;
         Ok(network)
     }
+}
+
+/// Tells where the run's config.yaml is not what its checkpoint was saved under, in what decides on answers and scores.
+fn tell_edits(run: &Path, loaded: &Loaded) -> Result<()> {
+    const KEYS: [&str; 8] = [
+        "model",
+        "task",
+        "dtype",
+        "data.normalize",
+        "data.smooth",
+        "data.train",
+        "data.validation",
+        "data.test",
+    ];
+    let config = Config::of_run(run, &[], [])?;
+    for (path, change) in differences(&loaded.state.config, &serde_json::to_value(&config.spec)?) {
+        let matters = KEYS
+            .iter()
+            .any(|key| path.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')));
+        // Of a scripted network the run folder's own copy counts.
+        if matters && !path.starts_with("model.torchscript") {
+            let (file, saved) = (run.join(CONFIG_FILE), loaded.folder.display());
+            tell!("{} was changed since {saved} was saved: {path} {change}", file.display());
+        }
+    }
+    Ok(())
 }
 
 impl Weights {

@@ -56,6 +56,10 @@ pub struct Trainer<'a> {
     note: Option<String>,
     /// How many of the samples that were left out the user has been told of, set by set.
     told: [usize; 3],
+    /// The same, with `--quiet` too.
+    warnings: Vec<String>,
+    /// Step, epoch and batch of the checkpoint that this process saved last.
+    saved: Option<(u64, u64, usize)>,
 
     loader: Rc<Loader>,
     folder: RunFolder,
@@ -298,6 +302,11 @@ impl Trainer<'_> {
             *told = all.len().max(*told);
         }
         lines
+    }
+
+    /// What the user must not miss, once.
+    pub fn take_warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
     }
 
     /// Takes note of whether the last step was skipped; waits for its gradients where it could have been.

@@ -14,6 +14,7 @@ mod dense;
 mod device;
 mod dropped;
 mod export;
+mod faults;
 mod generation;
 mod init_from;
 mod judged;

@@ -183,7 +183,7 @@ fn a_resume_that_is_refused_leaves_the_run_as_it_was() {
     let kept = ["config.yaml", "metrics.jsonl"].map(|name| fs::read(Path::new(output).join(name)).unwrap());
     let (code, _, stderr) =
         run(&["train", &config, "--set", "model.args.width=6", "--output", output, "--resume"]);
-    assert_eq!(code, 4, "{stderr}");
+    assert_eq!(code, 2, "{stderr}");
     let (code, _, stderr) = run(&["train", &config, "--seed", "9", "--output", output, "--resume"]);
     assert_eq!(code, 3, "another split of the data: {stderr}");
     assert!(stderr.contains("another seed"), "{stderr}");

@@ -5,18 +5,18 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread::{self, ScopedJoinHandle};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use tch::Tensor;
 
 use super::safetensors::Contents;
-use super::state::{FORMAT, State};
+use super::state::{Newer, State};
 use super::weights::read_weights;
 use crate::device::cores;
 use crate::digest::{self, PIECE};
 use crate::exit::{Exit, OrExit};
 use crate::optim::keep_zeros;
+use crate::threads::{both, each, share};
 
 /// What an average of weights says of itself, among its tensors, as PyTorch's `AveragedModel` does.
 const EMA_UPDATES: &str = "n_averaged";
@@ -64,10 +64,10 @@ impl Loaded {
 }
 
 /// Fills the folder `draft`, which becomes a checkpoint by its next name.
-pub(super) fn write(mut snapshot: Snapshot, draft: &Path) -> Result<()> {
+pub(super) fn write(snapshot: Snapshot, draft: &Path) -> Result<()> {
     remove_if_there(draft)?;
-    fs::create_dir_all(draft)?;
-    let state = &mut snapshot.state;
+    fs::create_dir(draft)?;
+    let mut state = snapshot.state;
     let mut parts = vec![("model", &snapshot.model), ("optimizer", &snapshot.optimizer)];
     parts.extend(snapshot.ema.as_ref().map(|ema| ("ema", ema)));
     let parts = parts
@@ -77,25 +77,26 @@ pub(super) fn write(mut snapshot: Snapshot, draft: &Path) -> Result<()> {
     let twins = parts.iter().map(|(file, contents)| (file.clone(), contents.share())).collect();
     // All files are on their way to the disk at once, and their sums are taken meanwhile; the draft becomes a
     // checkpoint only when all of it is there and reads back as it is in memory.
-    thread::scope(|scope| {
-        let sums = scope.spawn(|| at_once(twins, |_, contents| contents.sums()));
-        let files = scope.spawn(|| {
-            at_once(parts, |file, contents| {
-                contents.write_synced(&draft.join(file)).with_context(|| file.to_owned())
-            })
-        });
-        let sums = joined(sums)?;
-        state.files = sums.iter().map(|(file, sums)| (file.clone(), sums.whole.clone())).collect();
-        state.pieces = sums.into_iter().map(|(file, sums)| (file, sums.pieces)).collect();
-        let mut file = File::create(draft.join(STATE))?;
-        file.write_all(&serde_json::to_vec_pretty(&state)?)?;
-        file.sync_all()?;
-        joined(files)?;
-        if read_state(draft)?.files != state.files {
-            bail!("state.json does not read back as written");
-        }
-        Ok(sync_folder(draft)?)
-    })
+    let write = |file: &str, contents: Contents| {
+        contents.write_synced(&draft.join(file)).with_context(|| file.to_owned())
+    };
+    let (files, state) = both(
+        || at_once(parts, write),
+        || -> Result<State> {
+            let sums = at_once(twins, |_, contents| contents.sums())?;
+            state.files = sums.iter().map(|(file, sums)| (file.clone(), sums.whole.clone())).collect();
+            state.pieces = sums.into_iter().map(|(file, sums)| (file, sums.pieces)).collect();
+            let mut file = File::create(draft.join(STATE))?;
+            file.write_all(&state.to_file()?)?;
+            file.sync_all()?;
+            Ok(state)
+        },
+    );
+    files?;
+    if read_state(draft)?.files != state?.files {
+        bail!("state.json does not read back as written");
+    }
+    Ok(sync_folder(draft)?)
 }
 
 /// Whether `folder` is a checkpoint's, whole or not.
@@ -110,14 +111,6 @@ pub fn load(folder: &Path) -> Result<Loaded> {
 
 fn read_whole(folder: &Path) -> Result<Loaded> {
     let state = read_state(folder)?;
-    if state.format > FORMAT {
-        bail!(
-            "it has layout {} and this program knows up to {FORMAT}; it was written by tikhonov {}, use that \
-             version or a newer one",
-            state.format,
-            state.version
-        );
-    }
     for name in ["model.safetensors", "optimizer.safetensors"] {
         state.files.get(name).with_context(|| format!("state.json does not list {name}"))?;
     }
@@ -125,14 +118,14 @@ fn read_whole(folder: &Path) -> Result<Loaded> {
         Ok(read_weights(&folder.join(name), None)?.tensors.into_iter().collect())
     };
     // Read by this thread, whose memory is at hand, while others verify; what they find wrong counts first.
-    let (intact, tensors) = thread::scope(|scope| {
-        let intact = scope.spawn(|| verify(folder, &state));
-        let ema = || state.files.contains_key("ema.safetensors").then(|| read("ema.safetensors")).transpose();
-        let tensors =
-            || -> Result<_> { Ok((read("model.safetensors")?, read("optimizer.safetensors")?, ema()?)) };
-        let tensors = tensors();
-        (joined(intact), tensors)
-    });
+    let (intact, tensors) = both(
+        || verify(folder, &state),
+        || -> Result<_> {
+            let ema =
+                || state.files.contains_key("ema.safetensors").then(|| read("ema.safetensors")).transpose();
+            Ok((read("model.safetensors")?, read("optimizer.safetensors")?, ema()?))
+        },
+    );
     intact?;
     let (model, optimizer, ema) = tensors?;
     Ok(Loaded { folder: folder.into(), model, optimizer, ema, state })
@@ -143,7 +136,9 @@ pub(super) fn verify(folder: &Path, state: &State) -> Result<()> {
     let mut jobs = Vec::new();
     for (name, whole) in &state.files {
         let path = folder.join(name);
-        let len = path.metadata().with_context(|| name.to_owned())?.len();
+        let found = path.metadata().with_context(|| name.to_owned())?;
+        ensure!(found.is_file(), "{name} is no regular file");
+        let len = found.len();
         match state.pieces.get(name) {
             Some(pieces) if len.div_ceil(PIECE as u64) == pieces.len() as u64 => {
                 jobs.extend((0..).zip(pieces).map(|(number, sum)| (name, Some(number), sum)));
@@ -164,11 +159,7 @@ pub(super) fn verify(folder: &Path, state: &State) -> Result<()> {
         };
         unpoisoned(&failures).entry(name).or_insert(failure);
     };
-    thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(work);
-        }
-    });
+    share(threads, work);
     let failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
     failures.into_values().next().map_or(Ok(()), Err)
 }
@@ -177,29 +168,25 @@ fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Does the work for every file in a thread of its own; of several errors the first in the order of the files is told.
+/// Does the work for all files at once; of several errors the first in the order of the files is told.
 fn at_once<T: Send, R: Send>(
     files: Vec<(String, T)>,
     work: impl Fn(&str, T) -> Result<R> + Sync,
 ) -> Result<BTreeMap<String, R>> {
-    thread::scope(|scope| {
-        let work = &work;
-        let start = |(file, with): (String, T)| {
-            let name = file.clone();
-            (file, scope.spawn(move || work(&name, with)))
-        };
-        let running: Vec<_> = files.into_iter().map(start).collect();
-        running.into_iter().map(|(file, thread)| Ok((file, joined(thread)?))).collect()
-    })
-}
-
-fn joined<T>(thread: ScopedJoinHandle<Result<T>>) -> Result<T> {
-    thread.join().unwrap_or_else(|_| Err(anyhow!("a thread has died at it")))
+    let done = each(files.len(), files, |(file, with)| work(&file, with).map(|made| (file, made)));
+    done.into_iter().collect()
 }
 
 pub(super) fn read_state(folder: &Path) -> Result<State> {
-    let bytes = fs::read(folder.join(STATE)).context("state.json")?;
-    serde_json::from_slice(&bytes).context("state.json is damaged")
+    let path = folder.join(STATE);
+    ensure!(path.metadata().context(STATE)?.is_file(), "{STATE} is no regular file");
+    let bytes = fs::read(path).context(STATE)?;
+    State::of_file(&bytes)
+}
+
+/// Whether `error` says that a checkpoint has a layout that this program does not know yet.
+pub(super) fn is_newer(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Newer>().is_some()
 }
 
 pub(super) fn remove_if_there(folder: &Path) -> std::io::Result<()> {

@@ -4,9 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::path::Path;
-use std::thread;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use safetensors::Dtype as Packed;
 use safetensors::tensor::{Metadata, TensorInfo};
 use tch::{Device, Kind, Tensor};
@@ -15,6 +14,7 @@ use super::atomic;
 use crate::digest::{Summing, Sums};
 use crate::exit::{Exit, OrExit, fail};
 use crate::libtorch::bytes;
+use crate::threads::both;
 
 /// Writes contiguous copies of `tensors` to `path`, atomically; `format: pt` is added to `metadata`. Any device. The order is
 /// kept among tensors of one element size; larger elements come first, which aligns them all.
@@ -91,11 +91,9 @@ impl Contents {
         self.pass_to(|bytes| Ok(file.write_all(bytes)?))?;
         let file = file.into_inner()?;
         let twin = self.share();
-        thread::scope(|scope| {
-            let compared = scope.spawn(move || twin.reads_back(path));
-            file.sync_all().context("flushing to the disk")?;
-            compared.join().map_err(|_| anyhow!("the thread that reads it back has died"))?
-        })
+        let (compared, synced) = both(move || twin.reads_back(path), || file.sync_all());
+        synced.context("flushing to the disk")?;
+        compared
     }
 
     fn reads_back(&self, path: &Path) -> Result<()> {

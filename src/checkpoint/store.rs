@@ -2,15 +2,18 @@
 //!
 //! `checkpoints/step-00000500/` (within an epoch) or `epoch-0003/` (at its end) hold `model.safetensors`,
 //! `optimizer.safetensors`, `ema.safetensors` where there is one, and `state.json` with the SHA-256 of each.
-//! `last` and `best` are links. A folder is written under another name, synced, checked and renamed; the old
-//! one goes only afterwards.
+//! `last` and `best` are links. A folder is written under another name, synced, checked and renamed, or exchanged with one
+//! that has its name already; the old one goes only afterwards.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use super::folder::{Loaded, STATE, Snapshot, load, read_state, remove_if_there, sync_folder, verify, write};
+use super::folder::{
+    Loaded, STATE, Snapshot, is_newer, load, read_state, remove_if_there, sync_folder, verify, write,
+};
 use super::state::State;
 use crate::exit::{Exit, OrExit, fail};
 
@@ -35,22 +38,78 @@ impl Checkpoints {
         Ok(!self.newest_first()?.is_empty())
     }
 
-    /// Tidies up after a process that was killed while it saved: drafts go, and `best` is what `state` says.
-    pub fn settle(&self, state: &State) -> Result<()> {
-        for entry in fs::read_dir(&self.folder)? {
-            let entry = entry?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with('.') && entry.file_type()?.is_dir() {
-                fs::remove_dir_all(entry.path())?;
+    /// Whether there is a checkpoint of this name, whole or not.
+    pub fn has(&self, name: &str) -> bool {
+        self.resolve(name).is_some()
+    }
+
+    /// Where `last` or `best` points, if nothing is there.
+    pub fn dangling(&self, link: &str) -> Option<String> {
+        let target = self.target(link).filter(|_| !self.has(link))?;
+        Some(format!(
+            "{} points to {}, which is not there",
+            self.folder.join(link).display(),
+            short_name(&target)
+        ))
+    }
+
+    /// Where a process was killed, on a file system that cannot exchange two folders, between the renaming of a checkpoint that
+    /// it was about to replace and that of the new one: the old one gets its name back.
+    pub fn recover(&self) -> Result<Vec<String>> {
+        let mut notes = Vec::new();
+        for (name, path) in self.hidden()? {
+            let Some(name) = name.strip_prefix('.').and_then(|name| name.strip_suffix(".old")) else {
+                continue;
+            };
+            let target = self.folder.join(name);
+            if !target.exists() && path.join(STATE).exists() {
+                let context = || format!("giving {} its name back", target.display());
+                fs::rename(&path, &target)
+                    .and_then(|()| sync_folder(&self.folder))
+                    .or_exit(Exit::Storage, context)?;
+                notes.push(format!(
+                    "{} was being replaced when the run was killed; the old one is back",
+                    target.display()
+                ));
             }
         }
-        if let Some(best) = &state.best {
+        Ok(notes)
+    }
+
+    /// Tidies up after a process that was killed while it saved: drafts go, and `best` is what `state` says.
+    pub fn settle(&self, state: Option<&State>) -> Result<()> {
+        for (_, path) in self.hidden()? {
+            match path.symlink_metadata()?.is_dir() {
+                true => fs::remove_dir_all(path)?,
+                false => fs::remove_file(path)?,
+            }
+        }
+        if let Some(best) = state.and_then(|state| state.best.as_ref()) {
             let name = format!("epoch-{:04}", best.epoch);
-            if self.resolve(&name).is_some() && self.resolve("best") != self.resolve(&name) {
+            if self.has(&name) && self.resolve("best") != self.resolve(&name) {
                 self.link("best", &name)?;
             }
         }
         Ok(())
+    }
+
+    /// What lies there under a name of its own for the time of its writing.
+    fn hidden(&self) -> Result<Vec<(String, PathBuf)>> {
+        let hidden = self.entries()?.into_iter().filter(|(name, _)| name.starts_with('.'));
+        Ok(hidden.collect())
+    }
+
+    /// All that is in the folder, by name; nothing where it is not there.
+    fn entries(&self) -> Result<Vec<(String, PathBuf)>> {
+        let read = || -> std::io::Result<Vec<_>> {
+            let named =
+                |entry: fs::DirEntry| (entry.file_name().to_string_lossy().into_owned(), entry.path());
+            fs::read_dir(&self.folder)?.map(|entry| entry.map(named)).collect()
+        };
+        match read() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            entries => entries.or_exit(Exit::Checkpoint, || format!("reading {}", self.folder.display())),
+        }
     }
 
     /// Writes `snapshot`, points `last` (and `best`, if asked) at it. What was there stays until this is safe.
@@ -62,35 +121,76 @@ impl Checkpoints {
         };
         let target = self.folder.join(&name);
         let draft = self.folder.join(format!(".{name}.draft"));
-        let written = write(snapshot, &draft).and_then(|()| self.place(&draft, &target));
+        let context = || {
+            let kept = match self.target("last") {
+                Some(last) => format!("the checkpoint before it, {}, is kept", short_name(&last)),
+                None => "there is none before it".into(),
+            };
+            format!("saving the checkpoint {} ({kept})", target.display())
+        };
+        let written =
+            self.make().and_then(|()| write(snapshot, &draft)).and_then(|()| self.place(&draft, &target));
         if written.is_err() {
             // A full disk must not stay full of drafts; the error that is reported is the first one.
             let _ = remove_if_there(&draft);
         }
-        let context = || format!("saving the checkpoint {}", target.display());
         written.or_exit(Exit::Storage, context)?;
         // `best` first: a process that dies between the two resumes from `last`, which then still is the older one.
         for link in [is_best.then_some("best"), Some("last")].into_iter().flatten() {
-            self.link(link, &name).or_exit(Exit::Storage, context)?;
+            self.link(link, &name).or_exit(Exit::Storage, || {
+                format!("pointing {} to the new checkpoint {name}", self.folder.join(link).display())
+            })?;
         }
         Ok(target)
     }
 
-    /// Puts a whole draft, which was read back, in its place; what was there goes when the new one reads back there too.
+    /// Makes the folder for the first checkpoint. That of the run must be there: one that was removed is not made anew.
+    fn make(&self) -> Result<()> {
+        if self.folder.is_dir() {
+            return Ok(());
+        }
+        let run = self.folder.parent().unwrap_or(Path::new("."));
+        fs::create_dir(&self.folder).with_context(|| match run.is_dir() {
+            true => format!("making {}", self.folder.display()),
+            false => format!("the run folder {} was removed or renamed while the run went on", run.display()),
+        })?;
+        Ok(sync_folder(run)?)
+    }
+
+    /// Puts a whole draft, which was read back, in its place. What was there goes when the new one reads back there too, and comes
+    /// back where it does not.
     fn place(&self, draft: &Path, target: &Path) -> Result<()> {
+        if !target.exists() {
+            fs::rename(draft, target)?;
+            return Ok(sync_folder(&self.folder)?);
+        }
+        // At any moment one of them has the name.
+        let exchange = || renameat_with(CWD, draft, CWD, target, RenameFlags::EXCHANGE);
+        if exchange().is_err() {
+            return self.place_aside(draft, target);
+        }
+        let read_back = sync_folder(&self.folder).map_err(Into::into).and_then(|()| reads_back(target));
+        if read_back.is_err() {
+            let _ = exchange();
+        }
+        read_back?;
+        Ok(remove_if_there(draft)?)
+    }
+
+    /// The same where the file system cannot exchange two folders.
+    fn place_aside(&self, draft: &Path, target: &Path) -> Result<()> {
         let old = target.with_file_name(format!(".{}.old", short_name(target)));
         remove_if_there(&old)?;
-        let replaces = target.exists();
-        if replaces {
-            fs::rename(target, &old)?;
+        fs::rename(target, &old)?;
+        let placed = fs::rename(draft, target)
+            .and_then(|()| sync_folder(&self.folder))
+            .map_err(Into::into)
+            .and_then(|()| reads_back(target));
+        if placed.is_err() {
+            let _ = fs::rename(target, draft);
+            let _ = fs::rename(&old, target);
         }
-        fs::rename(draft, target)?;
-        sync_folder(&self.folder)?;
-        if replaces {
-            read_state(target)
-                .and_then(|state| verify(target, &state))
-                .with_context(|| format!("{} does not read back as written", target.display()))?;
-        }
+        placed?;
         Ok(remove_if_there(&old)?)
     }
 
@@ -99,9 +199,8 @@ impl Checkpoints {
     pub fn prune(&self, keep: usize, higher_is_better: bool) -> Result<()> {
         let linked: Vec<_> = ["last", "best"].iter().filter_map(|link| self.resolve(link)).collect();
         let mut others = Vec::new();
-        for folder in self.newest_first()? {
+        for (state, folder) in self.newest_first()? {
             if !linked.contains(&folder) {
-                let state = read_state(&folder).ok();
                 let score =
                     state.and_then(|state| state.score).map(|s| if higher_is_better { s } else { -s });
                 others.push((score.unwrap_or(f64::NEG_INFINITY), folder));
@@ -110,15 +209,21 @@ impl Checkpoints {
         // Stable: among equals the newest stays first.
         others.sort_by(|a, b| b.0.total_cmp(&a.0));
         for (_, folder) in others.into_iter().skip(keep) {
-            fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
+            fs::remove_dir_all(&folder)
+                .or_exit(Exit::Storage, || format!("removing {}", folder.display()))?;
         }
         Ok(())
     }
 
-    /// The newest checkpoint that is whole, and what was wrong with newer ones.
+    /// The newest checkpoint that is whole, and what was wrong with newer ones. One of a newer layout is exit 4: to go on from an older
+    /// one would overwrite what was learnt since.
     pub fn last(&self) -> Result<(Loaded, Vec<String>)> {
-        let mut candidates: Vec<_> = self.resolve("last").into_iter().collect();
-        for folder in self.newest_first()? {
+        let found = self.newest_first()?;
+        // Those whose state cannot be read may be the newest.
+        let (unreadable, readable): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|(state, _)| state.is_none());
+        let mut candidates: Vec<_> = self.target("last").into_iter().collect();
+        for (_, folder) in unreadable.into_iter().chain(readable) {
             if !candidates.contains(&folder) {
                 candidates.push(folder);
             }
@@ -127,6 +232,7 @@ impl Checkpoints {
         for folder in &candidates {
             match load(folder) {
                 Ok(loaded) => return Ok((loaded, complaints)),
+                Err(error) if is_newer(&error) => return Err(error),
                 Err(error) => complaints.push(format!("{error:#}")),
             }
         }
@@ -139,7 +245,7 @@ impl Checkpoints {
     pub fn named(&self, name: &str) -> Result<Loaded> {
         let folder = self.resolve(name).or_exit(Exit::Checkpoint, || {
             let known: Vec<_> =
-                self.newest_first().unwrap_or_default().iter().map(|f| short_name(f)).collect();
+                self.newest_first().unwrap_or_default().iter().map(|(_, f)| short_name(f)).collect();
             let links = ["last", "best"].iter().filter(|link| self.resolve(link).is_some());
             let known: Vec<_> = links.map(|link| (*link).to_owned()).chain(known).collect();
             format!("no checkpoint `{name}` in {}; there are: {}", self.folder.display(), known.join(", "))
@@ -155,12 +261,14 @@ impl Checkpoints {
 
     /// The real folder behind a name.
     fn resolve(&self, name: &str) -> Option<PathBuf> {
-        let path = self.folder.join(name);
-        let real = match fs::read_link(&path) {
-            Ok(target) => self.folder.join(target.file_name()?),
-            Err(_) => path,
-        };
+        let real = self.target(name).unwrap_or_else(|| self.folder.join(name));
         real.join(STATE).exists().then_some(real)
+    }
+
+    /// Where a link points, whether something is there or not; None for what is no link.
+    fn target(&self, link: &str) -> Option<PathBuf> {
+        let target = fs::read_link(self.folder.join(link)).ok()?;
+        Some(self.folder.join(target.file_name()?))
     }
 
     fn link(&self, link: &str, name: &str) -> std::io::Result<()> {
@@ -170,31 +278,35 @@ impl Checkpoints {
             _ => {}
         }
         std::os::unix::fs::symlink(name, &draft)?;
-        fs::rename(&draft, self.folder.join(link))?;
+        let renamed = fs::rename(&draft, self.folder.join(link));
+        if renamed.is_err() {
+            let _ = fs::remove_file(&draft);
+        }
+        renamed?;
         sync_folder(&self.folder)
     }
 
-    /// Real checkpoint folders by the step that their state tells, newest first.
-    fn newest_first(&self) -> Result<Vec<PathBuf>> {
-        let entries = match fs::read_dir(&self.folder) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error).with_context(|| format!("reading {}", self.folder.display())),
-        };
+    /// Real checkpoint folders by the step that their state tells, newest first; those without a state that can be read last.
+    fn newest_first(&self) -> Result<Vec<(Option<State>, PathBuf)>> {
         let mut found = Vec::new();
-        for entry in entries {
-            let entry = entry?;
-            let hidden = entry.file_name().to_string_lossy().starts_with('.');
-            if hidden || !entry.file_type()?.is_dir() {
-                continue;
+        for (name, path) in self.entries()? {
+            if !name.starts_with('.') && path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+                found.push((read_state(&path).ok(), path));
             }
-            let state = read_state(&entry.path()).ok();
-            let age = state.map(|state| (state.step, state.epoch, state.batch == 0));
-            found.push((age, entry.path()));
         }
-        found.sort();
-        Ok(found.into_iter().rev().map(|(_, folder)| folder).collect())
+        found.sort_by_cached_key(|(state, path)| {
+            let age = state.as_ref().map(|state| (state.step, state.epoch, state.batch == 0));
+            std::cmp::Reverse((age, path.clone()))
+        });
+        Ok(found)
     }
+}
+
+/// Whether a checkpoint is whole where it lies now.
+fn reads_back(folder: &Path) -> Result<()> {
+    read_state(folder)
+        .and_then(|state| verify(folder, &state))
+        .with_context(|| format!("{} does not read back as written", folder.display()))
 }
 
 fn short_name(folder: &Path) -> String {
@@ -267,7 +379,7 @@ mod tests {
             store.prune(1, true).unwrap();
         }
         let mut names: Vec<_> =
-            store.newest_first().unwrap().iter().map(|folder| short_name(folder)).collect();
+            store.newest_first().unwrap().iter().map(|(_, folder)| short_name(folder)).collect();
         names.sort();
         assert_eq!(names, ["epoch-0002", "epoch-0003", "epoch-0005"]);
         assert_eq!(store.named("best").unwrap().state.step, 20);

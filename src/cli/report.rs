@@ -5,6 +5,11 @@ use std::panic::PanicHookInfo;
 
 use crate::exit::{self, Exit, Failure};
 use crate::libtorch;
+use crate::say;
+
+/// What needs less memory, of a run whose network fits.
+const LESS: &str =
+    "  memory ran out: a smaller data.batch_size (with train.accumulate for the same result) needs less";
 
 /// Prints `error` and what caused it; returns the exit code that belongs to it.
 pub fn failure(error: &anyhow::Error, debug: bool) -> u8 {
@@ -22,8 +27,12 @@ pub fn failure(error: &anyhow::Error, debug: bool) -> u8 {
     // What was found too large before it was made names its own remedy.
     let is_told = error.downcast_ref::<Failure>().is_some_and(|failure| failure.exit == Exit::Memory);
     if code == Exit::Memory as u8 && !is_told {
-        text += "  memory ran out: a smaller data.batch_size (with train.accumulate for the same result) needs less\n";
+        text = text + LESS + "\n";
     }
+    if exit::is_full(error) {
+        text += "  no room is left on that disk, in its quota or under `ulimit -f`: free some; a run goes on with --resume\n";
+    }
+    let text = say::plain(&text);
     // Where stderr is closed too there is nobody left to tell.
     let _ = std::io::stderr().write_all(text.as_bytes());
     code
@@ -43,9 +52,9 @@ pub fn install_panic_hook() {
         if libtorch::is_catching() {
             return;
         }
-        let text = message(info);
+        let text = exit::plain(&message(info));
         if exit::is_out_of_memory(&text) {
-            let _ = writeln!(std::io::stderr(), "error: memory ran out\n  caused by: {text}");
+            let _ = writeln!(std::io::stderr(), "error: memory ran out\n  caused by: {text}\n{LESS}");
             std::process::exit(Exit::Memory as i32);
         }
         let place = info.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();

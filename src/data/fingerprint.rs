@@ -1,32 +1,50 @@
 //! A hash that tells whether a run goes on with the data that it started with.
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
 use anyhow::Result;
 use sha2::{Digest, Sha256};
 use tch::Tensor;
 
 use super::mask::Encoding;
 use super::{Dataset, Samples, Targets};
+use crate::device::cores;
 use crate::digest::hexadecimal;
 use crate::libtorch::bytes;
+use crate::threads::each;
 
 /// Tensors above this many bytes are hashed in part.
 const WHOLE: usize = 256 << 20;
 /// The parts: this many, evenly spaced, first and last bytes included.
 const PARTS: usize = 256;
 const PART_BYTES: usize = 1 << 20;
+/// Of a file that is read at need, this many parts count: evenly spaced, first and last bytes included. Formats that compress change
+/// everywhere where anything changes.
+const FILE_PARTS: u64 = 4;
+const FILE_PART_BYTES: u64 = 16 << 10;
 
 impl Dataset {
     /// Sets the fingerprint: sha256 of shape, classes, samples and targets. Resident samples count with their bytes
-    /// (those above 256 MiB with 256 evenly spaced MiB), files with names and sizes.
+    /// (those above 256 MiB with 256 evenly spaced MiB), files with names, sizes and bytes (those above 64 KiB with four parts of
+    /// 16 KiB).
     pub(super) fn seal(&mut self) -> Result<()> {
         let mut hash = Sha256::new();
         hash.update(format!("{:?} {:?} {:?}\n", self.shape, self.classes, self.features));
         match &self.samples {
             Samples::Resident(xs) => tensor(&mut hash, xs)?,
             Samples::Files(files) => {
-                for file in files.files.iter().chain(&files.partners) {
-                    let size = file.path.metadata().map_or(0, |metadata| metadata.len());
-                    hash.update(format!("{:?} {size}\n", file.path.file_name().unwrap_or_default()));
+                let all: Vec<_> = files.files.iter().chain(&files.partners).collect();
+                // Shares of many files: a file takes no longer than handing it over.
+                let shares = all.chunks(all.len().div_ceil(8 * cores()).max(1)).collect();
+                let sums = each(cores(), shares, |share| {
+                    // What cannot be read is named when its turn comes in training.
+                    share.iter().map(|file| of_file(&file.path).unwrap_or_default()).collect::<Vec<_>>()
+                });
+                for (file, sum) in all.iter().zip(sums.iter().flatten()) {
+                    hash.update(format!("{:?} {sum}\n", file.path.file_name().unwrap_or_default()));
                 }
                 hash.update(format!("{:?}\n", files.framing));
             }
@@ -51,6 +69,37 @@ impl Dataset {
         self.fingerprint = hexadecimal(hash);
         Ok(())
     }
+}
+
+impl Dataset {
+    /// How its fingerprint was taken, where that was not from all bytes.
+    pub fn sampled(&self) -> Option<String> {
+        let Samples::Files(files) = &self.samples else { return None };
+        let count = files.files.len();
+        Some(format!(
+            "{count} files are read at need; a resume knows them by name, size and up to 64 KiB of each"
+        ))
+    }
+}
+
+/// The size of a file, and the sum of its parts.
+fn of_file(path: &Path) -> io::Result<String> {
+    let file = File::open(path)?;
+    let (size, mut hash) = (file.metadata()?.len(), Sha256::new());
+    let parts = match size {
+        size if size <= FILE_PARTS * FILE_PART_BYTES => vec![(0, size)],
+        _ => {
+            let last = size - FILE_PART_BYTES;
+            (0..FILE_PARTS).map(|part| (last * part / (FILE_PARTS - 1), FILE_PART_BYTES)).collect()
+        }
+    };
+    let mut buffer = vec![0; parts.iter().map(|(_, len)| *len as usize).max().unwrap_or(0)];
+    for (start, len) in parts {
+        let part = &mut buffer[..len as usize];
+        file.read_exact_at(part, start)?;
+        hash.update(part);
+    }
+    Ok(format!("{size} {}", hexadecimal(hash)))
 }
 
 /// The fingerprint of the samples `indices` of a set that has one itself.

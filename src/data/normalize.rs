@@ -10,7 +10,9 @@ use super::{Dataset, Files, Samples};
 use crate::device::cores;
 use crate::exit::{Exit, OrExit, fail};
 use crate::interrupt;
+use crate::libtorch::catching;
 use crate::libtorch::memory::Bytes;
+use crate::threads;
 use crate::yaml::Invalid;
 
 /// `auto`, `none`, or `{mean: [...], std: [...]}` with one number per channel or feature.
@@ -211,13 +213,11 @@ fn in_threads<'a, T: Sync + 'a>(
     shares: impl Iterator<Item = &'a [T]>,
     count: impl Fn(&'a [T]) -> Vec<[u64; 256]> + Sync,
 ) -> Result<Vec<[u64; 256]>> {
-    let parts = std::thread::scope(|scope| {
-        let count = &count;
-        let workers: Vec<_> = shares.map(|share| scope.spawn(move || count(share))).collect();
-        workers.into_iter().map(|worker| worker.join()).collect::<Result<Vec<_>, _>>()
-    });
-    let parts =
-        parts.ok().or_exit(Exit::Data, || "normalize: a decoder panicked; give mean and std instead")?;
+    let parts = threads::each(cores(), shares.collect(), |share| catching(|| count(share)));
+    let parts: Vec<_> = parts
+        .into_iter()
+        .collect::<Result<_>>()
+        .or_exit(Exit::Data, || "normalize: a decoder panicked; give mean and std instead")?;
     let mut counts: Vec<[u64; 256]> = Vec::new();
     for part in parts {
         counts.resize(counts.len().max(part.len()), [0; 256]);

@@ -1,8 +1,6 @@
 //! Smoothing of images before training: Gaussian, box or median. Borders are mirrored (d c b a | a b c d | d c b a), as
 //! `scipy.ndimage` does by default.
 
-use std::thread;
-
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -10,6 +8,7 @@ use tch::{Kind, Tensor};
 use super::picture::Picture;
 use crate::device::cores;
 use crate::exit::{Exit, fail};
+use crate::threads;
 use crate::yaml::Invalid;
 
 /// A filter that every image of every set passes through once, at its final size, before any augmentation of resident
@@ -69,13 +68,9 @@ impl SmoothSpec {
         images.f_to_kind(Kind::Float)?.f_contiguous()?.f_copy_data(&mut pixels, images.numel())?;
         let plane = height * width;
         let share = (pixels.len() / plane).div_ceil(cores()).max(1) * plane;
-        thread::scope(|scope| {
-            for part in pixels.chunks_mut(share) {
-                scope.spawn(move || {
-                    for pixels in part.chunks_mut(plane) {
-                        self.plane(pixels, height, width);
-                    }
-                });
+        threads::each(cores(), pixels.chunks_mut(share).collect(), |part| {
+            for pixels in part.chunks_mut(plane) {
+                self.plane(pixels, height, width);
             }
         });
         let smooth = Tensor::f_from_slice(&pixels)?.f_view(size.as_slice())?;

@@ -1,7 +1,5 @@
 //! The `data:` section of a run config.
 
-use std::thread;
-
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -18,6 +16,7 @@ use super::{Dataset, Fit, Mode, Resize, Sets, Shelf, Targets, split};
 use crate::device::cores;
 use crate::exit::{Exit, OrExit, fail};
 use crate::interrupt;
+use crate::threads::each;
 use crate::yaml::Invalid;
 
 /// The `data:` section: where the samples come from and how they are prepared.
@@ -128,6 +127,9 @@ impl DataSpec {
         if self.batch_size == 0 {
             return Err(Invalid::new("batch_size", "must be at least 1"));
         }
+        if self.workers > 1024 {
+            return Err(Invalid::new("workers", format!("must be 1024 or fewer, not {}", self.workers)));
+        }
         if !(self.memory_gib.is_finite() && self.memory_gib >= 0.0) {
             return Err(Invalid::new(
                 "memory_gib",
@@ -175,20 +177,8 @@ impl DataSpec {
             .collect::<Result<_>>()?;
         shelf.keep_only(declared.iter().map(|(_, key, _)| key.as_str()));
         let missing: Vec<_> = declared.iter().filter(|(_, key, _)| !shelf.holds(key)).collect();
-        let read: Vec<Result<Dataset>> = thread::scope(|scope| {
-            // Reading is bound by one core for most formats: the sets are read beside each other, the first one here.
-            let others: Vec<_> = missing
-                .iter()
-                .skip(1)
-                .map(|&&(part, _, source)| (part, scope.spawn(move || open(part, source))))
-                .collect();
-            let first = missing.first().map(|&&(part, _, source)| open(part, source));
-            let joined = others.into_iter().map(|(part, thread)| {
-                let died = |_| Err(fail(Exit::Data, format!("reading the {part} failed")));
-                thread.join().unwrap_or_else(died)
-            });
-            first.into_iter().chain(joined).collect()
-        });
+        // Reading is bound by one core for most formats: the sets are read beside each other.
+        let read = each(missing.len(), missing.clone(), |&(part, _, source)| open(part, source));
         for ((_, key, _), set) in missing.into_iter().zip(read) {
             shelf.put(key.clone(), set?);
         }

@@ -57,7 +57,9 @@ impl Swept {
         let trials = String::from_utf8_lossy(&trials);
         let mut trials: Vec<Value> =
             trials.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        // Stable: of a trial that stands there twice the first line counts.
         trials.sort_by_key(|trial| trial["trial"].as_u64());
+        trials.dedup_by_key(|trial| trial["trial"].as_u64());
 
         let mut points: Vec<(Map<String, Value>, Vec<&Value>)> = Vec::new();
         for trial in &trials {

@@ -60,12 +60,7 @@ pub fn filled(lens: &[u64], fill: impl Fn(usize, &mut [u8]) -> Result<()> + Sync
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4).min(lens.len());
-    std::thread::scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(work);
-        }
-        work();
-    });
+    crate::threads::share(threads, work);
     let failure = unpoisoned(&failure).take();
     drop(jobs);
     failure.map_or(Ok(tensors), Err)

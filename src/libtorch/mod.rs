@@ -7,6 +7,7 @@ pub mod bytes;
 pub mod cuda;
 pub mod dense;
 pub mod graph;
+pub mod heap;
 pub mod loss;
 pub mod machine;
 pub mod memory;
@@ -25,6 +26,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use anyhow::{Result, anyhow};
 use tch::Tensor;
 use torch_sys::C_tensor;
+
+use crate::exit;
 
 unsafe extern "C" {
     fn tikhonov_free(text: *mut c_char);
@@ -132,6 +135,6 @@ pub fn catching<T>(f: impl FnOnce() -> T) -> Result<T> {
             .cloned()
             .or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()))
             .unwrap_or_else(|| "libtorch panicked without a message".into());
-        anyhow!("{text}")
+        anyhow!("{}", exit::plain(&text))
     })
 }

@@ -11,6 +11,7 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #ifdef _OPENMP
 #include <omp.h>
@@ -79,7 +80,12 @@ class Team {
   }
 
   void share(Job job, const Work& f) {
-    for (; members < job.threads - 1; ++members) std::thread(&Team::follow, this, members + 1).detach();
+    // Where the system refuses threads, those that are there take the pieces.
+    try {
+      for (; !refused && members < job.threads - 1; ++members) std::thread(&Team::follow, this, members + 1).detach();
+    } catch (const std::system_error&) {
+      refused = true;
+    }
     work = &f;
     failure = nullptr;
     left.store(job.pieces, std::memory_order_relaxed);
@@ -166,6 +172,7 @@ class Team {
   // Of whoever leads.
   std::mutex leader;
   int64_t members = 0, calls = 0;
+  bool refused = false;
   uint64_t number = 0;
   Clock::time_point over, lost_at, apart_until;
   Clock::duration lost = Clock::duration::zero();

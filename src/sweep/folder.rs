@@ -1,7 +1,8 @@
 //! The folder of a sweep: what it is, a line per finished trial, and in the end what they say.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -18,6 +19,7 @@ use crate::checkpoint::atomic;
 use crate::exit::{Exit, OrExit, fail};
 use crate::figure;
 use crate::plot::standalone;
+use crate::run_folder::lock;
 
 const DESIGN: &str = "sweep.json";
 const TRIALS: &str = "trials.jsonl";
@@ -36,17 +38,20 @@ pub struct Past {
 /// The folder of a sweep.
 pub struct Folder {
     pub path: PathBuf,
+    _lock: File,
 }
 
 impl Folder {
     /// Takes the folder for `design`: a new one, or with `resume` one that holds the same design. Returns what is
     /// there already.
     pub fn open(path: &Path, design: &Design, resume: bool) -> Result<(Self, Past)> {
-        let folder = Self { path: path.to_owned() };
+        atomic::make_folder(path).or_exit(Exit::Storage, || format!("making {}", path.display()))?;
+        // Two sweeps would record every trial twice, and choose among the halves.
+        let folder = Self { path: path.to_owned(), _lock: lock(path, "sweeping")? };
+        atomic::sweep(path);
         let file = path.join(DESIGN);
         let now = serde_json::to_value(design)?;
         if !file.exists() {
-            fs::create_dir_all(path).or_exit(Exit::Storage, || path.display())?;
             folder.write(DESIGN, &(serde_json::to_string_pretty(&now)? + "\n"))?;
             return Ok((folder, Past::default()));
         }
@@ -80,15 +85,22 @@ impl Folder {
             points: folder.lines(POINTS)?,
             stands: folder.lines(REPORTS)?,
         };
-        past.finished.retain(|one| one.ending != Ending::Crashed);
+        let mut known = HashSet::new();
+        past.finished.retain(|one| one.ending != Ending::Crashed && known.insert(one.trial));
         folder.rewrite(TRIALS, &past.finished)?;
         Ok((folder, past))
     }
 
     /// What a file holds, line by line. A line that was being written when the process was killed is no line, and goes.
     fn lines<T: Serialize + DeserializeOwned>(&self, name: &str) -> Result<Vec<T>> {
-        let text = fs::read_to_string(self.path.join(name)).unwrap_or_default();
-        let lines: Vec<T> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let path = self.path.join(name);
+        let text = match fs::read(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            text => text.or_exit(Exit::Storage, || path.display().to_string())?,
+        };
+        // Bytes: one that is no UTF-8 must not cost the other lines.
+        let lines = text.split(|&byte| byte == b'\n');
+        let lines: Vec<T> = lines.filter_map(|line| serde_json::from_slice(line).ok()).collect();
         self.rewrite(name, &lines)?;
         Ok(lines)
     }

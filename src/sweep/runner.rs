@@ -5,7 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use serde_json::Value;
 
 use super::folder::Past;
@@ -17,6 +17,7 @@ use super::{Design, Ending, Finished, Folder, Trial, path};
 use crate::device::DeviceSpec;
 use crate::exit::{Exit, OrExit, fail};
 use crate::stop::Stop;
+use crate::threads::each;
 
 /// A place for one trial at a time.
 #[derive(Clone, Copy, Debug)]
@@ -90,15 +91,10 @@ impl<'a> Runner<'a> {
     /// reason than diverging or a process that was killed ends the sweep.
     pub fn run(self) -> Result<(Design, Vec<Finished>)> {
         let runner = &self;
-        let outcome = std::thread::scope(|scope| {
-            let slots: Vec<_> =
-                (0..self.place.slots.len()).map(|at| scope.spawn(move || runner.work(at))).collect();
-            let outcomes: Vec<_> = slots.into_iter().map(|slot| slot.join()).collect();
-            let died = |_| Err(anyhow!("a thread of the sweep died"));
-            outcomes.into_iter().try_for_each(|outcome| outcome.unwrap_or_else(died))
-        });
+        let slots = (0..self.place.slots.len()).collect::<Vec<_>>();
+        let outcomes = each(slots.len(), slots, |at| runner.work(at));
         self.live.finish();
-        outcome?;
+        outcomes.into_iter().collect::<Result<()>>()?;
         if self.stop.is_requested() {
             let message = "interrupted; the same command with --resume goes on from here";
             return Err(fail(Exit::Interrupted, message));

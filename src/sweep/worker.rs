@@ -1,7 +1,7 @@
 //! Workers: processes of ours that run one trial after another, so that libtorch starts once and the data is read once.
 //! A line of JSON each way; a worker that dies takes one trial with it and nothing else.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::device::DeviceSpec;
+use crate::exit::{Exit, fail};
+use crate::threads::{REFUSED, spawn};
 
 /// The subcommand that is a worker.
 pub const COMMAND: &str = "sweep-worker";
@@ -78,10 +80,13 @@ impl Worker {
             // step of several threads could take ten times as long.
             command.env("GOMP_SPINCOUNT", "10000");
         }
-        let mut child = command.spawn().context("starting a worker")?;
+        let mut child = command.spawn().map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock => fail(Exit::Memory, format!("starting a worker: {REFUSED}")),
+            _ => anyhow::Error::new(error).context("starting a worker"),
+        })?;
         let (sender, reports) = channel();
         if let Some(stdout) = child.stdout.take() {
-            std::thread::spawn(move || {
+            spawn("reports", move || {
                 for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                     // Whatever else a library prints is no report.
                     if let Ok(report) = serde_json::from_str(&line)
@@ -90,9 +95,10 @@ impl Worker {
                         break;
                     }
                 }
-            });
+            })?;
         }
-        let errors = child.stderr.take().map(|mut stderr| std::thread::spawn(move || last_of(&mut stderr)));
+        let errors = child.stderr.take();
+        let errors = errors.map(|mut stderr| spawn("errors", move || last_of(&mut stderr))).transpose()?;
         let stdin = child.stdin.take();
         Ok(Self { child, stdin, reports, errors })
     }

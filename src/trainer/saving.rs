@@ -26,9 +26,17 @@ impl Trainer<'_> {
         if is_due { self.save() } else { Ok(()) }
     }
 
-    /// Writes a checkpoint of this very moment. A broken network is never saved.
+    /// Writes a checkpoint of this very moment, unless it is saved already. A broken network is never saved.
     pub fn save(&mut self) -> Result<()> {
         self.settle()?;
+        let position = (self.state.step, self.state.epoch, self.state.batch);
+        let checkpoints = self.folder.checkpoints();
+        if self.saved.is_some() && !checkpoints.are_kept() {
+            let message = "the folder of the checkpoints was removed while the run went on; it is made anew, those before are lost";
+            self.warnings.push(message.into());
+        } else if self.saved == Some(position) {
+            return Ok(());
+        }
         self.health.add(&Number::Here(telemetry::weight_norm(&self.network)?), 1.0);
         self.check_health()?;
         let mut state = self.state.clone();
@@ -50,8 +58,8 @@ impl Trainer<'_> {
             ema: self.averaged.as_ref().map(|(ema, _)| ema.state()),
         };
         self.folder.sync()?;
-        let checkpoints = self.folder.checkpoints();
         checkpoints.save(snapshot, standing::is_best(&self.state))?;
+        self.saved = Some(position);
         let keep = self.session.config.spec.train.checkpoint.keep;
         checkpoints.prune(keep, self.session.task.goal().higher_is_better)
     }

@@ -49,8 +49,19 @@ impl<'a> Trainer<'a> {
         let (mut state, saved_average, resumed) = match start {
             Start::Resumed(loaded) => {
                 let from = || format!("resuming from {}", loaded.folder.display());
-                network.load_state(&loaded.model).with_context(from)?;
-                optimizer.load_state(&loaded.optimizer).or_exit(Exit::Checkpoint, from)?;
+                session.is_reachable(&loaded.state, loader.steps().div_ceil(spec.train.accumulate))?;
+                let loading = network
+                    .load_state(&loaded.model)
+                    .with_context(from)
+                    .and_then(|()| optimizer.load_state(&loaded.optimizer).or_exit(Exit::Checkpoint, from));
+                match loading {
+                    // The checkpoint is as it should be; it is the config that changed.
+                    Err(error) if session.is_redesigned(&loaded.state)? => Err(error).or_exit(Exit::Usage, || {
+                        "the config's `model` or `optimizer` is not what this run was started with: change it back, or \
+                         start a new run with --output FOLDER"
+                    })?,
+                    loading => loading?,
+                }
                 optimizer.load_pending(&loaded.state.decay);
                 (loaded.state, loaded.ema, true)
             }
@@ -65,6 +76,11 @@ impl<'a> Trainer<'a> {
         state.classes = train.classes.clone();
         state.features = train.features.clone();
         state.config = serde_json::to_value(spec)?;
+        state.fingerprints = session.fingerprints();
+        state.data_fingerprint = train.fingerprint.clone();
+        state.threads = Some(tch::get_num_threads() as usize);
+        // What an earlier version saved is saved as of this one.
+        (state.format, state.version) = (State::new(String::new()).format, env!("CARGO_PKG_VERSION").into());
         let averaged = match &spec.train.ema {
             Some(ema) => {
                 // An average that a resume adds starts from the weights as they are.
@@ -89,7 +105,8 @@ impl<'a> Trainer<'a> {
         };
         let plateau = match &state.plateau {
             serde_json::Value::Null => Plateau::default(),
-            saved => serde_json::from_value(saved.clone()).context("the checkpoint's schedule state")?,
+            saved => serde_json::from_value(saved.clone())
+                .or_exit(Exit::Checkpoint, || "the checkpoint's schedule state")?,
         };
         device::autotune(spec.train.cudnn_benchmark);
         let (graphing, note) = Graphing::new(session)?;
@@ -108,8 +125,17 @@ impl<'a> Trainer<'a> {
         if !is_over || !folder.path().join(CONFIG_FILE).exists() {
             folder.write(CONFIG_FILE, &session.config.resolved()?)?;
         }
-        if resumed {
-            folder.checkpoints().settle(&state).or_exit(Exit::Storage, || "tidying the checkpoints")?;
+        let checkpoints = folder.checkpoints();
+        checkpoints.settle(resumed.then_some(&state)).or_exit(Exit::Storage, || "tidying the checkpoints")?;
+        let mut warnings = Vec::new();
+        if let Some(best) = &state.best
+            && !checkpoints.has(&format!("epoch-{:04}", best.epoch))
+        {
+            warnings.push(format!(
+                "the checkpoint of the best epoch so far, {}, is not there: the best is chosen anew among the epochs to come",
+                best.epoch
+            ));
+            state.best = None;
         }
         Ok(Self {
             loss_sum: Number::new(state.loss_sum, session.device),
@@ -132,6 +158,8 @@ impl<'a> Trainer<'a> {
             // What was found at the start is told with the sets.
             told: [Split::Train, Split::Validation, Split::Test]
                 .map(|split| session.split(split).map_or(0, |set| set.skipped.len())),
+            warnings,
+            saved: None,
             loader,
             folder,
             board,

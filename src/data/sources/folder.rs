@@ -4,7 +4,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -17,6 +16,7 @@ use crate::data::picture::{Fit, ImageFile, Mode, Resize};
 use crate::data::{Dataset, Files, Framing, Samples, Skipped, Targets};
 use crate::device::cores;
 use crate::exit::{Exit, OrExit, fail};
+use crate::threads;
 use crate::yaml::Invalid;
 use crate::{interrupt, say};
 
@@ -322,13 +322,9 @@ pub(super) fn on_all_cores<T: Send>(
             false => queue.lock().unwrap_or_else(PoisonError::into_inner).next(),
         }
     };
-    thread::scope(|scope| {
-        for _ in 0..cores().min(count) {
-            scope.spawn(|| {
-                while let Some((item, reason)) = next() {
-                    *reason = work(item).err().map(|error| format!("{error:#}"));
-                }
-            });
+    threads::share(cores().min(count), || {
+        while let Some((item, reason)) = next() {
+            *reason = work(item).err().map(|error| format!("{error:#}"));
         }
     });
     drop(queue);

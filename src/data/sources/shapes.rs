@@ -5,7 +5,6 @@
 //! linear model learns little; noise, clutter and small sizes keep convolutional networks below 100 %.
 
 use std::f64::consts::TAU;
-use std::thread;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -15,6 +14,7 @@ use super::{Opening, Source, positive, resident, room};
 use crate::data::draw::{Draw, Purpose};
 use crate::data::{Dataset, Targets};
 use crate::device::cores;
+use crate::threads;
 use crate::yaml::Invalid;
 
 const NAMES: [&str; 10] =
@@ -79,16 +79,11 @@ impl Source for ShapesSpec {
         let mut labels = room(Some(self.count), SMALLER)?;
         data.resize(self.count * pixels, 0);
         let share = self.count.div_ceil(cores());
-        thread::scope(|scope| {
-            for (part, data) in data.chunks_mut(share * pixels).enumerate() {
-                let outlines = &outlines;
-                scope.spawn(move || {
-                    for (offset, picture) in data.chunks_mut(pixels).enumerate() {
-                        let index = part * share + offset;
-                        let draw = Draw::new(self.seed, opening.part as u64, index as u64, Purpose::Generate);
-                        self.picture(draw, &outlines[index % self.classes], picture);
-                    }
-                });
+        threads::each(cores(), data.chunks_mut(share * pixels).enumerate().collect(), |(part, data)| {
+            for (offset, picture) in data.chunks_mut(pixels).enumerate() {
+                let index = part * share + offset;
+                let draw = Draw::new(self.seed, opening.part as u64, index as u64, Purpose::Generate);
+                self.picture(draw, &outlines[index % self.classes], picture);
             }
         });
         let size = self.size as i64;

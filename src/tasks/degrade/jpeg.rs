@@ -4,7 +4,6 @@
 //! YCbCr with chroma at full resolution (4:4:4).
 
 use std::io::Cursor;
-use std::thread;
 
 use anyhow::{Context, Result, bail};
 use image::codecs::jpeg::{JpegDecoder, JpegEncoder};
@@ -16,6 +15,7 @@ use super::Degradation;
 use super::level::Level;
 use crate::device::cores;
 use crate::exit::{Exit, fail};
+use crate::threads;
 use crate::yaml::Invalid;
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -84,18 +84,10 @@ impl Degradation for Jpeg {
             .map(|(pixels, quality)| Job { pixels, quality: *quality as u8 })
             .collect();
         let share = jobs.len().div_ceil(cores()).max(1);
-        thread::scope(|scope| {
-            let parts: Vec<_> = jobs
-                .chunks_mut(share)
-                .map(|jobs| {
-                    scope.spawn(|| jobs.iter_mut().try_for_each(|job| job.run([channels, height, width])))
-                })
-                .collect();
-            parts
-                .into_iter()
-                .try_for_each(|part| part.join().unwrap_or_else(|_| bail!("the encoder gave up")))
-        })
-        .context("the JPEG degradation")?;
+        let encoded = threads::each(cores(), jobs.chunks_mut(share).collect(), |jobs| {
+            jobs.iter_mut().try_for_each(|job| job.run([channels, height, width]))
+        });
+        encoded.into_iter().collect::<Result<()>>().context("the JPEG degradation")?;
         let images_back =
             Tensor::f_from_slice(&pixels)?.view([n, height, width, channels]).permute([0, 3, 1, 2]);
         Ok(images_back.to_device(images.device()).to_kind(images.kind()).contiguous() / 255.0)
