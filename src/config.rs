@@ -1,6 +1,7 @@
 //! A run as declared: the rooms' specs composed, loaded with overrides, validated, and written back in full.
 
 mod differences;
+mod fitting;
 mod train;
 
 use std::path::{Path, PathBuf};
@@ -175,6 +176,8 @@ impl Override {
 pub struct Config {
     pub spec: RunConfig,
     pub document: Document,
+    /// What the user should know of how it was completed.
+    pub notes: Vec<String>,
 }
 
 impl Config {
@@ -227,8 +230,9 @@ impl Config {
         if spec.output.as_os_str().is_empty() {
             spec.output = output.to_owned();
         }
+        let notes = fitting::fit_model(&mut spec);
         spec.validate().map_err(|invalid| document.invalid_at("", invalid))?;
-        Ok(Self { spec, document })
+        Ok(Self { spec, document, notes })
     }
 
     /// Refuses data that is declared wrongly, or not there for `splits`. Apart from the rest, because prediction needs

@@ -253,7 +253,7 @@ impl Session {
             ("validation", self.validation.as_ref()),
             ("test", self.test.as_ref()),
         ];
-        let mut notes = Vec::new();
+        let mut notes = self.config.notes.clone();
         let (threads, cores) = (tch::get_num_threads() as usize, device::cores());
         if threads > 4 * cores {
             notes
@@ -272,6 +272,18 @@ impl Session {
         if let (Some(train), [outputs]) = (&self.train, self.model.output())
             && let (Targets::Classes(_), classes) = (&train.targets, train.classes.len())
         {
+            let absent: Vec<_> =
+                train.classes.iter().zip(train.class_counts()).filter(|(_, count)| *count == 0).collect();
+            if let Some((first, _)) = absent.first() {
+                let from_one = train.classes.first() == Some(first) && *first == "0" && absent.len() == 1;
+                let hint = if from_one { ": do the labels begin at 1? Classes count from 0" } else { "" };
+                let more = if absent.len() > 1 {
+                    format!(" and {} others", absent.len() - 1)
+                } else {
+                    String::new()
+                };
+                notes.push(format!("train: no sample is of class `{first}`{more}{hint}"));
+            }
             if classes == 1 {
                 notes.push(
                     "train: there is one class only: nothing can be learnt of what tells it from others"

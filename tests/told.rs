@@ -241,3 +241,50 @@ fn lines_and_tables_fit_narrow_terminals_and_wide_letters_keep_their_columns() {
     assert!(widths.iter().all(|width| *width == widths[0]), "{told}");
     assert!(Path::new(out).join("plots/confusion.png").is_file());
 }
+
+#[test]
+fn arguments_of_a_shipped_model_that_are_left_out_are_those_of_the_data_and_odd_labels_are_named() {
+    let home = tempfile::tempdir().unwrap();
+    let config = |model: &str| {
+        let text = format!(
+            "device: cpu\nthreads: 1\nmodel: {model}\ntask: classification\n\
+             data: {{train: {{shapes: {{count: 30, size: 20, classes: 3}}}}, batch_size: 15}}\n\
+             optimizer: {{sgd: {{lr: 0.01}}}}\ntrain: {{epochs: 1}}\n"
+        );
+        write_config(home.path(), &text)
+    };
+    let out = home.path().join("run").display().to_string();
+    let (code, _, stderr) = run(&["train", &config("{name: small-cnn}"), "--output", &out]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stderr.contains("`classes` is 3, as in the data (`small-cnn` has 10 where"), "{stderr}");
+    assert!(stderr.contains("`size` is 20, as in the data"), "{stderr}");
+    let kept = fs::read_to_string(home.path().join("run/config.yaml")).unwrap();
+    assert!(kept.contains("classes: 3") && kept.contains("size: 20"), "{kept}");
+    // What the config says stays, and is compared with the data.
+    let (code, _, stderr) = run(&[
+        "train",
+        &config("{name: small-cnn, args: {classes: 2, size: 20}}"),
+        "--output",
+        &out,
+        "--force",
+    ]);
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("3 classes and the network 2 outputs"), "{stderr}");
+
+    for (labels, wanted) in [("[1, 2, 3, 1, 2, 3]", "begin at 1"), ("[0, 1, 2, 255, 1, 2]", "and 255")] {
+        python(&format!(
+            "import numpy as np\nnp.save('{0}/xs.npy', np.zeros((6, 1, 8, 8), np.uint8))\nnp.save('{0}/ys.npy', np.array({labels}))",
+            home.path().display()
+        ));
+        let text = format!(
+            "device: cpu\nmodel: {{name: small-cnn, args: {{classes: 3}}}}\ntask: classification\n\
+             data: {{train: {{npy: {{xs: {0}/xs.npy, ys: {0}/ys.npy}}}}, batch_size: 3}}\n\
+             optimizer: {{sgd: {{lr: 0.01}}}}\ntrain: {{epochs: 1}}\n",
+            home.path().display()
+        );
+        let (code, _, stderr) =
+            run(&["train", &write_config(home.path(), &text), "--output", &out, "--force"]);
+        assert_eq!(code, 2, "{stderr}");
+        assert!(stderr.contains(wanted), "{stderr}");
+    }
+}

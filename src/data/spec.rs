@@ -164,6 +164,11 @@ impl DataSpec {
         Ok(())
     }
 
+    /// The shape of the training samples, 0 for sides that differ, and their number of classes, where the declaration tells.
+    pub fn outline(&self) -> Option<(Vec<i64>, Option<usize>)> {
+        self.train.source().1.outline()
+    }
+
     /// Reads the sets. `seed` decides which samples a validation fraction takes.
     pub fn open(&self, seed: u64) -> Result<Sets> {
         self.open_from(&mut Shelf::default(), seed)

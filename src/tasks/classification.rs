@@ -32,6 +32,22 @@ impl Classification {
     }
 }
 
+/// What to do where labels do not look as if they counted classes from 0.
+fn unusual(labels: &[i64]) -> Option<String> {
+    let mut found = labels.to_vec();
+    found.sort_unstable();
+    found.dedup();
+    match found.as_slice() {
+        [.., before, 255] if *before < 254 => Some(format!(
+            "the labels are up to {before}, and 255: if that means unknown, leave those samples out"
+        )),
+        [1, .., last] if found.len() as i64 == *last => {
+            Some(format!("the labels begin at 1 and classes count from 0: make them 0 to {}", last - 1))
+        }
+        _ => None,
+    }
+}
+
 impl Task for Classification {
     fn check(&self, model: &Model, set: &Dataset) -> Result<()> {
         let output = model.output();
@@ -53,10 +69,13 @@ impl Task for Classification {
         let largest = labels.iter().copied().max().unwrap_or(0);
         if classes > outputs || largest >= outputs {
             let wanted = classes.max(largest + 1);
-            let message = format!(
-                "the data has {wanted} classes and the network {outputs} outputs; give its last layer {wanted}, with \
-                 most shipped models by `args: {{classes: {wanted}}}`"
-            );
+            let remedy = unusual(labels).unwrap_or_else(|| {
+                format!(
+                    "give its last layer {wanted}, with most shipped models by `args: {{classes: {wanted}}}`"
+                )
+            });
+            let message =
+                format!("the data has {wanted} classes and the network {outputs} outputs; {remedy}");
             return Err(fail(Exit::Usage, message));
         }
         Ok(())

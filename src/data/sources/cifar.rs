@@ -71,6 +71,10 @@ impl Source for Cifar10Spec {
         positive_limit(self.limit)
     }
 
+    fn outline(&self) -> Option<(Vec<i64>, Option<usize>)> {
+        Some((SHAPE.to_vec(), Some(10)))
+    }
+
     fn open(&self, _: &Opening) -> Result<Dataset> {
         read(&self.files, &Record { labels: 1, label: 0, classes: 10 }, &self.classes, self.limit)
     }
@@ -81,6 +85,10 @@ impl Source for Cifar100Spec {
         self.files.validate("files")?;
         ClassNames::validate(&self.classes)?;
         positive_limit(self.limit)
+    }
+
+    fn outline(&self) -> Option<(Vec<i64>, Option<usize>)> {
+        Some((SHAPE.to_vec(), Some(if matches!(self.labels, Labels::Coarse) { 20 } else { 100 })))
     }
 
     fn open(&self, _: &Opening) -> Result<Dataset> {

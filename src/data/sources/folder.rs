@@ -72,6 +72,13 @@ impl Source for FolderSpec {
         positive_limit(self.limit_per_class).map_err(|error| Invalid::new("limit_per_class", error.message))
     }
 
+    fn outline(&self) -> Option<(Vec<i64>, Option<usize>)> {
+        let classes = entries(&self.root.resolve().ok()?).ok()?.iter().filter(|path| path.is_dir()).count();
+        let [height, width] = self.size.sides();
+        let shape = [self.mode.channels(), height, width].map(|side| side as i64);
+        (classes > 0).then(|| (shape.to_vec(), Some(classes)))
+    }
+
     fn open(&self, opening: &Opening) -> Result<Dataset> {
         let root = self.root.resolve()?;
         let (mut files, mut labels, mut classes) = (Vec::new(), Vec::new(), Vec::new());

@@ -37,6 +37,16 @@ impl Source for IdxSpec {
         positive_limit(self.limit)
     }
 
+    fn outline(&self) -> Option<(Vec<i64>, Option<usize>)> {
+        let (images, labels) = (self.images.resolve().ok()?, self.labels.resolve().ok()?);
+        // A single picture: the dimensions are those of all.
+        let ([_, height, width], _) = read_idx::<3>(&images, Some(1), "pictures [N, H, W]").ok()?;
+        let (_, labels) = read_idx::<1>(&labels, self.limit, "labels [N]").ok()?;
+        let labels = Vec::<i64>::try_from(labels.to_kind(Kind::Int64)).ok()?;
+        let classes = class_names(&self.classes, class_count(&labels)).ok()?;
+        Some((vec![1, height as i64, width as i64], Some(classes.len())))
+    }
+
     fn open(&self, _: &Opening) -> Result<Dataset> {
         let (images, labels) = (self.images.resolve()?, self.labels.resolve()?);
         let ([count, height, width], pixels) = read_idx::<3>(&images, self.limit, "pictures [N, H, W]")?;

@@ -69,6 +69,12 @@ impl Source for ImagesSpec {
         }
     }
 
+    fn outline(&self) -> Option<(Vec<i64>, Option<usize>)> {
+        let side = self.patch.unwrap_or(0) as i64;
+        let classes = self.mask.as_ref().map(|mask| mask.classes.len());
+        Some((vec![self.mode.channels() as i64, side, side], classes))
+    }
+
     fn open(&self, opening: &Opening) -> Result<Dataset> {
         if opening.smooth.is_some() {
             return Err(fail(Exit::Usage, "data.smooth does not go with `images`; remove it"));

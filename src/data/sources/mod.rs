@@ -46,6 +46,11 @@ pub(super) trait Source: Sync {
     fn finds_classes(&self) -> bool {
         false
     }
+    /// The shape of the samples, 0 for sides that differ, and the number of classes, where both are known without reading the
+    /// samples.
+    fn outline(&self) -> Option<(Vec<i64>, Option<usize>)> {
+        None
+    }
     /// The group of each sample of `set`, which this source gave, or of each of its files: `what` is a regular
     /// expression on their names. Exit 2 where there are none, 3 where one of them has no group.
     fn groups(&self, set: &Dataset, what: &str) -> Result<Vec<String>> {

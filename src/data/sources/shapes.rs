@@ -72,6 +72,10 @@ impl Source for ShapesSpec {
         Ok(())
     }
 
+    fn outline(&self) -> Option<(Vec<i64>, Option<usize>)> {
+        Some((vec![1, self.size as i64, self.size as i64], Some(self.classes)))
+    }
+
     fn open(&self, opening: &Opening) -> Result<Dataset> {
         let outlines: Vec<Shape> = (0..self.classes).map(Shape::new).collect();
         let pixels = self.size * self.size;

@@ -1,0 +1,49 @@
+//! Arguments of a shipped model that the data decides and the config leaves out: `classes`, `channels`, `size`, `shape`.
+
+use serde_json::{Value, json};
+
+use super::RunConfig;
+use crate::model::ModelSource;
+use crate::shipped;
+use crate::tasks::TaskSpec;
+use crate::yaml::Document;
+
+/// Fills them in; returns a line on each whose value is another than the model's own. What the data does not tell without being
+/// read stays as the model has it.
+pub fn fit_model(spec: &mut RunConfig) -> Vec<String> {
+    let mut lines = Vec::new();
+    let ModelSource::Shipped { name, args } = &mut spec.model.source else { return lines };
+    let declared = shipped::model(name).and_then(|text| Document::parse(name.as_str(), text).ok());
+    let declared = declared.and_then(|document| document.value("args").cloned());
+    let Some(Value::Object(declared)) = declared else { return lines };
+    let Some((shape, classes)) = spec.data.outline() else { return lines };
+    let &[channels, height, width] = shape.as_slice() else { return lines };
+    let is_whole = height > 0 && width > 0;
+    let (channels, classes, sized) = match &spec.task {
+        TaskSpec::Classification(_) => (channels, classes, is_whole),
+        TaskSpec::Segmentation(_) => (channels, classes, false),
+        TaskSpec::Reconstruction(task) if task.luma && channels == 3 => (1, None, false),
+        TaskSpec::Generation(_) => (channels, None, is_whole),
+        // These work at any size: that of the model is one to count by.
+        _ => (channels, None, false),
+    };
+    let found = [
+        ("channels", Some(json!(channels))),
+        ("size", (sized && height == width).then(|| json!(height))),
+        ("shape", sized.then(|| json!([channels, height, width]))),
+        ("classes", classes.map(|classes| json!(classes))),
+    ];
+    for (key, value) in found {
+        let (Some(value), Some(own)) = (value, declared.get(key)) else { continue };
+        // One channel tells two classes of pixels apart.
+        let tells_two = key == "classes" && *own == json!(1) && value == json!(2);
+        if args.contains_key(key) || *own == value || tells_two {
+            continue;
+        }
+        lines.push(format!(
+            "model: `{key}` is {value}, as in the data (`{name}` has {own} where nothing is said)"
+        ));
+        args.insert(key.into(), value);
+    }
+    lines
+}
