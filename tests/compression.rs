@@ -111,7 +111,11 @@ assert abs(read('out/a.png') - read('out/deep.png')).max() == 0",
 #[test]
 fn colours_go_through_a_network_of_colours() {
     let place = place();
-    place.config("colours", "{name: autoencoder, args: {size: 32, width: 8, code: 6}}", "compression");
+    place.config(
+        "colours",
+        "{name: autoencoder, args: {channels: 3, size: 32, width: 8, code: 6}}",
+        "compression",
+    );
     place.python(
         "torch.manual_seed(0)
 n = torch.nn
