@@ -21,7 +21,7 @@ pub struct Standing {
     pub crashed: usize,
     /// Over the finished trials; None where one diverged, was given up or died.
     pub mean: Option<f64>,
-    /// Of the mean, see [`standard_error`]; None for fewer than two trials.
+    /// Of the mean, as the function below computes it; None for fewer than two trials.
     pub standard_error: Option<f64>,
 }
 
