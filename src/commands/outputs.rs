@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
+use clap::Args;
 use image::ImageFormat;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -96,8 +97,36 @@ pub fn write_photo(photo: &Photo, output: &Path) -> Result<()> {
     atomic::write_with_folders(output, &bytes)
 }
 
+/// How large the tiles are in which a network works.
+#[derive(Args, Debug)]
+pub struct TileOptions {
+    /// Side of the tiles in pixels, instead of what the memory allows
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
+    pub tile: Option<u32>,
+    /// GiB that the network may fill with one tile
+    #[arg(long, value_name = "GIB", default_value_t = 0.5)]
+    pub memory_gib: f64,
+}
+
+impl TileOptions {
+    /// The side in pixels; `allowed` is the one for so many bytes.
+    pub fn side(&self, allowed: impl FnOnce(f64) -> usize) -> usize {
+        let bytes = self.memory_gib.max(0.0) * f64::from(1 << 30);
+        self.tile.map_or_else(|| allowed(bytes), |tile| tile as usize)
+    }
+}
+
 /// Of a bar, for one job: it moves within a job too.
-pub const UNITS: u64 = 1000;
+const UNITS: u64 = 1000;
+
+/// Moves `bar` within `job`, which is about to begin, with every tile that is done, of how many.
+pub fn tile_progress<'a>(bar: &'a ProgressBar, job: &'a Job) -> impl Fn(usize, usize) + 'a {
+    let begin = bar.position();
+    move |done, of| {
+        bar.set_position(begin + UNITS * done as u64 / of.max(1) as u64);
+        bar.set_message(format!("{}: tile {done} of {of}", job.input.display()));
+    }
+}
 
 /// A bar of `jobs` for [`each`], which ticks each second.
 pub fn bar(jobs: usize) -> ProgressBar {

@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 use tch::Tensor;
 
 use super::TrainedOptions;
-use super::outputs::{Job, UNITS, bar, each, jobs, write_photo};
+use super::outputs::{Job, TileOptions, bar, each, jobs, tile_progress, write_photo};
 use crate::data::draw::{Draw, Purpose};
 use crate::data::photo::Photo;
 use crate::data::pictures_at;
@@ -43,12 +43,8 @@ pub struct Options {
     /// Average over the eight flips and turns of the image: slower by eight, better by a little
     #[arg(long)]
     pub ensemble: bool,
-    /// Side of the tiles in pixels, instead of what the memory allows
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
-    pub tile: Option<u32>,
-    /// GiB that the network may fill with one tile
-    #[arg(long, value_name = "GIB", default_value_t = 0.5)]
-    pub memory_gib: f64,
+    #[command(flatten)]
+    pub tiles: TileOptions,
     /// Replace files that are there already, the inputs excepted
     #[arg(long)]
     pub force: bool,
@@ -78,10 +74,7 @@ pub fn run(options: &Options) -> Result<()> {
     let network = trained.network()?;
     let mut restorer = Restorer::new(&trained.plan.model, &network, task)?;
     restorer.ensemble = options.ensemble;
-    let tile = options.tile.map_or_else(
-        || restorer.tile(options.memory_gib.max(0.0) * f64::from(1 << 30)),
-        |tile| tile as usize,
-    );
+    let tile = options.tiles.side(|bytes| restorer.tile(bytes));
     tell!("{}", trained.weights.name());
 
     let bar = bar(jobs.len());
@@ -115,12 +108,7 @@ fn one(
     bar: &ProgressBar,
 ) -> Result<(String, Option<(f64, f64)>)> {
     let started = Instant::now();
-    let begin = bar.position();
-    let tell = |done: usize, of: usize| {
-        bar.set_position(begin + UNITS * done as u64 / of.max(1) as u64);
-        bar.set_message(format!("{}: tile {done} of {of}", job.input.display()));
-    };
-    let (restored, noisy) = restorer.restore(photo, noise, tile, tell)?;
+    let (restored, noisy) = restorer.restore(photo, noise, tile, tile_progress(bar, job))?;
     let seconds = started.elapsed().as_secs_f64();
     let megapixels = (photo.width * photo.height) as f64 / 1e6;
     let mut text =

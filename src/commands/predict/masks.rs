@@ -6,11 +6,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Options;
 use crate::checkpoint::atomic;
-use crate::commands::outputs::{each, jobs};
+use crate::commands::outputs::{TileOptions, bar, each, jobs, tile_progress};
 use crate::data::mask::{Level, percent, voc_colour};
 use crate::data::pictures_at;
 use crate::data::{ImageFile, Mode, Picture, SourceSpec};
@@ -30,12 +29,8 @@ pub struct MaskOptions {
     /// What the masks are written as
     #[arg(long, value_enum, default_value = "numbers")]
     pub masks: Form,
-    /// Side of the tiles in pixels, instead of what the memory allows
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
-    pub tile: Option<u32>,
-    /// GiB that the network may fill with one tile
-    #[arg(long, value_name = "GIB", default_value_t = 0.5)]
-    pub memory_gib: f64,
+    #[command(flatten)]
+    pub tiles: TileOptions,
     /// Replace files that are there already, the inputs excepted
     #[arg(long)]
     pub force: bool,
@@ -55,7 +50,7 @@ pub enum Form {
 
 /// Segments every picture.
 pub fn run(options: &Options, trained: &Trained, task: &dyn Task) -> Result<()> {
-    let MaskOptions { output, masks, tile, memory_gib, force } = &options.masks;
+    let MaskOptions { output, masks, tiles, force } = &options.masks;
     let out = output.as_ref().or_exit(Exit::Usage, || {
         format!(
             "{} is a segmentation, whose answers are masks: say where they go, -o DIR",
@@ -81,19 +76,16 @@ pub fn run(options: &Options, trained: &Trained, task: &dyn Task) -> Result<()> 
     let network = trained.network()?;
     keep_memory();
     let segmenter = Segmenter::new(&trained.plan.model, &network, task, spec)?;
-    let side =
-        tile.map_or_else(|| segmenter.tile(memory_gib.max(0.0) * f64::from(1 << 30)), |tile| tile as usize);
+    let side = tiles.side(|bytes| segmenter.tile(bytes));
     tell!("{}", trained.weights.name());
     let names = trained.weights.classes().unwrap_or_default();
-    let bar = ProgressBar::new(jobs.len() as u64);
-    let style = ProgressStyle::with_template("{bar:28.cyan/blue} {pos}/{len} · {eta} left · {wide_msg}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let bar = bar(jobs.len());
     each(&jobs, &bar, "pictures could not be segmented", Exit::Data, |job| {
         let file = ImageFile { path: job.input.clone(), mode: segmenter.mode };
         let picture = file.decode().or_exit(Exit::Data, || job.input.display())?;
-        let tell = |done, of| bar.set_message(format!("{}: tile {done} of {of}", job.input.display()));
-        let classes =
-            segmenter.segment(&picture, side, tell).with_context(|| job.input.display().to_string())?;
+        let classes = segmenter
+            .segment(&picture, side, tile_progress(&bar, job))
+            .with_context(|| job.input.display().to_string())?;
         // An overlay keeps the colours that the network does not see.
         let shown = match (masks, segmenter.mode) {
             (Form::Overlay, Mode::Grey) => {
