@@ -185,7 +185,10 @@ impl Config {
     /// Every mistake is exit 2.
     pub fn load(name: &str, sets: &[String], overrides: impl IntoIterator<Item = Override>) -> Result<Self> {
         let stem = Path::new(name).file_stem().unwrap_or_default();
-        Self::from_document(open(name)?, sets, overrides, &Path::new("runs").join(stem))
+        let mut config = Self::from_document(open(name)?, sets, overrides, &Path::new("runs").join(stem))?;
+        // A run folder holds its whole network, with nothing left open.
+        config.notes = fitting::fit_model(&mut config.spec);
+        Ok(config)
     }
 
     /// The config of a run folder, as it was trained with but for `sets` and `overrides`.
@@ -230,9 +233,8 @@ impl Config {
         if spec.output.as_os_str().is_empty() {
             spec.output = output.to_owned();
         }
-        let notes = fitting::fit_model(&mut spec);
         spec.validate().map_err(|invalid| document.invalid_at("", invalid))?;
-        Ok(Self { spec, document, notes })
+        Ok(Self { spec, document, notes: Vec::new() })
     }
 
     /// Refuses data that is declared wrongly, or not there for `splits`. Apart from the rest, because prediction needs

@@ -16,6 +16,11 @@ pub fn fit_model(spec: &mut RunConfig) -> Vec<String> {
     let declared = shipped::model(name).and_then(|text| Document::parse(name.as_str(), text).ok());
     let declared = declared.and_then(|document| document.value("args").cloned());
     let Some(Value::Object(declared)) = declared else { return lines };
+    let is_open = |key: &&str| declared.contains_key(*key) && !args.contains_key(*key);
+    // The data is looked at for what is left open only.
+    if !["channels", "size", "shape", "classes"].iter().any(is_open) {
+        return lines;
+    }
     let Some((shape, classes)) = spec.data.outline() else { return lines };
     let &[channels, height, width] = shape.as_slice() else { return lines };
     let is_whole = height > 0 && width > 0;
