@@ -263,7 +263,7 @@ impl Session {
             let Some(set) = set else { continue };
             notes.extend(set.notes.iter().map(|note| format!("{name}: {note}")));
             for skipped in &set.skipped {
-                notes.push(format!("{name}: skipped {}: {}", skipped.name, skipped.reason));
+                notes.push(format!("{name}: {skipped}"));
             }
             notes.push(format!("{name}: {} samples of shape {:?}{}", set.len(), set.shape, classes(set)));
             notes.extend(self.mask_notes(name, set));

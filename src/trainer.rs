@@ -298,7 +298,7 @@ impl Trainer<'_> {
         let mut lines = Vec::new();
         for (told, (set, all)) in self.told.iter_mut().zip(self.session.left_out()) {
             let new = all.get(*told..).unwrap_or_default();
-            lines.extend(new.iter().map(|one| format!("{set}: skipped {}: {}", one.name, one.reason)));
+            lines.extend(new.iter().map(|one| format!("{set}: {one}")));
             *told = all.len().max(*told);
         }
         lines

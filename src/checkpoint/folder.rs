@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use tch::Tensor;
@@ -16,7 +16,7 @@ use crate::device::cores;
 use crate::digest::{self, PIECE};
 use crate::exit::{Exit, OrExit};
 use crate::optim::keep_zeros;
-use crate::threads::{both, each, share};
+use crate::threads::{both, each, share, unpoisoned};
 
 /// What an average of weights says of itself, among its tensors, as PyTorch's `AveragedModel` does.
 const EMA_UPDATES: &str = "n_averaged";
@@ -162,10 +162,6 @@ pub(super) fn verify(folder: &Path, state: &State) -> Result<()> {
     share(threads, work);
     let failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
     failures.into_values().next().map_or(Ok(()), Err)
-}
-
-fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Does the work for all files at once; of several errors the first in the order of the files is told.

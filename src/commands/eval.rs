@@ -93,7 +93,7 @@ fn eval_one(run: &Path, options: &Options) -> Result<()> {
         tell!("{name}: {note}");
     }
     for skipped in &left_out {
-        tell!("{name}: skipped {}: {}", skipped.name, skipped.reason);
+        tell!("{name}: {skipped}");
     }
     if let Some(folder) = &options.pictures {
         let stem = run.file_stem().unwrap_or_default().to_string_lossy();

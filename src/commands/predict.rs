@@ -86,7 +86,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let left_out = set.left_out();
     for skipped in &left_out {
-        tell!("skipped {}: {}", skipped.name, skipped.reason);
+        tell!("{skipped}");
     }
     match left_out.len() {
         0 => Ok(()),

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use anyhow::{Context, Result};
 
 use super::mask::Encoding;
 use super::{Fit, ImageFile, Picture};
 use crate::exit::{Exit, Failure, OrExit};
+use crate::threads::unpoisoned;
 
 /// Image files and how each becomes samples.
 pub struct Files {
@@ -67,8 +68,7 @@ impl Files {
 
     /// What was found so far, by every loader of this set.
     pub fn damaged(&self) -> MutexGuard<'_, Damaged> {
-        // A panic while the lock was held leaves nothing half done here.
-        self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(&self.damaged)
     }
 
     /// Samples of an epoch.

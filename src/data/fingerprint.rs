@@ -1,6 +1,5 @@
 //! A hash that tells whether a run goes on with the data that it started with.
 
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -14,6 +13,7 @@ use super::{Dataset, Samples, Targets};
 use crate::device::cores;
 use crate::digest::hexadecimal;
 use crate::libtorch::bytes;
+use crate::regular;
 use crate::threads::each;
 
 /// Tensors above this many bytes are hashed in part.
@@ -84,7 +84,7 @@ impl Dataset {
 
 /// The size of a file, and the sum of its parts.
 fn of_file(path: &Path) -> io::Result<String> {
-    let file = File::open(path)?;
+    let file = regular::open(path)?;
     let (size, mut hash) = (file.metadata()?.len(), Sha256::new());
     let parts = match size {
         size if size <= FILE_PARTS * FILE_PART_BYTES => vec![(0, size)],

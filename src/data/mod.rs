@@ -17,6 +17,7 @@ pub mod sources;
 mod spec;
 mod split;
 
+use std::fmt;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -82,6 +83,12 @@ pub struct Dataset {
 pub struct Skipped {
     pub name: String,
     pub reason: String,
+}
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "skipped {}: {}", self.name, self.reason)
+    }
 }
 
 /// The sets of one run. All have the same `shape` and the same `classes`.

@@ -1,8 +1,9 @@
 //! A tensor's memory as bytes, which tch only copies.
 
 use std::ffi::{c_int, c_void};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
+use crate::threads::{share, unpoisoned};
 use anyhow::{Result, bail};
 use tch::{Device, Kind, Tensor};
 
@@ -60,14 +61,10 @@ pub fn filled(lens: &[u64], fill: impl Fn(usize, &mut [u8]) -> Result<()> + Sync
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4).min(lens.len());
-    crate::threads::share(threads, work);
+    share(threads, work);
     let failure = unpoisoned(&failure).take();
     drop(jobs);
     failure.map_or(Ok(tensors), Err)
-}
-
-fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Shows the memory of a contiguous CPU tensor to `read`. Nothing may write to the tensor meanwhile.

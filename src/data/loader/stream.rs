@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, anyhow};
@@ -21,6 +21,7 @@ use crate::data::{Damaged, Files, Fit, Framing, Picture, Skipped};
 use crate::exit::{Exit, Failure, OrExit, fail};
 use crate::libtorch::catching;
 use crate::libtorch::stream::{Courier, Parcel};
+use crate::threads::unpoisoned;
 
 /// How many batches are made ahead of the one that is asked for.
 const AHEAD: usize = 2;
@@ -262,7 +263,7 @@ impl Stream {
         self.fill
             .write(&job.batch.buffer, job.slot, Levels::Picture(picture), &self.common, &numbers)
             .or_exit(Exit::Data, || format!("{}: not a sample", file()))?;
-        *lock(&job.batch.samples[job.slot]) = Some(Sample { index: index as i64, numbers });
+        *unpoisoned(&job.batch.samples[job.slot]) = Some(Sample { index: index as i64, numbers });
         Ok(())
     }
 }
@@ -397,7 +398,7 @@ impl Shared {
 
     /// The next sample to be made, None when there is none left; waits while enough is made ahead.
     fn take(&self, wait: bool) -> Option<Result<Job, (usize, anyhow::Error)>> {
-        let mut schedule = lock(&self.schedule);
+        let mut schedule = unpoisoned(&self.schedule);
         while wait && !schedule.stopped && schedule.step > schedule.wanted + AHEAD {
             schedule = self.wake.wait(schedule).unwrap_or_else(PoisonError::into_inner);
         }
@@ -449,17 +450,12 @@ impl Shared {
     }
 
     fn want(&self, step: usize) {
-        lock(&self.schedule).wanted = step;
+        unpoisoned(&self.schedule).wanted = step;
         self.wake.notify_all();
     }
 
     fn stop(&self) {
-        lock(&self.schedule).stopped = true;
+        unpoisoned(&self.schedule).stopped = true;
         self.wake.notify_all();
     }
-}
-
-/// A panic while the lock was held leaves nothing half done here.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -313,7 +313,7 @@ impl Clock {
 }
 
 /// Does the work for each item, whichever core comes first; the reasons of those that failed, in their places. A signal ends it
-/// early: whoever opens the set asks for it.
+/// early: the code that opens the set checks for it.
 pub(super) fn on_all_cores<T: Send>(
     items: impl Iterator<Item = T> + Send,
     count: usize,
@@ -326,7 +326,7 @@ pub(super) fn on_all_cores<T: Send>(
         clock.tick(count);
         match interrupt::is_requested() {
             true => None,
-            false => queue.lock().unwrap_or_else(PoisonError::into_inner).next(),
+            false => threads::unpoisoned(&queue).next(),
         }
     };
     threads::share(cores().min(count), || {

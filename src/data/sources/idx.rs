@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use anyhow::Result;
 use flate2::bufread::MultiGzDecoder;
@@ -14,6 +14,7 @@ use crate::data::{Dataset, Targets};
 use crate::exit::{Exit, OrExit, fail};
 use crate::libtorch::bytes;
 use crate::regular;
+use crate::threads::unpoisoned;
 use crate::yaml::Invalid;
 
 /// `{idx: {images: FILE, labels: FILE}}`: grey pictures `[N, 1, H, W]` with their classes.
@@ -117,7 +118,7 @@ fn read_idx<const D: usize>(path: &Path, limit: Option<usize>, wanted: &str) -> 
     // Straight into the tensor: what is read here is most of the start of a run.
     let shared = Mutex::new(&mut reader);
     let data = bytes::filled(&[bytes as u64], |_, memory| {
-        let mut reader = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reader = unpoisoned(&shared);
         let mut at = 0;
         let cause = loop {
             match reader.read(&mut memory[at..]) {
