@@ -106,7 +106,7 @@ pub fn give_up() {
     unfinished().iter().for_each(|temporary| drop(fs::remove_file(temporary)));
 }
 
-/// Removes what processes that are dead have left in a folder while they wrote: those of this machine, and of others what nobody has
+/// Removes what processes that are dead have left in a folder while they wrote: those of this machine, and of others what has not been
 /// written to for ten minutes.
 pub fn sweep(folder: &Path) {
     const STALE: Duration = Duration::from_secs(600);

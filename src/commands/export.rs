@@ -227,7 +227,7 @@ fn write_script(source: &Source, options: &Options, output: &Path) -> Result<Str
     network.load_state(&source.weights)?;
     let mut about = source.about.clone();
     if options.preprocess {
-        // They are in the program, and nobody should apply them once more.
+        // They are in the program, and must not be applied once more.
         (about.mean, about.std) = Default::default();
     }
     let script = torchscript::Options {

@@ -61,7 +61,7 @@ struct Asking<'a> {
     told: Instant,
 }
 
-/// Between two lines about steps: nobody looks more often.
+/// Between two lines about steps: more often is not seen.
 const STEPS_EVERY: Duration = Duration::from_millis(900);
 
 impl Watch for Asking<'_> {

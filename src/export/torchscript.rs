@@ -363,7 +363,7 @@ fn compare(
     let eval = difference(&ours, &theirs)?;
     let is_script = matches!(model.root().op, Op::Script(_));
     if is_script {
-        // The same program on both sides, which nobody knows in float64.
+        // The same program on both sides, of which there is no float64 form.
         refuse(eval, tolerance(network.kind(), options), "evaluation")?;
         return Ok(Agreement { eval, train: None });
     }

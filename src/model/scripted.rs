@@ -110,7 +110,7 @@ pub(super) fn frozen(params: &[Param]) -> Vec<String> {
 }
 
 /// Whether the parameter `own` of a module of class `class` is a weight to the penalty. Of convolutions and linear maps the class
-/// says it; of modules that nobody knows (recurrent, attention, one's own) the shape: a matrix is one, while scales and shifts, such
+/// says it; of other modules (recurrent, attention, one's own) the shape: a matrix is one, while scales and shifts, such
 /// as `[C, 1, 1]`, have one side. Embeddings are tables and no maps.
 fn is_weight(class: &str, own: &str, shape: &[i64]) -> bool {
     let is = |words: &[&str]| words.iter().any(|word| class.contains(word));

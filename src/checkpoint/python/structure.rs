@@ -242,7 +242,7 @@ impl PythonFile {
                     continue;
                 }
             }
-            // One array, as numpy's random state has, is nobody's weights.
+            // One array, as numpy's random state has, holds no weights.
             let is_stray = depth > 0 && self.heap.tensor(value).is_some_and(|tensor| self.is_array(tensor));
             if let Some(kind) = self.kind_of(value).filter(|_| !is_stray) {
                 let mut count = 0;
