@@ -1,17 +1,17 @@
 //! The process: parse, run, report, exit code.
 
 use clap::Parser;
-use tikhonov::cli::{Cli, report};
+use tikhonov::cli::{Cli, errors};
 use tikhonov::libtorch::{heap, leave};
-use tikhonov::stop;
+use tikhonov::util::signals;
 
 #[global_allocator]
 static HEAP: heap::Heap = heap::Heap;
 
 fn main() {
-    report::install_panic_hook();
+    errors::install_panic_hook();
     heap::watch();
-    stop::outlive_file_limits();
+    signals::outlive_file_limits();
     // Help, the version and mistakes on the command line end here.
     let cli = Cli::try_parse().unwrap_or_else(|told| {
         let _ = told.print();
@@ -19,6 +19,6 @@ fn main() {
     });
     leave(match cli.run() {
         Ok(()) => 0,
-        Err(error) => report::failure(&error, cli.debug),
+        Err(error) => errors::failure(&error, cli.debug),
     })
 }

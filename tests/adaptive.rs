@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
-use tikhonov::data::draw::{Draw, Purpose};
+use tikhonov::util::rng::{Draw, Purpose};
 
 use crate::common::{killed_at, read_json, records, run, succeeds, write_config};
 

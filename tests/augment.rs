@@ -2,9 +2,9 @@
 
 use tch::{Device, Kind, Tensor};
 use tikhonov::data::augment::{self, Augment, Mixup, Pipeline};
-use tikhonov::data::draw::{Draw, Purpose};
 use tikhonov::data::loader::{Loader, LoaderOptions, Preparation};
 use tikhonov::data::{Samples, Targets};
+use tikhonov::util::rng::{Draw, Purpose};
 
 use crate::common::python;
 use crate::loader::{augment as steps, batches, dataset, floats, options, pictures};

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use tch::{Kind, no_grad};
-use tikhonov::data::photo::Photo;
-use tikhonov::trained::{Choice, Trained};
+use tikhonov::data::image::photo::Photo;
+use tikhonov::inference::loaded_model::{Choice, Trained};
 
 use crate::common::run;
 use crate::generation::Place;

@@ -203,12 +203,12 @@ fn every_shipped_file_is_written_out_and_nothing_is_overwritten() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().to_str().unwrap();
     let stdout = succeeds(&["init", dir]);
-    for name in tikhonov::shipped::configs() {
+    for name in tikhonov::util::builtin::configs() {
         let path = folder.path().join("configs").join(format!("{name}.yaml"));
-        assert_eq!(fs::read_to_string(&path).unwrap(), tikhonov::shipped::config(name).unwrap());
+        assert_eq!(fs::read_to_string(&path).unwrap(), tikhonov::util::builtin::config(name).unwrap());
         assert!(stdout.contains(path.to_str().unwrap()), "{stdout}");
     }
-    let Some(name) = tikhonov::shipped::models().next() else { return };
+    let Some(name) = tikhonov::util::builtin::models().next() else { return };
     let mine = folder.path().join("models").join(format!("{name}.yaml"));
     fs::write(&mine, "mine").unwrap();
     let (code, stdout, _) = run(&["init", dir]);
@@ -216,7 +216,7 @@ fn every_shipped_file_is_written_out_and_nothing_is_overwritten() {
     assert!(stdout.contains("--force"), "{stdout}");
     let (code, _, _) = run(&["init", dir, "--force"]);
     assert_eq!(code, 0);
-    assert_eq!(fs::read_to_string(&mine).unwrap(), tikhonov::shipped::model(name).unwrap());
+    assert_eq!(fs::read_to_string(&mine).unwrap(), tikhonov::util::builtin::model(name).unwrap());
 }
 
 #[test]

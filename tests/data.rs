@@ -12,7 +12,7 @@ use std::process::Command;
 use serde_json::Value;
 use tch::{Kind, Tensor};
 use tikhonov::data::{DataSpec, Dataset, Samples, Sets, Split, Targets};
-use tikhonov::exit;
+use tikhonov::util::exit_code;
 
 use crate::common::{outcome, python_path};
 
@@ -65,7 +65,7 @@ fn refusal(data: Value) -> String {
     match spec.open(0) {
         Ok(_) => panic!("it opened"),
         Err(error) => {
-            assert_eq!(exit::code(&error), 3, "{error:#}");
+            assert_eq!(exit_code::code(&error), 3, "{error:#}");
             format!("{error:#}")
         }
     }

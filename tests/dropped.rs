@@ -335,7 +335,7 @@ fn a_tiff_with_reversed_bits_is_refused() {
     let photo = |order: u16| {
         let path = place.path(&format!("{order}.tif"));
         fs::write(&path, tiff(order)).unwrap();
-        tikhonov::data::photo::Photo::read(Path::new(&path))
+        tikhonov::data::image::photo::Photo::read(Path::new(&path))
     };
     assert_eq!(photo(1).map(|photo| (photo.width, photo.height)).unwrap(), (2, 1));
     let error = photo(2).unwrap_err();

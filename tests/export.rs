@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
-use tikhonov::export::{About, python as source, torchscript};
-use tikhonov::model::Model;
+use tikhonov::nn::model::Model;
+use tikhonov::pytorch::export::{About, python as source, torchscript};
 
 use crate::common::{outcome, python, run, succeeds};
 use crate::model::{LAYERS, inline, model};
@@ -88,7 +88,7 @@ _b: {twice: {two: {linear: {out_features: 2}}}}
 #[test]
 fn every_layer_with_all_its_arguments_answers_in_torchscript_and_in_source_as_in_rust() {
     let folder = tempfile::tempdir().expect("a folder");
-    let kinds: std::collections::BTreeSet<_> = tikhonov::layers::LayerSpec::kinds().collect();
+    let kinds: std::collections::BTreeSet<_> = tikhonov::nn::layers::LayerSpec::kinds().collect();
     let cases = LAYERS.iter().map(|(shape, layers, _)| (*shape, *layers)).chain(NETWORKS.iter().copied());
     let mut seen = String::new();
     for (index, (shape, layers)) in cases.enumerate() {
@@ -129,7 +129,7 @@ fn every_shipped_model_goes_to_python_and_back_unchanged_in_all_forms() {
         }
     });
     assert_eq!(script(&text, &["read", utf8(folder.path())]), names);
-    assert_eq!(names.lines().count(), tikhonov::shipped::models().count(), "every model has a twin");
+    assert_eq!(names.lines().count(), tikhonov::util::builtin::models().count(), "every model has a twin");
 }
 
 #[test]
@@ -212,7 +212,7 @@ fn names_that_python_cannot_say_are_refused_before_anything_is_written() {
         let path = folder.path().join("x.pt");
         let error = torchscript::write(&path, &model, &network, &torchscript::Options::default())
             .expect_err("it is refused");
-        assert_eq!(tikhonov::exit::code(&error), 2);
+        assert_eq!(tikhonov::util::exit_code::code(&error), 2);
         assert!(format!("{error:#}").contains(message), "{error:#}");
     }
     assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 0);
@@ -223,7 +223,7 @@ fn names_that_python_cannot_say_are_refused_before_anything_is_written() {
         &[],
         &About::default(),
     );
-    assert_eq!(tikhonov::exit::code(&error.expect_err("it is refused")), 2);
+    assert_eq!(tikhonov::util::exit_code::code(&error.expect_err("it is refused")), 2);
 }
 
 /// So deep that the batch statistics of three samples magnify float32's rounding to 1e-4.
@@ -297,7 +297,7 @@ fn a_program_that_is_another_network_is_refused_however_small_the_difference() {
             Err(error) => {
                 let text = format!("{error:#}");
                 assert!(!is_same && text.contains("answers otherwise than the network"), "{text}");
-                assert_eq!(tikhonov::exit::code(&error), 4);
+                assert_eq!(tikhonov::util::exit_code::code(&error), 4);
             }
         }
     }

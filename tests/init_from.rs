@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use tikhonov::checkpoint::weights::read_weights;
+use tikhonov::pytorch::weights::read_weights;
 
 use crate::common::{data_dir, python, run, succeeds};
 

@@ -4,18 +4,18 @@ use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 use tikhonov::data::augment::Augment;
-use tikhonov::data::draw::{Draw, Purpose};
 use tikhonov::data::loader::{Batch, Loader, LoaderOptions, Preparation};
 use tikhonov::data::normalize::{Normalize, NormalizeSpec};
 use tikhonov::data::{DataSpec, Dataset, Files, Fit, Framing, ImageFile, Mode, Resize, Samples, Targets};
-use tikhonov::exit::{self, Exit};
+use tikhonov::util::exit_code::{self, Exit};
+use tikhonov::util::rng::{Draw, Purpose};
 
 use crate::common::{data_dir, python};
 
 /// Augmentations as a config writes them.
 pub fn augment(yaml: &str) -> Vec<Augment> {
     let tree: serde_json::Value = serde_yaml::from_str(yaml).unwrap();
-    tikhonov::yaml::decode(&tree).unwrap()
+    tikhonov::util::yaml::decode(&tree).unwrap()
 }
 
 pub fn options() -> LoaderOptions {
@@ -215,7 +215,7 @@ fn pictures_are_normalised_by_numpys_mean_and_std() {
 fn normalize_is_auto_none_or_numbers() {
     let read = |yaml: &str| -> Result<NormalizeSpec, String> {
         let tree: serde_json::Value = serde_yaml::from_str(yaml).unwrap();
-        tikhonov::yaml::decode(&tree).map_err(|error| error.to_string())
+        tikhonov::util::yaml::decode(&tree).map_err(|error| error.to_string())
     };
     assert_eq!(read("auto").unwrap(), NormalizeSpec::Auto);
     assert_eq!(read("none").unwrap(), NormalizeSpec::None);
@@ -230,14 +230,14 @@ fn normalize_is_auto_none_or_numbers() {
     assert_eq!(read("{mean: [0.1], std: [0.0]}").unwrap().validate().unwrap_err().path, "std.0");
     assert_eq!(read("{mean: [0.1, 0.2], std: [0.3]}").unwrap().validate().unwrap_err().path, "std");
     let error = read("{mean: [0, 0], std: [1, 1]}").unwrap().resolve(&pictures(2, 3, 2, 2)).unwrap_err();
-    assert_eq!(exit::code(&error), Exit::Usage as u8, "{error:#}");
+    assert_eq!(exit_code::code(&error), Exit::Usage as u8, "{error:#}");
 }
 
 #[test]
 fn a_table_with_nan_cannot_be_normalised() {
     let set = dataset(Tensor::from_slice(&[1.0, f64::NAN]).view([2, 1]), Targets::Unknown);
     let error = NormalizeSpec::Auto.resolve(&set).unwrap_err();
-    assert_eq!(exit::code(&error), Exit::Data as u8, "{error:#}");
+    assert_eq!(exit_code::code(&error), Exit::Data as u8, "{error:#}");
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn what_does_not_suit_the_samples_is_refused() {
     for (set, steps) in refused {
         let prep = Preparation { normalize: None, augment: augment(steps) };
         let error = Loader::new(set, &prep, options()).err().expect(steps);
-        assert_eq!(exit::code(&error), Exit::Usage as u8, "{error:#}");
+        assert_eq!(exit_code::code(&error), Exit::Usage as u8, "{error:#}");
         Loader::new(set, &prep, LoaderOptions { train: false, ..options() })
             .expect("no augmentation, no complaint");
     }
@@ -341,7 +341,7 @@ fn flowers(memory_gib: f64, augment: &str) -> Option<Dataset> {
         "{{train: {{folder: {{root: {}, size: 64}}}}, memory_gib: {memory_gib}, augment: {augment}}}",
         root.display()
     );
-    let spec: DataSpec = tikhonov::yaml::decode(&serde_yaml::from_str(&yaml).unwrap()).unwrap();
+    let spec: DataSpec = tikhonov::util::yaml::decode(&serde_yaml::from_str(&yaml).unwrap()).unwrap();
     Some(spec.open(0).unwrap().train)
 }
 
@@ -399,7 +399,7 @@ fn more_damaged_pictures_than_forgiven_end_with_exit_3() {
         let loader = Loader::new(&set, &prep("[]", 3), LoaderOptions { workers, ..options() }).unwrap();
         let mut epoch = loader.epoch(0, 0);
         let error = epoch.find_map(Result::err).expect("an error");
-        assert_eq!(exit::code(&error), Exit::Data as u8);
+        assert_eq!(exit_code::code(&error), Exit::Data as u8);
         let text = format!("{error:#}");
         assert!(
             text.contains("001.png") && text.contains("005.png") && text.contains("max_skipped"),

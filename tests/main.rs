@@ -4,6 +4,7 @@ mod common;
 
 mod adaptive;
 mod amp;
+mod architecture;
 mod augment;
 mod bench;
 mod checkpointing;

@@ -9,8 +9,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
-use tikhonov::layers::ParamKind;
-use tikhonov::model::{Model, ModelSpec, Network, Summary};
+use tikhonov::nn::layers::ParamKind;
+use tikhonov::nn::model::{Model, ModelSpec, Network, Summary};
 
 use crate::common::{alone, python};
 
@@ -56,7 +56,7 @@ fn every_shipped_model_equals_its_pytorch_twin() {
     tikhonov::libtorch::winograd::allow(false);
     let folder = tempfile::tempdir().expect("a folder");
     let printed = twins(folder.path());
-    assert_eq!(printed.lines().count(), tikhonov::shipped::models().count(), "every model has a twin");
+    assert_eq!(printed.lines().count(), tikhonov::util::builtin::models().count(), "every model has a twin");
     for line in printed.lines() {
         let name = line.split(' ').next().expect("a name");
         let model = model(json!(name));
@@ -444,7 +444,7 @@ fn loading_weights_lists_every_difference_at_once_and_changes_nothing() {
     broken.insert("fc.bias".into(), Tensor::ones([2], (Kind::Float, Device::Cpu)));
     broken.remove("bn.running_mean");
     let error = network.load_state(&broken).expect_err("it does not fit");
-    assert_eq!(tikhonov::exit::code(&error), 4);
+    assert_eq!(tikhonov::util::exit_code::code(&error), 4);
     let text = error.to_string();
     for part in
         ["fc.weight is [2, 3], wanted [2, 4]", "unexpected head.weight [2]", "missing bn.running_mean [2]"]

@@ -8,11 +8,11 @@ mod scaling;
 use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor};
-use tikhonov::data::draw::{Draw, Purpose};
 use tikhonov::optim::{Clip, Ema, EmaSpec, Optimizer, OptimizerSpec};
 use tikhonov::penalty::{PenaltySpec, Rates, Target};
 use tikhonov::schedule::ScheduleSpec;
-use tikhonov::yaml::Document;
+use tikhonov::util::rng::{Draw, Purpose};
+use tikhonov::util::yaml::Document;
 
 use crate::common;
 
@@ -216,7 +216,7 @@ fn the_average_of_weights_follows_its_formula_and_copies_counters() {
     }
     let mut ema = Ema::new(&EmaSpec::default(), &state(1.0, 0)).unwrap();
     let error = ema.load_state(&BTreeMap::from([("v".to_owned(), Tensor::from(1))])).unwrap_err();
-    assert_eq!(tikhonov::exit::code(&error), 4);
+    assert_eq!(tikhonov::util::exit_code::code(&error), 4);
     assert!(error.to_string().contains("w is missing") && error.to_string().contains("v is unexpected"));
 }
 

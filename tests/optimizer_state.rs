@@ -5,9 +5,9 @@ use std::path::Path;
 
 use serde_json::json;
 use tch::Tensor;
-use tikhonov::checkpoint::python_optimizer::{Known, PythonOptimizer};
-use tikhonov::checkpoint::weights::read_weights;
 use tikhonov::penalty::Rates;
+use tikhonov::pytorch::optimizer_state::{Known, PythonOptimizer};
+use tikhonov::pytorch::weights::read_weights;
 
 use crate::common::{python, run};
 
@@ -432,6 +432,6 @@ for name, order, decay in ('a', [0, 2, 1, 3], .1), ('b', [0, 1, 2, 3], .1), ('c'
     }
     // Without any decay nothing does.
     let error = state("c.pt").fit(&alternating, &spec).unwrap_err();
-    assert_eq!(tikhonov::exit::code(&error), 4);
+    assert_eq!(tikhonov::util::exit_code::code(&error), 4);
     assert!(format!("{error:#}").contains("orders; with PyTorch 2.6"), "{error:#}");
 }

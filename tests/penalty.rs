@@ -1,11 +1,11 @@
 //! The penalty: closed forms, scikit-learn, finite differences, and who gets which λ.
 
 use tch::{Kind, Tensor};
-use tikhonov::data::draw::{Draw, Purpose};
 use tikhonov::optim::{OptimizerSpec, SgdSpec};
 use tikhonov::penalty::{self, Group, L1Mode, PenaltySpec, Rates, Target};
 use tikhonov::schedule::Clock;
-use tikhonov::yaml::Document;
+use tikhonov::util::rng::{Draw, Purpose};
+use tikhonov::util::yaml::Document;
 
 use crate::common;
 

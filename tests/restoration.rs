@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 use tikhonov::data::{ImageFile, Mode};
-use tikhonov::loss::RegressionLoss;
+use tikhonov::functional::loss::RegressionLoss;
 use tikhonov::metrics::{ImageMeter, ImageRules, Meter};
 use tikhonov::tasks::degrade::Chain;
 use tikhonov::tasks::{Reconstruction, Task, TaskSpec};
@@ -13,7 +13,7 @@ use crate::common::{alone, data_dir, python, run, saved, succeeds};
 
 pub fn decode<T: serde::de::DeserializeOwned>(yaml: &str) -> T {
     let tree: serde_json::Value = serde_yaml::from_str(yaml).unwrap();
-    tikhonov::yaml::decode(&tree).unwrap()
+    tikhonov::util::yaml::decode(&tree).unwrap()
 }
 
 /// Runs Python with `folder` as `d`, numpy as `np` and `x` loaded from it in float64.

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
-use tikhonov::data::photo::Photo;
-use tikhonov::model::Model;
-use tikhonov::restore::Restorer;
+use tikhonov::data::image::photo::Photo;
+use tikhonov::inference::restorer::Restorer;
+use tikhonov::nn::model::Model;
 use tikhonov::tasks::TaskSpec;
-use tikhonov::yaml::decode;
+use tikhonov::util::yaml::decode;
 
 use crate::common::{python, run};
 
@@ -223,7 +223,7 @@ fn super_resolution_of_every_size_is_exactly_the_scale_times_as_large() {
         (shipped("srcnn", json!({})), 3, "upscaled", 1),
     ];
     for (model, scale, input, channels) in models {
-        let spec: tikhonov::model::ModelSpec = serde_json::from_value(model.clone()).unwrap();
+        let spec: tikhonov::nn::model::ModelSpec = serde_json::from_value(model.clone()).unwrap();
         let model_of = Model::from_spec(&spec).unwrap();
         let network = model_of.build(Device::Cpu, Kind::Float).unwrap();
         for luma in [true, false] {

@@ -1,7 +1,7 @@
 //! Every schedule against `torch.optim.lr_scheduler`.
 
 use tikhonov::schedule::{Clock, Plateau, ScheduleSpec};
-use tikhonov::yaml::Document;
+use tikhonov::util::yaml::Document;
 
 use crate::common;
 

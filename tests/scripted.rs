@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use tikhonov::checkpoint::weights::read_weights;
-use tikhonov::model::{Model, ModelSpec};
+use tikhonov::nn::model::{Model, ModelSpec};
+use tikhonov::pytorch::weights::read_weights;
 
 use crate::common::{alone, python, run, succeeds};
 use crate::model::difference;
@@ -283,7 +283,7 @@ fn damaged_files_and_files_that_are_no_torchscript_exit_with_4_and_never_with_a_
     for at in 0..30 {
         fs::write(&path, &whole[..whole.len() * at / 30]).expect("it is written");
         let error = open(&path).expect_err("it is truncated");
-        assert_eq!(tikhonov::exit::code(&error), 4, "{error:#}");
+        assert_eq!(tikhonov::util::exit_code::code(&error), 4, "{error:#}");
     }
     for at in 0..120 {
         let mut bytes = whole.clone();
@@ -294,7 +294,7 @@ fn damaged_files_and_files_that_are_no_torchscript_exit_with_4_and_never_with_a_
             // Padding and dates may change.
             Ok(model) => assert_eq!(model.params(), params),
             Err(error) => {
-                assert_eq!(tikhonov::exit::code(&error), 4, "{error:#}");
+                assert_eq!(tikhonov::util::exit_code::code(&error), 4, "{error:#}");
                 refused += 1;
             }
         }
@@ -302,7 +302,7 @@ fn damaged_files_and_files_that_are_no_torchscript_exit_with_4_and_never_with_a_
     assert!(refused > 60, "{refused} of 120");
     for other in ["net.pth", "no-such-file.pt"] {
         let error = open(&home.path().join(other)).expect_err("it is no TorchScript");
-        assert_eq!(tikhonov::exit::code(&error), 4, "{error:#}");
+        assert_eq!(tikhonov::util::exit_code::code(&error), 4, "{error:#}");
     }
     fs::write(&path, "a text").expect("it is written");
     let config = config(home.path(), "c.yaml", &json!({"torchscript": path, "input": [1, 20, 20]}));

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor, no_grad};
 use tikhonov::metrics::Scores;
-use tikhonov::model::{Model, Network};
+use tikhonov::nn::model::{Model, Network};
 use tikhonov::schedule::Clock;
 use tikhonov::tasks::{Answer, Task};
 

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tikhonov::data::draw::{Draw, Purpose};
+use tikhonov::util::rng::{Draw, Purpose};
 
 use crate::common::{outcome, python, read_json, records, run, saved, succeeds, tikhonov, write_config};
 

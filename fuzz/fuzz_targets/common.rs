@@ -1,7 +1,7 @@
 //! The reader of Python's files, taken in by path so that libtorch is not linked, and what a program does with a file.
 
 #[allow(dead_code, unused_imports)]
-#[path = "../../src/checkpoint/python/mod.rs"]
+#[path = "../../src/pytorch/reader/mod.rs"]
 pub mod python;
 
 use python::source::Source;

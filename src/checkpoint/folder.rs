@@ -11,12 +11,12 @@ use tch::Tensor;
 
 use super::safetensors::Contents;
 use super::state::{Newer, State};
-use super::weights::read_weights;
-use crate::device::cores;
-use crate::digest::{self, PIECE};
-use crate::exit::{Exit, OrExit};
+use crate::libtorch::device::cores;
 use crate::optim::keep_zeros;
-use crate::threads::{both, each, share, unpoisoned};
+use crate::pytorch::weights::read_weights;
+use crate::util::exit_code::{Exit, OrExit};
+use crate::util::sha256::{self, PIECE};
+use crate::util::threads::{both, each, share, unpoisoned};
 
 /// What an average of weights says of itself, among its tensors, as PyTorch's `AveragedModel` does.
 const EMA_UPDATES: &str = "n_averaged";
@@ -151,7 +151,7 @@ pub(super) fn verify(folder: &Path, state: &State) -> Result<()> {
     let work = || loop {
         let Some((name, number, wanted)) = unpoisoned(&jobs).next() else { return };
         let path = folder.join(name);
-        let sum = number.map_or_else(|| digest::of_file(&path), |number| digest::of_piece(&path, number));
+        let sum = number.map_or_else(|| sha256::of_file(&path), |number| sha256::of_piece(&path, number));
         let failure = match sum {
             Ok(sum) if sum == *wanted => continue,
             Ok(_) => anyhow!("{name} is damaged: its SHA-256 is not the one in state.json"),

@@ -10,17 +10,17 @@ use safetensors::Dtype as Packed;
 use safetensors::tensor::{Metadata, TensorInfo};
 use tch::{Device, Kind, Tensor};
 
-use super::atomic;
-use crate::digest::{Summing, Sums};
-use crate::exit::{Exit, OrExit, fail};
 use crate::libtorch::bytes;
-use crate::threads::both;
+use crate::util::atomic_file;
+use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::sha256::{Summing, Sums};
+use crate::util::threads::both;
 
 /// Writes contiguous copies of `tensors` to `path`, atomically; `format: pt` is added to `metadata`. Any device. The order is
 /// kept among tensors of one element size; larger elements come first, which aligns them all.
 pub fn write(path: &Path, tensors: &[(String, Tensor)], metadata: &[(String, String)]) -> Result<()> {
     let contents = Contents::of(tensors, metadata)?;
-    atomic::write(path, |file| contents.pass_to(|bytes| Ok(file.write_all(bytes)?)))
+    atomic_file::write(path, |file| contents.pass_to(|bytes| Ok(file.write_all(bytes)?)))
 }
 
 /// What a file will hold: the header, and the memory of the tensors on the CPU.

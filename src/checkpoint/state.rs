@@ -8,9 +8,9 @@ use std::fmt;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::digest;
 use crate::optim::ScalingState;
 use crate::penalty::Tuned;
+use crate::util::sha256;
 
 /// The version of this layout; a newer one is refused. Since 2 state.json holds a sum of itself.
 pub(super) const FORMAT: u32 = 2;
@@ -166,7 +166,7 @@ impl State {
     pub(super) fn to_file(&self) -> Result<Vec<u8>> {
         let plain = serde_json::to_string_pretty(self)?;
         let rest = plain.strip_prefix("{\n").context("the state is no object")?;
-        let sum = digest::of_bytes(plain.as_bytes());
+        let sum = sha256::of_bytes(plain.as_bytes());
         Ok([OPENING, &sum, CLOSING, rest].concat().into_bytes())
     }
 
@@ -175,7 +175,7 @@ impl State {
     pub(super) fn of_file(bytes: &[u8]) -> Result<Self> {
         const DAMAGED: &str = "state.json is damaged";
         let head: Head = serde_json::from_slice(bytes).context(DAMAGED)?;
-        let is_whole = summed(bytes).map(|(sum, plain)| sum == digest::of_bytes(&plain));
+        let is_whole = summed(bytes).map(|(sum, plain)| sum == sha256::of_bytes(&plain));
         if head.format > FORMAT {
             let is_suspect = is_whole == Some(false);
             bail!(Newer { format: head.format, version: head.version, is_suspect });

@@ -15,7 +15,7 @@ use super::folder::{
     Loaded, STATE, Snapshot, is_newer, load, read_state, remove_if_there, sync_folder, verify, write,
 };
 use super::state::State;
-use crate::exit::{Exit, OrExit, fail};
+use crate::util::exit_code::{Exit, OrExit, fail};
 
 /// The checkpoints of one run.
 pub struct Checkpoints {
@@ -318,7 +318,7 @@ mod tests {
     use tch::{Device, Kind, Tensor};
 
     use super::*;
-    use crate::digest::PIECE;
+    use crate::util::sha256::PIECE;
 
     fn snapshot(step: u64, batch: usize, score: Option<f64>) -> Snapshot {
         let mut state = State::new("data".into());
@@ -384,7 +384,7 @@ mod tests {
         assert_eq!(names, ["epoch-0002", "epoch-0003", "epoch-0005"]);
         assert_eq!(store.named("best").unwrap().state.step, 20);
         let error = store.named("bets").err().unwrap();
-        assert_eq!(crate::exit::code(&error), Exit::Checkpoint as u8);
+        assert_eq!(crate::util::exit_code::code(&error), Exit::Checkpoint as u8);
     }
 
     #[test]

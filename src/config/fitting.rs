@@ -3,17 +3,17 @@
 use serde_json::{Value, json};
 
 use super::RunConfig;
-use crate::model::ModelSource;
-use crate::shipped;
+use crate::nn::model::ModelSource;
 use crate::tasks::TaskSpec;
-use crate::yaml::Document;
+use crate::util::builtin;
+use crate::util::yaml::Document;
 
 /// Fills them in; returns a line on each whose value is another than the model's own. What the data does not tell without being
 /// read stays as the model has it.
 pub fn fit_model(spec: &mut RunConfig) -> Vec<String> {
     let mut lines = Vec::new();
     let ModelSource::Shipped { name, args } = &mut spec.model.source else { return lines };
-    let declared = shipped::model(name).and_then(|text| Document::parse(name.as_str(), text).ok());
+    let declared = builtin::model(name).and_then(|text| Document::parse(name.as_str(), text).ok());
     let declared = declared.and_then(|document| document.value("args").cloned());
     let Some(Value::Object(declared)) = declared else { return lines };
     let is_open = |key: &&str| declared.contains_key(*key) && !args.contains_key(*key);

@@ -6,7 +6,7 @@ use serde::de::{Deserializer, Error, Unexpected, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::optim::{Clip, EmaSpec};
-use crate::yaml::Invalid;
+use crate::util::yaml::Invalid;
 
 /// How long to train and what to do on the way.
 #[derive(Clone, Debug, Serialize, Deserialize)]

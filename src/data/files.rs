@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 
 use super::mask::Encoding;
 use super::{Fit, ImageFile, Picture};
-use crate::exit::{Exit, Failure, OrExit};
-use crate::threads::unpoisoned;
+use crate::util::exit_code::{Exit, Failure, OrExit};
+use crate::util::threads::unpoisoned;
 
 /// Image files and how each becomes samples.
 pub struct Files {

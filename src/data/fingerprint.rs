@@ -10,11 +10,11 @@ use tch::Tensor;
 
 use super::mask::Encoding;
 use super::{Dataset, Samples, Targets};
-use crate::device::cores;
-use crate::digest::hexadecimal;
 use crate::libtorch::bytes;
-use crate::regular;
-use crate::threads::each;
+use crate::libtorch::device::cores;
+use crate::util::regular_file;
+use crate::util::sha256::hexadecimal;
+use crate::util::threads::each;
 
 /// Tensors above this many bytes are hashed in part.
 const WHOLE: usize = 256 << 20;
@@ -84,7 +84,7 @@ impl Dataset {
 
 /// The size of a file, and the sum of its parts.
 fn of_file(path: &Path) -> io::Result<String> {
-    let file = regular::open(path)?;
+    let file = regular_file::open(path)?;
     let (size, mut hash) = (file.metadata()?.len(), Sha256::new());
     let parts = match size {
         size if size <= FILE_PARTS * FILE_PART_BYTES => vec![(0, size)],

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use crate::regular;
+use crate::util::regular_file;
 
 /// Extensions of pictures that can be read.
 const READ: [&str; 24] = [
@@ -28,7 +28,7 @@ fn extension(path: &Path) -> String {
 
 fn has_known_start(path: &Path) -> bool {
     let mut start = Vec::new();
-    let read = regular::open(path).and_then(|file| file.take(64).read_to_end(&mut start));
+    let read = regular_file::open(path).and_then(|file| file.take(64).read_to_end(&mut start));
     read.is_ok() && image::guess_format(&start).is_ok()
 }
 

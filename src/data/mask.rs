@@ -11,8 +11,8 @@ use image::codecs::bmp::BmpDecoder;
 use image::{DynamicImage, GrayImage, ImageDecoder, ImageFormat};
 use serde::{Deserialize, Serialize};
 
-use super::picture::{MAX_DECODED, Picture, decode_guarded, upright};
-use crate::exit::{Exit, fail};
+use crate::data::image::picture::{MAX_DECODED, Picture, decode_guarded, upright};
+use crate::util::exit_code::{Exit, fail};
 
 /// What a decoded mask holds where a pixel counts nowhere; its class is negative in a batch.
 pub const IGNORED: u8 = 255;
@@ -116,7 +116,7 @@ impl MaskImage {
             }
             let lossy = bytes.starts_with(&[0xff, 0xd8])
                 || bytes.starts_with(b"RIFF") && memchr::memmem::find(bytes, b"VP8 ").is_some();
-            Self::of(super::picture::decode_bytes(bytes, path)?, lossy)
+            Self::of(crate::data::image::picture::decode_bytes(bytes, path)?, lossy)
         })
     }
 

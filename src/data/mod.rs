@@ -1,18 +1,14 @@
 //! Data sets: where samples come from, and how they become batches.
 
 pub mod augment;
-pub mod draw;
+mod cache;
 mod files;
 mod fingerprint;
 mod format;
-mod jpeg;
+pub mod image;
 pub mod loader;
 pub mod mask;
 pub mod normalize;
-pub mod photo;
-pub mod picture;
-mod shelf;
-mod smooth;
 pub mod sources;
 mod spec;
 mod split;
@@ -24,14 +20,14 @@ use anyhow::Result;
 use serde::Serialize;
 use tch::Tensor;
 
-use crate::exit::{Exit, fail};
+use crate::util::exit_code::{Exit, fail};
+use image::smooth::SmoothSpec;
 use mask::Masks;
-use smooth::SmoothSpec;
 pub use sources::Split;
 
+pub use cache::Shelf;
 pub use files::{Damaged, Files, Framing};
-pub use picture::{Fit, ImageFile, Mode, Picture, Resize};
-pub use shelf::Shelf;
+pub use image::picture::{Fit, ImageFile, Mode, Picture, Resize};
 pub use sources::folder::{pictures, pictures_at};
 pub use spec::{DataSpec, SourceSpec, ValidationSpec};
 

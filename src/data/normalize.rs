@@ -7,13 +7,13 @@ use serde::{Deserialize, Deserializer, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::{Dataset, Files, Samples};
-use crate::device::cores;
-use crate::exit::{Exit, OrExit, fail};
-use crate::interrupt;
 use crate::libtorch::catching;
+use crate::libtorch::device::cores;
 use crate::libtorch::memory::Bytes;
-use crate::threads;
-use crate::yaml::Invalid;
+use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::interrupt;
+use crate::util::threads;
+use crate::util::yaml::Invalid;
 
 /// `auto`, `none`, or `{mean: [...], std: [...]}` with one number per channel or feature.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]

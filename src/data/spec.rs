@@ -6,18 +6,18 @@ use serde_json::json;
 
 use super::augment::{self, Augment};
 use super::normalize::NormalizeSpec;
-use super::smooth::SmoothSpec;
 use super::sources::{
     Cifar10Spec, Cifar100Spec, CsvSpec, FolderSpec, IdxSpec, ImagesSpec, LineSpec, LinearSpec, NpySpec,
     Opening, ShapesSpec, Source, Split,
 };
 use super::split::{Fold, Share};
 use super::{Dataset, Fit, Mode, Resize, Sets, Shelf, Targets, split};
-use crate::device::cores;
-use crate::exit::{Exit, OrExit, fail};
-use crate::interrupt;
-use crate::threads::each;
-use crate::yaml::Invalid;
+use crate::data::image::smooth::SmoothSpec;
+use crate::libtorch::device::cores;
+use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::interrupt;
+use crate::util::threads::each;
+use crate::util::yaml::Invalid;
 
 /// The `data:` section: where the samples come from and how they are prepared.
 #[derive(Deserialize, Serialize, Clone, Debug)]

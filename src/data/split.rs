@@ -7,10 +7,10 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::draw::{Draw, Purpose};
 use super::{Dataset, Framing, Samples, Targets, fingerprint};
-use crate::exit::{Exit, fail};
-use crate::yaml::Invalid;
+use crate::util::exit_code::{Exit, fail};
+use crate::util::rng::{Draw, Purpose};
+use crate::util::yaml::Invalid;
 
 /// One of `of` equal parts of the training set is the validation set: k-fold cross-validation, a fold at a time.
 #[derive(Clone, Debug, Deserialize, Serialize)]

@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_void};
 use std::sync::Mutex;
 
-use crate::threads::{share, unpoisoned};
+use crate::util::threads::{share, unpoisoned};
 use anyhow::{Result, bail};
 use tch::{Device, Kind, Tensor};
 

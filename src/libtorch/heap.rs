@@ -7,7 +7,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::exit::Exit;
+use crate::util::exit_code::Exit;
 
 unsafe extern "C" {
     fn signal(signal: c_int, handler: usize) -> usize;

@@ -6,6 +6,7 @@ pub mod autocast;
 pub mod bytes;
 pub mod cuda;
 pub mod dense;
+pub mod device;
 pub mod graph;
 pub mod heap;
 pub mod loss;
@@ -27,7 +28,7 @@ use anyhow::{Result, anyhow};
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use crate::exit;
+use crate::util::exit_code;
 
 unsafe extern "C" {
     fn tikhonov_free(text: *mut c_char);
@@ -135,6 +136,6 @@ pub fn catching<T>(f: impl FnOnce() -> T) -> Result<T> {
             .cloned()
             .or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()))
             .unwrap_or_else(|| "libtorch panicked without a message".into());
-        anyhow!("{}", exit::plain(&text))
+        anyhow!("{}", exit_code::plain(&text))
     })
 }

@@ -6,8 +6,8 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{Answer, Meter, Scores};
-use crate::imaging::ssim::WINDOW;
-use crate::imaging::{bicubic, luma, ssim};
+use crate::functional::ssim::WINDOW;
+use crate::functional::{bicubic, luma, ssim};
 
 /// PSNR in dB and SSIM of the restored image, and of the degraded one that it was made from.
 #[derive(Debug, Default)]

@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::libtorch::optim as kernels;
 use crate::schedule::check;
-use crate::yaml::Invalid;
+use crate::util::yaml::Invalid;
 
 /// Bounds on the data gradient; the penalty comes after them. With both, the norm is that of the clamped gradient.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]

@@ -6,10 +6,10 @@ use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::knob::Knob;
 use super::refuse;
+use crate::optim::graph_scalars::Knob;
 use crate::schedule::check;
-use crate::yaml::Invalid;
+use crate::util::yaml::Invalid;
 
 /// How much of the average each step keeps.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]

@@ -6,11 +6,11 @@ mod adam;
 mod clip;
 mod decay;
 mod ema;
-mod knob;
+mod graph_scalars;
+mod lambda_gradient;
 mod rmsprop;
 mod scaling;
 mod sgd;
-mod trace;
 
 use std::collections::BTreeMap;
 
@@ -19,23 +19,23 @@ use serde::de::{Deserializer, Error};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::exit::{Exit, fail};
 use crate::libtorch::optim::{self as kernels, Control};
 use crate::penalty::{DecoupledMode, Group, L1Mode, PenaltySpec, Rates};
-use crate::tagged::{self, Tagged};
-use crate::yaml::Invalid;
+use crate::util::exit_code::{Exit, fail};
+use crate::util::tagged_enum::{self, Tagged};
+use crate::util::yaml::Invalid;
 
 pub use adagrad::AdagradSpec;
 pub use adam::AdamSpec;
 pub use clip::Clip;
 pub use ema::{Ema, EmaSpec, keep_zeros};
-pub use knob::Dials;
-use knob::{GroupDials, Knob};
+pub use graph_scalars::Dials;
+use graph_scalars::{GroupDials, Knob};
+use lambda_gradient::Before;
+pub use lambda_gradient::Shift;
 pub use rmsprop::RmsPropSpec;
 pub use scaling::{LossScale, ScalingState};
 pub use sgd::SgdSpec;
-use trace::Before;
-pub use trace::Shift;
 
 /// The optimiser as declared: `optimizer: adam`, or `optimizer: {adam: {lr: 3e-4}}`. Names and defaults are those of
 /// `torch.optim`, except that the penalty is declared in `penalty`, never here.
@@ -623,11 +623,11 @@ impl Tagged for OptimizerSpec {
 
     fn body<'de, D: Deserializer<'de>>(name: &str, body: D) -> Result<Self, D::Error> {
         Ok(match name {
-            "sgd" => Self::Sgd(tagged::spec(body)?),
-            "adam" => Self::Adam(tagged::spec(body)?),
-            "adamw" => Self::AdamW(tagged::spec(body)?),
-            "adagrad" => Self::Adagrad(tagged::spec(body)?),
-            "rmsprop" => Self::RmsProp(tagged::spec(body)?),
+            "sgd" => Self::Sgd(tagged_enum::spec(body)?),
+            "adam" => Self::Adam(tagged_enum::spec(body)?),
+            "adamw" => Self::AdamW(tagged_enum::spec(body)?),
+            "adagrad" => Self::Adagrad(tagged_enum::spec(body)?),
+            "rmsprop" => Self::RmsProp(tagged_enum::spec(body)?),
             _ => return Err(D::Error::unknown_variant(name, Self::NAMES)),
         })
     }
@@ -635,6 +635,6 @@ impl Tagged for OptimizerSpec {
 
 impl<'de> Deserialize<'de> for OptimizerSpec {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        tagged::deserialize(deserializer)
+        tagged_enum::deserialize(deserializer)
     }
 }

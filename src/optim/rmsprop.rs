@@ -4,12 +4,12 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::trace::over_root;
 use super::{Argument, Batch, Rule, Slot, WeightDecay};
 use crate::libtorch::optim::{Control, ForeachRmsProp, RmsPropState};
+use crate::optim::lambda_gradient::over_root;
 use crate::penalty::Rates;
 use crate::schedule::check;
-use crate::yaml::Invalid;
+use crate::util::yaml::Invalid;
 
 /// `torch.optim.RMSprop`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]

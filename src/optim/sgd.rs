@@ -8,7 +8,7 @@ use super::{Argument, Batch, Rule, Slot, WeightDecay};
 use crate::libtorch::optim::{Control, FusedSgd};
 use crate::penalty::Rates;
 use crate::schedule::check;
-use crate::yaml::Invalid;
+use crate::util::yaml::Invalid;
 
 /// `torch.optim.SGD`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]

@@ -5,7 +5,7 @@ use serde::de::{Deserializer, Error, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::schedule::{Clock, anneal, check, progress};
-use crate::yaml::Invalid;
+use crate::util::yaml::Invalid;
 
 /// A λ, constant, over time or tuned: `1e-4`, `{start: 0, end: 1e-4, epochs: 5}`, or `auto`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -30,7 +30,7 @@ pub struct Ramp {
 }
 
 /// A λ₂ that follows the gradient of the validation loss, every penalty group its own: `auto`, or
-/// `{auto: {start: 1e-4, lr: 0.1, every: 5}}`. `crate::adaptive` says how.
+/// `{auto: {start: 1e-4, lr: 0.1, every: 5}}`. `crate::train::hypergradient` says how.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Auto {

@@ -5,6 +5,7 @@ mod frame;
 mod heat;
 mod lines;
 mod means;
+pub mod png;
 mod scale;
 
 use std::fmt::Write;
@@ -104,7 +105,7 @@ fn width(text: &str) -> f64 {
         'm' | 'w' | 'M' | 'W' | '@' | '%' | '&' | '…' | '—' | '−' | '<' | '>' => 11.5,
         c if c.is_ascii_lowercase() || c.is_ascii_digit() => 7.6,
         // Chinese, Japanese, Korean: a full em.
-        c if crate::terminal::width(c.encode_utf8(&mut [0; 4])) == 2 => 12.0,
+        c if crate::util::terminal::width(c.encode_utf8(&mut [0; 4])) == 2 => 12.0,
         c if ('⁰'..='⁹').contains(&c) || ['¹', '²', '³', '⁻'].contains(&c) => 5.2,
         _ => 9.0,
     };

@@ -5,9 +5,9 @@ use std::fmt::Write;
 use serde_json::Value;
 
 use super::{Group, plain_figure, section as framed, table};
-use crate::figure::can_write;
-use crate::history::History;
+use crate::plot::png::can_write;
 use crate::plot::{Cell, Heat, Ramp, escape, number, short};
+use crate::report::history::History;
 
 /// Runs that are shown, and classes that a matrix can show.
 const RUNS: usize = 4;

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use super::{Group, section as framed, table};
-use crate::coefficients::FILE;
+use crate::config::COEFFICIENTS_FILE;
 use crate::plot::{escape, number};
 
 /// Of a run and output; the file holds the rest.
@@ -21,14 +21,14 @@ pub fn section(group: &Group) -> String {
         content += &table_of(&rows);
     }
     let note = format!(
-        "Per unit of a column, and per standard deviation where columns are normalised. All of them: {FILE}."
+        "Per unit of a column, and per standard deviation where columns are normalised. All of them: {COEFFICIENTS_FILE}."
     );
     framed("Coefficients", &note, &content)
 }
 
 /// Output, column, coefficient, standardised; None where there is no such file.
 fn rows(run: &Path) -> Option<Vec<[String; 4]>> {
-    let mut reader = csv::Reader::from_path(run.join(FILE)).ok()?;
+    let mut reader = csv::Reader::from_path(run.join(COEFFICIENTS_FILE)).ok()?;
     let row = |record: csv::StringRecord| {
         let cell = |at: usize| record.get(at).unwrap_or_default().to_owned();
         [cell(0), cell(1), cell(2), cell(3)]

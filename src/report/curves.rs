@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::{Group, figure, section as framed};
-use crate::history::History;
 use crate::plot::{DIRECT, Kind, Lines, Series, escape};
+use crate::report::history::History;
 
 /// With more runs than this the single steps behind the epochs would be a fog.
 const STEPS_BEHIND: usize = 3;

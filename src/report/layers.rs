@@ -1,8 +1,8 @@
 //! How each layer's weights grow and thin out over time, run by run.
 
 use super::{Group, figure, section as framed};
-use crate::history::History;
 use crate::plot::{DIRECT, Kind, Lines, Series, class};
+use crate::report::history::History;
 
 /// Runs that are shown layer by layer; what differs among more is better seen in the sums.
 const RUNS: usize = 6;

@@ -4,6 +4,7 @@
 mod classes;
 mod coefficients;
 mod curves;
+pub mod history;
 mod layers;
 mod overview;
 mod pictures;
@@ -15,9 +16,9 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::exit::{Exit, fail};
-use crate::history::{History, Swept};
 use crate::plot::{Drawn, class, escape};
+use crate::report::history::{History, Swept};
+use crate::util::exit_code::{Exit, fail};
 
 pub use plots::plots;
 
@@ -128,7 +129,7 @@ fn tell_apart(runs: &mut [History]) {
     for index in 0..runs.len() {
         let same = |other: &History| other.name == runs[index].name;
         if runs.iter().filter(|run| same(run)).count() > 1 {
-            let parent = runs[index].path.parent().map(crate::history::name_of).unwrap_or_default();
+            let parent = runs[index].path.parent().map(crate::report::history::name_of).unwrap_or_default();
             let name = format!("{parent}/{}", runs[index].name);
             runs[index].name = name;
         }

@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{Group, duration, section as framed, table};
-use crate::history::History;
 use crate::plot::{escape, number};
+use crate::report::history::History;
 
 pub fn section(group: &Group) -> String {
     let goal = group.runs.iter().find_map(|run| run.goal());

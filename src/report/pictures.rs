@@ -6,8 +6,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::{Group, section as framed};
-use crate::history::name_of;
 use crate::plot::escape;
+use crate::report::history::name_of;
 
 /// Per run, and bytes of one: a page that cannot be mailed helps nobody.
 const EACH: usize = 4;

@@ -6,11 +6,11 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::{Group, classes, curves, layers};
-use crate::checkpoint::atomic;
-use crate::exit::{Exit, OrExit};
-use crate::figure::png;
-use crate::history::History;
+use crate::plot::png::png;
 use crate::plot::standalone;
+use crate::report::history::History;
+use crate::util::atomic_file;
+use crate::util::exit_code::{Exit, OrExit};
 
 /// Draws what the run in `folder` has recorded so far into its folder `plots`: `loss.png` and so on.
 pub fn plots(folder: &Path) -> Result<()> {
@@ -27,7 +27,7 @@ pub fn plots(folder: &Path) -> Result<()> {
     for (name, svg) in all {
         let picture = png(&standalone(&svg))?;
         // A metric's name comes from the program, not from a file.
-        atomic::write_bytes(&plots.join(format!("{name}.png")), &picture)?;
+        atomic_file::write_bytes(&plots.join(format!("{name}.png")), &picture)?;
     }
     Ok(())
 }

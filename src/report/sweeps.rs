@@ -7,8 +7,8 @@ use anyhow::Result;
 use super::{
     Group, classes, curves, duration, figure, layers, pictures, plain_figure, section as framed, table,
 };
-use crate::history::{History, Swept, SweptPoint};
 use crate::plot::{escape, number};
+use crate::report::history::{History, Swept, SweptPoint};
 use crate::sweep::path;
 use crate::sweep::plot::{self, shown};
 

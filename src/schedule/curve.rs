@@ -4,8 +4,8 @@ use serde::de::{Deserializer, Error};
 use serde::{Deserialize, Serialize};
 
 use super::{Clock, Plateau, PlateauSpec, Unit, anneal, check, progress};
-use crate::tagged::{self, Tagged};
-use crate::yaml::Invalid;
+use crate::util::tagged_enum::{self, Tagged};
+use crate::util::yaml::Invalid;
 
 /// The form of the curve.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -262,15 +262,15 @@ impl Tagged for Curve {
 
     fn body<'de, D: Deserializer<'de>>(name: &str, body: D) -> Result<Self, D::Error> {
         Ok(match name {
-            "constant" => Self::Constant(tagged::spec(body)?),
-            "step" => Self::Step(tagged::spec(body)?),
-            "multistep" => Self::Multistep(tagged::spec(body)?),
-            "exponential" => Self::Exponential(tagged::spec(body)?),
-            "inverse_sqrt" => Self::InverseSqrt(tagged::spec(body)?),
-            "cosine" => Self::Cosine(tagged::spec(body)?),
-            "linear" => Self::Linear(tagged::spec(body)?),
-            "one_cycle" => Self::OneCycle(tagged::spec(body)?),
-            "plateau" => Self::Plateau(tagged::spec(body)?),
+            "constant" => Self::Constant(tagged_enum::spec(body)?),
+            "step" => Self::Step(tagged_enum::spec(body)?),
+            "multistep" => Self::Multistep(tagged_enum::spec(body)?),
+            "exponential" => Self::Exponential(tagged_enum::spec(body)?),
+            "inverse_sqrt" => Self::InverseSqrt(tagged_enum::spec(body)?),
+            "cosine" => Self::Cosine(tagged_enum::spec(body)?),
+            "linear" => Self::Linear(tagged_enum::spec(body)?),
+            "one_cycle" => Self::OneCycle(tagged_enum::spec(body)?),
+            "plateau" => Self::Plateau(tagged_enum::spec(body)?),
             _ => return Err(D::Error::unknown_variant(name, Self::NAMES)),
         })
     }

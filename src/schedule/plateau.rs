@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::check;
 use super::curve::tenth;
-use crate::yaml::Invalid;
+use crate::util::yaml::Invalid;
 
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]

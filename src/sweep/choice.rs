@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::over::Point;
+use crate::sweep::search_space::Point;
 
 /// A point's scores over seeds and folds.
 #[derive(Clone, Debug, Serialize)]

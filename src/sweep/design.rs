@@ -5,10 +5,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::choice::{Score, Standing, same_folds};
-use super::over::{Axis, Point};
 use super::prune::Prune;
 use super::search::Search;
-use crate::exit::{Exit, OrExit};
+use crate::sweep::search_space::{Axis, Point};
+use crate::util::exit_code::{Exit, OrExit};
 
 /// Everything that decides which runs there are: a sweep goes on only where it is the same.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -12,14 +12,14 @@ use serde_json::{Map, Value};
 
 use super::choice::choose;
 use super::outcome::{Outcome, csv};
-use super::over::Point;
 use super::prune::Stand;
 use super::{Design, Ending, Finished, Trial, path};
-use crate::checkpoint::atomic;
-use crate::exit::{Exit, OrExit, fail};
-use crate::figure;
+use crate::plot::png;
 use crate::plot::standalone;
-use crate::run_folder::lock;
+use crate::sweep::search_space::Point;
+use crate::util::atomic_file;
+use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::folder_lock::lock;
 
 const DESIGN: &str = "sweep.json";
 const TRIALS: &str = "trials.jsonl";
@@ -45,10 +45,10 @@ impl Folder {
     /// Takes the folder for `design`: a new one, or with `resume` one that holds the same design. Returns what is
     /// there already.
     pub fn open(path: &Path, design: &Design, resume: bool) -> Result<(Self, Past)> {
-        atomic::make_folder(path).or_exit(Exit::Storage, || format!("making {}", path.display()))?;
+        atomic_file::make_folder(path).or_exit(Exit::Storage, || format!("making {}", path.display()))?;
         // Two sweeps would record every trial twice, and choose among the halves.
         let folder = Self { path: path.to_owned(), _lock: lock(path, "sweeping")? };
-        atomic::sweep(path);
+        atomic_file::sweep(path);
         let file = path.join(DESIGN);
         let now = serde_json::to_value(design)?;
         if !file.exists() {
@@ -146,7 +146,7 @@ impl Folder {
     }
 
     pub fn write_bytes(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        atomic::write_bytes(&self.path.join(name), bytes)
+        atomic_file::write_bytes(&self.path.join(name), bytes)
     }
 
     /// `trials.csv`, `result.json` and, for one number, `curve.svg` and `curve.png`; for two, `heat.svg` and `heat.png`; of a path its
@@ -163,7 +163,7 @@ impl Folder {
         for (name, drawing) in [("curve", view.curve()), ("heat", view.heat())] {
             let Some(drawing) = drawing.as_deref().map(standalone) else { continue };
             self.write(&format!("{name}.svg"), &drawing)?;
-            self.write_bytes(&format!("{name}.png"), &figure::png(&drawing)?)?;
+            self.write_bytes(&format!("{name}.png"), &png::png(&drawing)?)?;
         }
         if design.path {
             path::conclude(self, design, finished)?;

@@ -2,17 +2,17 @@
 
 pub mod choice;
 mod design;
+mod display;
 mod folder;
-mod live;
+mod interaction;
 mod outcome;
-pub mod over;
 pub mod path;
 pub mod plot;
 pub mod prune;
 mod remarks;
 pub mod runner;
 pub mod search;
-mod separable;
+pub mod search_space;
 pub mod spec;
 pub mod worker;
 

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::choice::{Choice, Standing};
 use super::{Design, Finished, plot, shown};
-use crate::terminal::{table, width};
+use crate::util::terminal::{table, width};
 
 /// What a sweep has found.
 pub struct Outcome {

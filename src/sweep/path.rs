@@ -6,12 +6,12 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::Value;
 
-use super::over::{Axis, Point};
 use super::{Design, Ending, Finished, Folder, Trial};
 use crate::checkpoint::Checkpoints;
-use crate::exit::{Exit, OrExit, fail};
-use crate::figure;
+use crate::plot::png;
 use crate::plot::{Kind, Lines, MOST_DIRECT, Series, spans_decades, standalone};
+use crate::sweep::search_space::{Axis, Point};
+use crate::util::exit_code::{Exit, OrExit, fail};
 
 /// Coefficients of a table; a network with more has no path that one could read.
 const MOST: usize = 2000;
@@ -75,7 +75,7 @@ pub fn conclude(folder: &Folder, design: &Design, finished: &[Finished]) -> Resu
     if let Some(drawn) = figure_of(&folder.path).and_then(|lines| lines.draw()) {
         let drawing = standalone(&drawn.svg);
         folder.write("path.svg", &drawing)?;
-        folder.write_bytes("path.png", &figure::png(&drawing)?)?;
+        folder.write_bytes("path.png", &png::png(&drawing)?)?;
     }
     Ok(())
 }

@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::choice::Standing;
-use super::separable::{Separability, separability};
 use crate::plot::{Cell, Heat, Mean, Means, Ramp, digits, number, spans_decades};
+use crate::sweep::interaction::{Separability, separability};
 
 /// What a sweep has found, to be looked at.
 pub struct View<'a> {

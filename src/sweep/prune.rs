@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use serde::{Deserialize, Serialize};
 
 use super::Trial;
-use crate::yaml::Invalid;
+use crate::util::yaml::Invalid;
 
 /// When to give a trial up.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

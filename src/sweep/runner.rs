@@ -9,15 +9,15 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::folder::Past;
-use super::live::Live;
 use super::prune::Judge;
 use super::search::{Search, suggest};
 use super::worker::{Heard, Report, Request, Verdict, Worker};
 use super::{Design, Ending, Finished, Folder, Trial, path};
-use crate::device::DeviceSpec;
-use crate::exit::{Exit, OrExit, fail};
-use crate::stop::Stop;
-use crate::threads::each;
+use crate::libtorch::device::DeviceSpec;
+use crate::sweep::display::Live;
+use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::signals::Stop;
+use crate::util::threads::each;
 
 /// A place for one trial at a time.
 #[derive(Clone, Copy, Debug)]
@@ -316,7 +316,7 @@ impl Work {
     }
 
     /// The points that are finished, in their order, and what they cost.
-    fn past(&self) -> Vec<(super::over::Point, f64)> {
+    fn past(&self) -> Vec<(crate::sweep::search_space::Point, f64)> {
         let sign = if self.design.higher_is_better { -1.0 } else { 1.0 };
         let standings = self.design.standings(&self.finished).into_iter();
         standings.map(|one| (one.point, one.mean.map_or(f64::INFINITY, |mean| sign * mean))).collect()

@@ -8,8 +8,8 @@ use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 use tpe::{TpeOptimizer, categorical_range, histogram_estimator, parzen_estimator, range};
 
-use super::over::{Axis, Point, draw};
-use crate::data::draw::{Draw, Purpose};
+use crate::sweep::search_space::{Axis, Point, draw};
+use crate::util::rng::{Draw, Purpose};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]

@@ -5,10 +5,10 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::over::Axis;
 use super::prune::Prune;
 use super::search::Search;
-use crate::yaml::Document;
+use crate::sweep::search_space::Axis;
+use crate::util::yaml::Document;
 
 /// The key of the section.
 pub const KEY: &str = "sweep";

@@ -12,9 +12,9 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::device::DeviceSpec;
-use crate::exit::{Exit, fail};
-use crate::threads::{REFUSED, spawn};
+use crate::libtorch::device::DeviceSpec;
+use crate::util::exit_code::{Exit, fail};
+use crate::util::threads::{REFUSED, spawn};
 
 /// The subcommand that is a worker.
 pub const COMMAND: &str = "sweep-worker";

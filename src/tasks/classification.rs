@@ -6,12 +6,12 @@ use tch::{Kind, Tensor};
 
 use super::{Answer, Goal, Prediction, Task};
 use crate::data::{Dataset, Targets};
-use crate::exit::{Exit, fail};
-use crate::loss;
+use crate::functional::loss;
 use crate::metrics::{ClassificationMeter, Meter};
-use crate::model::Model;
+use crate::nn::model::Model;
 use crate::schedule::Clock;
-use crate::yaml::Invalid;
+use crate::util::exit_code::{Exit, fail};
+use crate::util::yaml::Invalid;
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -11,13 +11,13 @@ use tch::Tensor;
 
 use super::{Answer, Goal, Panel, Task, code, part, through};
 use crate::data::Dataset;
-use crate::exit::{Exit, fail};
-use crate::layers::quantize::quantize;
-use crate::loss::RegressionLoss;
+use crate::functional::loss::RegressionLoss;
 use crate::metrics::{CompressionMeter, Meter};
-use crate::model::{Model, Network};
+use crate::nn::layers::quantize::quantize;
+use crate::nn::model::{Model, Network};
 use crate::schedule::Clock;
-use crate::yaml::Invalid;
+use crate::util::exit_code::{Exit, fail};
+use crate::util::yaml::Invalid;
 
 /// The loss is `loss` + `rate` · bits per pixel.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -13,13 +13,13 @@ use tch::Tensor;
 
 use super::{Answer, Goal, Panel, Task, code, part, through};
 use crate::data::Dataset;
-use crate::exit::{Exit, fail};
-use crate::layers::reparametrize;
-use crate::loss::{Likelihood, kl_from_standard_normal};
+use crate::functional::loss::{Likelihood, kl_from_standard_normal};
 use crate::metrics::{GenerationMeter, Meter};
-use crate::model::{Model, Network};
+use crate::nn::layers::reparametrize;
+use crate::nn::model::{Model, Network};
 use crate::schedule::Clock;
-use crate::yaml::Invalid;
+use crate::util::exit_code::{Exit, fail};
+use crate::util::yaml::Invalid;
 
 /// The loss is −log p(image | code) + β·KL, in nats per image.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -14,12 +14,12 @@ use tch::Tensor;
 use tch::nn::ModuleT;
 
 use crate::data::Dataset;
-use crate::exit::{Exit, fail};
 use crate::metrics::Meter;
 use crate::metrics::image::psnr;
-use crate::model::{Model, Network};
+use crate::nn::model::{Model, Network};
 use crate::schedule::Clock;
-use crate::yaml::Invalid;
+use crate::util::exit_code::{Exit, fail};
+use crate::util::yaml::Invalid;
 
 pub use classification::Classification;
 pub use compression::Compression;

@@ -9,14 +9,14 @@ use tch::Tensor;
 use super::degrade::{ANY_SIZE, Chain};
 use super::{Answer, Goal, Panel, Task};
 use crate::data::{Dataset, Targets};
-use crate::exit::{Exit, fail};
-use crate::imaging::ssim::WINDOW;
-use crate::imaging::{bicubic, luma};
-use crate::loss::RegressionLoss;
+use crate::functional::loss::RegressionLoss;
+use crate::functional::ssim::WINDOW;
+use crate::functional::{bicubic, luma};
 use crate::metrics::{ImageMeter, ImageRules, Meter};
-use crate::model::{Model, Network};
+use crate::nn::model::{Model, Network};
 use crate::schedule::Clock;
-use crate::yaml::Invalid;
+use crate::util::exit_code::{Exit, fail};
+use crate::util::yaml::Invalid;
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -8,12 +8,12 @@ use tch::{Device, Kind, Tensor};
 use super::{Answer, Goal, Panel, Task};
 use crate::data::mask::{IGNORED, voc_colour};
 use crate::data::{Dataset, Targets};
-use crate::exit::{Exit, fail};
-use crate::loss;
+use crate::functional::loss;
 use crate::metrics::{Meter, SegmentationMeter};
-use crate::model::{Model, Network};
+use crate::nn::model::{Model, Network};
 use crate::schedule::Clock;
-use crate::yaml::Invalid;
+use crate::util::exit_code::{Exit, fail};
+use crate::util::yaml::Invalid;
 
 /// The loss is `cross_entropy`·CE + `dice`·(1 − mean soft Dice).
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde_json::json;
 use tch::{Kind, Tensor};
-use tikhonov::data::draw::{Draw, Purpose};
 use tikhonov::data::{Fit, ImageFile, Mode, Resize, Samples, pictures};
+use tikhonov::util::rng::{Draw, Purpose};
 
 use super::{at, labels, made_by, mistake, open, python_in, refusal, sums, xs};
 use crate::common::data_dir;
@@ -396,7 +396,7 @@ fn pictures_for_prediction_are_files_and_folders_and_the_unreadable_are_listed()
     assert_eq!((set.names.len(), set.skipped.len()), (5, 2));
     assert!(set.names[4].ends_with("a bee/0.png"));
     let error = pictures(&paths[2..], Mode::Rgb, &fit).err().expect("refused");
-    assert_eq!(tikhonov::exit::code(&error), 3);
+    assert_eq!(tikhonov::util::exit_code::code(&error), 3);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::{Value, json};
 use tch::Kind;
 use tikhonov::data::DataSpec;
-use tikhonov::yaml::Document;
+use tikhonov::util::yaml::Document;
 
 use super::{at, labels, mistake, numbers, open, refusal, values, xs};
 

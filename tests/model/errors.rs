@@ -1,7 +1,7 @@
 //! What broken model files say: exit 2, the place, what was expected, the remedy.
 
 use serde_json::json;
-use tikhonov::model::{Model, ModelSpec};
+use tikhonov::nn::model::{Model, ModelSpec};
 
 /// The error about a model file with this text, without the file's name.
 fn complaint(text: &str) -> String {
@@ -11,7 +11,7 @@ fn complaint(text: &str) -> String {
     let spec: ModelSpec = serde_json::from_value(json!(file.to_str().expect("text"))).expect("a spec");
     let error = Model::from_spec(&spec).expect_err(text);
     let message = format!("{error:#}");
-    assert_eq!(tikhonov::exit::code(&error), 2, "{message}");
+    assert_eq!(tikhonov::util::exit_code::code(&error), 2, "{message}");
     message.strip_prefix(&format!("{}:", file.display())).unwrap_or(&message).to_string()
 }
 
@@ -271,7 +271,7 @@ fn structure(text: &str) -> Result<String, String> {
     std::fs::write(&file, text).expect("the file is written");
     let spec: ModelSpec = serde_json::from_value(json!(file.to_str().expect("text"))).expect("a spec");
     let model = Model::from_spec(&spec).map_err(|error| {
-        assert_eq!(tikhonov::exit::code(&error), 2, "{error:#}");
+        assert_eq!(tikhonov::util::exit_code::code(&error), 2, "{error:#}");
         format!("{error:#}")
     })?;
     let names: Vec<&str> = model.params().iter().map(|param| param.name.as_str()).collect();

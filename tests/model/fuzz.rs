@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
-use tikhonov::data::draw::{Draw, Purpose};
-use tikhonov::model::{Model, ModelSpec};
+use tikhonov::nn::model::{Model, ModelSpec};
+use tikhonov::util::rng::{Draw, Purpose};
 
 struct Dice(Draw);
 

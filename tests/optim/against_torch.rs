@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use tch::{Kind, Reduction, Tensor};
-use tikhonov::data::draw::{Draw, Purpose};
 use tikhonov::optim::Optimizer;
 use tikhonov::penalty::{Group, Rates, Target};
 use tikhonov::schedule::{Clock, Plateau};
+use tikhonov::util::rng::{Draw, Purpose};
 
 use super::{Declared, declared, distance, normal};
 use crate::common;
@@ -380,7 +380,7 @@ fn state_that_does_not_fit_is_refused_whole_with_every_mistake_named() {
     state.insert("fc.bias.exp_avg_sq".into(), Tensor::from_slice(&[1f32, 2.0]));
     state.insert("fc.bias.momentum_buffer".into(), Tensor::from(1.0));
     let error = optimizer.load_state(&state).unwrap_err();
-    assert_eq!(tikhonov::exit::code(&error), 4);
+    assert_eq!(tikhonov::util::exit_code::code(&error), 4);
     let text = error.to_string();
     for part in [
         "conv.weight.exp_avg is missing",

@@ -487,9 +487,9 @@ for raw, ema in [('state_dict', 'state_dict_ema'), ('params', 'params_ema'), ('m
     {
         let weights = read(folder.path().join(format!("{raw}.pth")));
         assert_eq!((weights.key.as_str(), &weights.others[..]), (ema, &[(raw.to_owned(), 1)][..]));
-        let part = tikhonov::checkpoint::weights::Part { raw: true, ..Default::default() };
+        let part = tikhonov::pytorch::weights::Part { raw: true, ..Default::default() };
         let path = folder.path().join(format!("{raw}.pth"));
-        assert_eq!(tikhonov::checkpoint::weights::read_part(&path, &part).unwrap().key, raw);
+        assert_eq!(tikhonov::pytorch::weights::read_part(&path, &part).unwrap().key, raw);
     }
 }
 

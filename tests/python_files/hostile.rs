@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use tikhonov::checkpoint::python::source::Source;
-use tikhonov::checkpoint::python::{PythonFile, read_source};
+use tikhonov::pytorch::reader::source::Source;
+use tikhonov::pytorch::reader::{PythonFile, read_source};
 
 use super::{read_error, sample, script};
 use crate::common::{outcome, succeeds, tikhonov};

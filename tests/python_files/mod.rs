@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 use tch::Tensor;
-use tikhonov::checkpoint::weights::{Weights, dtype, read_weights};
 use tikhonov::libtorch::bytes;
+use tikhonov::pytorch::weights::{Weights, dtype, read_weights};
 
 use crate::common::{data_dir, python, run, succeeds};
 
@@ -69,7 +69,7 @@ pub fn read_error(path: impl AsRef<Path>) -> String {
     match read_weights(path.as_ref(), None) {
         Ok(_) => panic!("{} was accepted", path.as_ref().display()),
         Err(error) => {
-            assert_eq!(tikhonov::exit::code(&error), 4, "{error:#}");
+            assert_eq!(tikhonov::util::exit_code::code(&error), 4, "{error:#}");
             format!("{error:#}")
         }
     }

@@ -5,9 +5,10 @@
 
 use std::ops::Range;
 
-use tikhonov::checkpoint::python::heap::TensorInfo;
-use tikhonov::checkpoint::python::source::Source;
-use tikhonov::checkpoint::python::{safetensors, zip::Archive};
+use tikhonov::pytorch::reader::heap::TensorInfo;
+use tikhonov::pytorch::reader::safetensors;
+use tikhonov::pytorch::reader::source::Source;
+use tikhonov::pytorch::reader::zip::Archive;
 
 use super::hostile::load;
 use super::{sample, script};
@@ -90,7 +91,7 @@ for name, value in ('legacy.pt', nested), ('legacymodule.pt', m):
 fn edit_pickle(bytes: &[u8], dice: &mut Dice) -> Option<Vec<u8>> {
     const OPCODES: &[u8] = b".N(]})tlsuae0125qrhjcRbQXUTBKMJGio\x80\x81\x82\x85\x86\x87\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f\x90\x91\x92\x93\x94\x95\x96";
     let source = Source::Bytes(bytes.to_vec());
-    let budget = tikhonov::checkpoint::python::source::Budget::for_file(bytes.len() as u64);
+    let budget = tikhonov::pytorch::reader::source::Budget::for_file(bytes.len() as u64);
     let archive = Archive::open(&source, &budget).ok()?;
     let entry = archive.entries.iter().find(|entry| entry.name.ends_with("data.pkl") && !entry.deflated)?;
     let mut copy = bytes.to_vec();

@@ -1,7 +1,7 @@
 //! What convert writes, Python loads.
 
 use tch::{Kind, Tensor};
-use tikhonov::checkpoint::state_dict;
+use tikhonov::pytorch::writer;
 
 use super::{digest, read, sample, script};
 use crate::common::{python, run};
@@ -115,7 +115,7 @@ fn a_tensor_that_is_not_contiguous_is_written_with_its_values() {
         ("x".to_owned(), base.permute([2, 0, 1])),
         ("y".to_owned(), Tensor::ones([1, 1], (Kind::Half, tch::Device::Cpu)).expand([3, 4], false)),
     ];
-    state_dict::write(&path, &state).unwrap();
+    writer::write(&path, &state).unwrap();
     let printed = python(&format!(
         "import torch; s = torch.load({path:?}, weights_only=True)
 print(torch.equal(s['x'], torch.arange(24.).view(2, 3, 4).permute(2, 0, 1)), torch.equal(s['y'], torch.ones(3, 4).half()))"
@@ -130,7 +130,7 @@ fn a_file_beyond_four_gigabytes_is_written_and_read_in_zip64() {
     let path = folder.path().join("x.pt");
     let big = Tensor::full([(1 << 32) + 5], 3, (Kind::Uint8, tch::Device::Cpu));
     let state = vec![("big".to_owned(), big), ("small".to_owned(), Tensor::from_slice(&[1.5f32]))];
-    state_dict::write(&path, &state).unwrap();
+    writer::write(&path, &state).unwrap();
     drop(state);
     let printed = python(&format!(
         "import torch; s = torch.load({path:?}, weights_only=True, mmap=True)

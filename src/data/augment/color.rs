@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::values::Range;
-use crate::data::draw::Draw;
-use crate::yaml::Invalid;
+use crate::util::rng::Draw;
+use crate::util::yaml::Invalid;
 
 /// A number b means a factor from max(0, 1 - b) to 1 + b, for the hue a shift from -b to b turns; a pair is the
 /// range itself. torchvision shuffles the four for each picture; here they are applied as they stand.

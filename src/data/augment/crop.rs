@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::values::Size;
-use crate::data::draw::Draw;
-use crate::yaml::Invalid;
+use crate::util::rng::Draw;
+use crate::util::yaml::Invalid;
 
 /// Pads by `padding` pixels on every side, then cuts a rectangle at a random place.
 #[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]

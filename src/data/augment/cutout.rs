@@ -4,9 +4,9 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::values::{Size, probability};
-use crate::data::draw::Draw;
 use crate::libtorch::memory::Number;
-use crate::yaml::Invalid;
+use crate::util::rng::Draw;
+use crate::util::yaml::Invalid;
 
 /// Blanks a square whose centre is anywhere in the picture, with probability `p`. It works on normalised
 /// pictures, so that the blank is the mean colour, as in the paper; the square is cut off at the border.

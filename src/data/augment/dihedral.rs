@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::data::draw::Draw;
+use crate::util::rng::Draw;
 
 /// One of the eight symmetries of the square, drawn for every sample. For patches and textures, where up is no
 /// direction.

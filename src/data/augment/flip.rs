@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::values::probability;
-use crate::data::draw::Draw;
-use crate::yaml::Invalid;
+use crate::util::rng::Draw;
+use crate::util::yaml::Invalid;
 
 /// Each axis that is named is flipped with probability `p`, independently of the other.
 #[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]

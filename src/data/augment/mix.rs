@@ -4,8 +4,8 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::data::draw::Draw;
-use crate::yaml::Invalid;
+use crate::util::rng::Draw;
+use crate::util::yaml::Invalid;
 
 /// Each sample becomes λ of itself and 1 - λ of a partner, λ ~ Beta(alpha, alpha) drawn once per batch.
 #[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]

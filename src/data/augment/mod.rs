@@ -28,7 +28,7 @@ pub use pipeline::{Pipeline, Pixels, soft};
 pub use resized::RandomResizedCrop;
 pub use rotation::Rotation;
 
-use crate::yaml::Invalid;
+use crate::util::yaml::Invalid;
 
 /// One step of the augmentation.
 #[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]

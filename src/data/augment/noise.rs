@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::data::draw::{Draw, Purpose};
-use crate::yaml::Invalid;
+use crate::util::rng::{Draw, Purpose};
+use crate::util::yaml::Invalid;
 
 /// Adds independent normal noise of standard deviation `sigma` to every normalised value, of pictures and of
 /// tables.

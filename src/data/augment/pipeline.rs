@@ -4,8 +4,8 @@ use anyhow::Result;
 use tch::{Kind, Tensor};
 
 use super::{Augment, RandomResizedCrop, Stage, mix};
-use crate::data::draw::Draw;
-use crate::exit::{Exit, fail};
+use crate::util::exit_code::{Exit, fail};
+use crate::util::rng::Draw;
 
 /// A batch of pictures `[B, C, H, W]`: uint8 levels, or floating-point values with white at 1.
 pub struct Pixels {

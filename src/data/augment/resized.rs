@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::values::Size;
-use crate::data::draw::Draw;
-use crate::yaml::Invalid;
+use crate::util::rng::Draw;
+use crate::util::yaml::Invalid;
 
 /// A rectangle of random area and proportions, scaled to `size`.
 #[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::values::Range;
-use crate::data::draw::Draw;
-use crate::yaml::Invalid;
+use crate::util::rng::Draw;
+use crate::util::yaml::Invalid;
 
 /// Rotates by an angle from `-degrees` to `degrees`, or from the given range; positive is counter-clockwise.
 #[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::draw::Draw;
-use crate::yaml::Invalid;
+use crate::util::rng::Draw;
+use crate::util::yaml::Invalid;
 
 /// A number around a neutral value, or the range `[low, high]` itself, as torchvision's transforms take them.
 #[derive(Deserialize, Serialize, Clone, Copy, Debug, PartialEq)]

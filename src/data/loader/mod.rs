@@ -11,12 +11,12 @@ use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor};
 
 use super::augment::{Augment, Pipeline, soft};
-use super::draw::{Draw, Purpose};
 use super::mask::IGNORED;
 use super::normalize::Normalize;
 use super::{Dataset, Samples, Skipped, Targets};
-use crate::exit::{Exit, fail};
 use crate::libtorch::catching;
+use crate::util::exit_code::{Exit, fail};
+use crate::util::rng::{Draw, Purpose};
 use resident::Resident;
 use stream::{Stream, Streaming};
 

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 use crate::data::augment::Augment;
 use crate::data::mask::IGNORED;
 use crate::data::normalize::Normalize;
-use crate::exit::{Exit, fail};
+use crate::util::exit_code::{Exit, fail};
 
 /// Refuses steps that would change the target otherwise than the image, or interpolate between classes.
 pub fn check(augment: &[Augment]) -> Result<()> {

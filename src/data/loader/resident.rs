@@ -5,8 +5,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::fill::{Fill, Levels};
 use super::{Assembled, Common};
-use crate::data::draw::{Draw, Purpose};
 use crate::libtorch::memory::Bytes;
+use crate::util::rng::{Draw, Purpose};
 
 pub enum Resident {
     /// A table `[N, F]`, normalised once and for all.

@@ -16,12 +16,12 @@ use tch::{Device, Kind, Tensor};
 
 use super::fill::{Buffer, Fill, Levels};
 use super::{Assembled, Common};
-use crate::data::draw::{Draw, Purpose};
 use crate::data::{Damaged, Files, Fit, Framing, Picture, Skipped};
-use crate::exit::{Exit, Failure, OrExit, fail};
 use crate::libtorch::catching;
 use crate::libtorch::stream::{Courier, Parcel};
-use crate::threads::unpoisoned;
+use crate::util::exit_code::{Exit, Failure, OrExit, fail};
+use crate::util::rng::{Draw, Purpose};
+use crate::util::threads::unpoisoned;
 
 /// How many batches are made ahead of the one that is asked for.
 const AHEAD: usize = 2;

@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::Result;
 use csv::ByteRecord;
 
-use crate::exit::{Exit, fail};
-use crate::regular;
+use crate::util::exit_code::{Exit, fail};
+use crate::util::regular_file;
 
 /// What stands in column `column`, as a finite number; `decimal` stands before its decimals.
 pub fn number(
@@ -59,7 +59,7 @@ pub fn refuse(record: &ByteRecord, column: &str, path: &Path, what: &str) -> any
 
 /// The line that a record starts on. The reader's position is where it began to look, before any blank lines.
 fn line(position: &csv::Position, path: &Path) -> u64 {
-    let blank = regular::open(path).and_then(|mut file| {
+    let blank = regular_file::open(path).and_then(|mut file| {
         file.seek(SeekFrom::Start(position.byte()))?;
         let before =
             BufReader::new(file).bytes().map_while(Result::ok).take_while(|byte| b"\r\n".contains(byte));

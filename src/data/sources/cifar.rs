@@ -9,9 +9,9 @@ use tch::{Kind, Tensor};
 use super::path::FilePaths;
 use super::{ClassNames, Opening, Source, class_names, positive_limit, resident};
 use crate::data::{Dataset, Targets};
-use crate::exit::{Exit, OrExit, fail};
-use crate::regular;
-use crate::yaml::Invalid;
+use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::regular_file;
+use crate::util::yaml::Invalid;
 
 const SHAPE: [i64; 3] = [3, 32, 32];
 const PIXELS: usize = 3 * 32 * 32;
@@ -113,7 +113,7 @@ fn read(
     let (mut labels, mut pixels) = (Vec::new(), Vec::new());
     for file in files.iter() {
         let path = file.resolve()?;
-        let bytes = regular::read(&path, MAX_FILE)
+        let bytes = regular_file::read(&path, MAX_FILE)
             .or_exit(Exit::Data, || format!("{}: cannot be read", path.display()))?;
         check(&path, &bytes, record)?;
         for sample in bytes.chunks_exact(record.labels + PIXELS).take(limit - labels.len()) {

@@ -13,9 +13,9 @@ use tch::Tensor;
 use super::cell::{delimiter_of, label, number, ordered_classes, refuse, unreadable};
 use super::{FilePath, Opening, Source, Split, positive_limit, resident};
 use crate::data::{Dataset, Targets};
-use crate::exit::{Exit, OrExit, fail};
-use crate::yaml::{Invalid, nearest};
-use crate::{interrupt, regular};
+use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::yaml::{Invalid, nearest};
+use crate::util::{interrupt, regular_file};
 
 /// `{csv: {file: FILE, target: price}}`: inputs `[N, F]`, targets `[N, T]` or classes. Every cell that is used must
 /// hold a finite number; nothing is filled in.
@@ -252,7 +252,7 @@ impl CsvSpec {
 
     fn reader(&self, path: &Path) -> Result<Reader<File>> {
         let unreadable = || format!("{}: cannot be read", path.display());
-        let mut file = regular::open(path).or_exit(Exit::Data, unreadable)?;
+        let mut file = regular_file::open(path).or_exit(Exit::Data, unreadable)?;
         let mut start = Vec::new();
         (&mut file).take(2).read_to_end(&mut start).or_exit(Exit::Data, unreadable)?;
         if start == [0xff, 0xfe] || start == [0xfe, 0xff] {

@@ -12,13 +12,13 @@ use tch::{Kind, Tensor};
 
 use super::{FilePath, Opening, Source, positive, positive_limit, room};
 use crate::data::format::pictures_of;
-use crate::data::picture::{Fit, ImageFile, Mode, Resize};
+use crate::data::image::picture::{Fit, ImageFile, Mode, Resize};
 use crate::data::{Dataset, Files, Framing, Samples, Skipped, Targets};
-use crate::device::cores;
-use crate::exit::{Exit, OrExit, fail};
-use crate::threads;
-use crate::yaml::Invalid;
-use crate::{interrupt, say};
+use crate::libtorch::device::cores;
+use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::threads;
+use crate::util::yaml::Invalid;
+use crate::util::{console, interrupt};
 
 /// `{folder: {root: DIR, size: 64}}`: pictures `[N, 3, H, W]` or, with `mode: grey`, `[N, 1, H, W]`.
 ///
@@ -306,7 +306,7 @@ impl Clock {
         if let Ok(mut told) = self.told.try_lock()
             && told.elapsed() > Self::EVERY
         {
-            say::progress(format_args!("reading files: {} of {of}\n", done.min(of)));
+            console::progress(format_args!("reading files: {} of {of}\n", done.min(of)));
             *told = Instant::now();
         }
     }

@@ -11,11 +11,11 @@ use tch::{Kind, Tensor};
 
 use super::{ClassNames, FilePath, Opening, Source, class_count, class_names, positive_limit, resident};
 use crate::data::{Dataset, Targets};
-use crate::exit::{Exit, OrExit, fail};
 use crate::libtorch::bytes;
-use crate::regular;
-use crate::threads::unpoisoned;
-use crate::yaml::Invalid;
+use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::regular_file;
+use crate::util::threads::unpoisoned;
+use crate::util::yaml::Invalid;
 
 /// `{idx: {images: FILE, labels: FILE}}`: grey pictures `[N, 1, H, W]` with their classes.
 #[derive(Deserialize, Serialize, Clone, Debug)]
@@ -71,7 +71,7 @@ fn read_idx<const D: usize>(path: &Path, limit: Option<usize>, wanted: &str) -> 
     let name = path.display();
     let damaged = |what: &str| fail(Exit::Data, format!("{name}: {what}; fetch the file again"));
     let unreadable = || format!("{name}: cannot be read");
-    let file = regular::open(path).or_exit(Exit::Data, unreadable)?;
+    let file = regular_file::open(path).or_exit(Exit::Data, unreadable)?;
     let size = file.metadata().or_exit(Exit::Data, unreadable)?.len();
     let mut file = BufReader::with_capacity(1 << 20, file);
     let zipped = file.fill_buf().or_exit(Exit::Data, unreadable)?.starts_with(&[0x1f, 0x8b]);

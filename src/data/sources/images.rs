@@ -10,10 +10,10 @@ use super::folder::{budget, over_budget, probe_all};
 use super::masks::{MaskSpec, Naming, found, partners, same_sizes};
 use super::{FilePath, Opening, Source, Split, positive, positive_limit};
 use crate::data::format::pictures_of;
-use crate::data::picture::{ImageFile, Mode};
+use crate::data::image::picture::{ImageFile, Mode};
 use crate::data::{Dataset, Files, Framing, Samples, Skipped, Targets};
-use crate::exit::{Exit, fail};
-use crate::yaml::Invalid;
+use crate::util::exit_code::{Exit, fail};
+use crate::util::yaml::Invalid;
 
 /// `{images: {root: DIR, patch: 64}}`: every picture below `root`, at any depth, sorted by folder and name.
 ///

@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::{Opening, Source, positive, resident, room};
-use crate::data::draw::{Draw, Purpose};
 use crate::data::{Dataset, Targets};
-use crate::yaml::Invalid;
+use crate::util::rng::{Draw, Purpose};
+use crate::util::yaml::Invalid;
 
 /// The stream of the true weights, apart from those of the samples, whose epoch is the set's number.
 const WEIGHTS: u64 = u64::MAX;

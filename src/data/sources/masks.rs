@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 use super::FilePath;
 use super::folder::{on_all_cores, walk};
 use crate::data::format::pictures_of;
+use crate::data::image::picture::ImageFile;
 use crate::data::mask::{Encoding, IGNORED, Level, MaskImage, Masks, Unclaimed};
-use crate::data::picture::ImageFile;
-use crate::exit::{Exit, fail};
-use crate::yaml::Invalid;
+use crate::util::exit_code::{Exit, fail};
+use crate::util::yaml::Invalid;
 
 /// Masks that are read before training starts; of more, so many evenly spread. All of them are checked when their turn
 /// comes.

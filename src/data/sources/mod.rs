@@ -30,11 +30,11 @@ pub use npy::NpySpec;
 pub use path::FilePath;
 pub use shapes::ShapesSpec;
 
-use super::smooth::SmoothSpec;
 use super::{Dataset, Samples, Targets};
-use crate::exit::{Exit, OrExit, fail};
-use crate::regular;
-use crate::yaml::Invalid;
+use crate::data::image::smooth::SmoothSpec;
+use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::regular_file;
+use crate::util::yaml::Invalid;
 
 /// One declared place that samples come from.
 pub(super) trait Source: Sync {
@@ -151,7 +151,7 @@ impl ClassNames {
             Self::File(file) => {
                 let path = file.resolve()?;
                 let unreadable = || format!("{}: the class names cannot be read", path.display());
-                let text = regular::read(&path, MAX_NAMES).or_exit(Exit::Data, unreadable)?;
+                let text = regular_file::read(&path, MAX_NAMES).or_exit(Exit::Data, unreadable)?;
                 let text = String::from_utf8(text).or_exit(Exit::Data, unreadable)?;
                 Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
             }

@@ -12,9 +12,9 @@ use super::{
     ClassNames, FilePath, Opening, Source, class_count, class_names, positive_limit, resident, room,
 };
 use crate::data::{Dataset, Targets};
-use crate::exit::{Exit, OrExit, fail};
-use crate::regular;
-use crate::yaml::Invalid;
+use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::regular_file;
+use crate::util::yaml::Invalid;
 
 /// `{npy: {xs: FILE, ys: FILE}}` or `{npy: {file: FILE.npz, xs: KEY, ys: KEY}}`.
 ///
@@ -196,15 +196,15 @@ fn finite(array: &Tensor, name: &str) -> Result<()> {
 
 /// The array in a `.npy` file.
 fn from_file(path: &Path) -> Result<Tensor> {
-    let file = regular::open(path)?;
+    let file = regular_file::open(path)?;
     let size = file.metadata()?.len();
     read_npy(BufReader::with_capacity(1 << 20, file), size)
 }
 
 /// The array called `key` in a `.npz` archive.
 fn from_archive(path: &Path, key: &str) -> Result<Tensor> {
-    let mut archive =
-        ZipArchive::new(BufReader::new(regular::open(path)?)).context("is no .npz archive, or truncated")?;
+    let mut archive = ZipArchive::new(BufReader::new(regular_file::open(path)?))
+        .context("is no .npz archive, or truncated")?;
     refuse_twins(path, archive.len())?;
     let keys: Vec<String> =
         archive.file_names().flatten().map(|name| name.trim_end_matches(".npy").to_owned()).collect();
@@ -228,7 +228,7 @@ fn from_archive(path: &Path, key: &str) -> Result<Tensor> {
 /// the last of two.
 fn refuse_twins(path: &Path, names: usize) -> Result<()> {
     // The record has 22 bytes, the comment behind it at most 65535.
-    let mut file = regular::open(path)?;
+    let mut file = regular_file::open(path)?;
     let start = file.metadata()?.len().saturating_sub(22 + 0xffff);
     file.seek(SeekFrom::Start(start))?;
     let mut tail = Vec::new();

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::exit::{Exit, fail};
-use crate::regular;
-use crate::yaml::{Invalid, expand_env};
+use crate::util::exit_code::{Exit, fail};
+use crate::util::regular_file;
+use crate::util::yaml::{Invalid, expand_env};
 
 /// A path as the config has it, environment references not yet replaced.
 #[derive(Deserialize, Serialize, Clone, Debug)]
@@ -35,7 +35,7 @@ impl FilePath {
             Ok(metadata) if metadata.is_dir() => {
                 Err(Invalid::new(key, format!("{} is a folder, not a file", path.display())))
             }
-            Ok(metadata) => match regular::what(&metadata) {
+            Ok(metadata) => match regular_file::what(&metadata) {
                 None => Ok(path),
                 Some(what) => {
                     Err(Invalid::new(key, format!("{} is {what}; give a regular file", path.display())))

@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::{Opening, Source, positive, resident, room};
-use crate::data::draw::{Draw, Purpose};
 use crate::data::{Dataset, Targets};
-use crate::device::cores;
-use crate::threads;
-use crate::yaml::Invalid;
+use crate::libtorch::device::cores;
+use crate::util::rng::{Draw, Purpose};
+use crate::util::threads;
+use crate::util::yaml::Invalid;
 
 const NAMES: [&str; 10] =
     ["disc", "square", "triangle", "cross", "star", "crescent", "heart", "arrow", "pentagon", "tee"];

@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::Degradation;
-use crate::exit::{Exit, fail};
-use crate::imaging::filter;
-use crate::yaml::Invalid;
+use crate::functional::filter;
+use crate::util::exit_code::{Exit, fail};
+use crate::util::yaml::Invalid;
 
 /// The kernel.
 #[derive(Clone, Debug, Deserialize, Serialize)]

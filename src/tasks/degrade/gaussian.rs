@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use super::Degradation;
 use super::level::Level;
-use crate::yaml::Invalid;
+use crate::util::yaml::Invalid;
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]

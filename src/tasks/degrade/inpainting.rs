@@ -10,8 +10,8 @@ use super::Degradation;
 use super::level::Level;
 use crate::data::sources::FilePath;
 use crate::data::{ImageFile, Mode, Picture};
-use crate::exit::{Exit, OrExit};
-use crate::yaml::Invalid;
+use crate::util::exit_code::{Exit, OrExit};
+use crate::util::yaml::Invalid;
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]

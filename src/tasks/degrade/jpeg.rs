@@ -13,10 +13,10 @@ use tch::{Device, Kind, Tensor};
 
 use super::Degradation;
 use super::level::Level;
-use crate::device::cores;
-use crate::exit::{Exit, fail};
-use crate::threads;
-use crate::yaml::Invalid;
+use crate::libtorch::device::cores;
+use crate::util::exit_code::{Exit, fail};
+use crate::util::threads;
+use crate::util::yaml::Invalid;
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]

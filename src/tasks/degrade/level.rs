@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use tch::Tensor;
 
-use crate::yaml::Invalid;
+use crate::util::yaml::Invalid;
 
 /// `25`, or `[0, 55]`: while training, each image draws its own, uniformly.
 #[derive(Clone, Copy, Debug, PartialEq)]

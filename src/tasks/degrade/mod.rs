@@ -22,8 +22,8 @@ use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 use tch::Tensor;
 
-use crate::tagged::{self, Tagged};
-use crate::yaml::Invalid;
+use crate::util::tagged_enum::{self, Tagged};
+use crate::util::yaml::Invalid;
 
 /// Stands for the sides of images that have their own; every scale divides it.
 pub(crate) const ANY_SIZE: i64 = 840;
@@ -95,7 +95,7 @@ macro_rules! degradations {
 
             fn body<'de, D: Deserializer<'de>>(name: &str, body: D) -> Result<Self, D::Error> {
                 match name {
-                    $($name => tagged::spec(body).map(Self::$variant),)*
+                    $($name => tagged_enum::spec(body).map(Self::$variant),)*
                     _ => Err(D::Error::unknown_variant(name, Self::NAMES)),
                 }
             }
@@ -116,7 +116,7 @@ degradations! {
 
 impl<'de> Deserialize<'de> for DegradeSpec {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        tagged::deserialize(deserializer)
+        tagged_enum::deserialize(deserializer)
     }
 }
 
@@ -163,7 +163,7 @@ impl<'de> Deserialize<'de> for Chain {
             }
 
             fn visit_str<E: Error>(self, name: &str) -> Result<Chain, E> {
-                Ok(Chain(vec![tagged::from_name(name)?]))
+                Ok(Chain(vec![tagged_enum::from_name(name)?]))
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Chain, A::Error> {

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::Degradation;
-use crate::exit::{Exit, fail};
-use crate::imaging::bicubic;
-use crate::yaml::Invalid;
+use crate::functional::bicubic;
+use crate::util::exit_code::{Exit, fail};
+use crate::util::yaml::Invalid;
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]

@@ -1,0 +1,177 @@
+//! `tikhonov eval`: the scores of trained runs on one of their splits.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{MachineOptions, WeightOptions, assignment};
+use crate::data::{Dataset, Split};
+use crate::inference::loaded_model::Trained;
+use crate::metrics::{ClassReport, Scores};
+use crate::train::evaluate::evaluate;
+use crate::train::sample_images::Gallery;
+use crate::train::session::Session;
+use crate::util::console::{self, say, tell};
+use crate::util::exit_code::{Exit, OrExit};
+use crate::util::terminal::{padded, width};
+
+/// Evaluate trained runs, or a config with weights from elsewhere.
+///
+/// Of a run: the weights that the validation set chose, else the last, unless --checkpoint or --weights says otherwise. Of a
+/// config: those of --weights, or of its `model.init_from`. Only the part of the data that is asked for is read.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// Run folders, or configs: YAML files or names of shipped ones
+    #[arg(required = true, value_name = "RUN|CONFIG")]
+    pub runs: Vec<PathBuf>,
+    #[command(flatten)]
+    pub weights: WeightOptions,
+    /// Which part of the data; without it the test set, or where there is none the validation set
+    #[arg(long, value_enum)]
+    pub split: Option<Split>,
+    /// Override one key of the run's config, such as a data path (repeatable)
+    #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
+    pub set: Vec<String>,
+    #[command(flatten)]
+    pub machine: MachineOptions,
+    /// The scores of each image as well as the means
+    #[arg(long)]
+    pub each: bool,
+    /// Side-by-side pictures into this folder: what the network saw, what it answers, what was wanted
+    #[arg(long, value_name = "DIR")]
+    pub pictures: Option<PathBuf>,
+    /// Of how many samples --pictures are
+    #[arg(long, value_name = "N", default_value_t = 8, requires = "pictures")]
+    pub count: usize,
+    /// As JSON, one object per run, confusion matrix included
+    #[arg(long)]
+    pub json: bool,
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    options.runs.iter().try_for_each(|run| eval_one(run, options))
+}
+
+fn eval_one(run: &Path, options: &Options) -> Result<()> {
+    let overrides = options.machine.overrides();
+    let Trained { config, plan, weights } =
+        Trained::open(run, &options.set, overrides, &options.weights.choice())?;
+    let data = &config.spec.data;
+    let split = options.split.unwrap_or(match (&data.test, &data.validation) {
+        (None, Some(_)) => {
+            tell!(
+                "{} has no test set: the scores are of the validation set, which may have chosen the weights",
+                run.display()
+            );
+            Split::Validation
+        }
+        _ => Split::Test,
+    });
+    config.validate_data(&[split])?;
+    let session = Session::open_only(config, plan, split, weights.classes())?;
+    let network = session.network()?;
+    weights.load_into(&network)?;
+    let name = format!("{split:?}").to_lowercase();
+    let set = session.split(split);
+    let set = set.or_exit(Exit::Usage, || {
+        let data = &session.config.spec.data;
+        let others = [("test", data.test.is_some()), ("validation", data.validation.is_some())];
+        let other = others.iter().find(|(_, is_there)| *is_there).map_or("train", |(name, _)| name);
+        format!("{} has no {name} set; try --split {other}", run.display())
+    })?;
+    for note in session.mask_notes(&name, set) {
+        tell!("{note}");
+    }
+    let loader = session.loader(set, false)?;
+    let wanted = options.pictures.as_ref().map_or(0, |_| options.count);
+    let mut gallery = Gallery::of(wanted).showing(&session.config.spec);
+    let scores = evaluate(&network, &*session.task, session.model.output(), &loader, &mut gallery)?;
+    let (judged, left_out) = (scores.indices.len(), set.left_out());
+    for note in &set.notes {
+        tell!("{name}: {note}");
+    }
+    for skipped in &left_out {
+        tell!("{name}: {skipped}");
+    }
+    if let Some(folder) = &options.pictures {
+        let stem = run.file_stem().unwrap_or_default().to_string_lossy();
+        let what = || format!("--pictures: {} has no pictures to show of {name}", run.display());
+        (!gallery.is_empty()).then_some(()).or_exit(Exit::Usage, what)?;
+        gallery.save(folder, &stem)?;
+    }
+    if options.json {
+        let mut line = json!({
+            "run": run, "split": name, "samples": judged, "scores": scores, "report": scores.report,
+        });
+        if !left_out.is_empty() {
+            line["skipped"] = json!(left_out);
+        }
+        if options.each {
+            line["each"] = rows(&scores, set).collect();
+        }
+        weights.describe(&mut line);
+        say!("{line}");
+    } else {
+        say!("{} on {name} ({judged} samples)", weights.on(run));
+        console::out(format_args!("{}", table(&scores, &set.classes)));
+        if options.each {
+            for row in rows(&scores, set) {
+                say!("{row}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The scores of each image under its name, or its number where it has none.
+fn rows<'a>(scores: &'a Scores, set: &'a Dataset) -> impl Iterator<Item = Value> + 'a {
+    let images = scores.each.iter().map(|(_, values)| values.len()).max().unwrap_or(0);
+    (0..images).map(move |index| {
+        let name = scores.indices.get(index).and_then(|&sample| set.name(sample as usize));
+        let mut row = json!({ "image": name.unwrap_or_else(|| (index + 1).to_string()) });
+        for (metric, values) in &scores.each {
+            row[metric] = values.get(index).copied().into();
+        }
+        row
+    })
+}
+
+fn table(scores: &Scores, classes: &[String]) -> String {
+    let mut text = String::new();
+    for (name, value) in &scores.values {
+        text += &format!("  {name:<16} {value:.4}\n");
+    }
+    if let Some(report) = &scores.report {
+        text += &class_table(report, classes);
+    }
+    text
+}
+
+/// Precision, recall and F1 per class, and the confusion matrix where it fits a terminal.
+fn class_table(report: &ClassReport, classes: &[String]) -> String {
+    const WIDEST_MATRIX: usize = 20;
+    let name = |class: usize| classes.get(class).cloned().unwrap_or_else(|| class.to_string());
+    let widest = (0..report.per_class.len()).map(|class| width(&name(class))).max().unwrap_or(0).max(5);
+    let mut text = format!("\n  {}  precision  recall      f1  samples\n", padded("class", widest));
+    for (class, scores) in report.per_class.iter().enumerate() {
+        text += &format!(
+            "  {}  {:>9.4}  {:>6.4}  {:>6.4}  {:>7}\n",
+            padded(&name(class), widest),
+            scores.precision,
+            scores.recall,
+            scores.f1,
+            scores.support
+        );
+    }
+    if report.confusion.len() <= WIDEST_MATRIX {
+        let cell = report.confusion.iter().flatten().max().map_or(1, |largest| largest.to_string().len()) + 1;
+        text += "\n  rows: truth, columns: prediction, in the order above\n";
+        for (class, row) in report.confusion.iter().enumerate() {
+            let cells: String = row.iter().map(|count| format!("{count:>cell$}")).collect();
+            text += &format!("  {} {cells}\n", padded(&name(class), widest));
+        }
+    }
+    text
+}

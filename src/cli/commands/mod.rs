@@ -1,0 +1,145 @@
+//! One file per subcommand: its options and what it does.
+
+pub mod bench;
+pub mod completions;
+pub mod convert;
+pub mod decode;
+pub mod doctor;
+pub mod encode;
+pub mod eval;
+pub mod export;
+pub mod init;
+pub mod inspect;
+pub mod interpolate;
+mod outputs;
+pub mod predict;
+pub mod report;
+pub mod restore;
+pub mod runs;
+pub mod sample;
+pub mod summary;
+pub mod sweep;
+pub mod sweep_worker;
+pub mod train;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::config::{CONFIG_FILE, Config, Override};
+use crate::inference::compressor::Compressor;
+use crate::inference::loaded_model::{Choice, Trained};
+use crate::libtorch::device::DeviceSpec;
+use crate::pytorch::weights::Part;
+use crate::util::console::tell;
+
+/// Which config, and what the command line changes in it.
+#[derive(Args, Clone, Debug)]
+pub struct ConfigOptions {
+    /// A YAML file, a run folder, or the name of a shipped config such as `quickstart`
+    pub config: String,
+    /// Override one key of the config; VALUE is YAML (repeatable): --set optimizer.sgd.lr=0.05
+    #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
+    pub set: Vec<String>,
+}
+
+/// Where the arithmetic happens.
+#[derive(Args, Clone, Debug)]
+pub struct MachineOptions {
+    /// cpu, cuda, cuda:N, or auto (the first GPU, else the CPU); a GPU that is not there is an error
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceSpec>,
+    /// CPU threads for one operation of libtorch
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub threads: Option<u32>,
+}
+
+/// Which weights to use.
+#[derive(Args, Clone, Debug)]
+pub struct WeightOptions {
+    /// last, best, or a folder under RUN/checkpoints; without it best, else last
+    #[arg(long, value_name = "NAME", conflicts_with = "weights")]
+    pub checkpoint: Option<String>,
+    /// Weights from a file that Python or tikhonov wrote, from a run folder or a checkpoint
+    #[arg(long, value_name = "FILE")]
+    pub weights: Option<PathBuf>,
+    /// Dotted path of the weights in FILE, instead of the part with the most tensors; `.` is the whole (repeatable: parts are joined)
+    #[arg(long, value_name = "PATH", requires = "weights")]
+    pub key: Vec<String>,
+    /// Leave out the tensors of FILE that PATTERN names, such as 'aux*' (repeatable)
+    #[arg(long, value_name = "PATTERN", requires = "weights")]
+    pub ignore: Vec<String>,
+    /// The weights as trained, where a run or FILE has their moving average too
+    #[arg(long)]
+    pub raw: bool,
+}
+
+impl WeightOptions {
+    pub fn choice(&self) -> Choice<'_> {
+        let Self { checkpoint, weights, key, ignore, raw } = self;
+        let part = Part { keys: key.clone(), ignore: ignore.clone(), raw: *raw };
+        Choice { checkpoint: checkpoint.as_deref(), weights: weights.as_deref(), part }
+    }
+}
+
+/// A network with its weights, to be used and not trained.
+#[derive(Args, Clone, Debug)]
+pub struct TrainedOptions {
+    /// A run folder, or a config with --weights
+    #[arg(value_name = "RUN|CONFIG")]
+    pub run: PathBuf,
+    #[command(flatten)]
+    pub weights: WeightOptions,
+    /// Override one key of the config (repeatable)
+    #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
+    pub set: Vec<String>,
+    #[command(flatten)]
+    pub machine: MachineOptions,
+}
+
+impl TrainedOptions {
+    /// Finds the weights, checks that they fit, and sets the number of threads where the config names one.
+    pub fn open(&self) -> Result<Trained> {
+        let trained = Trained::open(&self.run, &self.set, self.machine.overrides(), &self.weights.choice())?;
+        trained.is_complete(&self.run)?;
+        trained.use_threads();
+        Ok(trained)
+    }
+
+    /// The compressor of a compression run; says which weights it has. Exit 2 where the run is no compression.
+    fn compressor(&self) -> Result<Compressor> {
+        let trained = self.open()?;
+        let weights = trained.weights.name();
+        let compressor = Compressor::new(trained, &self.run)?;
+        tell!("{weights}");
+        Ok(compressor)
+    }
+}
+
+impl ConfigOptions {
+    /// Loads the config with `--set` and the options of its own applied, the latter last.
+    pub fn load(&self, overrides: impl IntoIterator<Item = Override>) -> Result<Config> {
+        let folder = Path::new(&self.config);
+        if folder.join(CONFIG_FILE).is_file() {
+            return Config::of_run(folder, &self.set, overrides);
+        }
+        Config::load(&self.config, &self.set, overrides)
+    }
+}
+
+impl MachineOptions {
+    /// The keys of the config that these options replace.
+    pub fn overrides(&self) -> impl Iterator<Item = Override> {
+        let device = self.device.map(|device| Override::new("--device", "device", String::from(device)));
+        let threads = self.threads.map(|threads| Override::new("--threads", "threads", threads));
+        device.into_iter().chain(threads)
+    }
+}
+
+pub(crate) fn assignment(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some((key, _)) if !key.is_empty() => Ok(text.to_owned()),
+        _ => Err("expected KEY=VALUE, such as train.epochs=3".into()),
+    }
+}

@@ -1,0 +1,213 @@
+//! `tikhonov predict`: what a trained network says of pictures or of the rows of a table.
+
+mod masks;
+
+use std::io::{BufWriter, StdoutLock, Write, stdout};
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+use tch::no_grad;
+
+use super::TrainedOptions;
+use crate::config::RunConfig;
+use crate::data::sources::CsvSpec;
+use crate::data::{Dataset, SourceSpec, pictures};
+use crate::libtorch::catching;
+use crate::libtorch::machine::keep_memory;
+use crate::tasks::{Prediction, TaskSpec};
+use crate::train::session::loader;
+use crate::util::console::tell;
+use crate::util::exit_code::{Exit, fail};
+use crate::util::yaml;
+
+/// Predict with a trained run.
+///
+/// Pictures are brought to the network's size as the run's own were. Tables (.csv) need the columns that the run
+/// was trained on. A segmentation run writes a mask for each picture, upright and of its size, computed in tiles that
+/// overlap. What cannot be read is told and passed over; the exit code is then 3.
+#[derive(Args, Debug)]
+pub struct Options {
+    #[command(flatten)]
+    pub trained: TrainedOptions,
+    /// Pictures and folders of pictures, or a table
+    #[arg(required = true, value_name = "IN")]
+    pub inputs: Vec<PathBuf>,
+    /// How to print
+    #[arg(long, value_enum, default_value = "table")]
+    pub format: Format,
+    /// Classes per sample, the most probable first
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub top: u16,
+    #[command(flatten)]
+    pub masks: masks::MaskOptions,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Table,
+    Csv,
+    Json,
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    let trained = options.trained.open()?;
+    let (spec, model) = (&trained.config.spec, &trained.plan.model);
+    let task = spec.task.build();
+    if matches!(spec.task, TaskSpec::Segmentation(_)) {
+        return masks::run(options, &trained, &*task);
+    }
+    masks::none(&options.masks, &options.trained.run)?;
+    let network = trained.network()?;
+
+    let set = inputs(spec, trained.weights.features(), model.input(), &options.inputs)?;
+    keep_memory();
+    let mut printer = Printer::new(options, trained.weights.classes().unwrap_or_default().to_vec());
+    for note in &set.notes {
+        tell!("{note}");
+    }
+    let mut answered = 0;
+    for batch in loader(spec, network.device(), &set, false)?.epoch(0, 0) {
+        let batch = batch?;
+        let answer = catching(|| {
+            no_grad(|| {
+                let xs = task.present(batch.xs);
+                task.answer(&network, &xs, false)
+            })
+        })??;
+        for (index, prediction) in batch.indices.iter().zip(task.predictions(&answer.outputs)?) {
+            let index = *index as usize;
+            let name = set.names.get(index).cloned().unwrap_or_else(|| format!("row {}", index + 1));
+            printer.print(&name, prediction)?;
+            answered += 1;
+        }
+        printer.out.flush()?;
+    }
+    let left_out = set.left_out();
+    for skipped in &left_out {
+        tell!("{skipped}");
+    }
+    match left_out.len() {
+        0 => Ok(()),
+        count => {
+            let message = format!("{count} of {} inputs could not be answered", answered + count);
+            Err(fail(Exit::Data, message))
+        }
+    }
+}
+
+/// One table, or pictures.
+fn inputs(spec: &RunConfig, features: &[String], shape: &[i64], paths: &[PathBuf]) -> Result<Dataset> {
+    match (&spec.data.train, paths) {
+        (SourceSpec::Csv(table), [path]) => table.rows(path, features),
+        (SourceSpec::Csv(_), _) => Err(fail(Exit::Usage, "give one table at a time")),
+        // Generated: its columns have the names that the run's coefficients have.
+        (SourceSpec::Line(_) | SourceSpec::Linear(_), paths) => {
+            let columns = features.join(", ");
+            let table = |path: &PathBuf| path.extension().is_some_and(|end| end.eq_ignore_ascii_case("csv"));
+            match paths {
+                [path] if table(path) && !features.is_empty() => {
+                    let spec: CsvSpec = yaml::decode(&json!({"file": path, "target": []}))?;
+                    spec.rows(path, features)
+                }
+                _ => Err(fail(
+                    Exit::Usage,
+                    format!("this run answers for the rows of one .csv with the columns {columns}"),
+                )),
+            }
+        }
+        _ => {
+            let (mode, fit) = spec.data.picture_rules(shape)?;
+            pictures(paths, mode, &fit)
+        }
+    }
+}
+
+struct Printer<'a> {
+    options: &'a Options,
+    classes: Vec<String>,
+    has_header: bool,
+    /// Flushed after each batch.
+    out: BufWriter<StdoutLock<'static>>,
+}
+
+impl<'a> Printer<'a> {
+    fn new(options: &'a Options, classes: Vec<String>) -> Self {
+        Self { options, classes, has_header: false, out: BufWriter::new(stdout().lock()) }
+    }
+
+    fn print(&mut self, name: &str, prediction: Prediction) -> Result<()> {
+        let (header, cells) = self.cells(prediction);
+        match self.options.format {
+            Format::Json => {
+                let mut object = json!({ "input": name });
+                // Classes are one list, the most probable first; the first of them stands beside it as well.
+                let is_list = self.options.top > 1 && header.first().is_some_and(|name| name == "class");
+                let classes: Value = cells
+                    .chunks(2)
+                    .map(|pair| json!({"class": pair[0], "probability": pair.get(1)}))
+                    .collect();
+                for (name, cell) in header.into_iter().zip(cells).filter(|(name, _)| !is_later(name)) {
+                    object[name] = cell;
+                }
+                if is_list {
+                    object["classes"] = classes;
+                }
+                writeln!(self.out, "{object}")?;
+            }
+            Format::Csv => {
+                let mut row = csv::Writer::from_writer(Vec::new());
+                if !std::mem::replace(&mut self.has_header, true) {
+                    row.write_record(["input"].into_iter().chain(header.iter().map(String::as_str)))?;
+                }
+                row.write_record([name.to_owned()].into_iter().chain(cells.iter().map(exact)))?;
+                self.out.write_all(&row.into_inner()?)?;
+            }
+            Format::Table => {
+                let cells: Vec<_> = cells.iter().map(plain).collect();
+                writeln!(self.out, "{name}  {}", cells.join("  "))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Column names and values.
+    fn cells(&self, prediction: Prediction) -> (Vec<String>, Vec<Value>) {
+        match prediction {
+            Prediction::Classes(classes) => {
+                let mut cells = (Vec::new(), Vec::new());
+                for (rank, (class, probability)) in
+                    classes.into_iter().take(self.options.top.into()).enumerate()
+                {
+                    let name = self.classes.get(class).cloned().unwrap_or_else(|| class.to_string());
+                    let suffix = if rank == 0 { String::new() } else { format!("_{}", rank + 1) };
+                    cells.0.extend([format!("class{suffix}"), format!("probability{suffix}")]);
+                    cells.1.extend([json!(name), json!(probability)]);
+                }
+                cells
+            }
+            Prediction::Values(values) => {
+                values.into_iter().enumerate().map(|(i, value)| (format!("y{i}"), json!(value))).unzip()
+            }
+        }
+    }
+}
+
+/// Whether a column is of a class after the first.
+fn is_later(column: &str) -> bool {
+    column.starts_with("class_") || column.starts_with("probability_")
+}
+
+/// A cell for programs: every digit.
+fn exact(cell: &Value) -> String {
+    cell.as_str().map_or_else(|| cell.to_string(), str::to_owned)
+}
+
+/// A cell for people: probabilities and values with four decimals.
+fn plain(cell: &Value) -> String {
+    match cell {
+        Value::String(text) => text.clone(),
+        number => number.as_f64().map_or_else(|| number.to_string(), |value| format!("{value:.4}")),
+    }
+}

@@ -1,0 +1,113 @@
+//! `tikhonov summary`: the network layer by layer, and the penalty that each parameter gets.
+
+use std::collections::HashMap;
+use std::io::Write;
+
+use anyhow::Result;
+use clap::Args;
+use serde::Serialize;
+use serde_json::json;
+
+use super::ConfigOptions;
+use crate::nn::layers::Param;
+use crate::nn::model::Summary;
+use crate::penalty::{DecoupledMode, Group, L1Mode, Lambda};
+use crate::train::session::Plan;
+
+/// Show the layers, parameters and penalties of a config.
+#[derive(Args, Debug)]
+pub struct Options {
+    #[command(flatten)]
+    pub config: ConfigOptions,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// One penalty group: its λs and how many values they act on.
+#[derive(Serialize)]
+struct GroupRow<'a> {
+    label: &'a str,
+    l2: Lambda,
+    decoupled: Lambda,
+    decoupled_mode: DecoupledMode,
+    l1: Lambda,
+    l1_mode: L1Mode,
+    parameters: Vec<&'a str>,
+    values: i64,
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    let config = options.config.load([])?;
+    let Plan { model, groups } = Plan::of(&config)?;
+    let trainable: Vec<&Param> = model.params().iter().filter(|param| param.is_trainable()).collect();
+    let rows: Vec<GroupRow> = groups.iter().map(|group| row(group, &trainable)).collect();
+    let penalties: HashMap<&str, String> = groups
+        .iter()
+        .flat_map(|group| group.members.iter().map(move |&member| (member, words(group))))
+        .map(|(member, words)| (trainable[member].name.as_str(), words))
+        .collect();
+    let summary = Summary::new(&model, |name| penalties.get(name).cloned());
+
+    let mut out = std::io::stdout().lock();
+    if options.json {
+        let mut report = json!(summary);
+        report["groups"] = json!(rows);
+        serde_json::to_writer_pretty(&mut out, &report)?;
+        writeln!(out)?;
+    } else {
+        writeln!(out, "{}", summary.text())?;
+        for (group, row) in groups.iter().zip(&rows) {
+            let (tensors, values) = (row.parameters.len(), row.values);
+            writeln!(out, "group {}: {} on {values} values in {tensors} tensors", row.label, words(group))?;
+        }
+    }
+    Ok(())
+}
+
+fn row<'a>(group: &'a Group, trainable: &[&'a Param]) -> GroupRow<'a> {
+    let members = || group.members.iter().map(|&member| trainable[member]);
+    GroupRow {
+        label: &group.label,
+        l2: group.l2,
+        decoupled: group.decoupled,
+        decoupled_mode: group.decoupled_mode,
+        l1: group.l1,
+        l1_mode: group.l1_mode,
+        parameters: members().map(|param| param.name.as_str()).collect(),
+        values: members().map(Param::count).sum(),
+    }
+}
+
+/// `l2 1e-4, l1 1e-5 (proximal)`, or `none`.
+fn words(group: &Group) -> String {
+    let mut parts = Vec::new();
+    for (name, lambda) in [("l2", group.l2), ("decoupled", group.decoupled)] {
+        if lambda.is_active() {
+            let mode = match group.decoupled_mode {
+                DecoupledMode::Relative if name == "decoupled" => " (relative)",
+                DecoupledMode::Cautious if name == "decoupled" => " (cautious)",
+                DecoupledMode::Accumulated if name == "decoupled" => " (accumulated)",
+                _ => "",
+            };
+            parts.push(format!("{name} {}{mode}", number(lambda)));
+        }
+    }
+    if group.l1.is_active() {
+        let mode = match group.l1_mode {
+            L1Mode::Proximal => "proximal",
+            L1Mode::Preconditioned => "preconditioned",
+            L1Mode::Subgradient => "subgradient",
+        };
+        parts.push(format!("l1 {} ({mode})", number(group.l1)));
+    }
+    if parts.is_empty() { "none".into() } else { parts.join(", ") }
+}
+
+fn number(lambda: Lambda) -> String {
+    match lambda {
+        Lambda::Constant(lambda) => format!("{lambda:e}"),
+        Lambda::Ramp(ramp) => format!("{:e} to {:e}", ramp.start, ramp.end),
+        Lambda::Auto { auto } => format!("tuned from {:e}", auto.start),
+    }
+}

@@ -1,0 +1,283 @@
+//! A run as declared: the rooms' specs composed, loaded with overrides, validated, and written back in full.
+
+mod differences;
+mod fitting;
+mod train;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::data::normalize::NormalizeSpec;
+use crate::data::{DataSpec, Split};
+use crate::libtorch::device::DeviceSpec;
+use crate::nn::model::{ModelSource, ModelSpec};
+use crate::optim::OptimizerSpec;
+use crate::penalty::PenaltySpec;
+use crate::schedule::{Mode, ScheduleSpec};
+use crate::tasks::TaskSpec;
+use crate::util::builtin;
+use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::yaml::{Document, Invalid, nearest};
+pub use differences::differences;
+pub use train::{Amp, CheckpointSpec, CudaGraph, EarlyStopping, Segments, TrainSpec};
+
+/// The resolved config in a run folder.
+pub const CONFIG_FILE: &str = "config.yaml";
+
+/// A run's own copy of the TorchScript that it trains.
+pub const PROGRAM_FILE: &str = "program.pt";
+/// The coefficients of a linear model, in a run folder.
+pub const COEFFICIENTS_FILE: &str = "coefficients.csv";
+
+/// One run. Keys and defaults are those of the YAML file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// Weights, batch order, augmentation, dropout and generated data follow from it.
+    #[serde(default)]
+    pub seed: u64,
+    #[serde(default)]
+    pub device: DeviceSpec,
+    #[serde(default)]
+    pub dtype: Dtype,
+    /// CPU threads of one operation; libtorch's own choice where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    pub model: ModelSpec,
+    pub task: TaskSpec,
+    pub data: DataSpec,
+    #[serde(default)]
+    pub penalty: PenaltySpec,
+    pub optimizer: OptimizerSpec,
+    #[serde(default)]
+    pub schedule: ScheduleSpec,
+    pub train: TrainSpec,
+    /// The run folder; `runs/NAME` for a config called NAME.
+    #[serde(default)]
+    pub output: PathBuf,
+}
+
+/// The number format of weights and arithmetic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dtype {
+    #[default]
+    Float32,
+    Float64,
+}
+
+impl Dtype {
+    pub fn kind(self) -> tch::Kind {
+        match self {
+            Self::Float32 => tch::Kind::Float,
+            Self::Float64 => tch::Kind::Double,
+        }
+    }
+}
+
+impl RunConfig {
+    /// Lets a scripted network be the copy that the run folder `folder` keeps; runs without one stay with the file that they name.
+    pub fn use_program_of(&mut self, folder: &Path) {
+        if let (ModelSource::Torchscript { file, .. }, Some(own)) =
+            (&mut self.model.source, program_of(folder))
+        {
+            *file = own;
+        }
+    }
+
+    /// What serde cannot express; the path of a mistake starts at the root of the config.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        if self.threads == Some(0) {
+            return Err(Invalid::new("threads", "must be 1 or more; leave it out for libtorch's own choice"));
+        }
+        if let Some(threads @ 4097..) = self.threads {
+            return Err(Invalid::new("threads", format!("must be 4096 or fewer, not {threads}")));
+        }
+        self.model.validate().map_err(|invalid| invalid.under("model"))?;
+        self.task.validate().map_err(|invalid| invalid.under("task"))?;
+        self.penalty.validate().map_err(|invalid| invalid.under("penalty"))?;
+        self.optimizer.validate().map_err(|invalid| invalid.under("optimizer"))?;
+        self.optimizer.accepts(&self.penalty).map_err(|invalid| invalid.under("penalty"))?;
+        self.schedule.validate().map_err(|invalid| invalid.under("schedule"))?;
+        self.train.validate().map_err(|invalid| invalid.under("train"))?;
+        self.validate_together()
+    }
+
+    /// What one room cannot know of another.
+    fn validate_together(&self) -> Result<(), Invalid> {
+        let goal = self.task.build().goal();
+        if self.schedule.watches() == Some(Mode::Max) && !goal.higher_is_better {
+            let message = format!(
+                "`max` watches the main metric, {}, of which less is better: leave it out, and the validation loss is watched",
+                goal.metric
+            );
+            return Err(Invalid::new("schedule.plateau.mode", message));
+        }
+        if self.data.validation.is_none() {
+            let remedy =
+                "looks at the validation set: declare one, such as `data: {validation: {fraction: 0.1}}`";
+            if self.train.early_stopping.is_some() {
+                return Err(Invalid::new("train.early_stopping", remedy));
+            }
+            if self.schedule.watches().is_some() {
+                return Err(Invalid::new("schedule.plateau", remedy));
+            }
+            if let Some(path) = self.penalty.tuned() {
+                return Err(Invalid::new(format!("penalty.{path}"), remedy));
+            }
+        }
+        if self.train.amp.is_some() && self.dtype == Dtype::Float64 {
+            let message = "shortens float32; leave out `dtype: float64` or `amp`";
+            return Err(Invalid::new("train.amp", message));
+        }
+        let uncut = match (&self.task, &self.model.source) {
+            (TaskSpec::Generation(_), _) => Some("generation runs its network in parts"),
+            (TaskSpec::Compression(_), _) => Some("compression runs its network in parts"),
+            (_, ModelSource::Torchscript { .. }) => Some("a TorchScript program is one piece"),
+            _ => None,
+        };
+        if let (true, Some(reason)) = (self.train.is_cut(), uncut) {
+            let message = format!("{reason}, which cannot be cut into segments: leave it out");
+            return Err(Invalid::new("train.checkpoint_activations", message));
+        }
+        let measured_in_place = match self.task {
+            TaskSpec::Reconstruction(_) => Some("reconstruction"),
+            TaskSpec::Generation(_) => Some("generation"),
+            TaskSpec::Compression(_) => Some("compression"),
+            _ => None,
+        };
+        if let Some(task) = measured_in_place
+            && !matches!(self.data.normalize, NormalizeSpec::None)
+        {
+            let message = format!("{task} is measured on images in 0..1: say `normalize: none`");
+            return Err(Invalid::new("data.normalize", message));
+        }
+        Ok(())
+    }
+}
+
+/// A key that an option of the command line sets.
+#[derive(Clone, Debug)]
+pub struct Override {
+    option: &'static str,
+    key: &'static str,
+    value: Value,
+}
+
+impl Override {
+    pub fn new(option: &'static str, key: &'static str, value: impl Into<Value>) -> Self {
+        Self { option, key, value: value.into() }
+    }
+}
+
+/// A validated run and the document it was read from, which knows where each key stands.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub spec: RunConfig,
+    pub document: Document,
+    /// What the user should know of how it was completed.
+    pub notes: Vec<String>,
+}
+
+impl Config {
+    /// Loads a YAML file or a shipped config, applies `sets` (`a.b=VALUE`) and then `overrides`, and validates.
+    /// Every mistake is exit 2.
+    pub fn load(name: &str, sets: &[String], overrides: impl IntoIterator<Item = Override>) -> Result<Self> {
+        let stem = Path::new(name).file_stem().unwrap_or_default();
+        let mut config = Self::from_document(open(name)?, sets, overrides, &Path::new("runs").join(stem))?;
+        // A run folder holds its whole network, with nothing left open.
+        config.notes = fitting::fit_model(&mut config.spec);
+        Ok(config)
+    }
+
+    /// The config of a run folder, as it was trained with but for `sets` and `overrides`.
+    pub fn of_run(
+        folder: &Path,
+        sets: &[String],
+        overrides: impl IntoIterator<Item = Override>,
+    ) -> Result<Self> {
+        let path = folder.join(CONFIG_FILE);
+        if !path.is_file() {
+            let message = format!("{} is no run folder: it has no {CONFIG_FILE}", folder.display());
+            return Err(fail(Exit::Usage, message));
+        }
+        let output = Override::new("the run folder", "output", folder.to_string_lossy().into_owned());
+        let overrides = [output].into_iter().chain(overrides);
+        let mut document = Document::read(path)?;
+        // Before the sets, which may name another place of the same program.
+        if let (Some(_), Some(own)) = (document.value("model.torchscript"), program_of(folder)) {
+            document.set_value("model.torchscript", own.into(), "the run's program")?;
+        }
+        Self::from_document(document, sets, overrides, folder)
+    }
+
+    /// Applies the overrides, decodes and validates; `output` is the run folder where the document names none.
+    pub fn from_document(
+        mut document: Document,
+        sets: &[String],
+        overrides: impl IntoIterator<Item = Override>,
+        output: &Path,
+    ) -> Result<Self> {
+        document.expect_mapping()?;
+        for set in sets {
+            document.set(set)?;
+        }
+        for Override { option, key, value } in overrides {
+            let shown = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            document.set_value(key, value, format!("{option} {shown}"))?;
+        }
+        document.expand_home()?;
+        // What `tikhonov sweep` reads of the same file is nothing of a run.
+        let mut spec: RunConfig = document.decode_without("sweep")?;
+        if spec.output.as_os_str().is_empty() {
+            spec.output = output.to_owned();
+        }
+        spec.validate().map_err(|invalid| document.invalid_at("", invalid))?;
+        Ok(Self { spec, document, notes: Vec::new() })
+    }
+
+    /// Refuses data that is declared wrongly, or not there for `splits`. Apart from the rest, because prediction needs
+    /// no data but its own.
+    pub fn validate_data(&self, splits: &[Split]) -> Result<()> {
+        self.spec.data.validate(splits).map_err(|invalid| self.document.invalid_at("data", invalid))
+    }
+
+    /// The config as YAML with every default filled in. Loading it again gives the same config.
+    pub fn resolved(&self) -> Result<String> {
+        // Through JSON, because serde_yaml would write choices as `!tags`.
+        Ok(serde_yaml::to_string(&serde_json::to_value(&self.spec)?)?)
+    }
+}
+
+fn program_of(folder: &Path) -> Option<String> {
+    let own = folder.join(PROGRAM_FILE);
+    own.is_file().then(|| own.to_string_lossy().into_owned())
+}
+
+/// The document of a file, or of a shipped config where there is no such file.
+fn open(name: &str) -> Result<Document> {
+    let path = Path::new(name);
+    if path.is_file() {
+        return Document::read(path);
+    }
+    if let Some(text) = builtin::config(name) {
+        return Document::parse(format!("<built-in> {name}.yaml"), text);
+    }
+    if path.is_dir() {
+        return Err(fail(Exit::Usage, format!("{name} is a folder; give the YAML file of a run")));
+    }
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or(name);
+    let hint = match nearest(stem, builtin::configs()) {
+        Some(near) => format!("did you mean the shipped config `{near}`?"),
+        None if name.contains('/') => {
+            "`tikhonov runs` lists the runs, `tikhonov init DIR` writes the shipped configs".into()
+        }
+        None => format!("shipped configs: {}", builtin::configs().collect::<Vec<_>>().join(", ")),
+    };
+    let what = if path.extension().is_some() { "config" } else { "config or run" };
+    std::fs::metadata(path).or_exit(Exit::Usage, || format!("there is no {what} {name}; {hint}"))?;
+    Document::read_pipe(path)
+}

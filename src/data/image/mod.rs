@@ -1,0 +1,6 @@
+//! Image files: decoding, resizing, encoding.
+
+mod jpeg;
+pub mod photo;
+pub mod picture;
+pub(crate) mod smooth;

@@ -1,0 +1,161 @@
+//! Data losses: pure functions of outputs and targets, each a mean over the batch.
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Reduction, Tensor};
+
+use crate::functional::ssim;
+use crate::libtorch::{loss as fused, raised};
+use crate::util::yaml::Invalid;
+
+/// Cross-entropy of logits `[N, K]` against classes (int64 `[N]`) or probabilities (`[N, K]`, after mixup or
+/// cutmix), as `torch.nn.CrossEntropyLoss(label_smoothing=…)`. 0-dim.
+pub fn cross_entropy(logits: &Tensor, ys: &Tensor, label_smoothing: f64) -> Tensor {
+    const IGNORE_NOTHING: i64 = -100;
+    if let Some(loss) = raised(fused::cross_entropy(logits, ys, label_smoothing)) {
+        return loss;
+    }
+    logits.cross_entropy_loss::<Tensor>(ys, None, Reduction::Mean, IGNORE_NOTHING, label_smoothing)
+}
+
+fn squared_error(outputs: &Tensor, ys: &Tensor, factor: f64) -> Tensor {
+    raised(fused::squared_error(outputs, ys, factor))
+        .unwrap_or_else(|| outputs.mse_loss(ys, Reduction::Mean) * factor)
+}
+
+/// Cross-entropy of logits `[N, K, H, W]` against classes int64 `[N, H, W]`, of which negative ones do not count;
+/// `weights` `[K]` as those of `torch.nn.CrossEntropyLoss`. 0-dim.
+pub fn pixel_cross_entropy(logits: &Tensor, ys: &Tensor, weights: Option<&Tensor>) -> Tensor {
+    logits.cross_entropy_loss(&uncounted(ys), weights, Reduction::Mean, UNCOUNTED, 0.0)
+}
+
+/// The same before it is divided by the sum of the weights of the pixels that count.
+pub fn pixel_cross_entropy_sum(logits: &Tensor, ys: &Tensor, weights: Option<&Tensor>) -> Tensor {
+    logits.cross_entropy_loss(&uncounted(ys), weights, Reduction::Sum, UNCOUNTED, 0.0)
+}
+
+/// PyTorch's `ignore_index`.
+const UNCOUNTED: i64 = -100;
+
+fn uncounted(ys: &Tensor) -> Tensor {
+    ys.where_self(&ys.ge(0), &Tensor::full([], UNCOUNTED, (Kind::Int64, ys.device())))
+}
+
+/// 1 − the mean over classes of soft Dice, 2·Σpt / Σ(p + t) over all pixels of the batch (Milletari et al. 2016).
+/// Logits `[N, K, H, W]`, classes int64 `[N, H, W]`, of which negative ones do not count. 0-dim.
+pub fn dice(logits: &Tensor, ys: &Tensor) -> Tensor {
+    let [common, either] = dice_sums(logits, ys);
+    dice_of(&common, &either)
+}
+
+/// The loss of the sums that [`dice_sums`] gives, or of those of several batches together.
+pub fn dice_of(common: &Tensor, either: &Tensor) -> Tensor {
+    const EPSILON: f64 = 1e-6;
+    1.0 - ((common + EPSILON) / (either + EPSILON)).mean(None::<Kind>)
+}
+
+/// 2·Σpt and Σ(p + t) of each class, `[K]`, over the pixels of the batch that count.
+pub fn dice_sums(logits: &Tensor, ys: &Tensor) -> [Tensor; 2] {
+    let classes = logits.size()[1];
+    let counted = ys.ge(0).unsqueeze(1).to_kind(logits.kind());
+    let truth = ys.clamp_min(0).one_hot(classes).permute([0, 3, 1, 2]).to_kind(logits.kind()) * &counted;
+    let shares = logits.softmax(1, logits.kind()) * counted;
+    let over = |values: Tensor| values.sum_dim_intlist(&[0i64, 2, 3][..], false, logits.kind());
+    [over(&shares * &truth) * 2.0, over(shares + truth)]
+}
+
+/// KL divergence of N(mean, exp(log_var)) from N(0, 1) in nats, per sample; `[N]`.
+pub fn kl_from_standard_normal(mean: &Tensor, log_var: &Tensor) -> Tensor {
+    let nats = (mean.square() + log_var.exp() - 1.0 - log_var) * 0.5;
+    nats.flatten(1, -1).sum_dim_intlist(&[1i64][..], false, mean.kind())
+}
+
+/// What the decoder of a VAE says of a pixel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Likelihood {
+    /// The probability of white; the network ends with a sigmoid.
+    #[default]
+    Bernoulli,
+    /// The mean of a normal distribution of this standard deviation, images being in 0..1.
+    Gaussian { sigma: f64 },
+}
+
+impl Likelihood {
+    /// −log p(`ys` | `outputs`) in nats, per sample; `[N]`.
+    pub fn nats(&self, outputs: &Tensor, ys: &Tensor) -> Tensor {
+        let (outputs, ys) = (outputs.flatten(1, -1), ys.flatten(1, -1));
+        let nats = match *self {
+            Self::Bernoulli => outputs.binary_cross_entropy::<Tensor>(&ys, None, Reduction::None),
+            Self::Gaussian { sigma } => {
+                let constant = sigma.ln() + 0.5 * std::f64::consts::TAU.ln();
+                ((&outputs - ys) / sigma).square() * 0.5 + constant
+            }
+        };
+        nats.sum_dim_intlist(&[1i64][..], false, outputs.kind())
+    }
+}
+
+/// What regression and reconstruction minimise; `outputs` and `ys` have the same shape.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum RegressionLoss {
+    /// Mean of (ŷ − y)², as `torch.nn.MSELoss`.
+    #[default]
+    Mse,
+    /// Mean of ½(ŷ − y)² over samples and outputs: with one output as scikit-learn scales its linear models.
+    HalfMse,
+    /// Mean of |ŷ − y|, as `torch.nn.L1Loss`; `l1` too.
+    #[serde(alias = "l1")]
+    Mae,
+    /// Quadratic below `delta`, linear above, as `torch.nn.HuberLoss` (Huber 1964).
+    Huber { delta: f64 },
+    /// Mean of √((ŷ − y)² + ε²) (Charbonnier et al. 1994).
+    Charbonnier {
+        #[serde(default = "thousandth")]
+        eps: f64,
+    },
+    /// α·(1 − SSIM) + (1 − α)·mean |ŷ − y|, for images (Zhao et al. 2017, with one scale of SSIM).
+    Ssim {
+        #[serde(default = "mostly")]
+        alpha: f64,
+    },
+}
+
+fn thousandth() -> f64 {
+    1e-3
+}
+
+fn mostly() -> f64 {
+    0.84
+}
+
+impl RegressionLoss {
+    /// Refuses values out of range; paths are relative to `loss`.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        let check = |key: &str, value: f64, fine: bool, wanted: &str| match fine && value.is_finite() {
+            true => Ok(()),
+            false => Err(Invalid::new(key, format!("{value} is not {wanted}"))),
+        };
+        match *self {
+            Self::Huber { delta } => check("huber.delta", delta, delta > 0.0, "a positive number"),
+            Self::Charbonnier { eps } => check("charbonnier.eps", eps, eps > 0.0, "a positive number"),
+            Self::Ssim { alpha } => check("ssim.alpha", alpha, (0.0..=1.0).contains(&alpha), "in 0..=1"),
+            Self::Mse | Self::HalfMse | Self::Mae => Ok(()),
+        }
+    }
+
+    /// The loss as a 0-dim tensor.
+    pub fn of(&self, outputs: &Tensor, ys: &Tensor) -> Tensor {
+        match *self {
+            Self::Mse => squared_error(outputs, ys, 1.0),
+            Self::HalfMse => squared_error(outputs, ys, 0.5),
+            Self::Mae => outputs.l1_loss(ys, Reduction::Mean),
+            Self::Huber { delta } => outputs.huber_loss(ys, Reduction::Mean, delta),
+            Self::Charbonnier { eps } => ((outputs - ys).square() + eps * eps).sqrt().mean(None::<Kind>),
+            Self::Ssim { alpha } => {
+                let unlike = 1.0 - ssim(outputs, ys).mean(None::<Kind>);
+                unlike * alpha + outputs.l1_loss(ys, Reduction::Mean) * (1.0 - alpha)
+            }
+        }
+    }
+}

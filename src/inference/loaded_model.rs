@@ -1,0 +1,199 @@
+//! A network with its weights, to be used and not trained: of a run, or of a config and a file.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::checkpoint::{Checkpoints, Loaded, State};
+use crate::config::{CONFIG_FILE, Config, Override, differences};
+use crate::libtorch::device;
+use crate::nn::model::Network;
+use crate::pytorch::weights::Part;
+use crate::train::initial_weights::Initial;
+use crate::train::session::Plan;
+use crate::util::console::tell;
+use crate::util::exit_code::{Exit, OrExit, fail};
+
+/// Which weights, where it is not the run's own choice.
+#[derive(Clone, Debug, Default)]
+pub struct Choice<'a> {
+    /// A checkpoint of the run.
+    pub checkpoint: Option<&'a str>,
+    /// A file, a run folder or a checkpoint's folder.
+    pub weights: Option<&'a Path>,
+    /// Which tensors of the file.
+    pub part: Part,
+}
+
+/// A config whose weights are known and fit.
+pub struct Trained {
+    pub config: Config,
+    pub plan: Plan,
+    pub weights: Weights,
+}
+
+/// Where the weights come from.
+pub enum Weights {
+    Checkpoint(Box<Loaded>),
+    /// And what the run says of its data, where there is one.
+    File(Initial, Option<Box<State>>),
+}
+
+impl Trained {
+    /// `run` is a run folder, a YAML file or the name of a shipped config. Of a run: its best checkpoint, else its last,
+    /// unless `choice` says otherwise; of a config: what `choice` says, else its own `init_from`.
+    pub fn open(
+        run: &Path,
+        sets: &[String],
+        overrides: impl IntoIterator<Item = Override>,
+        choice: &Choice,
+    ) -> Result<Self> {
+        let is_run = run.join(CONFIG_FILE).is_file();
+        let config = match is_run || run.is_dir() {
+            true => Config::of_run(run, sets, overrides)?,
+            false => Config::load(&run.to_string_lossy(), sets, overrides)?,
+        };
+        let plan = Plan::of(&config)?;
+        let checkpoints = Checkpoints::of(&config.spec.output);
+        let weights = match (choice.weights, is_run) {
+            (Some(file), _) => {
+                let initial = Initial::read_option(&plan.model, file, &choice.part)?;
+                // Other weights of a run's network are still of its classes and columns.
+                let known = is_run.then(|| checkpoints.chosen(None).ok()).flatten();
+                Weights::File(initial, known.map(|loaded| Box::new(loaded.state)))
+            }
+            (None, true) => {
+                let mut loaded = checkpoints.chosen(choice.checkpoint)?;
+                if choice.part.raw {
+                    loaded.ema = None;
+                }
+                Weights::Checkpoint(Box::new(loaded))
+            }
+            (None, false) => {
+                let initial = plan.initial(&config)?.or_exit(Exit::Usage, || {
+                    format!("{} has no trained weights: give --weights FILE, or a run folder", run.display())
+                })?;
+                Weights::File(initial, None)
+            }
+        };
+        if let (Weights::Checkpoint(loaded), true) = (&weights, is_run) {
+            tell_edits(run, loaded)?;
+        }
+        Ok(Self { config, plan, weights })
+    }
+
+    /// Refuses weights of which some are drawn afresh: what answers with them is not trained. Exit 2, with the run that was meant.
+    pub fn is_complete(&self, run: &Path) -> Result<()> {
+        let Weights::File(initial, _) = &self.weights else { return Ok(()) };
+        let Some(first) = initial.fresh.first() else { return Ok(()) };
+        let output = &self.config.spec.output;
+        let remedy = match Checkpoints::of(output).are_kept() {
+            true => format!("did you mean the run, {}?", output.display()),
+            false => "train it first, and give its run folder".to_owned(),
+        };
+        let message = format!(
+            "{} says where to start from, not how to end: {} of its tensors start afresh (such as {first}) and would answer at random; \
+             {remedy}",
+            run.display(),
+            initial.fresh.len()
+        );
+        Err(fail(Exit::Usage, message))
+    }
+
+    /// Sets the number of threads, where the config names one.
+    pub fn use_threads(&self) {
+        device::settle_threads(self.config.spec.threads);
+    }
+
+    /// The network alone.
+    pub fn network(&self) -> Result<Network> {
+        let spec = &self.config.spec;
+        let network = self.plan.model.build(spec.device.resolve()?, spec.dtype.kind())?;
+        self.weights.load_into(&network)?;
+        Ok(network)
+    }
+}
+
+/// Tells where the run's config.yaml is not what its checkpoint was saved under, in what decides on answers and scores.
+fn tell_edits(run: &Path, loaded: &Loaded) -> Result<()> {
+    const KEYS: [&str; 8] = [
+        "model",
+        "task",
+        "dtype",
+        "data.normalize",
+        "data.smooth",
+        "data.train",
+        "data.validation",
+        "data.test",
+    ];
+    let config = Config::of_run(run, &[], [])?;
+    for (path, change) in differences(&loaded.state.config, &serde_json::to_value(&config.spec)?) {
+        let matters = KEYS
+            .iter()
+            .any(|key| path.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')));
+        // Of a scripted network the run folder's own copy counts.
+        if matters && !path.starts_with("model.torchscript") {
+            let (file, saved) = (run.join(CONFIG_FILE), loaded.folder.display());
+            tell!("{} was changed since {saved} was saved: {path} {change}", file.display());
+        }
+    }
+    Ok(())
+}
+
+impl Weights {
+    /// Puts them in place.
+    pub fn load_into(&self, network: &Network) -> Result<()> {
+        match self {
+            Self::Checkpoint(loaded) => {
+                let context = || format!("the weights of {}", loaded.folder.display());
+                network.load_state(&loaded.weights()).with_context(context)
+            }
+            Self::File(initial, _) => initial.load_into(network),
+        }
+    }
+
+    /// The class names that the network was trained on, where they are known.
+    pub fn classes(&self) -> Option<&[String]> {
+        match self {
+            Self::Checkpoint(loaded) => Some(&loaded.state.classes),
+            Self::File(_, state) => state.as_ref().map(|state| state.classes.as_slice()),
+        }
+    }
+
+    /// The names of the table's columns that the network was trained on.
+    pub fn features(&self) -> &[String] {
+        match self {
+            Self::Checkpoint(loaded) => &loaded.state.features,
+            Self::File(_, state) => state.as_ref().map_or(&[], |state| state.features.as_slice()),
+        }
+    }
+
+    /// What they are, for people.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Checkpoint(loaded) => format!("{}{}", loaded.folder.display(), loaded.kind()),
+            Self::File(initial, _) => initial.notes.join("\n"),
+        }
+    }
+
+    /// What they are, for a line that goes on: the notes of a file stand above it.
+    pub fn on(&self, run: &Path) -> String {
+        match self {
+            Self::Checkpoint(_) => self.name(),
+            Self::File(..) => format!("{}\n{}", self.name(), run.display()),
+        }
+    }
+
+    /// What they are, for programs.
+    pub fn describe(&self, line: &mut Value) {
+        match self {
+            Self::Checkpoint(loaded) => {
+                line["checkpoint"] = json!(loaded.folder);
+                line["epoch"] = json!(loaded.state.epoch);
+                line["averaged"] = json!(loaded.ema.is_some());
+            }
+            Self::File(initial, _) => line["weights"] = json!(initial.notes),
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! A trained network at work.
+
+pub mod codec;
+pub mod compressor;
+pub mod loaded_model;
+pub mod restorer;
+pub mod sampler;
+pub mod segmenter;
+pub mod tiles;

@@ -1,0 +1,150 @@
+//! 2-D transposed convolution, as `torch.nn.ConvTranspose2d`.
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+use tch::nn::{self, Module, ModuleT};
+
+use super::args::{
+    Pair, agrees, argument, count, groups_divide, image, in_range, one_by_one, pair_in_range, shown, size,
+    yes, zero_by_zero,
+};
+use super::{Layer, Misfit, Param, ParamKind, Shape, Twin, init};
+use crate::nn::layers::codegen::tensor;
+
+/// `[C, H, W]` to `[out_channels, (H-1)·stride - 2·padding + dilation·(kernel_size-1) + output_padding + 1, …]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConvTranspose2d {
+    /// Inferred from the input; checked when given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_channels: Option<i64>,
+    pub out_channels: i64,
+    pub kernel_size: Pair,
+    #[serde(default = "one_by_one")]
+    pub stride: Pair,
+    #[serde(default = "zero_by_zero")]
+    pub padding: Pair,
+    #[serde(default = "zero_by_zero")]
+    pub output_padding: Pair,
+    #[serde(default = "one")]
+    pub groups: i64,
+    #[serde(default = "yes")]
+    pub bias: bool,
+    #[serde(default = "one_by_one")]
+    pub dilation: Pair,
+}
+
+fn one() -> i64 {
+    1
+}
+
+impl ConvTranspose2d {
+    fn extent(&self, axis: usize, input: i64) -> i128 {
+        let wide = |pair: Pair| i128::from(pair.0[axis]);
+        (i128::from(input) - 1) * wide(self.stride) - 2 * wide(self.padding)
+            + wide(self.dilation) * (wide(self.kernel_size) - 1)
+            + wide(self.output_padding)
+            + 1
+    }
+}
+
+impl Layer for ConvTranspose2d {
+    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+        let [channels, height, width] = image(input)?;
+        agrees("in_channels", self.in_channels, channels)?;
+        in_range("out_channels", self.out_channels, 1)?;
+        pair_in_range("kernel_size", self.kernel_size, 1)?;
+        pair_in_range("stride", self.stride, 1)?;
+        pair_in_range("padding", self.padding, 0)?;
+        pair_in_range("output_padding", self.output_padding, 0)?;
+        pair_in_range("dilation", self.dilation, 1)?;
+        groups_divide(self.groups, channels, "input channels")?;
+        groups_divide(self.groups, self.out_channels, "output channels")?;
+        for axis in [0, 1] {
+            let (extra, most) = (self.output_padding.0[axis], self.stride.0[axis].max(self.dilation.0[axis]));
+            if extra >= most {
+                return Err(argument(
+                    "output_padding",
+                    format!("{extra} must be smaller than the stride or the dilation, that is below {most}"),
+                ));
+            }
+        }
+        let (h, w) = (self.extent(0, height), self.extent(1, width));
+        if h < 1 || w < 1 {
+            return Err(argument(
+                "padding",
+                format!("leaves nothing of the {height}x{width} input: {h}x{w}"),
+            ));
+        }
+        Ok(vec![self.out_channels, size(h), size(w)])
+    }
+
+    fn params(&self, input: &[i64]) -> Vec<Param> {
+        let [h, w] = self.kernel_size.0;
+        let weight = [input[0], self.out_channels / self.groups, h, w];
+        let mut params = vec![Param::new("weight", weight, ParamKind::Weight)];
+        if self.bias {
+            params.push(Param::new("bias", [self.out_channels], ParamKind::Bias));
+        }
+        params
+    }
+
+    fn multiply_adds(&self, input: &[i64], _output: &[i64]) -> u64 {
+        let [h, w] = self.kernel_size.0;
+        count(&[input[0], input[1], input[2], self.out_channels / self.groups, h, w])
+    }
+
+    fn script(&self, _input: &[i64]) -> String {
+        let [stride, padding, output_padding, dilation] =
+            [self.stride, self.padding, self.output_padding, self.dilation].map(|pair| shown(&pair.0));
+        let (bias, groups) = (tensor("bias", self.bias), self.groups);
+        format!(
+            "x = torch.conv_transpose2d(x, self.weight, {bias}, {stride}, {padding}, {output_padding}, {groups}, {dilation})"
+        )
+    }
+
+    fn twin(&self, input: &[i64]) -> Twin {
+        Twin::new("nn.ConvTranspose2d")
+            .with("in_channels", input[0])
+            .with("out_channels", self.out_channels)
+            .with("kernel_size", self.kernel_size)
+            .or("stride", self.stride, one_by_one())
+            .or("padding", self.padding, zero_by_zero())
+            .or("output_padding", self.output_padding, zero_by_zero())
+            .or("groups", self.groups, 1)
+            .or("bias", self.bias, true)
+            .or("dilation", self.dilation, one_by_one())
+    }
+
+    fn build(&self, path: &nn::Path, input: &[i64]) -> Box<dyn ModuleT> {
+        let [h, w] = self.kernel_size.0;
+        let zeros = nn::Init::Const(0.0);
+        let weight = path.var("weight", &[input[0], self.out_channels / self.groups, h, w], zeros);
+        let bias = self.bias.then(|| path.var("bias", &[self.out_channels], zeros));
+        init::reset_parameters(&weight, bias.as_ref());
+        Box::new(Transposed { spec: self.clone(), weight, bias })
+    }
+}
+
+/// tch's own takes square windows only.
+#[derive(Debug)]
+struct Transposed {
+    spec: ConvTranspose2d,
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Module for Transposed {
+    fn forward(&self, xs: &Tensor) -> Tensor {
+        let spec = &self.spec;
+        xs.conv_transpose2d(
+            &self.weight,
+            self.bias.as_ref(),
+            spec.stride.0,
+            spec.padding.0,
+            spec.output_padding.0,
+            spec.groups,
+            spec.dilation.0,
+        )
+    }
+}

@@ -1,0 +1,89 @@
+//! Fully connected layer, as `torch.nn.Linear`.
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+use tch::nn::{self, Module, ModuleT};
+
+use super::args::{agrees, count, in_range, yes};
+use super::{Layer, Misfit, Param, ParamKind, Shape, Twin, init};
+use crate::libtorch::{dense, raised};
+use crate::nn::layers::codegen::tensor;
+
+/// `[F]` to `[out_features]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Linear {
+    /// Inferred from the input; checked when given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_features: Option<i64>,
+    pub out_features: i64,
+    #[serde(default = "yes")]
+    pub bias: bool,
+}
+
+impl Layer for Linear {
+    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+        let [features] = *input else {
+            return Err(Misfit::Input { wants: "[F]".into(), remedy: "put `flatten` before it".into() });
+        };
+        agrees("in_features", self.in_features, features)?;
+        in_range("out_features", self.out_features, 1)?;
+        Ok(vec![self.out_features])
+    }
+
+    fn params(&self, input: &[i64]) -> Vec<Param> {
+        let mut params = vec![Param::new("weight", [self.out_features, input[0]], ParamKind::Weight)];
+        if self.bias {
+            params.push(Param::new("bias", [self.out_features], ParamKind::Bias));
+        }
+        params
+    }
+
+    fn multiply_adds(&self, input: &[i64], output: &[i64]) -> u64 {
+        count(&[input[0], output[0]])
+    }
+
+    fn script(&self, _input: &[i64]) -> String {
+        format!("x = torch.linear(x, self.weight, {})", tensor("bias", self.bias))
+    }
+
+    fn twin(&self, input: &[i64]) -> Twin {
+        Twin::new("nn.Linear")
+            .with("in_features", input[0])
+            .with("out_features", self.out_features)
+            .or("bias", self.bias, true)
+    }
+
+    fn build(&self, path: &nn::Path, input: &[i64]) -> Box<dyn ModuleT> {
+        Box::new(self.dense(path, input, false))
+    }
+}
+
+impl Linear {
+    /// With the ReLU after it, where there is one.
+    pub(crate) fn dense(&self, path: &nn::Path, input: &[i64], relu: bool) -> Dense {
+        let zeros = nn::Init::Const(0.0);
+        let config = nn::LinearConfig { ws_init: zeros, bs_init: Some(zeros), bias: self.bias };
+        let linear = nn::linear(path, input[0], self.out_features, config);
+        init::reset_parameters(&linear.ws, linear.bs.as_ref());
+        Dense { linear, relu }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Dense {
+    linear: nn::Linear,
+    relu: bool,
+}
+
+impl Module for Dense {
+    fn forward(&self, xs: &Tensor) -> Tensor {
+        let nn::Linear { ws, bs } = &self.linear;
+        if let Some(ys) = raised(dense::linear(xs, ws, bs.as_ref(), self.relu)) {
+            return ys;
+        }
+        let mut ys = self.linear.forward(xs);
+        // In place: no gradient needs what it overwrites.
+        if self.relu { ys.relu_() } else { ys }
+    }
+}

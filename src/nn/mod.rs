@@ -1,0 +1,4 @@
+//! Networks: layers, and the model language that composes them.
+
+pub mod layers;
+pub mod model;

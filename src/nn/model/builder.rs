@@ -1,0 +1,218 @@
+//! From the checked tree to tch modules. Neighbours that are one operation together become one module.
+
+use std::collections::HashSet;
+
+use tch::Tensor;
+use tch::nn::{self, ModuleT};
+
+use super::segments::Chain;
+use super::tree::{Node, Op};
+use crate::nn::layers::{Activation, Joint, LayerSpec, Normed};
+
+/// How many layers of `nodes` each of the modules holds that were made of them, by label; those that joined one do not count.
+pub(super) fn weights<'a>(nodes: &[Node], labels: impl Iterator<Item = &'a String>) -> Vec<usize> {
+    let of = |label: &String| nodes.iter().find(|node| node.name() == label.as_str());
+    labels.map(|label| of(label).map_or(1, |node| node.leaves().len())).collect()
+}
+
+/// Makes modules of nodes, in definition order, which is that of the random draws.
+pub(super) struct Builder<'a> {
+    pub root: &'a nn::Path<'a>,
+    pub frozen: &'a HashSet<&'a str>,
+}
+
+impl Builder<'_> {
+    fn module(&self, node: &Node) -> Box<dyn ModuleT> {
+        let children = || node.children.iter().map(|child| self.module(child)).collect::<Vec<_>>();
+        match &node.op {
+            Op::Layer(spec) => {
+                let layer = spec.layer().build(&self.path(node), &node.input);
+                if self.is_frozen(node) { Box::new(Frozen(layer)) } else { layer }
+            }
+            // Only the root can be one, and it is made in `assemble`.
+            Op::Script(_) => Box::new(Sequential(self.unnamed(&[]))),
+            Op::Sequential => Box::new(Sequential(self.unnamed(&node.children))),
+            Op::Residual => match self.residual(node, false) {
+                Some(residual) => Box::new(residual),
+                None => Box::new(Residual(children())),
+            },
+            Op::Concat => Box::new(Concat(children())),
+        }
+    }
+
+    /// One module after the other, by label without `_`. A batch norm joins the convolution before it and the ReLU after it,
+    /// under the label of the first of them; any other ReLU joins the sum before it, or overwrites what a convolution or
+    /// linear map before it hands over.
+    pub fn sequence(&self, nodes: &[Node]) -> Vec<(String, Box<dyn ModuleT>)> {
+        let mut modules: Vec<(String, Box<dyn ModuleT>)> = Vec::new();
+        let mut rest = nodes;
+        while let [node, after @ ..] = rest {
+            let (module, after) = self.joined(rest).unwrap_or_else(|| (self.module(node), after));
+            modules.push((node.name().to_owned(), module));
+            rest = after;
+        }
+        modules
+    }
+
+    /// The first of `nodes` as one module with some that follow it, and those that are left; None where it stands alone.
+    fn joined<'n>(&self, nodes: &'n [Node]) -> Option<(Box<dyn ModuleT>, &'n [Node])> {
+        let (first, after) = nodes.split_first()?;
+        if let Some((norm, after)) = after.split_first()
+            && let Some(joint) = self.joint(Some(first), norm)
+        {
+            return Some(with_relu(joint, after));
+        }
+        if let Some(joint) = self.joint(None, first) {
+            return Some(with_relu(joint, after));
+        }
+        let after = without_relu(after)?;
+        match &first.op {
+            Op::Residual => Some((Box::new(self.residual(first, true)?), after)),
+            Op::Layer(LayerSpec::Linear(linear)) if !self.is_frozen(first) => {
+                Some((Box::new(linear.dense(&self.path(first), &first.input, true)), after))
+            }
+            Op::Layer(LayerSpec::Conv2d(_) | LayerSpec::Linear(_)) => {
+                Some((Box::new(Overwritten(self.module(first))), after))
+            }
+            _ => None,
+        }
+    }
+
+    /// None where these are not a batch norm that learns, and a convolution that it can join where one is given.
+    fn joint(&self, conv: Option<&Node>, norm: &Node) -> Option<Joint> {
+        let norm_spec = self.learning(norm)?;
+        let conv = match conv {
+            Some(conv) => Some((self.learning(conv)?, self.path(conv), conv.input.as_slice())),
+            None => None,
+        };
+        let conv = conv.as_ref().map(|(spec, path, input)| (*spec, path, *input));
+        Joint::new(conv, (norm_spec, &self.path(norm), &norm.input))
+    }
+
+    fn is_plain(&self, node: &Node) -> bool {
+        matches!(self.learning(node), Some(LayerSpec::Conv2d(conv)) if conv.is_plain())
+    }
+
+    /// The layer of a node that is not frozen.
+    fn learning<'n>(&self, node: &'n Node) -> Option<&'n LayerSpec> {
+        match &node.op {
+            Op::Layer(spec) if !self.is_frozen(node) => Some(spec),
+            _ => None,
+        }
+    }
+
+    fn unnamed(&self, nodes: &[Node]) -> Chain<Box<dyn ModuleT>> {
+        let (names, layers): (Vec<_>, Vec<_>) = self.sequence(nodes).into_iter().unzip();
+        Chain::new(layers, weights(nodes, names.iter()))
+    }
+
+    /// A residual whose layers end in a batch norm, which does the addition too.
+    fn residual(&self, node: &Node, relu: bool) -> Option<NormResidual> {
+        let (body, shortcut) = node.children.split_first()?;
+        let (Op::Sequential, [before @ .., norm]) = (&body.op, body.children.as_slice()) else { return None };
+        let Some(LayerSpec::BatchNorm2d(_)) = self.learning(norm) else { return None };
+        // Tensors are made in the order of definition, so what comes before is made first.
+        let (conv, others) = before.split_last()?;
+        let (others, conv) = if self.is_plain(conv) { (others, Some(conv)) } else { (before, None) };
+        let before = Sequential(self.unnamed(others));
+        let joint = self.joint(conv, norm)?;
+        let shortcut = shortcut.first().map(|shortcut| self.module(shortcut));
+        Some(NormResidual { before, joint, shortcut, relu })
+    }
+
+    fn path(&self, node: &Node) -> nn::Path<'_> {
+        let parts = node.path.split('.').filter(|part| !part.is_empty());
+        parts.fold(self.root.clone(), |path, part| path / part)
+    }
+
+    fn is_frozen(&self, node: &Node) -> bool {
+        let params = node.params();
+        !params.is_empty() && params.iter().all(|param| self.frozen.contains(param.name.as_str()))
+    }
+}
+
+fn with_relu(joint: Joint, after: &[Node]) -> (Box<dyn ModuleT>, &[Node]) {
+    let rest = without_relu(after);
+    (Box::new(Normed { joint, relu: rest.is_some() }), rest.unwrap_or(after))
+}
+
+/// What follows a ReLU at the head of `nodes`.
+fn without_relu(nodes: &[Node]) -> Option<&[Node]> {
+    let (first, rest) = nodes.split_first()?;
+    matches!(first.op, Op::Layer(LayerSpec::Activation(Activation::Relu {}))).then_some(rest)
+}
+
+/// A layer that never learns: its running statistics stay, and normalise in training too.
+#[derive(Debug)]
+struct Frozen(Box<dyn ModuleT>);
+
+impl ModuleT for Frozen {
+    fn forward_t(&self, xs: &Tensor, _train: bool) -> Tensor {
+        self.0.forward_t(xs, false)
+    }
+}
+
+#[derive(Debug)]
+struct Sequential(Chain<Box<dyn ModuleT>>);
+
+impl ModuleT for Sequential {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
+        self.0.through(xs, train, |layers, xs, train| {
+            let Some((first, rest)) = layers.split_first() else { return xs.shallow_clone() };
+            rest.iter().fold(first.forward_t(xs, train), |xs, layer| layer.forward_t(&xs, train))
+        })
+    }
+}
+
+/// The layers, then the shortcut if there is one.
+#[derive(Debug)]
+struct Residual(Vec<Box<dyn ModuleT>>);
+
+impl ModuleT for Residual {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
+        match self.0.as_slice() {
+            [layers] => layers.forward_t(xs, train) + xs,
+            [layers, shortcut] => layers.forward_t(xs, train) + shortcut.forward_t(xs, train),
+            _ => xs.shallow_clone(),
+        }
+    }
+}
+
+/// A residual that ends in a batch norm, with the ReLU after the sum where there is one.
+#[derive(Debug)]
+struct NormResidual {
+    before: Sequential,
+    joint: Joint,
+    shortcut: Option<Box<dyn ModuleT>>,
+    relu: bool,
+}
+
+impl ModuleT for NormResidual {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
+        let ys = self.before.forward_t(xs, train);
+        match &self.shortcut {
+            Some(shortcut) => self.joint.forward(&ys, Some(&shortcut.forward_t(xs, train)), self.relu, train),
+            None => self.joint.forward(&ys, Some(xs), self.relu, train),
+        }
+    }
+}
+
+/// A ReLU on what a layer has just made and does not need for its gradient.
+#[derive(Debug)]
+struct Overwritten(Box<dyn ModuleT>);
+
+impl ModuleT for Overwritten {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
+        self.0.forward_t(xs, train).relu_()
+    }
+}
+
+#[derive(Debug)]
+struct Concat(Vec<Box<dyn ModuleT>>);
+
+impl ModuleT for Concat {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
+        let branches: Vec<_> = self.0.iter().map(|branch| branch.forward_t(xs, train)).collect();
+        Tensor::cat(&branches, 1)
+    }
+}

@@ -1,0 +1,396 @@
+//! The model language: arguments, formulas, blocks, repeats and names become a plain tree of layer specs.
+//!
+//! - A mapping names its layers as PyTorch names attributes, a list numbers them like `nn.Sequential`; either inside
+//!   the other is a sequence with its own prefix. A name that starts with `_` adds nothing to the parameter names.
+//! - A layer is `relu` or `{conv2d: {out_channels: 16, kernel_size: 3}}`; input sizes are inferred.
+//! - `{residual: {layers: …, shortcut: …}}` adds, `{concat: […]}` joins channels, `{sequential: …}` is a sequence;
+//!   their children live at their own prefix.
+//! - `{repeat: {times: 3, layers: …}}` in a list, or under a silent name, goes on in its parent: lists keep counting,
+//!   mapping names count by `{i}` (from 0; `{i + 1}` too).
+//! - No child is called as a composite or nearly so (naming.rs): a slip must not become a name.
+//! - `args:` declares arguments with defaults (null: must be given), used as `$width` or `"${width * 2}"`; `blocks:`
+//!   declares layer types with arguments of their own.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::expr::is_name;
+use super::naming::Kinds;
+use super::scope::{Scope, arguments, fill, merge, name};
+use crate::nn::layers::{LayerSpec, Shape};
+use crate::util::yaml::{self, Invalid, nearest};
+
+/// More layers than this are a mistake in a `repeat`.
+const MAX_LAYERS: usize = 10_000;
+/// Sequences inside sequences; blocks that hold blocks count too.
+const MAX_DEPTH: usize = 48;
+pub const COMPOSITES: [&str; 4] = ["concat", "repeat", "residual", "sequential"];
+
+/// A layer type of the user's own.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Block {
+    /// Arguments and their defaults; null for one that must be given.
+    #[serde(default)]
+    pub args: Map<String, Value>,
+    layers: Value,
+}
+
+/// One place in the network, before shapes are known.
+#[derive(Debug)]
+pub struct Item {
+    /// The name as written (`conv1`, `_relu`) or the number in a list.
+    pub label: String,
+    /// The key path in the model file.
+    pub source: String,
+    pub body: Body,
+}
+
+#[derive(Debug)]
+pub enum Body {
+    Layer(LayerSpec),
+    Sequence(Vec<Item>),
+    Residual { layers: Vec<Item>, shortcut: Option<Vec<Item>> },
+    Concat(Vec<Item>),
+}
+
+pub struct Expanded {
+    pub input: Shape,
+    pub layers: Vec<Item>,
+}
+
+/// Expands a description whose arguments hold their final values.
+pub fn expand(
+    args: &Map<String, Value>,
+    blocks: &BTreeMap<String, Block>,
+    input: &Value,
+    layers: &Value,
+) -> Result<Expanded, Invalid> {
+    let globals = arguments(args, &Scope::new(), "args")?;
+    for (name, block) in blocks {
+        let path = format!("blocks.{name}");
+        if !is_name(name) {
+            return Err(Invalid::new(path, "a block's name is made of letters, digits and `_`"));
+        }
+        let taken = LayerSpec::kinds().chain(COMPOSITES).chain(["layers", "shortcut", "times"]);
+        if taken.into_iter().any(|kind| kind == name) {
+            return Err(Invalid::new(
+                path,
+                format!("`{name}` is a word of the language already; call the block something else"),
+            ));
+        }
+        if let Some(arg) = block.args.keys().find(|arg| !is_name(arg)) {
+            let path = format!("{path}.args.{arg}");
+            return Err(Invalid::new(path, "an argument's name is made of letters, digits and `_`"));
+        }
+    }
+    let input: Shape =
+        yaml::decode(&fill(input, &globals, "input")?).map_err(|invalid| invalid.under("input"))?;
+    let mut expander = Expander { blocks, globals: &globals, stack: Vec::new(), depth: 0, layers: 0 };
+    let layers = expander.children(layers, "layers", &globals)?;
+    Ok(Expanded { input, layers })
+}
+
+/// The only entry of a mapping.
+pub fn single(value: &Value) -> Option<(&str, &Value)> {
+    let map = value.as_object().filter(|map| map.len() == 1)?;
+    map.iter().next().map(|(key, value)| (key.as_str(), value))
+}
+
+/// Whether a value can only be the arguments of a layer, so that the key above it must be a layer's name.
+fn looks_like_arguments(map: &Map<String, Value>) -> bool {
+    map.values().any(|value| match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => true,
+        Value::String(text) => text.starts_with('$'),
+        Value::Array(list) => list.iter().any(Value::is_number),
+        Value::Object(_) => false,
+    })
+}
+
+struct Expander<'a> {
+    blocks: &'a BTreeMap<String, Block>,
+    globals: &'a Scope,
+    stack: Vec<String>,
+    depth: usize,
+    layers: usize,
+}
+
+impl Expander<'_> {
+    /// The children of a composite: a list is numbered, a mapping names them.
+    fn children(&mut self, value: &Value, source: &str, scope: &Scope) -> Result<Vec<Item>, Invalid> {
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return Err(Invalid::new(source, format!("more than {MAX_DEPTH} levels inside each other")));
+        }
+        let mut items = Vec::new();
+        self.splice(value, source, scope, &mut 0, &mut items)?;
+        self.depth -= 1;
+        Ok(items)
+    }
+
+    fn splice(
+        &mut self,
+        value: &Value,
+        source: &str,
+        scope: &Scope,
+        next: &mut usize,
+        into: &mut Vec<Item>,
+    ) -> Result<(), Invalid> {
+        let before = into.len();
+        match value {
+            Value::Array(list) => {
+                for (index, value) in list.iter().enumerate() {
+                    let source = format!("{source}.{index}");
+                    if let Some(("repeat", repeat)) = single(value) {
+                        self.repeat(repeat, &format!("{source}.repeat"), scope, next, into)?;
+                    } else {
+                        into.push(self.item(next.to_string(), value, source, scope)?);
+                        *next += 1;
+                    }
+                }
+            }
+            Value::Object(map) => {
+                let parent = source.rsplit('.').next().unwrap_or(source);
+                for (key, value) in map {
+                    let source = format!("{source}.{key}");
+                    let label = name(key, scope).map_err(|message| Invalid::new(source.clone(), message))?;
+                    if let Some(message) = self.kinds().refuse_name(&label, value, parent) {
+                        return Err(Invalid::new(source, message));
+                    }
+                    match single(value) {
+                        Some(("repeat", repeat)) if label.starts_with('_') => {
+                            self.repeat(repeat, &format!("{source}.repeat"), scope, &mut 0, into)?;
+                        }
+                        _ => into.push(self.item(label, value, source, scope)?),
+                    }
+                }
+            }
+            other => {
+                let message = format!("expected a mapping or a list of layers, got {other}");
+                return Err(Invalid::new(source, message));
+            }
+        }
+        if into.len() == before {
+            return Err(Invalid::new(
+                source,
+                "holds no layers; write `identity` for a layer that does nothing",
+            ));
+        }
+        Ok(())
+    }
+
+    fn repeat(
+        &mut self,
+        value: &Value,
+        source: &str,
+        scope: &Scope,
+        next: &mut usize,
+        into: &mut Vec<Item>,
+    ) -> Result<(), Invalid> {
+        let map = keys(value, source, &["times", "layers"], &["times", "layers"])?;
+        let path = format!("{source}.times");
+        let times = fill(&map["times"], scope, &path)?;
+        let times =
+            times.as_i64().filter(|times| (1..=MAX_LAYERS as i64).contains(times)).ok_or_else(|| {
+                Invalid::new(
+                    path,
+                    format!("{times} is out of range: expected an integer from 1 to {MAX_LAYERS}"),
+                )
+            })?;
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return Err(Invalid::new(source, format!("more than {MAX_DEPTH} levels inside each other")));
+        }
+        let mut scope = scope.clone();
+        for i in 0..times {
+            scope.insert("i".into(), i.into());
+            self.splice(&map["layers"], &format!("{source}.layers"), &scope, next, into)?;
+        }
+        self.depth -= 1;
+        Ok(())
+    }
+
+    fn item(&mut self, label: String, value: &Value, source: String, scope: &Scope) -> Result<Item, Invalid> {
+        self.layers += 1;
+        if self.layers > MAX_LAYERS {
+            return Err(Invalid::new(
+                source,
+                format!("more than {MAX_LAYERS} layers; check `times` and the blocks"),
+            ));
+        }
+        let body = self.body(value, &source, scope)?;
+        Ok(Item { label, source, body })
+    }
+
+    fn body(&mut self, value: &Value, source: &str, scope: &Scope) -> Result<Body, Invalid> {
+        match value {
+            Value::String(text) if text.starts_with('$') => {
+                let value = fill(value, scope, source)?;
+                match value {
+                    Value::String(_) => self.body(&value, source, &Scope::new()),
+                    other => Err(Invalid::new(source, format!("`{text}` is {other}, which is no layer"))),
+                }
+            }
+            Value::String(kind) => self.layer(kind, &Value::Null, source, source, scope),
+            Value::Array(_) => Ok(Body::Sequence(self.children(value, source, scope)?)),
+            Value::Object(map) => {
+                if let Some((kind, args)) = single(value) {
+                    let inner = format!("{source}.{kind}");
+                    if COMPOSITES.contains(&kind) {
+                        return self.composite(kind, args, &inner, scope);
+                    }
+                    // `linear: {linear: {…}}` inside a sequence names a layer after its type.
+                    if self.is_kind(kind) {
+                        return self.layer(kind, args, source, &inner, scope);
+                    }
+                }
+                let key = source.rsplit('.').next().unwrap_or(source);
+                if looks_like_arguments(map) {
+                    return Err(Invalid::new(source, self.kinds().no_layer(key)));
+                }
+                if let Some((kind, args)) = single(value) {
+                    let inner = format!("{source}.{kind}");
+                    if args.as_object().is_some_and(|args| args.is_empty() || looks_like_arguments(args)) {
+                        return Err(Invalid::new(inner, self.kinds().no_layer(kind)));
+                    }
+                    if let Some(message) = self.kinds().refuse_composite(kind, args) {
+                        return Err(Invalid::new(inner, message));
+                    }
+                }
+                Ok(Body::Sequence(self.children(value, source, scope)?))
+            }
+            other => {
+                let message = format!("{other} is no layer; write NAME: {{TYPE: {{ARGUMENT: VALUE}}}}");
+                Err(Invalid::new(source, message))
+            }
+        }
+    }
+
+    fn composite(&mut self, kind: &str, args: &Value, source: &str, scope: &Scope) -> Result<Body, Invalid> {
+        match kind {
+            "residual" => {
+                let map = keys(args, source, &["layers", "shortcut"], &["layers"])?;
+                let layers = self.children(&map["layers"], &format!("{source}.layers"), scope)?;
+                let shortcut = match map.get("shortcut") {
+                    None | Some(Value::Null) => None,
+                    Some(value) => Some(self.branch(value, &format!("{source}.shortcut"), scope)?),
+                };
+                Ok(Body::Residual { layers, shortcut })
+            }
+            "concat" => Ok(Body::Concat(self.children(args, source, scope)?)),
+            "repeat" => {
+                let mut items = Vec::new();
+                self.repeat(args, source, scope, &mut 0, &mut items)?;
+                Ok(Body::Sequence(items))
+            }
+            _ => Ok(Body::Sequence(self.children(args, source, scope)?)),
+        }
+    }
+
+    /// A shortcut: children, or one layer or composite alone, which then adds nothing to the names.
+    fn branch(&mut self, value: &Value, source: &str, scope: &Scope) -> Result<Vec<Item>, Invalid> {
+        let alone = match single(value) {
+            Some((kind, args)) => {
+                COMPOSITES.contains(&kind)
+                    || self.is_kind(kind)
+                        && !args.is_array()
+                        && !single(args).is_some_and(|(inner, _)| self.is_kind(inner))
+            }
+            None => value.is_string(),
+        };
+        if alone {
+            return Ok(vec![self.item("_shortcut".into(), value, source.to_string(), scope)?]);
+        }
+        self.children(value, source, scope)
+    }
+
+    /// A layer or a block. `source` is where it stands, `inner` where its arguments stand.
+    fn layer(
+        &mut self,
+        kind: &str,
+        args: &Value,
+        source: &str,
+        inner: &str,
+        scope: &Scope,
+    ) -> Result<Body, Invalid> {
+        if self.blocks.contains_key(kind) {
+            return self.block(kind, args, inner, scope);
+        }
+        if !self.is_kind(kind) {
+            return Err(Invalid::new(source, self.kinds().no_layer(kind)));
+        }
+        let args = match fill(args, scope, inner)? {
+            Value::Null => Value::Object(Map::new()),
+            args => args,
+        };
+        let tagged = Value::Object(Map::from_iter([(kind.to_string(), args)]));
+        let spec = if LayerSpec::is_activation(kind) {
+            yaml::decode(&tagged).map(LayerSpec::Activation)
+        } else {
+            yaml::decode(&tagged)
+        };
+        Ok(Body::Layer(spec.map_err(|invalid| invalid.under(source))?))
+    }
+
+    fn block(&mut self, kind: &str, args: &Value, inner: &str, scope: &Scope) -> Result<Body, Invalid> {
+        let blocks = self.blocks;
+        let Some(block) = blocks.get(kind) else {
+            return Err(Invalid::new(inner, self.kinds().no_layer(kind)));
+        };
+        if self.stack.iter().any(|name| name == kind) {
+            let chain = [self.stack.as_slice(), &[kind.to_string()]].concat().join("` → `");
+            return Err(Invalid::new(inner, format!("a block cannot hold itself: `{chain}`")));
+        }
+        let given = match fill(args, scope, inner)? {
+            Value::Null => Map::new(),
+            Value::Object(map) => map,
+            other => {
+                let message = format!("expected the arguments of block `{kind}` as a mapping, got {other}");
+                return Err(Invalid::new(inner, message));
+            }
+        };
+        let place = format!("block `{kind}`");
+        let merged = merge(&block.args, given, &place).map_err(|invalid| invalid.under(inner))?;
+        if let Some(missing) = merged.iter().find(|(_, value)| value.is_null()) {
+            return Err(Invalid::new(inner, format!("block `{kind}` wants the argument `{}`", missing.0)));
+        }
+        let scope = arguments(&merged, self.globals, &format!("blocks.{kind}.args"))?;
+        self.stack.push(kind.to_string());
+        let items = self.children(&block.layers, &format!("blocks.{kind}.layers"), &scope)?;
+        self.stack.pop();
+        Ok(Body::Sequence(items))
+    }
+
+    fn kinds(&self) -> Kinds<'_> {
+        Kinds(self.blocks)
+    }
+
+    fn is_kind(&self, kind: &str) -> bool {
+        self.kinds().is_layer(kind)
+    }
+}
+
+/// A mapping with these keys and no others.
+fn keys<'a>(
+    value: &'a Value,
+    path: &str,
+    known: &[&str],
+    needed: &[&str],
+) -> Result<&'a Map<String, Value>, Invalid> {
+    let listed = || known.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(" and ");
+    let Value::Object(map) = value else {
+        return Err(Invalid::new(path, format!("expected a mapping with {}, got {value}", listed())));
+    };
+    if let Some(key) = map.keys().find(|key| !known.contains(&key.as_str())) {
+        let hint = nearest(key, known.iter().copied())
+            .map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+        let message = format!("unknown key{hint} (expected {})", listed());
+        return Err(Invalid::new(format!("{path}.{key}"), message));
+    }
+    match needed.iter().find(|key| !map.contains_key(**key)) {
+        Some(key) => Err(Invalid::new(path, format!("`{key}` is missing"))),
+        None => Ok(map),
+    }
+}

@@ -1,0 +1,161 @@
+//! `model: {init_from: …}` as declared: which file the weights come from, and what of the network they are for.
+
+use serde::{Deserialize, Serialize};
+use wildmatch::WildMatch;
+
+use crate::nn::layers::Param;
+use crate::util::rename::Rule;
+use crate::util::yaml::{Invalid, nearest};
+
+/// Where a run's first weights come from. `init_from: x.pth` alone is `{file: x.pth}`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct InitFrom {
+    /// Any file that `inspect` reads, a run folder or one of its checkpoints.
+    pub file: String,
+    /// Dotted path of the weights in the file, instead of the part with the most tensors; several are joined.
+    #[serde(default, skip_serializing_if = "Keys::is_empty")]
+    pub key: Keys,
+    /// Patterns of names of the file that are left out, such as `aux.*`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ignore: Vec<String>,
+    /// `REGEX=>REPLACEMENT`, applied to every name of the file, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rename: Vec<Rule>,
+    /// Take what fits and report the rest; otherwise whatever does not fit is an error.
+    #[serde(default)]
+    pub partial: bool,
+    /// Patterns of names that keep their fresh values, such as `fc.*`, whatever the file holds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reset: Vec<String>,
+    /// Patterns of names that training leaves alone. A layer all of whose tensors match keeps its running statistics.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub freeze: Vec<String>,
+    /// Also take the state of the Python optimiser beside the weights: `true`, or its dotted path in the file.
+    #[serde(default, skip_serializing_if = "OptimizerFrom::is_nowhere")]
+    pub optimizer: OptimizerFrom,
+}
+
+/// One dotted path, or a list of them.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(from = "OneOrMany", into = "OneOrMany")]
+pub struct Keys(pub Vec<String>);
+
+impl Keys {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(untagged, expecting = "expected the dotted path of the weights in the file, or a list of such paths")]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl From<OneOrMany> for Keys {
+    fn from(keys: OneOrMany) -> Self {
+        match keys {
+            OneOrMany::One(key) => Self(vec![key]),
+            OneOrMany::Many(keys) => Self(keys),
+        }
+    }
+}
+
+impl From<Keys> for OneOrMany {
+    fn from(Keys(mut keys): Keys) -> Self {
+        if keys.len() == 1 { Self::One(keys.remove(0)) } else { Self::Many(keys) }
+    }
+}
+
+/// Where in the file an optimiser's state is.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(
+    untagged,
+    expecting = "expected true, false, or the dotted path of the optimizer's state in the file"
+)]
+pub enum OptimizerFrom {
+    /// Found by looking, or not wanted.
+    Anywhere(bool),
+    Key(String),
+}
+
+impl Default for OptimizerFrom {
+    fn default() -> Self {
+        Self::Anywhere(false)
+    }
+}
+
+impl OptimizerFrom {
+    /// Whether it is not wanted.
+    pub fn is_nowhere(&self) -> bool {
+        *self == Self::Anywhere(false)
+    }
+
+    /// The path, where it is given.
+    pub fn key(&self) -> Option<&str> {
+        match self {
+            Self::Anywhere(_) => None,
+            Self::Key(key) => Some(key),
+        }
+    }
+}
+
+impl InitFrom {
+    /// All of `file`, strictly.
+    pub fn new(file: impl Into<String>) -> Self {
+        Self {
+            file: file.into(),
+            key: Keys::default(),
+            ignore: Vec::new(),
+            rename: Vec::new(),
+            partial: false,
+            reset: Vec::new(),
+            freeze: Vec::new(),
+            optimizer: OptimizerFrom::default(),
+        }
+    }
+
+    /// Marks what is frozen; refuses patterns that match nothing. Paths are relative to `init_from`.
+    pub(super) fn mark(&self, params: &mut [Param]) -> Result<(), Invalid> {
+        for (key, patterns) in [("reset", &self.reset), ("freeze", &self.freeze)] {
+            for (index, pattern) in patterns.iter().enumerate() {
+                let matcher = WildMatch::new(pattern);
+                if !params.iter().any(|param| matcher.matches(&param.name)) {
+                    let hint = match nearest(pattern, params.iter().map(|param| param.name.as_str())) {
+                        Some(near) => format!("did you mean `{near}`?"),
+                        None => format!(
+                            "the network's names are such as `{}`; `*` stands for any text",
+                            params.first().map_or("", |param| &param.name)
+                        ),
+                    };
+                    return Err(Invalid::new(
+                        format!("{key}.{index}"),
+                        format!("`{pattern}` matches no tensor; {hint}"),
+                    ));
+                }
+            }
+        }
+        let frozen = Patterns::new(&self.freeze);
+        // A program may say of parameters that they are not trained (`requires_grad_(False)`); that holds on.
+        params.iter_mut().for_each(|param| param.frozen |= frozen.matches(&param.name));
+        if !params.iter().any(Param::is_trainable) {
+            return Err(Invalid::new("freeze", "freezes everything; leave something to train"));
+        }
+        Ok(())
+    }
+}
+
+/// Patterns with `*` and `?`.
+pub(crate) struct Patterns(Vec<WildMatch>);
+
+impl Patterns {
+    pub fn new(patterns: &[String]) -> Self {
+        Self(patterns.iter().map(|pattern| WildMatch::new(pattern)).collect())
+    }
+
+    pub fn matches(&self, name: &str) -> bool {
+        self.0.iter().any(|pattern| pattern.matches(name))
+    }
+}

@@ -1,0 +1,173 @@
+//! A network as declared: YAML becomes a checked tree of layers, the tree becomes a tch network.
+
+mod builder;
+mod expand;
+mod expr;
+mod init;
+mod init_from;
+mod naming;
+mod network;
+mod padding;
+mod scope;
+pub(crate) mod scripted;
+mod segments;
+mod spec;
+mod summary;
+mod tree;
+
+use std::collections::{BTreeMap, HashSet};
+
+use anyhow::Result;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::nn::layers::{Param, Shape};
+use crate::util::yaml::{self, Invalid};
+use init::Init;
+use scripted::Script;
+
+pub(crate) use init_from::Patterns;
+pub use init_from::{InitFrom, Keys, OptimizerFrom};
+pub use network::{Network, Parameter};
+pub use spec::{ModelSource, ModelSpec};
+pub(crate) use summary::thousands;
+pub use summary::{ParameterRow, Row, Summary};
+pub(crate) use tree::{Node, Op, join};
+
+/// A network that is parsed and whose shapes fit: nothing in it can fail any more but memory.
+#[derive(Debug)]
+pub struct Model {
+    name: String,
+    input: Shape,
+    root: Node,
+    params: Vec<Param>,
+    init: Vec<(String, Init)>,
+}
+
+/// What a model file holds.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Description {
+    #[serde(default)]
+    args: Map<String, Value>,
+    #[serde(default)]
+    blocks: BTreeMap<String, expand::Block>,
+    #[serde(default)]
+    init: Map<String, Value>,
+    /// The shape of one sample, without the batch dimension.
+    input: Value,
+    layers: Value,
+}
+
+impl Model {
+    /// Reads, expands and checks what `spec` names. Every mistake is exit 2 and says file, line, layer, what came
+    /// in and what was wanted.
+    pub fn from_spec(spec: &ModelSpec) -> Result<Self> {
+        spec.model().map_err(|problem| problem.into_error("model"))
+    }
+
+    /// A scripted network, to be fed samples of shape `input`.
+    fn from_script(file: &str, input: &[i64]) -> Result<Self> {
+        let script = Script::open(file, input)?;
+        let (params, output) = (script.params.clone(), script.output.clone());
+        let root = Node {
+            label: String::new(),
+            path: String::new(),
+            place: String::new(),
+            source: "torchscript".into(),
+            op: Op::Script(script),
+            input: input.to_vec(),
+            output,
+            children: Vec::new(),
+        };
+        Ok(Self { name: file.to_owned(), input: input.to_vec(), root, params, init: Vec::new() })
+    }
+
+    /// Checks a description with the arguments already in place.
+    fn from_tree(name: String, tree: &Value) -> Result<Self, Invalid> {
+        let Description { args, blocks, init, input, layers } = yaml::decode(tree)?;
+        let expanded = expand::expand(&args, &blocks, &input, &layers)?;
+        let root = tree::check(expanded.layers, &expanded.input)?;
+        let init = init::decode(&init)?;
+        let mut params = Vec::new();
+        let mut owners = HashSet::new();
+        for leaf in root.leaves() {
+            let own = leaf.params();
+            if own.is_empty() {
+                continue;
+            }
+            if !owners.insert(leaf.path.as_str()) {
+                return Err(Invalid::new(
+                    leaf.source.clone(),
+                    format!(
+                        "a second layer with the parameter names `{}.*`; name one of them otherwise",
+                        leaf.path
+                    ),
+                ));
+            }
+            params.extend(own);
+        }
+        let mut names = HashSet::new();
+        if let Some(twice) = params.iter().find(|param| !names.insert(param.name.as_str())) {
+            return Err(Invalid::new(
+                "layers",
+                format!("two tensors are called `{}`; rename a layer", twice.name),
+            ));
+        }
+        Ok(Self { name, input: expanded.input, root, params, init })
+    }
+
+    /// The shipped name or the file that it came from; `inline` for one inside a run config.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The shape of one sample, without the batch dimension.
+    pub fn input(&self) -> &[i64] {
+        &self.input
+    }
+
+    /// The shape of one output, without the batch dimension.
+    pub fn output(&self) -> &[i64] {
+        &self.root.output
+    }
+
+    /// The shapes of one sample before and after the top-level layer `name`, written so or as `_name`.
+    pub fn child(&self, name: &str) -> Option<(&[i64], &[i64])> {
+        self.root
+            .children
+            .iter()
+            .find(|child| child.name() == name)
+            .map(|child| (child.input.as_slice(), child.output.as_slice()))
+    }
+
+    /// The shape that the top-level layer `name` makes of one sample of shape `input`; None where it does not fit.
+    pub fn child_output(&self, name: &str, input: &[i64]) -> Option<Shape> {
+        self.root.children.iter().find(|child| child.name() == name)?.output_of(input)
+    }
+
+    /// What is computed, as text: the layers with their arguments, in their order.
+    pub fn structure(&self) -> Result<String> {
+        Ok(self.root.structure()?)
+    }
+
+    /// Parameters and buffers in definition order, which is the order of PyTorch's `state_dict()`.
+    pub fn params(&self) -> &[Param] {
+        &self.params
+    }
+
+    /// The number of trainable values.
+    pub fn parameter_count(&self) -> i64 {
+        self.params.iter().filter(|param| param.is_trainable()).map(Param::count).sum()
+    }
+
+    /// The smallest batch to train on: 2 where a batch norm sees a single value per channel and sample.
+    pub fn min_batch(&self) -> i64 {
+        self.root.leaves().into_iter().map(Node::min_batch).max().unwrap_or(1)
+    }
+
+    /// The checked tree, for the rooms that walk it.
+    pub(crate) fn root(&self) -> &Node {
+        &self.root
+    }
+}

@@ -1,0 +1,192 @@
+//! The network itself: a tree of tch modules over one variable store, its tensors in definition order.
+
+use std::collections::{BTreeMap, HashSet};
+use std::rc::Rc;
+
+use anyhow::{Context, Result};
+use tch::nn::{self, ModuleT};
+use tch::{Device, Kind, Tensor, no_grad};
+
+use super::builder::{Builder, weights};
+use super::padding::Padding;
+use super::scripted::{self, Scripted};
+use super::segments::{self, Chain, Plan};
+use super::tree::Op;
+use super::{Model, join};
+use crate::libtorch::catching;
+use crate::nn::layers::ParamKind;
+use crate::util::exit_code::{Exit, fail};
+
+/// A network that computes.
+#[derive(Debug)]
+pub struct Network {
+    vars: nn::VarStore,
+    /// The top-level layers, by label without `_`.
+    layers: Chain<(String, Box<dyn ModuleT>)>,
+    /// How it is cut in training, where it is.
+    plan: Option<Plan>,
+    /// How images of any size are made to fit, where the network takes them.
+    fit: Option<Padding>,
+    parameters: Vec<Parameter>,
+    buffers: Vec<Tensor>,
+    state: Vec<(String, Tensor)>,
+}
+
+/// A tensor that training changes.
+#[derive(Debug)]
+pub struct Parameter {
+    pub name: String,
+    pub kind: ParamKind,
+    pub tensor: Tensor,
+}
+
+impl Model {
+    /// Makes the network on `device` in `kind`, its weights drawn from torch's CPU generator in fp32 as PyTorch
+    /// draws them: seed it first (`tch::manual_seed`). Fails where memory does.
+    pub fn build(&self, device: Device, kind: Kind) -> Result<Network> {
+        catching(|| self.assemble(device, kind))
+            .and_then(|network| network)
+            .context("cannot build the network")
+    }
+
+    fn assemble(&self, device: Device, kind: Kind) -> Result<Network> {
+        let mut vars = nn::VarStore::new(device);
+        vars.set_kind(kind);
+        let frozen: HashSet<&str> =
+            self.params.iter().filter(|param| param.frozen).map(|param| param.name.as_str()).collect();
+        // The store forgets the order of definition; the model knows it.
+        let (layers, mut named) = match &self.root.op {
+            Op::Script(script) => {
+                let module = scripted::load(&script.file, device, kind)?;
+                let (scripted, named) = Scripted::new(&script.file, module, scripted::frozen(&self.params))?;
+                (vec![(String::new(), Box::new(scripted) as Box<dyn ModuleT>)], named.into_iter().collect())
+            }
+            _ => (
+                Builder { root: &vars.root(), frozen: &frozen }.sequence(&self.root.children),
+                vars.variables(),
+            ),
+        };
+        for leaf in self.root.leaves() {
+            let Op::Layer(spec) = &leaf.op else { continue };
+            let init = self.init.iter().find(|(kind, _)| kind == spec.kind());
+            if let (Some((_, init)), Some(weight)) = (init, named.get(&join(&leaf.path, "weight"))) {
+                init.apply(weight);
+            }
+        }
+        let (mut parameters, mut buffers, mut state) = (Vec::new(), Vec::new(), Vec::new());
+        for param in &self.params {
+            let tensor = named.remove(&param.name).with_context(|| format!("{} was not made", param.name))?;
+            if param.frozen && param.kind != ParamKind::Buffer {
+                let _ = tensor.set_requires_grad(false);
+            }
+            if param.is_trainable() {
+                let (name, tensor) = (param.name.clone(), tensor.shallow_clone());
+                parameters.push(Parameter { name, kind: param.kind, tensor });
+            }
+            if param.kind == ParamKind::Buffer {
+                buffers.push(tensor.shallow_clone());
+            }
+            state.push((param.name.clone(), tensor));
+        }
+        let weights = weights(&self.root.children, layers.iter().map(|(name, _)| name));
+        let layers = Chain::new(layers, weights);
+        Ok(Network { vars, layers, plan: None, fit: Padding::of(&self.root), parameters, buffers, state })
+    }
+}
+
+impl Network {
+    /// `[N, ...input]` to `[N, ...output]`. Fully convolutional networks take any image size: one that halves images
+    /// sees them padded by repetition at the bottom and at the right, and what it makes of the padding is cut off. Panics
+    /// as tch does where libtorch refuses (memory, a sample of another shape): see [`crate::libtorch::catching`].
+    pub fn forward(&self, xs: &Tensor, train: bool) -> Tensor {
+        let through = |xs: &Tensor| {
+            self.layers.through(xs, train, |layers, xs, train| {
+                layers.iter().fold(xs.shallow_clone(), |xs, (_, layer)| layer.forward_t(&xs, train))
+            })
+        };
+        segments::planned(self.plan.clone(), || {
+            self.fit.as_ref().map_or_else(|| through(xs), |fit| fit.around(xs, through))
+        })
+    }
+
+    /// From now on a forward pass that trains keeps the activations at the ends of segments alone; the others are computed again
+    /// in the backward pass. The outermost lists of four layers or more are cut, into so many `segments` each, else into as
+    /// many as the root of their length.
+    pub fn recompute(&mut self, segments: Option<usize>) {
+        self.plan = Some(Plan { segments, buffers: Rc::new(self.buffers()) });
+    }
+
+    /// Whether it takes `xs` `[N, ...input]` without padding.
+    pub fn divides(&self, xs: &Tensor) -> bool {
+        self.fit.as_ref().is_none_or(|fit| fit.missing(xs) == Some([0, 0]))
+    }
+
+    /// The top-level layer `name`, written so or as `_name`, for tasks that run the network in parts.
+    pub fn child(&self, name: &str) -> Option<&dyn ModuleT> {
+        self.layers.layers().iter().find(|(known, _)| known == name).map(|(_, layer)| layer.as_ref())
+    }
+
+    /// What training changes, in definition order; frozen tensors are not among it.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// What a forward pass in training changes by itself: the running statistics of batch norms. They share memory with the
+    /// network.
+    pub fn buffers(&self) -> Vec<Tensor> {
+        self.buffers.iter().map(Tensor::shallow_clone).collect()
+    }
+
+    /// Parameters and buffers under the names of PyTorch's `state_dict()`, in its order; they share memory with the
+    /// network.
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        self.state.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+    }
+
+    pub fn device(&self) -> Device {
+        self.vars.device()
+    }
+
+    /// The kind of parameters and buffers (counters are int64).
+    pub fn kind(&self) -> Kind {
+        self.vars.kind()
+    }
+
+    /// Copies values in; device and kind of the network stay. Strict: what is missing, unexpected or of another
+    /// shape is listed, all at once, and nothing is changed (exit 4). As in PyTorch, `num_batches_tracked` may be
+    /// missing, which old files lack.
+    pub fn load_state(&self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        let mut wrong = Vec::new();
+        for (name, tensor) in &self.state {
+            match state.get(name) {
+                None if name.ends_with("num_batches_tracked") => {}
+                None => wrong.push(format!("missing {name} {:?}", tensor.size())),
+                Some(given) if given.size() != tensor.size() => {
+                    wrong.push(format!("{name} is {:?}, wanted {:?}", given.size(), tensor.size()));
+                }
+                Some(_) => {}
+            }
+        }
+        let known: HashSet<&str> = self.state.iter().map(|(name, _)| name.as_str()).collect();
+        let unexpected = state.iter().filter(|(name, _)| !known.contains(name.as_str()));
+        wrong.extend(unexpected.map(|(name, tensor)| format!("unexpected {name} {:?}", tensor.size())));
+        if !wrong.is_empty() {
+            let list = wrong.join("\n  ");
+            return Err(fail(
+                Exit::Checkpoint,
+                format!(
+                    "the weights are not of this network, {} differences:\n  {list}\ncheck the model's name and arguments",
+                    wrong.len()
+                ),
+            ));
+        }
+        no_grad(|| {
+            for (name, tensor) in &self.state {
+                if let Some(given) = state.get(name) {
+                    tensor.shallow_clone().f_copy_(given).with_context(|| format!("cannot copy {name}"))?;
+                }
+            }
+            Ok(())
+        })
+    }
+}

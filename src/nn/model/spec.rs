@@ -1,0 +1,264 @@
+//! How a run config names its network.
+
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Map, Value, json};
+
+use super::{InitFrom, Model, scope, scripted};
+use crate::util::builtin;
+use crate::util::exit_code::{Exit, fail};
+use crate::util::yaml::{self, Document, Invalid, nearest};
+
+/// The network, and the weights that it starts from if not fresh ones: every form of [`ModelSource`] that is a mapping
+/// takes `init_from` beside its own keys.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelSpec {
+    pub source: ModelSource,
+    pub init_from: Option<InitFrom>,
+}
+
+/// `small-cnn`, `my.yaml`, `{name: resnet18, args: {classes: 5}}`, `{file: my.yaml, args: {…}}`, or a whole model
+/// in place: `{input: […], layers: {…}}`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ModelSource {
+    Shipped {
+        name: String,
+        args: Map<String, Value>,
+    },
+    File {
+        file: String,
+        args: Map<String, Value>,
+    },
+    Inline(Map<String, Value>),
+    /// `{torchscript: net.pt, input: [3, 32, 32]}`: a program of a Python user, and the samples that it takes. `sha256` is
+    /// what a run folder knows it by.
+    Torchscript {
+        file: String,
+        input: Vec<i64>,
+        sha256: Option<String>,
+    },
+}
+
+impl<'de> Deserialize<'de> for ModelSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut map = match Value::deserialize(deserializer)? {
+            Value::String(text) => return Ok(Self { source: ModelSource::named(text), init_from: None }),
+            Value::Object(map) => map,
+            other => {
+                let message = format!("expected a model's name, a .yaml file or a mapping, got {other}");
+                return Err(D::Error::custom(message));
+            }
+        };
+        let init_from = match map.remove("init_from") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(file)) => Some(InitFrom::new(file)),
+            Some(value) => {
+                Some(yaml::decode(&value).map_err(|invalid| D::Error::custom(invalid.under("init_from")))?)
+            }
+        };
+        ModelSource::of_mapping(map).map(|source| Self { source, init_from })
+    }
+}
+
+impl ModelSource {
+    /// A name alone is a shipped model's, or a file's.
+    fn named(text: String) -> Self {
+        match text.ends_with(".yaml") || text.ends_with(".yml") {
+            true => Self::File { file: text, args: Map::new() },
+            false => Self::Shipped { name: text, args: Map::new() },
+        }
+    }
+
+    fn of_mapping<E: Error>(mut map: Map<String, Value>) -> Result<Self, E> {
+        let word = |map: &mut Map<String, Value>, key: &'static str| match map.remove(key) {
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(E::custom(format!("`{key}` must be text, got {other}"))),
+            None => Ok(None),
+        };
+        if let Some(file) = word(&mut map, "torchscript")? {
+            let sha256 = word(&mut map, "sha256")?;
+            let input = map.remove("input").unwrap_or_default();
+            if let Some(key) = map.keys().next() {
+                return Err(E::unknown_field(key, &["torchscript", "input", "init_from"]));
+            }
+            let input: Vec<i64> = yaml::decode(&input)
+                .map_err(|_| E::custom("`input` must be the shape of one sample, such as [3, 32, 32]"))?;
+            return Ok(Self::Torchscript { file, input, sha256 });
+        }
+        let (name, file) = (word(&mut map, "name")?, word(&mut map, "file")?);
+        if name.is_none() && file.is_none() {
+            if map.contains_key("layers") {
+                return Ok(Self::Inline(map));
+            }
+            return Err(E::custom("expected `name`, `file`, or a whole model with `input` and `layers`"));
+        }
+        let args = match map.remove("args") {
+            None | Some(Value::Null) => Map::new(),
+            Some(Value::Object(args)) => args,
+            Some(other) => return Err(E::custom(format!("`args` must be a mapping, got {other}"))),
+        };
+        if let Some(key) = map.keys().next() {
+            return Err(E::unknown_field(key, &["name", "file", "args", "init_from"]));
+        }
+        match (name, file) {
+            (Some(name), None) => Ok(Self::Shipped { name, args }),
+            (None, Some(file)) => Ok(Self::File { file, args }),
+            _ => Err(E::custom("give `name` or `file`, not both")),
+        }
+    }
+}
+
+impl Serialize for ModelSpec {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut value = self.source.value();
+        if let Some(init_from) = &self.init_from {
+            if let Value::String(text) = value {
+                let key = if matches!(self.source, ModelSource::File { .. }) { "file" } else { "name" };
+                value = json!({key: text});
+            }
+            value["init_from"] = json!(init_from);
+        }
+        value.serialize(serializer)
+    }
+}
+
+impl ModelSource {
+    fn value(&self) -> Value {
+        match self {
+            Self::Shipped { name: text, args } | Self::File { file: text, args } if args.is_empty() => {
+                json!(text)
+            }
+            Self::Shipped { name, args } => json!({"name": name, "args": args}),
+            Self::File { file, args } => json!({"file": file, "args": args}),
+            Self::Inline(map) => Value::Object(map.clone()),
+            Self::Torchscript { file, input, sha256: None } => json!({"torchscript": file, "input": input}),
+            Self::Torchscript { file, input, sha256 } => {
+                json!({"torchscript": file, "input": input, "sha256": sha256})
+            }
+        }
+    }
+}
+
+/// Where a mistake stands: in the run config, or in the model's own file.
+pub(super) enum Problem {
+    Config(Invalid),
+    File(anyhow::Error),
+}
+
+impl Problem {
+    pub fn into_error(self, key: &str) -> anyhow::Error {
+        match self {
+            Self::Config(invalid) => fail(Exit::Usage, invalid.under(key)),
+            Self::File(error) => error,
+        }
+    }
+}
+
+impl ModelSpec {
+    /// Checks the whole model. A mistake in a file of its own keeps that file's name and line in its message.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        if let ModelSource::Torchscript { input, .. } = &self.source {
+            // The file itself is a matter of exit 4, when it is opened.
+            let is_shape =
+                matches!(input.len(), 1..=3) && input.iter().all(|extent| (1..=1 << 24).contains(extent));
+            let message = "expected the shape of one sample, [F] or [C, H, W], each at least 1";
+            return is_shape.then_some(()).ok_or_else(|| Invalid::new("input", message));
+        }
+        self.model().map(drop).map_err(|problem| match problem {
+            Problem::Config(invalid) => invalid,
+            Problem::File(error) => Invalid::new("", format!("{error:#}")),
+        })
+    }
+
+    /// The same model with its description and final arguments in place, independent of any file.
+    pub fn inlined(&self) -> anyhow::Result<Self> {
+        if let ModelSource::Torchscript { file, input, sha256: known } = &self.source {
+            let file = match std::path::absolute(file) {
+                Ok(path) => path.to_string_lossy().into_owned(),
+                Err(_) => file.clone(),
+            };
+            let sha256 = match known {
+                Some(known) => known.clone(),
+                None => scripted::fingerprint(&file)?,
+            };
+            let source = ModelSource::Torchscript { file, input: input.clone(), sha256: Some(sha256) };
+            return Ok(Self { source, init_from: self.init_from.clone() });
+        }
+        let (_, tree, _) = self.source.resolve().map_err(|problem| problem.into_error("model"))?;
+        match tree {
+            Value::Object(map) => {
+                Ok(Self { source: ModelSource::Inline(map), init_from: self.init_from.clone() })
+            }
+            _ => Err(fail(Exit::Usage, "a model is a mapping with `input` and `layers`")),
+        }
+    }
+
+    pub(super) fn model(&self) -> Result<Model, Problem> {
+        let mut model = self.source.model()?;
+        if let Some(init_from) = &self.init_from {
+            let mark = init_from.mark(&mut model.params);
+            mark.map_err(|invalid| Problem::Config(invalid.under("init_from")))?;
+        }
+        Ok(model)
+    }
+}
+
+impl ModelSource {
+    fn model(&self) -> Result<Model, Problem> {
+        if let Self::Torchscript { file, input, sha256 } = self {
+            if let Some(known) = sha256
+                && scripted::fingerprint(file).map_err(Problem::File)? != *known
+            {
+                let message = format!(
+                    "{file} is not the program that this run was started with; put that one back under this \
+                     name (a run folder keeps its own as program.pt)"
+                );
+                return Err(Problem::File(fail(Exit::Checkpoint, message)));
+            }
+            return Model::from_script(file, input).map_err(Problem::File);
+        }
+        let (name, tree, document) = self.resolve()?;
+        Model::from_tree(name, &tree).map_err(|invalid| match document {
+            Some(document) => Problem::File(document.invalid_at("", invalid)),
+            None => Problem::Config(invalid),
+        })
+    }
+
+    /// The name, the tree with the arguments laid over their defaults, and the file that it came from.
+    fn resolve(&self) -> Result<(String, Value, Option<Document>), Problem> {
+        let (name, document, args) = match self {
+            Self::Inline(map) => return Ok(("inline".into(), Value::Object(map.clone()), None)),
+            // It has no tree: see `model`.
+            Self::Torchscript { file, .. } => return Ok((file.clone(), Value::Null, None)),
+            Self::File { file, args } => (file, Document::read(file).map_err(Problem::File)?, args),
+            Self::Shipped { name, args } => {
+                let text = builtin::model(name).ok_or_else(|| Problem::Config(unknown(name, args)))?;
+                let document =
+                    Document::parse(format!("<built-in> {name}.yaml"), text).map_err(Problem::File)?;
+                (name, document, args)
+            }
+        };
+        let mut tree = document.tree.clone();
+        if !args.is_empty() {
+            let declared = tree.get("args").and_then(Value::as_object).cloned().unwrap_or_default();
+            let merged = scope::merge(&declared, args.clone(), &format!("model `{name}`"))
+                .map_err(|invalid| Problem::Config(invalid.under("args")))?;
+            if let Value::Object(map) = &mut tree {
+                map.insert("args".into(), Value::Object(merged));
+            }
+        }
+        Ok((name.clone(), tree, Some(document)))
+    }
+}
+
+fn unknown(name: &str, args: &Map<String, Value>) -> Invalid {
+    let hint = match nearest(name, builtin::models()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => {
+            let names: Vec<_> = builtin::models().collect();
+            format!("shipped are {}; a file of your own ends in .yaml", names.join(", "))
+        }
+    };
+    let path = if args.is_empty() { "" } else { "name" };
+    Invalid::new(path, format!("unknown model `{name}`; {hint}"))
+}

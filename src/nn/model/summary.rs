@@ -1,0 +1,192 @@
+//! What `tikhonov summary` shows: a table for people, a structure for `--json`.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use super::Model;
+use super::scripted::Script;
+use super::tree::{Node, Op};
+use crate::nn::layers::{Param, ParamKind, Shape, shown};
+use crate::util::terminal::table;
+
+/// A network in numbers. Shapes are without the batch dimension.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    pub model: String,
+    pub input: Shape,
+    pub output: Shape,
+    pub layers: Vec<Row>,
+    pub parameters: Vec<ParameterRow>,
+    /// Trainable values.
+    pub trainable: i64,
+    /// Values of buffers, such as running statistics.
+    pub buffers: i64,
+    /// Multiply-accumulates of convolutions and linear layers for one sample; None for a scripted network, whose are not known.
+    pub multiply_adds: Option<u64>,
+}
+
+/// One layer.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// Its place; a name that starts with `_` is no part of the parameter names.
+    pub path: String,
+    pub layer: String,
+    pub output: Shape,
+    /// Trainable values.
+    pub params: i64,
+    /// None in a scripted network.
+    pub multiply_adds: Option<u64>,
+}
+
+/// One trainable tensor.
+#[derive(Clone, Debug, Serialize)]
+pub struct ParameterRow {
+    pub name: String,
+    pub kind: ParamKind,
+    pub shape: Vec<i64>,
+    pub count: i64,
+    /// Training leaves it alone.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub frozen: bool,
+    /// The penalty that it gets, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub penalty: Option<String>,
+}
+
+impl Model {
+    /// One row for each layer, residual and concat, in the order of computation.
+    pub fn summary(&self) -> Vec<Row> {
+        let mut rows = Vec::new();
+        walk(&self.root, &mut rows);
+        rows
+    }
+}
+
+fn walk(node: &Node, rows: &mut Vec<Row>) {
+    for child in &node.children {
+        walk(child, rows);
+    }
+    let layer = match &node.op {
+        Op::Layer(spec) => spec.kind(),
+        Op::Script(script) => return rows.extend(scripted(script)),
+        Op::Sequential => return,
+        Op::Residual => "residual",
+        Op::Concat => "concat",
+    };
+    let trainable = |node: &Node| {
+        node.params().iter().filter(|param| param.kind != ParamKind::Buffer).map(|param| param.count()).sum()
+    };
+    rows.push(Row {
+        path: node.place.clone(),
+        layer: layer.to_owned(),
+        output: node.output.clone(),
+        params: trainable(node),
+        multiply_adds: Some(node.multiply_adds()),
+    });
+}
+
+/// One row for each module that has tensors; what its layers answer and compute is not known.
+fn scripted(script: &Script) -> impl Iterator<Item = Row> {
+    script.modules.iter().map(|(path, class)| {
+        let own = |param: &&Param| param.name.rsplit_once('.').map_or("", |(owner, _)| owner) == path;
+        let trainable = script.params.iter().filter(own).filter(|param| param.kind != ParamKind::Buffer);
+        Row {
+            path: path.clone(),
+            layer: class.clone(),
+            output: Shape::new(),
+            params: trainable.map(Param::count).sum(),
+            multiply_adds: None,
+        }
+    })
+}
+
+impl Summary {
+    /// `penalty` gives the words for a parameter's penalty, such as `l2 1e-4`.
+    pub fn new(model: &Model, penalty: impl Fn(&str) -> Option<String>) -> Self {
+        let layers = model.summary();
+        let buffers = model.params().iter().filter(|param| param.kind == ParamKind::Buffer);
+        let buffers = buffers.map(|param| param.count()).sum();
+        let parameters = model
+            .params()
+            .iter()
+            .filter(|param| param.kind != ParamKind::Buffer)
+            .map(|param| ParameterRow {
+                name: param.name.clone(),
+                kind: param.kind,
+                shape: param.shape.clone(),
+                count: param.count(),
+                frozen: param.frozen,
+                penalty: penalty(&param.name),
+            })
+            .collect();
+        Self {
+            model: model.name().to_string(),
+            input: model.input().to_vec(),
+            output: model.output().to_vec(),
+            multiply_adds: (layers.iter())
+                .try_fold(0u64, |sum, row| row.multiply_adds.map(|more| sum.saturating_add(more))),
+            layers,
+            parameters,
+            trainable: model.parameter_count(),
+            buffers,
+        }
+    }
+
+    /// The tables for a terminal.
+    pub fn text(&self) -> String {
+        let layers = self.layers.iter().map(|row| {
+            vec![
+                row.path.clone(),
+                row.layer.clone(),
+                if row.output.is_empty() { String::new() } else { shown(&row.output) },
+                thousands(row.params as u64),
+                row.multiply_adds.map_or_else(String::new, thousands),
+            ]
+        });
+        let mut text = format!("{}: {} to {}\n\n", self.model, shown(&self.input), shown(&self.output));
+        text += &table(&["layer", "type", "output", "parameters", "multiply-adds"], 3, layers.collect());
+        let labelled = self.parameters.iter().any(|row| row.penalty.is_some());
+        let parameters = self.parameters.iter().map(|row| {
+            let mut cells = vec![row.name.clone(), shown(&row.shape)];
+            if labelled {
+                let word = if row.frozen { "frozen" } else { "none" };
+                cells.push(row.penalty.clone().unwrap_or_else(|| word.into()));
+            }
+            cells.push(thousands(row.count as u64));
+            cells
+        });
+        let frozen: i64 = self.parameters.iter().filter(|row| row.frozen).map(|row| row.count).sum();
+        text.push('\n');
+        text += &if labelled {
+            table(&["parameter", "shape", "penalty", "values"], 3, parameters.collect())
+        } else {
+            table(&["parameter", "shape", "values"], 2, parameters.collect())
+        };
+        let _ = write!(
+            text,
+            "\n{} parameters{}, {} values in buffers, {} per sample\n",
+            thousands(self.trainable as u64),
+            if frozen > 0 { format!(" and {} frozen ones", thousands(frozen as u64)) } else { String::new() },
+            thousands(self.buffers as u64),
+            match self.multiply_adds {
+                Some(count) => format!("{} multiply-adds", thousands(count)),
+                None => "an unknown number of multiply-adds".to_owned(),
+            }
+        );
+        text
+    }
+}
+
+/// `1234567` as `1,234,567`.
+pub(crate) fn thousands(value: u64) -> String {
+    let digits = value.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}

@@ -1,0 +1,410 @@
+//! TorchScript without Python: one module per segment of the parameter names, compiled from text, never traced, so that
+//! nothing is baked in but what was asked for.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use tch::{Device, Kind, Tensor, no_grad};
+
+use super::About;
+use super::about::Fact;
+use super::plan::{self, Module, Words, attribute, method_name};
+use crate::data::Resize;
+use crate::data::normalize::Normalize;
+use crate::libtorch::{catching, script};
+use crate::nn::layers::ParamKind;
+use crate::nn::model::{Model, Network, Node, Op, join, scripted};
+use crate::util::atomic_file;
+use crate::util::exit_code::{Exit, OrExit, fail};
+
+/// What is done to the network on its way into the file.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Takes pictures as they are: see [`Preprocess`].
+    pub preprocess: Option<Preprocess>,
+    /// Answers probabilities: softmax over the channels.
+    pub softmax: bool,
+    /// Weights as constants, evaluation only, batch norms folded into convolutions.
+    pub freeze: bool,
+    /// Of `torch.jit.optimize_for_inference` what a file can hold: freezing, and linear weights transposed. Its oneDNN weights
+    /// cannot be saved.
+    pub optimize: bool,
+    /// Becomes attributes of the module, as far as no layer has the name, and the extra file [`EXTRA`].
+    pub about: About,
+}
+
+/// The file inside that says what is known of the network, as JSON: `torch.jit.load(file,
+/// _extra_files={...})` reads it.
+pub const EXTRA: &str = "metadata.json";
+
+/// Input in 0..1 as floating-point numbers, or in 0..255 as uint8, images of any size: scaled to 0..1, resized to the
+/// network's input (bilinear with antialiasing), normalised, and brought to the kind of the weights.
+#[derive(Clone, Debug)]
+pub struct Preprocess {
+    pub normalize: Option<Normalize>,
+    /// None leaves the size alone, as networks that answer images want it.
+    pub resize: Option<Resize>,
+}
+
+/// How far the file's answers were from the network's, relative to the largest value.
+#[derive(Clone, Copy, Debug)]
+pub struct Agreement {
+    pub eval: f64,
+    /// In float64; None where training draws random numbers, or the module is frozen.
+    pub train: Option<f64>,
+}
+
+/// Writes `network` to `path` as TorchScript, loads the file again and compares the two on random input: exit 4 where they
+/// differ by more than rounding does, and no file.
+pub fn write(path: &Path, model: &Model, network: &Network, options: &Options) -> Result<Agreement> {
+    let built = match &model.root().op {
+        Op::Script(script) => filled(&script.file, network, options)?,
+        _ => build(model, &Module::of(model.root()), network, options)
+            .or_exit(Exit::Usage, || "this network cannot be written as TorchScript")?,
+    };
+    let built = match options.freeze || options.optimize {
+        true => {
+            let kept: Vec<&str> = options.about.facts().into_iter().map(|(name, _)| name).collect();
+            let frozen = built.frozen(options.optimize, &kept);
+            frozen.or_exit(Exit::Checkpoint, || "freezing the TorchScript")?
+        }
+        false => {
+            built.set_training(false)?;
+            built
+        }
+    };
+    let extra = serde_json::to_string(&options.about.json())?;
+    let bytes = built.to_bytes(EXTRA, &extra).or_exit(Exit::Checkpoint, || "making the TorchScript file")?;
+    // Kept apart: what differs is a matter of the model, not of the disk.
+    let mut verdict = None;
+    let written = atomic_file::write_by_path(path, |temporary| {
+        std::fs::write(temporary, &bytes)?;
+        let agreement = check(temporary, model, network, options);
+        let agrees = agreement.is_ok();
+        verdict = Some(agreement);
+        ensure!(agrees, "the file is not what it should be");
+        Ok(())
+    });
+    match verdict {
+        Some(Err(error)) => Err(error),
+        Some(Ok(agreement)) => written.map(|()| agreement),
+        None => written.and_then(|()| bail!("the file was not compared")),
+    }
+}
+
+/// How far the answers of the file at `path`, written with `options`, are from those of `network`, which was
+/// built of `model`. Exit 4 where it does not load or differs by more than rounding does.
+pub fn check(path: &Path, model: &Model, network: &Network, options: &Options) -> Result<Agreement> {
+    let written = script::Module::load(path, network.device())
+        .or_exit(Exit::Checkpoint, || "the file does not load again; nothing was written")?;
+    compare(&written, model, network, options)
+}
+
+/// The program that the network came from, with the network's weights.
+fn filled(file: &str, network: &Network, options: &Options) -> Result<script::Module> {
+    if options.preprocess.is_some() || options.softmax {
+        let message =
+            "--preprocess and --softmax would change the program of a TorchScript model; leave them out";
+        return Err(fail(Exit::Usage, message));
+    }
+    let module = scripted::load(file, Device::Cpu, network.kind())?;
+    let state = network.state();
+    for entry in module.tensors()? {
+        let found = state.iter().find(|(name, _)| *name == entry.name);
+        let (_, tensor) = found.with_context(|| format!("`{}` is not in the network", entry.name))?;
+        no_grad(|| entry.tensor.shallow_clone().f_copy_(tensor))?;
+    }
+    Ok(module)
+}
+
+fn build(model: &Model, root: &Module, network: &Network, options: &Options) -> Result<script::Module> {
+    let state = network.state();
+    let mut peer = None;
+    let mut builder = Builder { state: &state, peer: &mut peer };
+    let (before, after) = wrapping(model, options)?;
+    let mut made = builder.module(root, &before, &after)?;
+    let is_taken = |name: &str| {
+        root.tensors().iter().any(|param| param.name == name)
+            || root.children.iter().any(|child| child.name == name)
+    };
+    for (name, fact) in options.about.facts().into_iter().filter(|(name, _)| !is_taken(name)) {
+        match fact {
+            Fact::Texts(texts) => made.add_texts(name, texts)?,
+            Fact::Numbers(numbers) => made.add_numbers(name, numbers)?,
+            Fact::Integers(numbers) => made.add_integers(name, numbers)?,
+        }
+    }
+    Ok(made)
+}
+
+struct Builder<'a> {
+    state: &'a [(String, Tensor)],
+    /// Any module that is made already: all share its compilation unit.
+    peer: &'a mut Option<script::Module>,
+}
+
+impl Builder<'_> {
+    /// Children first: a method is compiled against what it calls.
+    fn module(&mut self, module: &Module, before: &str, after: &str) -> Result<script::Module> {
+        let mut made = script::Module::new(&class(module), self.peer.as_ref())?;
+        if self.peer.is_none() {
+            *self.peer = Some(script::Module::new("__torch__.tikhonov.Peer", Some(&made))?);
+        }
+        let mut names = vec!["training".to_owned()];
+        names.extend((0..module.methods.len()).map(method_name));
+        let place = match module.path.as_str() {
+            "" => "at the top of the network".to_owned(),
+            path => format!("in `{path}`"),
+        };
+        let mut fresh = |name: &str| {
+            ensure!(
+                !names.iter().any(|known| known == name),
+                "two things called `{name}` {place}; rename the layer"
+            );
+            // libtorch writes the name into the file bare, and does not read it again.
+            let is_word = !plan::is_plain(name) && !name.starts_with(|first: char| first.is_ascii_digit());
+            ensure!(!is_word, "`{name}` {place} is a word of Python; rename the layer");
+            // The file would call the layer where it means the library.
+            ensure!(name != "torch", "`torch` {place} is the name of Python's torch; rename the layer");
+            names.push(name.to_owned());
+            Ok(())
+        };
+        for param in module.tensors() {
+            fresh(&param.name)?;
+            let full = join(&module.path, &param.name);
+            let found = self.state.iter().find(|(name, _)| *name == full);
+            let (_, tensor) = found.with_context(|| format!("`{full}` is not in the network"))?;
+            made.add_tensor(&param.name, &tensor.to_device(Device::Cpu), param.kind != ParamKind::Buffer)?;
+        }
+        for child in &module.children {
+            fresh(&child.name)?;
+            made.add_child(&child.name, &self.module(child, "", "")?)?;
+        }
+        for (index, steps) in module.methods.iter().enumerate() {
+            let lines = plan::lines(module, steps, &mut Script);
+            let mut source = format!("def {}(self, x: Tensor) -> Tensor:\n", method_name(index));
+            for line in before.lines().chain(lines.iter().map(String::as_str)).chain(after.lines()) {
+                source += &format!("    {line}\n");
+            }
+            source += "    return x\n";
+            made.define(&source).with_context(|| format!("the forward {place}"))?;
+        }
+        Ok(made)
+    }
+}
+
+/// The dotted class name; Python shows the last part, as it shows `Conv2d` for its own.
+fn class(module: &Module) -> String {
+    let shown = match module.own.map(|node| &node.op) {
+        Some(Op::Layer(spec)) => super::camel_case(spec.kind()),
+        _ if module.path.is_empty() => "Net".into(),
+        _ if module.slots().is_some() => "Sequential".into(),
+        _ => "Module".into(),
+    };
+    format!("__torch__.tikhonov.{shown}")
+}
+
+struct Script;
+
+impl Words for Script {
+    fn own(&mut self, node: &Node) -> String {
+        match &node.op {
+            Op::Layer(spec) => spec.layer().script(&node.input),
+            _ => String::new(),
+        }
+    }
+
+    fn plain(&mut self, node: &Node) -> String {
+        self.own(node)
+    }
+
+    fn call(&mut self, child: &Module, method: &str) -> String {
+        format!("x = {}.{method}(x)", attribute(&child.name))
+    }
+}
+
+// The numbers by which TorchScript's own files call the dtypes.
+const UINT8: i64 = 0;
+const FLOAT32: i64 = 6;
+
+/// The lines before and after the network's own.
+fn wrapping(model: &Model, options: &Options) -> Result<(String, String)> {
+    let mut before = String::new();
+    if let Some(Preprocess { normalize, resize }) = &options.preprocess {
+        before += &format!(
+            "if x.dtype == {UINT8}:\n    x = x.to({FLOAT32}) / 255.0\nelse:\n    x = x.to({FLOAT32})\n"
+        );
+        if let (Some(resize), [_, height, width]) = (resize, model.input()) {
+            before += &resizing(*resize, *height, *width);
+        }
+        if let Some(Normalize { mean, std }) = normalize {
+            let mut shape = vec![1; model.input().len() + 1];
+            shape[1] = mean.len();
+            for (name, values) in [("mean", mean), ("std", std)] {
+                before += &format!(
+                    "{name} = torch.tensor({values:?}, dtype={FLOAT32}, device=x.device).reshape({shape:?})\n"
+                );
+            }
+            before += "x = (x - mean) / std\n";
+        }
+        if let Some(param) = model.params().iter().find(|param| param.kind != ParamKind::Buffer) {
+            let mut place = "self".to_owned();
+            for segment in param.name.split('.') {
+                place = match plan::is_plain(segment) {
+                    true => format!("{place}.{segment}"),
+                    false => format!("getattr({place}, \"{segment}\")"),
+                };
+            }
+            before += &format!("x = x.to({place}.dtype)\n");
+        }
+    }
+    let after = if options.softmax { "x = torch.softmax(x, 1)" } else { "" };
+    Ok((before, after.to_owned()))
+}
+
+/// As [`crate::data::Fit`] brings pictures to the size of the samples.
+fn resizing(resize: Resize, height: i64, width: i64) -> String {
+    let to = |size: &str| format!("torch._upsample_bilinear2d_aa(x, {size}, False, None, None)");
+    let squash = format!(
+        "if x.size(2) != {height} or x.size(3) != {width}:\n    x = {}\n",
+        to(&format!("[{height}, {width}]"))
+    );
+    match resize {
+        Resize::Squash => squash,
+        Resize::Crop => format!(
+            "\
+h = x.size(2)
+w = x.size(3)
+if h * {width} <= w * {height}:
+    rows = {height}
+    columns = max(w * {height} // h, {width})
+else:
+    rows = max(h * {width} // w, {height})
+    columns = {width}
+if rows != h or columns != w:
+    x = {}
+top = int(round((rows - {height}) / 2.0))
+left = int(round((columns - {width}) / 2.0))
+x = x[:, :, top : top + {height}, left : left + {width}]
+",
+            to("[rows, columns]")
+        ),
+    }
+}
+
+/// The largest difference that rounding explains, relative to the largest value, where nothing says how far
+/// rounding goes in this network.
+fn tolerance(kind: Kind, options: &Options) -> f64 {
+    let folded = options.freeze || options.optimize;
+    match kind {
+        Kind::Double => EXACT,
+        Kind::Half => 2e-2,
+        Kind::BFloat16 => 1e-1,
+        _ if folded => 1e-4,
+        _ => 1e-5,
+    }
+}
+
+/// What rounding may do in float64. The batch statistics of a deep network magnify it: those of ResNet-152
+/// come out 4e-4 apart in float32 and 1e-12 in float64, where a difference of meaning would stay as large as
+/// it is.
+const EXACT: f64 = 1e-9;
+/// How much farther than the network itself the file may be from the answers in float64.
+const SPREAD: f64 = 10.0;
+
+/// Input for the file, and the same as the network takes it, in `kind`.
+fn samples(network: &Network, model: &Model, options: &Options) -> Result<(Tensor, Tensor)> {
+    let shape = [&[3i64], model.input()].concat();
+    let xs = Tensor::f_rand(shape.as_slice(), (Kind::Float, network.device()))?;
+    Ok(match &options.preprocess {
+        Some(Preprocess { normalize, .. }) => {
+            let normalized = normalize.as_ref().map_or_else(|| xs.shallow_clone(), |n| n.apply(&xs));
+            (xs, normalized.to_kind(network.kind()))
+        }
+        None => {
+            let xs = (xs * 4.0 - 2.0).to_kind(network.kind());
+            (xs.shallow_clone(), xs)
+        }
+    })
+}
+
+/// Holds the file against the network: in the network's own kind in evaluation, as far as its rounding goes,
+/// and both in float64, where rounding is no excuse. A frozen file has its weights as constants and cannot be
+/// brought to float64.
+fn compare(
+    written: &script::Module,
+    model: &Model,
+    network: &Network,
+    options: &Options,
+) -> Result<Agreement> {
+    let refuse = |apart: f64, allowed: f64, mode: &str| {
+        let message = format!(
+            "loaded again, the file answers otherwise than the network: {apart:.1e} apart in {mode}, {allowed:.0e} is rounding; \
+             nothing was written"
+        );
+        match apart <= allowed {
+            true => Ok(()),
+            false => Err(fail(Exit::Checkpoint, message)),
+        }
+    };
+    let answer = |network: &Network, xs: &Tensor, train: bool| {
+        catching(|| {
+            let ys = no_grad(|| network.forward(xs, train));
+            if options.softmax { ys.softmax(1, None::<Kind>) } else { ys }
+        })
+    };
+    let is_frozen = options.freeze || options.optimize;
+    if !is_frozen {
+        written.set_training(false)?;
+    }
+    let (raw, prepared) = samples(network, model, options)?;
+    let ours = answer(network, &prepared, false)?;
+    let theirs = no_grad(|| written.forward(&raw))?;
+    let eval = difference(&ours, &theirs)?;
+    let is_script = matches!(model.root().op, Op::Script(_));
+    if is_script {
+        // The same program on both sides, of which there is no float64 form.
+        refuse(eval, tolerance(network.kind(), options), "evaluation")?;
+        return Ok(Agreement { eval, train: None });
+    }
+    let exact = model.build(network.device(), Kind::Double)?;
+    exact.load_state(&network.state().into_iter().collect())?;
+    let wide = |xs: &Tensor| xs.to_kind(Kind::Double);
+    let truth = answer(&exact, &wide(&prepared), false)?;
+    let allowed = tolerance(network.kind(), options).max(SPREAD * difference(&truth, &ours)?);
+    refuse(difference(&truth, &theirs)?, allowed, "evaluation")?;
+    if is_frozen {
+        return Ok(Agreement { eval, train: None });
+    }
+    written.set_kind(Kind::Double)?;
+    let raw = if options.preprocess.is_some() { raw } else { wide(&raw) };
+    let apart = |train: bool, mode: &str| -> Result<f64> {
+        written.set_training(train)?;
+        let apart =
+            difference(&answer(&exact, &wide(&prepared), train)?, &no_grad(|| written.forward(&raw))?)?;
+        refuse(apart, EXACT, mode).map(|()| apart)
+    };
+    apart(false, "evaluation, in float64")?;
+    let is_random = model.root().leaves().iter().any(|leaf| match &leaf.op {
+        Op::Layer(spec) => spec.layer().is_random(),
+        _ => false,
+    });
+    let train = (!is_random).then(|| apart(true, "training, in float64")).transpose()?;
+    Ok(Agreement { eval, train })
+}
+
+/// The largest difference, relative to the largest value.
+fn difference(ours: &Tensor, theirs: &Tensor) -> Result<f64> {
+    ensure!(
+        ours.size() == theirs.size(),
+        "its output is {:?}, the network's {:?}",
+        theirs.size(),
+        ours.size()
+    );
+    let (ours, theirs) = (ours.to_kind(Kind::Double), theirs.to_kind(Kind::Double));
+    let largest = ours.f_nan_to_num(0.0, 0.0, 0.0)?.f_abs()?.f_max()?.double_value(&[]).max(1e-12);
+    // Broken weights answer NaN here and there.
+    let same =
+        ours.f_eq_tensor(&theirs)?.f_logical_or(&ours.f_isnan()?.f_logical_and(&theirs.f_isnan()?)?)?;
+    Ok((ours - theirs).f_abs()?.f_masked_fill(&same, 0.0)?.f_max()?.double_value(&[]) / largest)
+}

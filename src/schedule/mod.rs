@@ -1,0 +1,220 @@
+//! Learning rates as pure functions of the step (reduce-on-plateau: of the step and a small serialisable state).
+//!
+//! In a config `schedule: cosine`, or with values and a warm-up beside the curve:
+//! `schedule: {cosine: {min_lr: 1e-5}, warmup: {epochs: 2}}`. Each curve starts from the optimiser's `lr`, written η₀
+//! below, and equals PyTorch's scheduler of that name; `t` is the number of finished epochs or optimiser steps
+//! since the warm-up, `T` their total.
+
+mod curve;
+mod plateau;
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
+
+use crate::util::tagged_enum::{self, Body, Tagged};
+use crate::util::yaml::Invalid;
+
+pub use curve::{Constant, Cosine, Curve, Exponential, InverseSqrt, Linear, Multistep, OneCycle, StepDecay};
+pub use plateau::{Mode, Plateau, PlateauSpec, ThresholdMode};
+
+/// Where a run stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clock {
+    /// Optimiser steps made so far: 0 during the first.
+    pub step: u64,
+    pub steps_per_epoch: u64,
+    /// Steps of the whole run.
+    pub total_steps: u64,
+}
+
+impl Clock {
+    /// The same moment counted in `unit`s: (finished ones, all of the run's).
+    pub fn count(&self, unit: Unit) -> (u64, u64) {
+        match unit {
+            Unit::Step => (self.step, self.total_steps),
+            Unit::Epoch => {
+                let per_epoch = self.steps_per_epoch.max(1);
+                (self.step / per_epoch, self.total_steps.div_ceil(per_epoch))
+            }
+        }
+    }
+
+    /// The clock of a run that began `steps` later.
+    fn since(&self, steps: u64) -> Self {
+        Self {
+            step: self.step.saturating_sub(steps),
+            total_steps: self.total_steps.saturating_sub(steps),
+            ..*self
+        }
+    }
+}
+
+/// How often a rate changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    /// A staircase: constant within an epoch.
+    Epoch,
+    Step,
+}
+
+/// The learning rate over a run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ScheduleSpec {
+    #[serde(flatten)]
+    pub curve: Curve,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warmup: Option<Warmup>,
+}
+
+/// A linear rise from `start_factor`·η₀ to η₀; the curve follows with what is left of the run, as PyTorch's
+/// `SequentialLR([LinearLR, curve])` does. Milestones therefore count from the end of the warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Warmup {
+    /// Length; give this or `steps`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// In (0, 1].
+    #[serde(default = "third")]
+    pub start_factor: f64,
+}
+
+fn third() -> f64 {
+    1.0 / 3.0
+}
+
+impl Warmup {
+    fn length(&self, clock: Clock) -> u64 {
+        let epochs = self.epochs.map(|epochs| (epochs * clock.steps_per_epoch as f64).round() as u64);
+        self.steps.or(epochs).unwrap_or(0)
+    }
+
+    fn validate(&self) -> Result<(), Invalid> {
+        if self.epochs.is_some() == self.steps.is_some() {
+            return Err(Invalid::new("", "give the length as `epochs` or as `steps`, one of them"));
+        }
+        if let Some(epochs) = self.epochs {
+            check("epochs", epochs, epochs >= 0.0, "at least 0")?;
+        }
+        check(
+            "start_factor",
+            self.start_factor,
+            self.start_factor > 0.0 && self.start_factor <= 1.0,
+            "in (0, 1]",
+        )
+    }
+}
+
+impl ScheduleSpec {
+    /// The learning rate of the step at `clock`, from the optimiser's rate `base`.
+    pub fn lr(&self, base: f64, clock: Clock, plateau: &Plateau) -> f64 {
+        let Some(warmup) = self.warmup else {
+            return self.curve.lr(base, clock, plateau);
+        };
+        let length = warmup.length(clock);
+        if clock.step < length {
+            let share = clock.step as f64 / length as f64;
+            return base * (warmup.start_factor + (1.0 - warmup.start_factor) * share);
+        }
+        self.curve.lr(base, clock.since(length), plateau)
+    }
+
+    /// The highest rate that the curve means to reach, from the optimiser's rate `base`.
+    pub fn peak(&self, base: f64) -> f64 {
+        self.curve.peak(base)
+    }
+
+    /// Feeds the metric of a finished epoch to `plateau`. Does nothing unless the curve is `plateau`.
+    pub fn observe(&self, metric: f64, plateau: &mut Plateau) {
+        if let Curve::Plateau(spec) = &self.curve {
+            spec.observe(metric, plateau);
+        }
+    }
+
+    /// Whether [`observe`](Self::observe) must be fed a metric each epoch, and which way is better.
+    pub fn watches(&self) -> Option<Mode> {
+        match &self.curve {
+            Curve::Plateau(spec) => Some(spec.mode),
+            _ => None,
+        }
+    }
+
+    /// Refuses what no schedule can mean; paths are relative to `schedule`.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        if let Some(warmup) = &self.warmup {
+            warmup.validate().map_err(|invalid| invalid.under("warmup"))?;
+        }
+        self.curve.validate().map_err(|invalid| invalid.under(self.curve.name()))
+    }
+}
+
+/// Half a cosine from `from` (share 0) to `to` (share 1).
+pub(crate) fn anneal(from: f64, to: f64, share: f64) -> f64 {
+    to + (from - to) * (1.0 + (std::f64::consts::PI * share).cos()) / 2.0
+}
+
+/// t/T, held at 1 behind the end.
+pub(crate) fn progress((t, total): (u64, u64)) -> f64 {
+    if total == 0 { 1.0 } else { t.min(total) as f64 / total as f64 }
+}
+
+/// Refuses a value for which `range` does not hold, NaN and infinity always.
+pub(crate) fn check(path: &str, value: f64, holds: bool, range: &str) -> Result<(), Invalid> {
+    if holds && value.is_finite() {
+        return Ok(());
+    }
+    Err(Invalid::new(path, format!("{value} is out of range: {range}")))
+}
+
+impl<'de> Deserialize<'de> for ScheduleSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct CurveAndWarmup;
+
+        impl<'de> Visitor<'de> for CurveAndWarmup {
+            type Value = ScheduleSpec;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                write!(f, "a schedule: `cosine`, or `{{cosine: {{…}}, warmup: {{…}}}}`")
+            }
+
+            fn visit_str<E: Error>(self, name: &str) -> Result<ScheduleSpec, E> {
+                Ok(ScheduleSpec { curve: tagged_enum::from_name(name)?, warmup: None })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ScheduleSpec, A::Error> {
+                let (mut curve, mut warmup) = (None::<Curve>, None);
+                while let Some(key) = map.next_key::<String>()? {
+                    if key == "warmup" {
+                        warmup = map.next_value()?;
+                    } else if !Curve::NAMES.contains(&key.as_str()) {
+                        return Err(A::Error::unknown_field(&key, &KEYS));
+                    } else if let Some(first) = &curve {
+                        let first = first.name();
+                        return Err(A::Error::custom(format!(
+                            "`{first}` and `{key}` at once: choose one schedule"
+                        )));
+                    } else {
+                        curve = Some(map.next_value_seed(Body(&key, PhantomData))?);
+                    }
+                }
+                Ok(ScheduleSpec { curve: curve.unwrap_or_default(), warmup })
+            }
+        }
+
+        deserializer.deserialize_any(CurveAndWarmup)
+    }
+}
+
+/// The curves, and what stands beside them.
+const KEYS: [&str; Curve::NAMES.len() + 1] = {
+    let mut keys = ["warmup"; Curve::NAMES.len() + 1];
+    let (names, _) = keys.split_at_mut(Curve::NAMES.len());
+    names.copy_from_slice(Curve::NAMES);
+    keys
+};

@@ -1,0 +1,19 @@
+//! One run, from its config to its result.
+
+pub mod bench;
+pub(crate) mod coefficients;
+pub mod early_stopping;
+pub mod evaluate;
+pub mod hypergradient;
+pub mod initial_weights;
+pub mod progress;
+pub mod python_checkpoint;
+pub mod records;
+pub mod run;
+pub mod run_folder;
+pub mod run_result;
+pub mod sample_images;
+pub mod session;
+pub mod tensorboard;
+pub mod trainer;
+pub mod training_loop;

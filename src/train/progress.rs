@@ -1,0 +1,172 @@
+//! What training shows: a bar on a terminal, plain lines elsewhere, everything worth keeping in the log.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::train::records::{Averaged, Condition, EpochRecord, StepRecord};
+use crate::train::run_folder::RunFolder;
+use crate::util::console::{plain, tell};
+use crate::util::terminal::{Part, line, stderr_columns};
+
+/// How often a plain line tells where an epoch stands when there is no terminal.
+const PLAIN_EVERY: Duration = Duration::from_secs(10);
+
+/// The bar counts the optimiser steps of the whole run, so that its ETA is the run's.
+pub struct Progress {
+    bar: ProgressBar,
+    style: Style,
+    epochs: u64,
+    told: Instant,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Style {
+    Bar,
+    Plain,
+    Quiet,
+}
+
+impl Progress {
+    /// `done` of `steps` are behind us already after a resume.
+    pub fn new(epochs: u64, steps: u64, done: u64, quiet: bool) -> Self {
+        let style = match (quiet, std::io::stderr().is_terminal()) {
+            (true, _) => Style::Quiet,
+            (false, true) => Style::Bar,
+            (false, false) => Style::Plain,
+        };
+        let target =
+            if style == Style::Bar { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(steps), target).with_position(done);
+        let template = "{prefix} {wide_bar:.cyan/blue} {percent:>3} % · {eta} left{msg}";
+        bar.set_style(
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
+        bar.reset_eta();
+        if style == Style::Bar {
+            // Evaluations are no steps: the time goes on all the same.
+            bar.enable_steady_tick(Duration::from_secs(1));
+        }
+        Self { bar, style, epochs, told: Instant::now() }
+    }
+
+    pub fn step(&mut self, epoch: u64, step: u64) {
+        self.bar.set_prefix(format!("epoch {}/{}", epoch + 1, self.epochs));
+        self.bar.set_position(step);
+    }
+
+    /// The numbers of a logged step.
+    pub fn numbers(&mut self, record: &StepRecord) {
+        let mut parts = vec![Part::new(4, format!("loss {:.4}", record.loss))];
+        parts.extend(
+            penalised(&record.condition)
+                .then(|| Part::new(3, format!(" + penalty {:.4}", record.condition.penalty))),
+        );
+        parts.push(Part::new(2, format!(" · lr {:.2e}", record.condition.lr)));
+        parts.push(Part::new(1, format!(" · {:.0} samples/s", record.images_per_s)));
+        let text = line(&parts, None);
+        if self.style == Style::Plain && self.told.elapsed() > PLAIN_EVERY {
+            let of = self.bar.length().unwrap_or(0);
+            tell!("  step {}/{of} · {text}", record.step);
+            self.told = Instant::now();
+        }
+        // The epoch, the share, the time left and a bar that one can see need about 44 columns.
+        let room = stderr_columns().map(|columns| columns.saturating_sub(44));
+        let shown = line(&parts, room);
+        self.bar.set_message(if shown.is_empty() { shown } else { format!(" · {shown}") });
+    }
+
+    /// One line per epoch, on the screen and in the log.
+    pub fn epoch(&mut self, record: &EpochRecord, folder: &mut RunFolder) -> Result<()> {
+        let width = self.epochs.to_string().len();
+        let condition = &record.condition;
+        let loss = match record.loss.is_nan() {
+            true => "none, every step skipped".into(),
+            false => format!("{:.4}", record.loss),
+        };
+        let averaged = |of: fn(&Averaged) -> String| {
+            record
+                .averaged
+                .as_ref()
+                .map_or_else(String::new, |averaged| format!(" (averaged {})", of(averaged)))
+        };
+        let kept = |text: String| Part::new(Part::KEPT, text);
+        let mut parts = vec![
+            kept(format!("epoch {:>width$}/{}", record.epoch, self.epochs)),
+            kept(format!(" · loss {loss}")),
+        ];
+        if penalised(condition) {
+            parts.push(Part::new(5, format!(" · penalty {:.4}", condition.penalty)));
+        }
+        parts.push(Part::new(3, format!(" · lr {:.2e}", condition.lr)));
+        let norm = averaged(|averaged| format!("{:.2}", averaged.weight_norm));
+        parts.push(Part::new(1, format!(" · ‖w‖ {:.2}{norm}", condition.weight_norm)));
+        match record.tuned.as_slice() {
+            [] => {}
+            [(_, lambda)] => parts.push(Part::new(7, format!(" · λ {lambda:.2e}"))),
+            several => {
+                let each: Vec<_> =
+                    several.iter().map(|(group, lambda)| format!("{group} {lambda:.2e}")).collect();
+                parts.push(Part::new(7, format!(" · λ {}", each.join(", "))));
+            }
+        }
+        if let Some(scaling) = record.scaling.filter(|scaling| scaling.skipped_steps > 0) {
+            let text = format!(" · skipped {} (scale {})", scaling.skipped_steps, scaling.loss_scale);
+            parts.push(Part::new(6, text));
+        }
+        if condition.zeros > 0.0 {
+            let zeros = averaged(|averaged| format!("{:.1} %", 100.0 * averaged.zeros));
+            parts.push(Part::new(6, format!(" · zeros {:.1} %{zeros}", 100.0 * condition.zeros)));
+        }
+        let whose = if record.averaged.is_some() { " (averaged weights)" } else { "" };
+        for (split, scores) in [("validation", &record.validation), ("test", &record.test)] {
+            let Some(scores) = scores else { continue };
+            let shown: Vec<_> = scores.values.iter().take(2).collect();
+            parts.push(kept(format!(" | {split}{whose}")));
+            // The loss stands before what decides, and gives way to it.
+            for (at, (name, value)) in shown.iter().enumerate() {
+                let rank = if at + 1 == shown.len() { Part::KEPT } else { 4 };
+                parts.push(Part::new(rank, format!(" {name} {value:.4}")));
+            }
+        }
+        parts.push(Part::new(2, format!(" | {:.1} s", record.seconds)));
+        parts.push(Part::new(0, format!(", {:.0} samples/s", record.images_per_s)));
+        self.told = Instant::now();
+        let whole = line(&parts, None);
+        match self.style {
+            Style::Bar => self.bar.println(line(&parts, stderr_columns())),
+            Style::Plain => tell!("{whole}"),
+            Style::Quiet => {}
+        }
+        folder.log(&whole)
+    }
+
+    /// A line for the user, above the bar, and for the log.
+    pub fn say(&mut self, line: &str, folder: &mut RunFolder) -> Result<()> {
+        match self.style {
+            Style::Bar => self.bar.println(plain(line)),
+            Style::Plain => tell!("{line}"),
+            Style::Quiet => {}
+        }
+        folder.log(line)
+    }
+
+    /// The same for what must not be missed: with `--quiet` too.
+    pub fn warn(&mut self, line: &str, folder: &mut RunFolder) -> Result<()> {
+        if self.style == Style::Quiet {
+            tell!("{line}");
+        }
+        self.say(line, folder)
+    }
+
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Whether any weight is penalised.
+fn penalised(condition: &Condition) -> bool {
+    !condition.lambda.is_empty() || condition.penalty != 0.0
+}

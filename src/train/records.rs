@@ -1,0 +1,204 @@
+//! What is recorded of training: a line per logged step and per epoch, with the rates in force and how the weights stand.
+
+use anyhow::Result;
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
+use tch::{Kind, Tensor};
+
+use crate::metrics::Scores;
+use crate::nn::layers::ParamKind;
+use crate::nn::model::Network;
+use crate::penalty::{self, Group, Rates};
+
+/// One line of `metrics.jsonl`.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Record<'a> {
+    Step(&'a StepRecord),
+    Epoch(&'a EpochRecord),
+}
+
+/// How training stands at one optimiser step.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepRecord {
+    /// From 1.
+    pub epoch: u64,
+    /// Steps made, this one included.
+    pub step: u64,
+    /// Data loss of this batch, without the penalty.
+    pub loss: f64,
+    /// Before the step.
+    #[serde(flatten)]
+    pub condition: Condition,
+    /// `loss + penalty`.
+    pub total: f64,
+    /// ‖g‖₂ over all tensors, before clipping, without the penalty.
+    pub grad_norm: f64,
+    #[serde(flatten)]
+    pub scaling: Option<Scaling>,
+    pub images_per_s: f64,
+}
+
+/// How the loss is scaled for float16.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Scaling {
+    /// In the next step.
+    pub loss_scale: f64,
+    /// Of the whole run so far.
+    pub skipped_steps: u64,
+}
+
+/// One epoch, and what evaluation said after it.
+#[derive(Clone, Debug, Serialize)]
+pub struct EpochRecord {
+    /// 1 after the first epoch.
+    pub epoch: u64,
+    pub step: u64,
+    /// Mean data loss over the epoch, as trained: augmented, smoothed. NaN (null) where every step was skipped.
+    pub loss: f64,
+    /// After the last step of the epoch, of the weights as trained; `lr` and `lambda` are those of that step.
+    #[serde(flatten)]
+    pub condition: Condition,
+    /// How the averaged weights stand, which `validation` and `test` judge and a checkpoint hands out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub averaged: Option<Averaged>,
+    /// The λs among `lambda` that the validation set tunes, by the label of the group.
+    #[serde(skip)]
+    pub tuned: Vec<(String, f64)>,
+    #[serde(flatten)]
+    pub scaling: Option<Scaling>,
+    pub images_per_s: f64,
+    pub seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation: Option<Scores>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test: Option<Scores>,
+    /// By the name of the convolution or linear weight, in the order of the network; of the weights as trained.
+    pub layers: Named<Layer>,
+}
+
+/// The rates in force, and how the weights stand under them.
+#[derive(Clone, Debug, Serialize)]
+pub struct Condition {
+    /// Σ λ₁‖w‖₁ + (λ₂/2)‖w‖₂² over the groups (½λ‖w‖₂² for decoupled decay, which has no objective of its own, and
+    /// ½(λ/η_peak)‖w‖₂² for relative decay); frozen tensors are no part of it.
+    pub penalty: f64,
+    pub lr: f64,
+    /// By the label of the group; groups without any are left out.
+    #[serde(skip_serializing_if = "Named::is_empty")]
+    pub lambda: Named<Lambdas>,
+    /// ‖w‖₂ over convolution and linear weights.
+    pub weight_norm: f64,
+    /// Share of exact zeros among those weights.
+    pub zeros: f64,
+}
+
+/// How the averaged weights stand, in the terms of [`Condition`].
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Averaged {
+    pub penalty: f64,
+    pub weight_norm: f64,
+    pub zeros: f64,
+}
+
+impl From<Condition> for Averaged {
+    fn from(Condition { penalty, weight_norm, zeros, .. }: Condition) -> Self {
+        Self { penalty, weight_norm, zeros }
+    }
+}
+
+/// Values by name, in their own order; a mapping in JSON.
+#[derive(Clone, Debug)]
+pub struct Named<T>(pub Vec<(String, T)>);
+
+impl<T> Named<T> {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<T: Serialize> Serialize for Named<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (name, value) in &self.0 {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    }
+}
+
+/// The rates of a group that are not 0.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Lambdas {
+    #[serde(skip_serializing_if = "is_zero")]
+    pub l2: f64,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub decoupled: f64,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub l1: f64,
+}
+
+fn is_zero(lambda: &f64) -> bool {
+    *lambda == 0.0
+}
+
+/// How one weight tensor stands.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Layer {
+    /// ‖w‖₂
+    pub norm: f64,
+    /// Share of exact zeros, in [0, 1].
+    pub zeros: f64,
+}
+
+impl Condition {
+    /// `rates` are one per group, `peak` is what relative decay is relative to; waits for the device.
+    pub fn of(network: &Network, groups: &[Group], rates: &[Rates], lr: f64, peak: f64) -> Result<Self> {
+        let parameters = network.parameters();
+        let mut penalty = 0.0;
+        for (group, rates) in groups.iter().zip(rates) {
+            let ws: Vec<_> = group.members.iter().map(|&i| &parameters[i].tensor).collect();
+            penalty += penalty::value(&ws, &rates.as_plain(peak))?.double_value(&[]);
+        }
+        let (_, ws) = decaying(network);
+        Ok(Self {
+            penalty,
+            lr,
+            lambda: lambdas(groups, rates),
+            weight_norm: penalty::norm(&ws)?.double_value(&[]),
+            zeros: penalty::zeros(&ws)?.double_value(&[]),
+        })
+    }
+}
+
+fn lambdas(groups: &[Group], rates: &[Rates]) -> Named<Lambdas> {
+    let of = |rates: &Rates| Lambdas { l2: rates.l2, decoupled: rates.decoupled, l1: rates.l1 };
+    let all = groups.iter().zip(rates).map(|(group, rates)| (group.label.clone(), of(rates)));
+    Named(all.filter(|(_, own)| [own.l2, own.decoupled, own.l1].iter().any(|rate| !is_zero(rate))).collect())
+}
+
+/// ‖w‖₂ over convolution and linear weights; waits for the device.
+pub fn weight_norm(network: &Network) -> Result<f64> {
+    Ok(penalty::norm(&decaying(network).1)?.double_value(&[]))
+}
+
+/// Norm and zeros of each convolution and linear weight by itself; waits for the device.
+pub fn layers(network: &Network) -> Result<Named<Layer>> {
+    let (names, ws) = decaying(network);
+    let each = |of: fn(&[&Tensor]) -> Result<Tensor>| -> Result<Vec<f64>> {
+        let each = ws.iter().map(|w| of(&[*w])).collect::<Result<Vec<_>>>()?;
+        if each.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Stacked, so that the device is waited for once and not per tensor.
+        Ok(Vec::try_from(Tensor::f_stack(&each, 0)?.f_to_kind(Kind::Double)?)?)
+    };
+    let (norms, zeros) = (each(penalty::norm)?, each(penalty::zeros)?);
+    let layers = norms.into_iter().zip(zeros).map(|(norm, zeros)| Layer { norm, zeros });
+    Ok(Named(names.into_iter().zip(layers).collect()))
+}
+
+fn decaying(network: &Network) -> (Vec<String>, Vec<&Tensor>) {
+    let weights = network.parameters().iter().filter(|p| p.kind == ParamKind::Weight);
+    weights.map(|p| (p.name.clone(), &p.tensor)).unzip()
+}

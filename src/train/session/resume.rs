@@ -1,0 +1,134 @@
+//! Whether a run may go on from a checkpoint: the same data, and what of its config is another.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+
+use super::Session;
+use crate::checkpoint::State;
+use crate::config::{PROGRAM_FILE, differences};
+use crate::data::{Samples, Split};
+use crate::nn::model::ModelSource;
+use crate::util::exit_code::{Exit, OrExit, fail};
+
+impl Session {
+    /// The fingerprints of the sets, by their keys.
+    pub fn fingerprints(&self) -> BTreeMap<String, String> {
+        let of = |split: Split| Some((split.key().to_owned(), self.split(split)?.fingerprint.clone()));
+        Split::ALL.into_iter().filter_map(of).collect()
+    }
+
+    /// Refuses other data than the run was started with: exit 3. The order of the samples would be another, and the best of two
+    /// validation sets is none. What could not be compared is returned as lines.
+    pub fn is_same_data(&self, state: &State) -> Result<Vec<String>> {
+        let mut unknown = Vec::new();
+        if state.fingerprints.is_empty() {
+            // Layout 1 knew the training set alone, of files that are read at need their names and sizes.
+            let train = self.train()?;
+            match &train.samples {
+                Samples::Files(_) => unknown.push("training"),
+                Samples::Resident(_) if state.data_fingerprint != train.fingerprint => {
+                    return self.refuse("training", state);
+                }
+                Samples::Resident(_) => {}
+            }
+            let others = [(Split::Validation, "validation"), (Split::Test, "test")];
+            unknown.extend(
+                others.iter().filter(|(split, _)| self.split(*split).is_some()).map(|(_, name)| name),
+            );
+        }
+        let now = self.fingerprints();
+        for (name, then) in &state.fingerprints {
+            if now.get(name).is_some_and(|now| now != then) {
+                return self.refuse(if name == "train" { "training" } else { name }, state);
+            }
+        }
+        let tell = |sets: &[&str]| {
+            format!(
+                "an earlier version saved this checkpoint: whether the {} data is what the run was started with is not known",
+                sets.join(", ")
+            )
+        };
+        Ok((!unknown.is_empty()).then(|| tell(&unknown)).into_iter().collect())
+    }
+
+    fn refuse(&self, set: &str, state: &State) -> Result<Vec<String>> {
+        let changed = self.changed(state)?;
+        let changed: Vec<_> = changed.iter().map(|(path, change)| another(path, change)).collect();
+        let message = format!(
+            "the {set} data is not what this run was started with; start a new run for other data\n{}",
+            changed.join("\n")
+        );
+        Err(fail(Exit::Data, message.trim_end()))
+    }
+
+    fn changed(&self, state: &State) -> Result<Vec<(String, String)>> {
+        Ok(differences(&state.config, &serde_json::to_value(&self.config.spec)?))
+    }
+
+    /// Whether this config's network or optimizer is another than the one that `state` was saved under, so that its tensors do not
+    /// fit for that reason.
+    pub fn is_redesigned(&self, state: &State) -> Result<bool> {
+        let design = |path: &str| path.starts_with("model") || path.starts_with("optimizer");
+        Ok(self.changed(state)?.iter().any(|(path, _)| design(path)))
+    }
+
+    /// How this config differs from the one that `state` was saved under, as lines.
+    pub fn differences(&self, state: &State) -> Result<Vec<String>> {
+        let changed = self.changed(state)?;
+        let program =
+            |(path, change): &(String, String)| path == "model.sha256" && !change.starts_with("was null");
+        if let (true, ModelSource::Torchscript { file, .. }) =
+            (changed.iter().any(program), &self.config.spec.model.source)
+        {
+            let folder = self.config.spec.output.display();
+            let message = format!(
+                "{file} is not the program that this run was started with, which is {folder}/{PROGRAM_FILE}: go on with \
+                 `tikhonov train {folder} --resume`, or start a new run with --output FOLDER"
+            );
+            return Err(fail(Exit::Checkpoint, message));
+        }
+        // Within an epoch these say which samples are learnt already.
+        const ORDER: [&str; 4] = ["data.batch_size", "data.drop_last", "seed", "train.accumulate"];
+        let order = changed.iter().find(|(path, _)| ORDER.contains(&path.as_str()));
+        if let (Some((path, change)), true) = (order, state.batch > 0) {
+            let message =
+                format!("`{path}` cannot change in the middle of an epoch ({change}); change it back");
+            return Err(fail(Exit::Usage, message));
+        }
+        let mut notes: Vec<_> = changed.iter().map(|(path, change)| another(path, change)).collect();
+        let threads = tch::get_num_threads() as usize;
+        if let (Some(then), tch::Device::Cpu) = (state.threads, self.device)
+            && then != threads
+        {
+            notes.push(format!(
+                "resuming with {threads} CPU threads instead of {then}: sums are added in another order, and the weights will \
+                 differ from those of {then} in their last bits (--threads {then} keeps them)"
+            ));
+        }
+        Ok(notes)
+    }
+
+    /// Refuses, with exit 4, a position that this run cannot have: numbers that no sum covers may be damaged.
+    pub fn is_reachable(&self, state: &State, steps_per_epoch: usize) -> Result<()> {
+        let batches = steps_per_epoch.saturating_mul(self.config.spec.train.accumulate);
+        let changed = self.changed(state)?;
+        let is_same =
+            !changed.iter().any(|(path, _)| path.starts_with("data.") || path.starts_with("train."));
+        let total = steps_per_epoch as u64 * self.config.spec.train.epochs;
+        let fits = state.batch <= batches && (state.is_summed() || !is_same || state.step <= total);
+        fits.then_some(()).or_exit(Exit::Checkpoint, || {
+            format!(
+                "state.json is damaged: it is at step {}, after {} batches of epoch {}; the run has {total} steps, and an epoch \
+                 at most {batches} batches",
+                state.step,
+                state.batch,
+                state.epoch + 1
+            )
+        })
+    }
+}
+
+fn another(path: &str, change: &str) -> String {
+    format!("resuming with another {path}: {change}")
+}

@@ -1,0 +1,245 @@
+//! Training steps as a CUDA graph: forward pass, loss, backward pass, optimiser and average recorded once and replayed, so that the
+//! host asks the GPU for one thing per step and not for a thousand.
+//!
+//! What changes from step to step is read by the GPU: the batch from buffers that it is copied into, the learning rate, λ and the
+//! weight of the average from [`Dials`], random numbers from the generator's seed and offset. What the task does to a batch before
+//! the network sees it stays outside, and so does logging. Steps of another shape (the last, smaller batch) run as they are.
+
+use anyhow::{Result, anyhow};
+use tch::{Device, Kind, Tensor};
+
+use super::{Made, Trainer};
+use crate::config::{Amp, CudaGraph, RunConfig};
+use crate::data::loader::Batch;
+use crate::libtorch::autocast::autocast;
+use crate::libtorch::catching;
+use crate::libtorch::graph::{Graph, copy_ahead, leave_default_stream};
+use crate::optim::{Dials, Stride};
+use crate::penalty::{DecoupledMode, Group, Rates};
+use crate::train::session::Session;
+use crate::train::trainer::deferred_scalar::Number;
+use crate::util::exit_code::{Exit, fail};
+use crate::util::stopwatch::Phase;
+
+/// Steps that run as they are first: cuDNN chooses its algorithms, the optimiser makes its state, the allocator its pools.
+const WARM_UP: u64 = 5;
+
+/// Whether and how steps are replayed.
+pub(super) enum Graphing {
+    Off,
+    /// Nothing is recorded yet, and so many steps have run.
+    Warming(u64),
+    On(Box<Recorded>),
+}
+
+/// A step, recorded.
+pub(super) struct Recorded {
+    graph: Graph,
+    xs: Tensor,
+    ys: Tensor,
+    dials: Dials,
+    /// Which parts of the penalty are in force: the others were not recorded.
+    parts: Vec<[bool; 3]>,
+    loss: Tensor,
+    grad_norm: Tensor,
+}
+
+impl Graphing {
+    /// How the run begins, and what the user should know: why steps are not recorded. Exit 2 where the config insists.
+    pub fn new(session: &Session) -> Result<(Self, Option<String>)> {
+        let spec = &session.config.spec;
+        let wanted = spec.train.cuda_graph;
+        match obstacle(spec, session.device, &session.groups, session.task.follows_the_clock()) {
+            _ if wanted == CudaGraph::Off => Ok((Self::Off, None)),
+            None => {
+                leave_default_stream(session.device)?;
+                Ok((Self::Warming(0), None))
+            }
+            // On the CPU there is nothing to insist on, and nothing to tell who did not ask.
+            Some(_) if session.device == Device::Cpu && wanted == CudaGraph::Auto => Ok((Self::Off, None)),
+            Some(reason) if session.device != Device::Cpu && wanted == CudaGraph::On => {
+                let message = format!("train.cuda_graph: {reason}; or say `cuda_graph: auto`");
+                Err(fail(Exit::Usage, message))
+            }
+            Some(reason) => Ok((Self::Off, Some(format!("no CUDA graph: {reason}")))),
+        }
+    }
+}
+
+/// What keeps the steps of a run from being recorded.
+fn obstacle(
+    spec: &RunConfig,
+    device: Device,
+    groups: &[Group],
+    follows_the_clock: bool,
+) -> Option<&'static str> {
+    let train = &spec.train;
+    let decays =
+        |mode| groups.iter().any(|group| group.decoupled_mode == mode && group.decoupled.is_active());
+    [
+        (device == Device::Cpu, "the run is on the CPU"),
+        (train.accumulate > 1, "`accumulate` makes a step of several batches"),
+        (train.amp == Some(Amp::Fp16), "`amp: fp16` decides after each step whether it counts; take bf16"),
+        (train.is_cut(), "`checkpoint_activations` looks at the generator's state"),
+        (groups.iter().any(|group| group.auto().is_some()), "a λ that is `auto` looks at the weights"),
+        (decays(DecoupledMode::Cautious), "cautious decay has no recorded form"),
+        (decays(DecoupledMode::Accumulated), "accumulated decay does not act in every step"),
+        (follows_the_clock, "the loss changes from step to step (`kl_warmup_steps`)"),
+    ]
+    .into_iter()
+    .find_map(|(holds, reason)| holds.then_some(reason))
+}
+
+/// Which parts of the penalty are in force.
+fn parts(rates: &[Rates]) -> Vec<[bool; 3]> {
+    rates.iter().map(|rates| [rates.l2 > 0.0, rates.decoupled > 0.0, rates.l1 > 0.0]).collect()
+}
+
+impl Trainer<'_> {
+    /// One step by a replay, where one is due; else the batches come back, to be learnt from as they are.
+    pub(super) fn replayed(
+        &mut self,
+        mut group: Vec<Batch>,
+        is_logged: bool,
+    ) -> Result<Result<Made, Vec<Batch>>> {
+        if matches!(self.graphing, Graphing::Off) || self.stopwatch.is_running() || group.len() != 1 {
+            return Ok(Err(group));
+        }
+        if let Graphing::Warming(steps) = &mut self.graphing
+            && *steps < WARM_UP
+        {
+            *steps += 1;
+            return Ok(Err(group));
+        }
+        let full = self.session.config.spec.data.batch_size as i64;
+        if group[0].xs.size()[0] != full {
+            return Ok(Err(group));
+        }
+        let Some(batch) = group.pop() else { return Ok(Err(group)) };
+        let (lr, rates) = self.rate()?;
+        let before = self.condition(is_logged, lr, &rates)?;
+        let task = &self.session.task;
+        // Kept as it was for the case that recording fails: preparing draws random numbers.
+        let kept = Batch {
+            xs: batch.xs.shallow_clone(),
+            ys: batch.ys.shallow_clone(),
+            indices: batch.indices.clone(),
+        };
+        let (xs, ys) = catching(|| task.prepare(batch.xs, batch.ys, true)).and_then(|prepared| prepared)?;
+        if !self.fits(&xs, &ys, &rates)
+            && let Err(error) = self.record(&xs, &ys, lr, &rates)
+        {
+            let reason = format!("{error:#}");
+            if self.session.config.spec.train.cuda_graph == CudaGraph::On {
+                let message = format!(
+                    "train.cuda_graph: the step cannot be recorded: {reason}; say `cuda_graph: auto`"
+                );
+                return Err(fail(Exit::Usage, message));
+            }
+            let first = reason.lines().next().unwrap_or_default();
+            self.note = Some(format!("no CUDA graph: the step cannot be recorded: {first}"));
+            self.graphing = Graphing::Off;
+            self.optimizer.zero_grad()?;
+            self.seed();
+            return Ok(Err(vec![kept]));
+        }
+        let Graphing::On(recorded) = &mut self.graphing else { return Err(anyhow!("no step was recorded")) };
+        copy_ahead(&recorded.xs, &xs)?;
+        copy_ahead(&recorded.ys, &ys)?;
+        let average = self.averaged.as_ref().map_or(0.0, |(ema, _)| ema.weight());
+        recorded.dials.set(&self.optimizer, lr, &rates, average)?;
+        recorded.graph.replay()?;
+        if let Some((ema, _)) = &mut self.averaged {
+            ema.count();
+        }
+        let (loss, grad_norm) = (Number::of(&recorded.loss), Number::of(&recorded.grad_norm));
+        self.stopwatch.passed(Phase::Optimizer);
+        Ok(Ok(Made { loss, grad_norm, found_inf: None, before, samples: full }))
+    }
+
+    /// Whether what is recorded is the step to be made.
+    fn fits(&self, xs: &Tensor, ys: &Tensor, rates: &[Rates]) -> bool {
+        let alike = |a: &Tensor, b: &Tensor| a.size() == b.size() && a.kind() == b.kind();
+        match &self.graphing {
+            Graphing::On(recorded) => {
+                alike(&recorded.xs, xs) && alike(&recorded.ys, ys) && recorded.parts == parts(rates)
+            }
+            _ => false,
+        }
+    }
+
+    fn record(&mut self, xs: &Tensor, ys: &Tensor, lr: f64, rates: &[Rates]) -> Result<()> {
+        let device = self.session.device;
+        // What was recorded before gives its memory back first.
+        self.graphing = Graphing::Warming(WARM_UP);
+        let (xs, ys) = (xs.f_detach()?.f_empty_like()?, ys.f_detach()?.f_empty_like()?);
+        let mut dials = Dials::new(rates.len(), device)?;
+        let average = self.averaged.as_ref().map_or(0.0, |(ema, _)| ema.weight());
+        dials.set(&self.optimizer, lr, rates, average)?;
+        let (session, network, clock) = (self.session, &self.network, self.clock());
+        let (optimizer, averaged) = (&mut self.optimizer, &self.averaged);
+        let train = &session.config.spec.train;
+        let amp = train.amp.map(Amp::kind);
+        let (graph, (loss, grad_norm)) = Graph::record(device, || {
+            let loss = autocast(device, amp, || -> Result<Tensor> {
+                let answer = session.task.answer(network, &xs, true)?;
+                Ok(session.task.loss(&answer, &ys, Some(clock)))
+            })??;
+            loss.backward();
+            let stride =
+                Stride { lr, rates, clip: train.clip.as_ref(), dials: Some(&dials), ..Stride::default() };
+            let step = optimizer.advance(&stride)?;
+            if let Some((ema, _)) = averaged {
+                ema.blend(&network.state(), dials.average())?;
+            }
+            Ok((loss.detach().to_kind(Kind::Double), step.grad_norm))
+        })?;
+        let parts = parts(rates);
+        self.graphing = Graphing::On(Box::new(Recorded { graph, xs, ys, dials, parts, loss, grad_norm }));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::penalty::Target;
+    use crate::util::yaml::Document;
+
+    /// What keeps a run on a GPU that says `lines` besides from being recorded.
+    fn reason(lines: &str) -> Option<&'static str> {
+        let text = format!(
+            "model: {{name: mlp}}\ntask: classification\ndata: {{train: {{shapes: {{count: 20, size: 16}}}}, \
+             validation: {{fraction: 0.5}}}}\noptimizer: sgd\n{lines}\n"
+        );
+        let document = Document::parse("test", text).unwrap();
+        let spec = Config::from_document(document, &[], [], Path::new("run")).unwrap().spec;
+        let groups = spec.penalty.assign(&[Target { name: "w", decays: true }]).unwrap();
+        obstacle(&spec, Device::Cuda(0), &groups, spec.task.build().follows_the_clock())
+    }
+
+    #[test]
+    fn a_plain_step_can_be_recorded_and_what_cannot_says_why() {
+        let plain = "penalty: {decoupled: {start: 0.1, end: 0.2, epochs: 1}, l1: 0.1}\nschedule: cosine\n\
+                     train: {epochs: 1, amp: bf16, clip: {norm: 1.0}, ema: {decay: 0.9, warmup: true}}";
+        assert_eq!(reason(plain), None);
+        for (lines, word) in [
+            ("train: {epochs: 1, accumulate: 2}", "accumulate"),
+            ("train: {epochs: 1, amp: fp16}", "fp16"),
+            ("train: {epochs: 1, checkpoint_activations: 4}", "checkpoint_activations"),
+            ("penalty: {l2: auto}\ntrain: {epochs: 1}", "auto"),
+            ("penalty: {decoupled: 0.1, decoupled_mode: cautious}\ntrain: {epochs: 1}", "cautious"),
+            ("penalty: {decoupled: 0.1, decoupled_mode: accumulated}\ntrain: {epochs: 1}", "accumulated"),
+        ] {
+            assert!(
+                reason(lines).is_some_and(|reason| reason.contains(word)),
+                "{lines}: {:?}",
+                reason(lines)
+            );
+        }
+        assert_eq!(reason("train: {epochs: 1, checkpoint_activations: false}"), None);
+    }
+}

@@ -1,0 +1,69 @@
+//! What a run knows of its evaluation sets: the scores of its weights, and what they say about going on.
+
+use anyhow::Result;
+
+use super::Trainer;
+use crate::data::Split;
+use crate::libtorch::device;
+use crate::metrics::Scores;
+use crate::nn::model::Network;
+use crate::optim::keep_zeros;
+use crate::train::early_stopping;
+use crate::train::evaluate::evaluate;
+use crate::train::sample_images::Gallery;
+use crate::util::exit_code::{self, Exit, fail};
+
+impl Trainer<'_> {
+    /// The scores of the weights that the run would hand out: the averaged ones where there are any.
+    pub fn scores(&self, split: Split) -> Result<Option<Scores>> {
+        let known = match (&self.latest, split) {
+            (Some([validation, _]), Split::Validation) => validation.clone(),
+            (Some([_, test]), Split::Test) => test.clone(),
+            _ => None,
+        };
+        if known.is_some() {
+            return Ok(known);
+        }
+        let Some(set) = self.session.split(split) else { return Ok(None) };
+        let network = self.judged()?;
+        let loader = self.session.loader(set, false)?;
+        let is_watched = split == Split::Validation || self.session.split(Split::Validation).is_none();
+        let spec = &self.session.config.spec;
+        let mut gallery = Gallery::of(if is_watched { spec.train.pictures } else { 0 }).showing(spec);
+        // Images of any size would be tried and timed one by one.
+        device::autotune(false);
+        let scores =
+            evaluate(network, &*self.session.task, self.session.model.output(), &loader, &mut gallery);
+        device::autotune(self.session.config.spec.train.cudnn_benchmark);
+        let scores = scores.map_err(|error| match exit_code::code(&error) == Exit::Numeric as u8 {
+            true => {
+                let name = format!("{split:?}").to_lowercase();
+                let message = format!("{name} set, epoch {}: {error:#}; {}", self.state.epoch, self.remedy());
+                fail(Exit::Numeric, message)
+            }
+            false => error,
+        })?;
+        gallery.save(&self.folder.path().join("pictures"), &format!("epoch-{:04}", self.state.epoch))?;
+        Ok(Some(scores))
+    }
+
+    /// The network with the weights that the run would hand out.
+    pub(super) fn judged(&self) -> Result<&Network> {
+        let Some((ema, network)) = &self.averaged else { return Ok(&self.network) };
+        let mut weights = ema.weights();
+        keep_zeros(&mut weights, &self.state.sparse, |name| {
+            self.network.parameters().iter().find(|own| own.name == name).map(|own| &own.tensor)
+        });
+        network.load_state(&weights)?;
+        Ok(network)
+    }
+
+    /// The scores on the validation set, between two epochs of which the first has ended with an evaluation.
+    pub fn news(&self) -> Result<Option<Scores>> {
+        if self.state.score.is_some() { self.scores(Split::Validation) } else { Ok(None) }
+    }
+
+    pub fn has_stalled(&self) -> bool {
+        early_stopping::has_stalled(&self.state, &self.session.config.spec.train)
+    }
+}

@@ -1,0 +1,66 @@
+//! When a run saves, and what of it: all that a resume needs to go on bit for bit.
+
+use anyhow::Result;
+
+use super::Trainer;
+use crate::checkpoint::Snapshot;
+use crate::optim::LossScale;
+use crate::train::trainer::deferred_scalar::Number;
+use crate::train::{early_stopping, records};
+
+impl Trainer<'_> {
+    /// Whether the config wants a checkpoint at this step, within an epoch.
+    pub fn is_checkpoint_due(&self) -> bool {
+        let is_end_of_epoch = self.state.batch >= self.loader.steps();
+        let every = self.session.config.spec.train.checkpoint.every_steps;
+        !is_end_of_epoch && every.is_some_and(|every| self.state.step.is_multiple_of(every))
+    }
+
+    /// Saves at the end of an epoch if it is the best, the last, or simply time.
+    pub fn save_if_due(&mut self) -> Result<()> {
+        let every = self.session.config.spec.train.checkpoint.every_epochs;
+        let is_due = self.is_over()
+            || early_stopping::is_best(&self.state)
+            || self.has_stalled()
+            || self.state.epoch.is_multiple_of(every);
+        if is_due { self.save() } else { Ok(()) }
+    }
+
+    /// Writes a checkpoint of this very moment, unless it is saved already. A broken network is never saved.
+    pub fn save(&mut self) -> Result<()> {
+        self.settle()?;
+        let position = (self.state.step, self.state.epoch, self.state.batch);
+        let checkpoints = self.folder.checkpoints();
+        if self.saved.is_some() && !checkpoints.are_kept() {
+            let message = "the folder of the checkpoints was removed while the run went on; it is made anew, those before are lost";
+            self.warnings.push(message.into());
+        } else if self.saved == Some(position) {
+            return Ok(());
+        }
+        self.health.add(&Number::Here(records::weight_norm(&self.network)?), 1.0);
+        self.check_health()?;
+        let mut state = self.state.clone();
+        state.loss_sum = self.loss_sum.read();
+        if state.batch > 0 {
+            state.seconds += self.epoch_began.elapsed().as_secs_f64();
+        }
+        state.plateau = serde_json::to_value(&self.plateau)?;
+        state.decay = match self.optimizer.pending() {
+            pending if pending.iter().all(|&left| left == 1.0) => Vec::new(),
+            pending => pending.to_vec(),
+        };
+        state.tuned = self.adaptive.tuned().to_vec();
+        state.scaling = self.scale.as_ref().map(LossScale::state).transpose()?;
+        let snapshot = Snapshot {
+            state,
+            model: self.network.state(),
+            optimizer: self.optimizer.state(),
+            ema: self.averaged.as_ref().map(|(ema, _)| ema.state()),
+        };
+        self.folder.sync()?;
+        checkpoints.save(snapshot, early_stopping::is_best(&self.state))?;
+        self.saved = Some(position);
+        let keep = self.session.config.spec.train.checkpoint.keep;
+        checkpoints.prune(keep, self.session.task.goal().higher_is_better)
+    }
+}

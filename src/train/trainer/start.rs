@@ -1,0 +1,170 @@
+//! How a run begins: everything built and loaded that could be refused, and only then its folder touched.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use super::Trainer;
+use crate::checkpoint::{Loaded, State};
+use crate::config::{Amp, CONFIG_FILE, PROGRAM_FILE, Segments};
+use crate::data::Split;
+use crate::libtorch::device;
+use crate::nn::model::ModelSource;
+use crate::optim::{Ema, LossScale};
+use crate::schedule::Plateau;
+use crate::train::early_stopping;
+use crate::train::hypergradient::Adaptive;
+use crate::train::initial_weights::Initial;
+use crate::train::run_folder::LockedFolder;
+use crate::train::session::Session;
+use crate::train::tensorboard::Board;
+use crate::train::trainer::cuda_graph::Graphing;
+use crate::train::trainer::deferred_scalar::Number;
+use crate::util::exit_code::{Exit, OrExit};
+use crate::util::stopwatch::Stopwatch;
+
+/// Where a run begins.
+pub enum Start {
+    /// With weights drawn by the seed, and those of a file where the config names one.
+    Fresh(Option<Initial>),
+    /// Where a checkpoint left it.
+    Resumed(Box<Loaded>),
+}
+
+impl<'a> Trainer<'a> {
+    pub fn new(session: &'a Session, folder: LockedFolder, start: Start) -> Result<Self> {
+        let spec = &session.config.spec;
+        let mut network = session.network()?;
+        match spec.train.checkpoint_activations {
+            None | Some(Segments::None) => {}
+            Some(Segments::Root) => network.recompute(None),
+            Some(Segments::Number(number)) => network.recompute(Some(number)),
+        }
+        let named = network.parameters().iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect();
+        let peak = spec.schedule.peak(spec.optimizer.lr());
+        let mut optimizer = spec.optimizer.build(named, &session.groups)?.with_peak(peak);
+        let train = session.train()?;
+        let loader = Rc::new(session.loader(train, true)?);
+        let (mut state, saved_average, resumed) = match start {
+            Start::Resumed(loaded) => {
+                let from = || format!("resuming from {}", loaded.folder.display());
+                session.is_reachable(&loaded.state, loader.steps().div_ceil(spec.train.accumulate))?;
+                let loading = network
+                    .load_state(&loaded.model)
+                    .with_context(from)
+                    .and_then(|()| optimizer.load_state(&loaded.optimizer).or_exit(Exit::Checkpoint, from));
+                match loading {
+                    // The checkpoint is as it should be; it is the config that changed.
+                    Err(error) if session.is_redesigned(&loaded.state)? => Err(error).or_exit(Exit::Usage, || {
+                        "the config's `model` or `optimizer` is not what this run was started with: change it back, or \
+                         start a new run with --output FOLDER"
+                    })?,
+                    loading => loading?,
+                }
+                optimizer.load_pending(&loaded.state.decay);
+                (loaded.state, loaded.ema, true)
+            }
+            Start::Fresh(initial) => {
+                if let Some(initial) = &initial {
+                    initial.load_into(&network)?;
+                    optimizer.load_state(&initial.optimizer)?;
+                }
+                (State::new(train.fingerprint.clone()), None, false)
+            }
+        };
+        state.classes = train.classes.clone();
+        state.features = train.features.clone();
+        state.config = serde_json::to_value(spec)?;
+        state.fingerprints = session.fingerprints();
+        state.data_fingerprint = train.fingerprint.clone();
+        state.threads = Some(tch::get_num_threads() as usize);
+        // What an earlier version saved is saved as of this one.
+        (state.format, state.version) = (State::new(String::new()).format, env!("CARGO_PKG_VERSION").into());
+        let averaged = match &spec.train.ema {
+            Some(ema) => {
+                // An average that a resume adds starts from the weights as they are.
+                let mut ema = Ema::new(ema, &network.state())?;
+                if let Some(saved) = saved_average {
+                    ema.load_state(&saved).or_exit(Exit::Checkpoint, || "resuming the averaged weights")?;
+                }
+                Some((ema, session.network()?))
+            }
+            None => None,
+        };
+        let thresholded = session.groups.iter().filter(|group| group.is_sparse());
+        let thresholded = thresholded.flat_map(|group| &group.members);
+        state.sparse = match &averaged {
+            Some(_) => thresholded.map(|&member| network.parameters()[member].name.clone()).collect(),
+            None => Vec::new(),
+        };
+        let adaptive = Adaptive::new(session, &network, &state.tuned)?;
+        let scale = match spec.train.amp {
+            Some(Amp::Fp16) => Some(LossScale::new(state.scaling, session.device)?),
+            _ => None,
+        };
+        let plateau = match &state.plateau {
+            serde_json::Value::Null => Plateau::default(),
+            saved => serde_json::from_value(saved.clone())
+                .or_exit(Exit::Checkpoint, || "the checkpoint's schedule state")?,
+        };
+        device::autotune(spec.train.cudnn_benchmark);
+        let (graphing, note) = Graphing::new(session)?;
+        // The folder is touched only now that nothing can be refused any more.
+        let folder = folder.begin(resumed.then_some(&state))?;
+        if let ModelSource::Torchscript { file, sha256: Some(sha256), .. } = &spec.model.source {
+            folder.keep_program(PROGRAM_FILE, file, sha256)?;
+        }
+        let board = match spec.train.tensorboard {
+            true => Some(Board::open(folder.path(), resumed.then_some(&state))?),
+            false => None,
+        };
+        // Of a run that is over the config says how it was trained, whatever this command sets.
+        let is_over =
+            resumed && (state.epoch >= spec.train.epochs || early_stopping::has_stalled(&state, &spec.train));
+        if !is_over || !folder.path().join(CONFIG_FILE).exists() {
+            folder.write(CONFIG_FILE, &session.config.resolved()?)?;
+        }
+        let checkpoints = folder.checkpoints();
+        checkpoints.settle(resumed.then_some(&state)).or_exit(Exit::Storage, || "tidying the checkpoints")?;
+        let mut warnings = Vec::new();
+        if let Some(best) = &state.best
+            && !checkpoints.has(&format!("epoch-{:04}", best.epoch))
+        {
+            warnings.push(format!(
+                "the checkpoint of the best epoch so far, {}, is not there: the best is chosen anew among the epochs to come",
+                best.epoch
+            ));
+            state.best = None;
+        }
+        Ok(Self {
+            loss_sum: Number::new(state.loss_sum, session.device),
+            health: Number::new(0.0, session.device),
+            epoch_began: Instant::now(),
+            logged: Instant::now(),
+            samples_since_log: 0,
+            samples_since_begin: 0,
+            samples_of_step: 0,
+            latest: None,
+            stopwatch: Stopwatch::default(),
+            session,
+            network,
+            averaged,
+            optimizer,
+            adaptive,
+            scale,
+            graphing,
+            note,
+            // What was found at the start is told with the sets.
+            told: [Split::Train, Split::Validation, Split::Test]
+                .map(|split| session.split(split).map_or(0, |set| set.skipped.len())),
+            warnings,
+            saved: None,
+            loader,
+            folder,
+            board,
+            state,
+            plateau,
+        })
+    }
+}

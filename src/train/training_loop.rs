@@ -1,0 +1,108 @@
+//! The training loop: learn from a batch, penalise, step; look at the validation set; save; go on.
+
+use anyhow::Result;
+
+use crate::metrics::Scores;
+use crate::train::progress::Progress;
+use crate::train::trainer::Trainer;
+use crate::util::exit_code::{self, Exit};
+use crate::util::signals::Stop;
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All epochs are done.
+    Done,
+    /// The validation metric stopped getting better.
+    Early,
+    /// Whoever watches had seen enough.
+    Pruned,
+    /// A signal came; the state is saved.
+    Interrupted,
+}
+
+/// Is told how a run does, and may end it early.
+pub trait Watch {
+    /// The scores on the validation set after `epoch` epochs; false ends the run. Asked between two epochs, and once
+    /// more when a run goes on from there.
+    fn goes_on(&mut self, epoch: u64, scores: &Scores) -> Result<bool>;
+
+    /// After each step: `done` of the `of` steps of the whole run are made, in epoch `epoch` from 0.
+    fn steps(&mut self, _epoch: u64, _done: u64, _of: u64) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Nobody watches.
+pub struct Unwatched;
+
+impl Watch for Unwatched {
+    fn goes_on(&mut self, _: u64, _: &Scores) -> Result<bool> {
+        Ok(true)
+    }
+}
+
+/// Trains until the epochs are over, early stopping says so, `watch` has seen enough, or `stop` is requested.
+pub fn train(
+    run: &mut Trainer,
+    progress: &mut Progress,
+    stop: &Stop,
+    watch: &mut dyn Watch,
+) -> Result<Outcome> {
+    while !run.is_over() {
+        // Asked before learning too: a run that stopped early and is resumed stops again.
+        if run.has_stalled() {
+            return Ok(Outcome::Early);
+        }
+        if let Some(scores) = run.news()? {
+            if !watch.goes_on(run.epoch(), &scores)? {
+                return Ok(Outcome::Pruned);
+            }
+            // Here and no step later: whoever resumes is to be asked about this epoch again.
+            if stop.is_requested() {
+                run.save()?;
+                return Ok(Outcome::Interrupted);
+            }
+        }
+        run.begin_epoch();
+        let loader = run.loader();
+        for group in run.unlearnt_batches(&loader) {
+            let group = group?;
+            let logged = run.learn(group)?;
+            if let Some(note) = run.take_note() {
+                progress.say(&note, run.folder())?;
+            }
+            for line in run.left_out() {
+                progress.say(&line, run.folder())?;
+            }
+            for warning in run.take_warnings() {
+                progress.warn(&warning, run.folder())?;
+            }
+            progress.step(run.epoch(), run.step());
+            watch.steps(run.epoch(), run.step(), run.total_steps())?;
+            if let Some(record) = logged {
+                progress.numbers(&record);
+            }
+            if stop.is_requested() {
+                run.save()?;
+                return Ok(Outcome::Interrupted);
+            }
+            if run.is_checkpoint_due() {
+                run.save()?;
+            }
+        }
+        let record = match run.end_epoch() {
+            Err(error) if exit_code::code(&error) == Exit::Interrupted as u8 => {
+                run.save()?;
+                return Ok(Outcome::Interrupted);
+            }
+            record => record?,
+        };
+        for line in run.left_out() {
+            progress.say(&line, run.folder())?;
+        }
+        progress.epoch(&record, run.folder())?;
+        run.save_if_due()?;
+    }
+    Ok(Outcome::Done)
+}

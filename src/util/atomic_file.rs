@@ -1,0 +1,157 @@
+//! Files that appear whole or not at all: written beside their place, flushed to the disk, then renamed.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::util::exit_code::{Exit, OrExit};
+
+/// Where a file called `path` really lies: a link to a regular file is written through. Exit 2 for what is there and no
+/// regular file, such as a device, a pipe, a folder or a link to nothing, which a rename would replace.
+pub fn place(path: &Path) -> Result<PathBuf> {
+    let Ok(found) = fs::symlink_metadata(path) else { return Ok(path.to_owned()) };
+    let real = if found.is_symlink() { path.canonicalize().ok() } else { Some(path.to_owned()) };
+    real.filter(|real| real.is_file()).or_exit(Exit::Usage, || {
+        format!(
+            "{} is there and is no regular file, which alone is ever replaced: give another name",
+            path.display()
+        )
+    })
+}
+
+/// Lets `write` fill a temporary neighbour of `path` and moves it there once it is on the disk: see [`place`]. Errors of the disk
+/// exit with 7.
+pub fn write(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
+    write_by_path(path, |temporary| {
+        let mut file = BufWriter::with_capacity(1 << 20, File::create(temporary)?);
+        write(&mut file)?;
+        file.flush()?;
+        Ok(())
+    })
+}
+
+/// A file of these bytes.
+pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+    write(path, |file| Ok(file.write_all(bytes)?))
+}
+
+/// The same, and the folders that lead to it.
+pub fn write_with_folders(path: &Path, bytes: &[u8]) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).or_exit(Exit::Storage, || folder.display())?;
+    }
+    write_bytes(path, bytes)
+}
+
+/// Makes a folder and those that lead to it, which are on the disk only when the folders that hold their names are.
+pub fn make_folder(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let above = folder_of(path);
+    make_folder(above)?;
+    match fs::create_dir(path) {
+        // Another process was faster.
+        Err(_) if path.is_dir() => {}
+        made => made?,
+    }
+    Ok(File::open(above)?.sync_all()?)
+}
+
+/// As [`write()`] for writers that open the file themselves.
+pub fn write_by_path(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let place = place(path)?;
+    sweep_once(folder_of(&place));
+    let temporary = neighbour(&place);
+    unfinished().push(temporary.clone());
+    let result = write(&temporary).and_then(|()| settle(&temporary, &place));
+    if result.is_err() {
+        // The error that is reported is the first one.
+        let _ = fs::remove_file(&temporary);
+    }
+    unfinished().retain(|other| *other != temporary);
+    result.or_exit(Exit::Storage, || format!("writing {}", path.display()))
+}
+
+/// `.NAME.HOST.PROCESS.partial`
+fn neighbour(path: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(format!(".{}.{}.partial", host(), std::process::id()));
+    path.with_file_name(name)
+}
+
+/// This machine, or container.
+fn host() -> &'static str {
+    static HOST: OnceLock<String> = OnceLock::new();
+    HOST.get_or_init(|| {
+        let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        name.trim().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(40).collect()
+    })
+}
+
+/// The temporary files that are being written now.
+fn unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
+    static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes what is not finished, for a process that ends in the middle of it.
+pub fn give_up() {
+    unfinished().iter().for_each(|temporary| drop(fs::remove_file(temporary)));
+}
+
+/// Removes what processes that are dead have left in a folder while they wrote: those of this machine, and of others what has not been
+/// written to for ten minutes.
+pub fn sweep(folder: &Path) {
+    const STALE: Duration = Duration::from_secs(600);
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let is_left = match writer(&entry.file_name().to_string_lossy()) {
+            Some((true, process)) => is_dead(process),
+            Some((false, _)) => {
+                let written = entry.metadata().and_then(|metadata| metadata.modified());
+                written.is_ok_and(|written| written.elapsed().is_ok_and(|age| age > STALE))
+            }
+            None => false,
+        };
+        if is_left {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// The same before the first file that this process writes there.
+fn sweep_once(folder: &Path) {
+    static SWEPT: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    if SWEPT.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.to_owned()) {
+        sweep(folder);
+    }
+}
+
+/// Of the name of a temporary file, whether this machine wrote it, and the process.
+fn writer(name: &str) -> Option<(bool, u32)> {
+    let (of, process) = name.strip_prefix('.')?.strip_suffix(".partial")?.rsplit_once('.')?;
+    Some((of.rsplit_once('.').is_some_and(|(_, by)| by == host()), process.parse().ok()?))
+}
+
+/// Whether a process of this machine is gone, where the system tells.
+fn is_dead(process: u32) -> bool {
+    process != std::process::id()
+        && Path::new("/proc/self").exists()
+        && !Path::new(&format!("/proc/{process}")).exists()
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn settle(temporary: &Path, path: &Path) -> Result<()> {
+    File::open(temporary)?.sync_all().context("flushing to the disk")?;
+    fs::rename(temporary, path)?;
+    File::open(folder_of(path))?.sync_all().context("flushing the folder to the disk")
+}

@@ -1,0 +1,18 @@
+//! The ground floor: YAML with positions, exit codes, whole files or none, signals, the terminal, random numbers.
+
+pub mod atomic_file;
+pub mod builtin;
+pub(crate) mod console;
+pub mod exit_code;
+pub(crate) mod folder_lock;
+pub(crate) mod interrupt;
+pub(crate) mod regular_file;
+pub mod rename;
+pub mod rng;
+pub(crate) mod sha256;
+pub mod signals;
+pub mod stopwatch;
+pub(crate) mod tagged_enum;
+pub(crate) mod terminal;
+pub(crate) mod threads;
+pub mod yaml;
