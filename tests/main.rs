@@ -26,6 +26,7 @@ mod model;
 mod norm;
 mod optim;
 mod optimizer_state;
+mod papers;
 mod penalty;
 mod python_files;
 mod report;

@@ -1,0 +1,226 @@
+//! README.md, CONTRIBUTING.md and docs/: links lead somewhere, configs and commands in them are accepted, the README is short.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use regex::Regex;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::common::{run, succeeds};
+
+/// The sections that a run config has to have, for a snippet that is a part of one.
+const BASE: &str = "{model: {name: linear, args: {features: 2, outputs: 1}}, task: regression, \
+    data: {train: {linear: {features: 2, informative: 1, noise: 0.1, count: 20}}, validation: {fraction: 0.2}}, \
+    optimizer: {sgd: {lr: 0.1}}, train: {epochs: 1}}";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// (path from the root, text) of every page.
+fn pages() -> Vec<(PathBuf, String)> {
+    let docs = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let mut paths: Vec<PathBuf> = docs.filter(|path| path.extension().is_some_and(|end| end == "md")).collect();
+    paths.extend(["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "fuzz/README.md"].map(|name| root().join(name)));
+    paths.sort();
+    let read = |path: PathBuf| {
+        let text = fs::read_to_string(&path).unwrap();
+        (path.strip_prefix(root()).unwrap().to_owned(), text)
+    };
+    paths.into_iter().map(read).collect()
+}
+
+/// (line, text) of each fenced block of a page whose fence says `language`.
+fn blocks(page: &str, language: &str) -> Vec<(usize, String)> {
+    let (mut found, mut open): (Vec<(usize, String)>, Option<bool>) = (Vec::new(), None);
+    for (index, line) in page.lines().enumerate() {
+        match (line.strip_prefix("```"), open) {
+            (Some(fence), None) => {
+                open = Some(fence == language);
+                if fence == language {
+                    found.push((index + 1, String::new()));
+                }
+            }
+            (Some(_), Some(_)) => open = None,
+            (None, Some(true)) => {
+                let text = &mut found.last_mut().unwrap().1;
+                text.push_str(line);
+                text.push('\n');
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(open, None, "a fence is left open");
+    found
+}
+
+/// The page without its fenced blocks.
+fn prose(page: &str) -> String {
+    let mut fenced = false;
+    let keep = |line: &&str| {
+        let fence = line.starts_with("```");
+        fenced ^= fence;
+        !fenced && !fence
+    };
+    page.lines().filter(keep).collect::<Vec<_>>().join("\n")
+}
+
+/// The anchors that GitHub gives to the headings of a page.
+fn anchors(page: &str) -> BTreeSet<String> {
+    let headings = prose(page);
+    let headings = headings.lines().filter(|line| line.starts_with('#'));
+    let anchor = |heading: &str| -> String {
+        let text = heading.trim_start_matches('#').trim().to_lowercase();
+        let kept = text.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
+        kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+    };
+    headings.map(anchor).collect()
+}
+
+#[test]
+fn the_readme_has_at_most_130_lines_of_100_columns() {
+    let text = fs::read_to_string(root().join("README.md")).unwrap();
+    assert!(text.lines().count() <= 130, "{} lines", text.lines().count());
+    for (index, line) in text.lines().enumerate() {
+        assert!(line.chars().count() <= 100, "README.md:{}: {} columns", index + 1, line.chars().count());
+    }
+}
+
+#[test]
+fn every_link_between_the_pages_leads_to_a_file_and_a_heading() {
+    let link = Regex::new(r"\]\(([^)\s]+)\)").unwrap();
+    let mut wrong = Vec::new();
+    for (page, text) in pages() {
+        for found in link.captures_iter(&prose(&text)) {
+            let target = &found[1];
+            if target.contains("://") {
+                continue;
+            }
+            let (file, heading) = target.split_once('#').unwrap_or((target, ""));
+            let path = match file {
+                "" => root().join(&page),
+                _ => root().join(&page).parent().unwrap().join(file),
+            };
+            let is_there = path.exists()
+                && (heading.is_empty() || anchors(&fs::read_to_string(&path).unwrap()).contains(heading));
+            if !is_there {
+                wrong.push(format!("{}: {target}", page.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "links to nothing:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_readme_links_to_every_page() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    for (page, _) in pages() {
+        let name = page.to_str().unwrap();
+        let linked = readme.contains(&format!("({name})")) || name == "README.md" || name == "fuzz/README.md";
+        assert!(linked, "README.md does not link to {name}");
+    }
+}
+
+/// A YAML block is a whole config, some sections of one, or a model file. All else carries another language.
+#[test]
+fn every_yaml_block_in_the_pages_is_accepted() {
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let base: Value = serde_yaml::from_str(BASE).unwrap();
+    let mut seen = 0;
+    for (page, text) in pages() {
+        for (line, block) in blocks(&text, "yaml") {
+            let place = format!("{}:{line}", page.display());
+            let value: Value = serde_yaml::from_str(&block).unwrap_or_else(|error| panic!("{place}: {error}"));
+            let mut config = base.clone();
+            let sections = config.as_object_mut().unwrap();
+            if value.get("layers").is_some() {
+                fs::write(path("model.yaml"), &block).unwrap();
+                sections.insert("model".into(), path("model.yaml").into());
+                sections.insert("task".into(), "classification".into());
+            } else {
+                sections.extend(value.as_object().unwrap_or_else(|| panic!("{place}: no mapping")).clone());
+            }
+            fs::write(path("config.yaml"), serde_json::to_string(&config).unwrap()).unwrap();
+            let (code, _, stderr) = run(&["train", &path("config.yaml"), "--dry-run"]);
+            assert_eq!(code, 0, "{place}\n{block}\n{stderr}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 10, "{seen} blocks");
+}
+
+#[test]
+fn every_command_in_the_pages_exists_with_its_options() {
+    let mut helps: BTreeMap<String, String> = BTreeMap::new();
+    let commands = succeeds(&["--help"]);
+    let inline = Regex::new(r"`((?:scripts/)?tikhonov [^`]+)`").unwrap();
+    let option = Regex::new(r"(?:^|[\s\[])(--[a-z][a-z-]*|-[a-z]\b)").unwrap();
+    let mut wrong = Vec::new();
+    for (page, text) in pages() {
+        let fenced = blocks(&text, "sh").into_iter().flat_map(|(_, block)| {
+            block.lines().map(str::to_owned).filter(|line| line.contains("tikhonov ")).collect::<Vec<_>>()
+        });
+        let quoted = inline.captures_iter(&prose(&text)).map(|found| found[1].to_owned()).collect::<Vec<_>>();
+        for command in fenced.chain(quoted) {
+            let command = command.split('#').next().unwrap();
+            let Some((_, arguments)) = command.split_once("tikhonov ") else { continue };
+            let Some(name) = arguments.split_whitespace().find(|word| !word.starts_with('-')) else { continue };
+            let known = commands.lines().any(|line| line.split_whitespace().next() == Some(name));
+            if !known {
+                wrong.push(format!("{}: no command `{name}`: {command}", page.display()));
+                continue;
+            }
+            let help = helps.entry(name.to_owned()).or_insert_with(|| succeeds(&[name, "--help"]));
+            for found in option.captures_iter(arguments) {
+                let words = help.split(|c: char| c.is_whitespace() || [',', '='].contains(&c));
+                if !words.into_iter().any(|word| word == &found[1]) {
+                    wrong.push(format!("{}: {name} has no {}: {command}", page.display(), &found[1]));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_readme_names_every_command() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let commands = succeeds(&["--help"]);
+    let listed = commands.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
+    for line in listed.take_while(|line| !line.is_empty()) {
+        let Some(name) = line.strip_prefix("  ").filter(|rest| !rest.starts_with(' ')) else { continue };
+        let name = name.split_whitespace().next().unwrap();
+        assert!(name == "help" || readme.contains(&format!("`{name}`")), "README.md does not name `{name}`");
+    }
+}
+
+#[test]
+fn the_architecture_lists_the_folders_of_the_source_in_their_order() {
+    let page = fs::read_to_string(root().join("docs/ARCHITECTURE.md")).unwrap();
+    let table: Vec<&str> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `").and_then(|rest| rest.split_once("/` |")))
+        .map(|(folder, _)| folder)
+        .collect();
+    let library = fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    let floors: Vec<&str> = library
+        .lines()
+        .filter_map(|line| line.strip_prefix("//! | [`").and_then(|rest| rest.split_once("`] |")))
+        .map(|(folder, _)| folder)
+        .collect();
+    assert!(floors.len() > 10, "src/lib.rs lists {} folders", floors.len());
+    assert_eq!(table, floors);
+    let mut present: Vec<String> = fs::read_dir(root().join("src"))
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.path().is_dir())
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
+    present.sort();
+    let mut listed: Vec<String> = table.iter().map(|folder| (*folder).to_owned()).collect();
+    listed.sort();
+    assert_eq!(listed, present);
+}
