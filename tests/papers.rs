@@ -11,9 +11,8 @@ use tempfile::TempDir;
 use crate::common::{outcome, succeeds, tikhonov};
 
 /// The sections that a run config has to have, for a snippet that is a part of one.
-const BASE: &str = "{model: {name: linear, args: {features: 2, outputs: 1}}, task: regression, \
-    data: {train: {linear: {features: 2, informative: 1, noise: 0.1, count: 20}}, validation: {fraction: 0.2}}, \
-    optimizer: {sgd: {lr: 0.1}}, train: {epochs: 1}}";
+const BASE: &str = "{model: {name: small-cnn, args: {channels: 1, size: 28, classes: 10}}, task: classification, \
+    data: {train: {shapes: {count: 100}}, validation: {fraction: 0.2}}, optimizer: {sgd: {lr: 0.1}}, train: {epochs: 1}}";
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -190,7 +189,8 @@ fn every_command_in_the_pages_exists_with_its_options() {
     let inline = Regex::new(r"`((?:scripts/)?tikhonov [^`]+)`").unwrap();
     let option = Regex::new(r"(?:^|[\s\[])(--[a-z][a-z-]*|-[a-z]\b)").unwrap();
     let mut wrong = Vec::new();
-    for (page, text) in pages() {
+    // The changelog may name what is gone.
+    for (page, text) in pages().into_iter().filter(|(page, _)| page != Path::new("CHANGELOG.md")) {
         let fenced = blocks(&text, "sh").into_iter().flat_map(|(_, block)| {
             block.lines().map(str::to_owned).filter(|line| line.contains("tikhonov ")).collect::<Vec<_>>()
         });
