@@ -1,7 +1,7 @@
 //! tikhonov trains regularised convolutional networks with libtorch.
 //!
-//! A folder imports only folders below it in this table (tests/architecture.rs checks that); docs/ARCHITECTURE.md walks
-//! through them.
+//! A folder imports only folders below it in this table (tests/architecture.rs checks that);
+//! docs/ARCHITECTURE.md walks through them.
 //!
 //! | folder | holds |
 //! |---|---|

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use tikhonov::cli::{Cli, errors};
-use tikhonov::libtorch::{heap, leave};
+use tikhonov::libtorch::{exit_fast, heap};
 use tikhonov::util::signals;
 
 #[global_allocator]
@@ -15,9 +15,9 @@ fn main() {
     // Help, the version and mistakes on the command line end here.
     let cli = Cli::try_parse().unwrap_or_else(|told| {
         let _ = told.print();
-        leave(told.exit_code() as u8)
+        exit_fast(told.exit_code() as u8)
     });
-    leave(match cli.run() {
+    exit_fast(match cli.run() {
         Ok(()) => 0,
         Err(error) => errors::failure(&error, cli.debug),
     })

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
-use tikhonov::util::rng::{Draw, Purpose};
+use tikhonov::util::rng::{CounterRng, RngStream};
 
 use crate::common::{killed_at, read_json, records, run, succeeds, write_config};
 
@@ -46,7 +46,7 @@ train: {epochs: 3, clip: {norm: 1.0}, ema: {decay: 0.9}, log_every: 7, checkpoin
 
 /// Writes the tables that `OVERFITS` reads and returns its path.
 fn write_overfits(folder: &Path) -> String {
-    let mut draw = Draw::new(5, 0, 0, Purpose::Generate);
+    let mut draw = CounterRng::new(5, 0, 0, RngStream::Generate);
     let centres: Vec<f64> = (0..60).map(|_| 0.5 * draw.normal()).collect();
     for (name, rows) in [("learn.csv", 400), ("judge.csv", 2000)] {
         let mut text = (0..20).map(|column| format!("x{column},")).collect::<String>() + "y\n";
@@ -146,7 +146,8 @@ fn tuning_touches_nothing_but_lambda() {
     let home = tempfile::tempdir().unwrap();
     let config = write_config(home.path(), EVERYTHING);
     let [tuned, fixed] = ["tuned", "fixed"].map(|name| home.path().join(name));
-    // A λ that cannot move is a λ: weights, running statistics and all draws are those of a run that tunes nothing.
+    // A λ that cannot move is a λ: weights, running statistics and all draws are those of a run that tunes
+    // nothing.
     train(&config, &tuned, &["penalty={decoupled: {auto: {start: 1, lr: 1.0e-30, every: 2}}}"]);
     train(&config, &fixed, &["penalty={decoupled: 1}"]);
     assert_eq!(state(&tuned).0, state(&fixed).0);

@@ -1,4 +1,5 @@
-//! The folders of src/ and what they may import: the table in src/lib.rs is the list, from the highest to the lowest.
+//! The folders of src/ and what they may import: the table in src/lib.rs is the list, from the highest to the
+//! lowest.
 
 use std::fs;
 use std::path::{Path, PathBuf};

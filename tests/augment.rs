@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 use tikhonov::data::augment::{self, Augment, Mixup, Pipeline};
 use tikhonov::data::loader::{Loader, LoaderOptions, Preparation};
 use tikhonov::data::{Samples, Targets};
-use tikhonov::util::rng::{Draw, Purpose};
+use tikhonov::util::rng::{CounterRng, RngStream};
 
 use crate::common::python;
 use crate::loader::{augment as steps, batches, dataset, floats, options, pictures};
@@ -17,7 +17,7 @@ fn run(yaml: &str, n: i64, channels: i64, height: i64, width: i64) -> (Vec<f64>,
     let pipeline = Pipeline::new(&list, &set.shape, false).unwrap();
     let mut numbers = Vec::new();
     for index in 0..n as u64 {
-        pipeline.draw(&mut Draw::new(7, 0, index, Purpose::Augment), [0, 0], &mut numbers);
+        pipeline.draw(&mut CounterRng::new(7, 0, index, RngStream::Augment), [0, 0], &mut numbers);
     }
     let prep = Preparation { normalize: None, augment: list };
     let whole = LoaderOptions { batch_size: n as usize, kind: Kind::Double, ..options() };
@@ -100,7 +100,7 @@ fn random_resized_crops_have_the_asked_area_and_proportions() {
     let Augment::RandomResizedCrop(crop) = &list[0] else { unreachable!() };
     let (mut area, n) = (0.0, 4000);
     for index in 0..n {
-        let [top, left, h, w] = crop.draw([200, 300], &mut Draw::new(1, 0, index, Purpose::Augment));
+        let [top, left, h, w] = crop.draw([200, 300], &mut CounterRng::new(1, 0, index, RngStream::Augment));
         assert!(top >= 0.0 && left >= 0.0 && top + h <= 200.0 && left + w <= 300.0);
         let share = h * w / 60000.0;
         assert!(share > 0.195 && share < 0.505, "{share}");
@@ -111,7 +111,7 @@ fn random_resized_crops_have_the_asked_area_and_proportions() {
     // No rectangle of these proportions fits: the largest centred one.
     let list = steps("[{random_resized_crop: {scale: [1, 1]}}]");
     let Augment::RandomResizedCrop(crop) = &list[0] else { unreachable!() };
-    let drawn = crop.draw([100, 1000], &mut Draw::new(1, 0, 0, Purpose::Augment));
+    let drawn = crop.draw([100, 1000], &mut CounterRng::new(1, 0, 0, RngStream::Augment));
     assert_eq!(drawn, [0.0, 433.0, 100.0, 133.0]);
 }
 
@@ -200,7 +200,8 @@ fn cutout_blanks_a_square_of_the_normalised_picture_with_probability_p() {
     let Augment::Cutout(cutout) = &list[0] else { unreachable!() };
     let (mut blanked, n) = (0, 4000);
     for index in 0..n {
-        let [top, bottom, left, right] = cutout.draw([28, 20], &mut Draw::new(1, 0, index, Purpose::Augment));
+        let [top, bottom, left, right] =
+            cutout.draw([28, 20], &mut CounterRng::new(1, 0, index, RngStream::Augment));
         if right > left {
             blanked += 1;
             assert!((3.0..=6.0).contains(&(bottom - top)) && (3.0..=6.0).contains(&(right - left)));
@@ -273,7 +274,7 @@ fn mixture_weights_have_the_moments_of_a_beta_distribution() {
     for alpha in [0.1, 0.4, 1.0, 3.0] {
         let (mut sum, mut squares, mut mixed) = (0.0, 0.0, 0.0);
         for index in 0..20000 {
-            let mut draw = Draw::new(1, 0, index, Purpose::Mix);
+            let mut draw = CounterRng::new(1, 0, index, RngStream::Mix);
             let (_, ys) = Mixup { alpha }.apply(&xs, &ys, &mut draw);
             let own = ys.double_value(&[0, 0]);
             // With the partner itself nothing is mixed and λ stays unknown.

@@ -38,8 +38,8 @@ fn bench(args: &[&str]) -> (Value, tempfile::TempDir) {
 
 #[test]
 fn what_a_bench_reports_adds_up_over_several_epochs() {
-    // 70 samples (validation takes 3 of the 10 of each class) in 4 batches are 2 steps an epoch: 7 steps take 4 epochs. Measured are steps 3 to 7, which learn from
-    // 40, 30, 40, 30 and 40 samples.
+    // 70 samples (validation takes 3 of the 10 of each class) in 4 batches are 2 steps an epoch: 7 steps take
+    // 4 epochs. Measured are steps 3 to 7, which learn from 40, 30, 40, 30 and 40 samples.
     let (report, home) = bench(&["--steps", "5", "--warmup", "2", "--checkpoint"]);
     assert_eq!((report["steps"].as_u64(), report["samples"].as_u64()), (Some(5), Some(180)));
     let number = |pointer: &str| {

@@ -107,7 +107,8 @@ train: {epochs: 1}
     .unwrap();
     let peak = |set: &str| {
         let args = ["bench", file.to_str().unwrap(), "--device", "cpu", "--steps", "2", "--warmup", "1"];
-        // Direct convolutions: what Winograd's leave between the activations varies with the heap by as much as is saved.
+        // Direct convolutions: what Winograd's leave between the activations varies with the heap by as much
+        // as is saved.
         let sets = ["--no-eval", "--json", "--set", "train.winograd=false", "--set", set];
         let stdout = succeeds(&[&args[..], &sets].concat());
         let told: Value = serde_json::from_str(&stdout).unwrap();

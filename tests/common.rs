@@ -57,8 +57,8 @@ pub fn saved(run: &Path, part: &str) -> Vec<u8> {
     std::fs::read(run.join(format!("checkpoints/last/{part}.safetensors"))).unwrap()
 }
 
-/// Starts a command that resumes once for each of `moments`, kills it shortly after the file `told` has so many lines, and
-/// in the end lets it finish. How often there was something to kill.
+/// Starts a command that resumes once for each of `moments`, kills it shortly after the file `told` has so
+/// many lines, and in the end lets it finish. How often there was something to kill.
 pub fn killed_at(moments: &[usize], told: &Path, args: &[&str]) -> usize {
     let lines = || std::fs::read_to_string(told).map_or(0, |text| text.lines().count());
     let mut kills = 0;
@@ -78,7 +78,8 @@ pub fn killed_at(moments: &[usize], told: &Path, args: &[&str]) -> usize {
     kills
 }
 
-/// The Python whose torch the binary is linked with: `TIKHONOV_PYTHON`, else the one that owns libtorch's folder.
+/// The Python whose torch the binary is linked with: `TIKHONOV_PYTHON`, else the one that owns libtorch's
+/// folder.
 pub fn python_path() -> PathBuf {
     if let Some(python) = std::env::var_os("TIKHONOV_PYTHON") {
         return python.into();
@@ -113,8 +114,8 @@ pub fn data_dir(test: &str) -> Option<PathBuf> {
     found
 }
 
-/// Whether this process runs the test `name` and nothing else. If not, it starts one that does and passes on its
-/// failure. For tests that need torch's global generator to themselves.
+/// Whether this process runs the test `name` and nothing else. If not, it starts one that does and passes on
+/// its failure. For tests that need torch's global generator to themselves.
 pub fn alone(name: &str) -> bool {
     if std::env::var_os("TIKHONOV_TEST_ALONE").is_some() {
         return true;
@@ -123,7 +124,8 @@ pub fn alone(name: &str) -> bool {
     let output = Command::new(binary)
         .args(["--exact", name, "--nocapture"])
         .env("TIKHONOV_TEST_ALONE", "1")
-        // As the Python beside it: other threads add in another order, and a ReLU at its kink falls to the other side.
+        // As the Python beside it: other threads add in another order, and a ReLU at its kink falls to the
+        // other side.
         .env("OMP_NUM_THREADS", "1")
         .output()
         .expect("the test binary starts");

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tch::{Kind, no_grad};
 use tikhonov::data::image::photo::Photo;
-use tikhonov::inference::loaded_model::{Choice, Trained};
+use tikhonov::inference::loaded_model::{LoadedModel, WeightSelection};
 
 use crate::common::run;
 use crate::generation::Place;
@@ -76,12 +76,12 @@ torch.save(state, 'w.pt')",
         photo.part(0, 0, photo.height, photo.width).unwrap()
     };
     let weights = place.path("w.pt");
-    let choice = Choice { weights: Some(Path::new(&weights)), ..Choice::default() };
-    let trained = Trained::open(Path::new(&place.path("run")), &[], [], &choice).unwrap();
+    let choice = WeightSelection { weights: Some(Path::new(&weights)), ..WeightSelection::default() };
+    let trained = LoadedModel::open(Path::new(&place.path("run")), &[], [], &choice).unwrap();
     trained.use_threads();
     let network = trained.network().unwrap();
     let task = trained.config.spec.task.build();
-    let want = no_grad(|| task.answer(&network, &read("in/a.png"), false)).unwrap().outputs;
+    let want = no_grad(|| task.forward(&network, &read("in/a.png"), false)).unwrap().outputs;
     let levels = |image: &tch::Tensor| (image.clamp(0.0, 1.0) * 255.0).round().to_kind(Kind::Uint8);
     assert!(levels(&read("back.png")).equal(&levels(&want)));
 }

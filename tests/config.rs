@@ -29,7 +29,8 @@ train:
   clip: {norm: 1.0}
 ";
 
-/// Writes `text` as run.yaml, checks it with --dry-run, and returns (exit code, stdout, stderr), the folder cut off.
+/// Writes `text` as run.yaml, checks it with --dry-run, and returns (exit code, stdout, stderr), the folder
+/// cut off.
 fn dry_run(text: &str, options: &[&str]) -> (i32, String, String) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.yaml");

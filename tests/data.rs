@@ -11,7 +11,7 @@ use std::process::Command;
 
 use serde_json::Value;
 use tch::{Kind, Tensor};
-use tikhonov::data::{DataSpec, Dataset, Samples, Sets, Split, Targets};
+use tikhonov::data::{DataSpec, Dataset, Samples, Split, Splits, Targets};
 use tikhonov::util::exit_code;
 
 use crate::common::{outcome, python_path};
@@ -52,7 +52,7 @@ fn spec(data: Value) -> DataSpec {
     serde_json::from_value(data).expect("a data section")
 }
 
-fn open(data: Value) -> Sets {
+fn open(data: Value) -> Splits {
     let spec = spec(data);
     spec.validate(&Split::ALL).expect("valid");
     spec.open(0).unwrap_or_else(|error| panic!("{error:#}"))

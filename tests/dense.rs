@@ -52,8 +52,8 @@ fn the_linear_map_gives_the_values_and_gradients_of_float64() {
             for (i, (own, truth)) in own.iter().zip(&truth).enumerate() {
                 assert_eq!(own.size(), truth.size());
                 let off = (own.to_kind(Kind::Double) - truth).abs();
-                // For sums of so many products of numbers in ±1; a value next to zero may fall on the other side of the ReLU,
-                // and its gradient with it.
+                // For sums of so many products of numbers in ±1; a value next to zero may fall on the other
+                // side of the ReLU, and its gradient with it.
                 let [rows, inputs, outputs] = size;
                 let terms = [inputs, outputs, rows, rows][i];
                 let bound = 2e-6 * (terms as f64).sqrt().max(4.0);

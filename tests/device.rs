@@ -1,4 +1,5 @@
-//! Where a run computes: libtorch's CUDA half is loaded in time by those who ask for a GPU, and by nobody else.
+//! Where a run computes: libtorch's CUDA half is loaded in time by those who ask for a GPU, and by nobody
+//! else.
 
 use std::fs;
 use std::path::Path;

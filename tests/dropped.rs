@@ -1,4 +1,5 @@
-//! What a run leaves out of its data is named and counted wherever it happens; what is no file is refused everywhere.
+//! What a run leaves out of its data is named and counted wherever it happens; what is no file is refused
+//! everywhere.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -357,7 +358,8 @@ fn the_start_tells_classes_counts_outputs_without_a_class_and_that_nothing_judge
     }
 }
 
-/// Starts a training, sends SIGTERM once `when` holds, and returns the exit code, how long the end took, and stderr.
+/// Starts a training, sends SIGTERM once `when` holds, and returns the exit code, how long the end took, and
+/// stderr.
 fn terminated(args: &[&str], when: impl Fn() -> bool) -> (i32, Duration, String) {
     let child = tikhonov().args(args).stderr(std::process::Stdio::piped()).spawn().unwrap();
     let began = Instant::now();

@@ -1,4 +1,5 @@
-//! Disks that fill, processes that are killed, files that rot: nothing is lost, and nothing changes in silence.
+//! Disks that fill, processes that are killed, files that rot: nothing is lost, and nothing changes in
+//! silence.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -362,7 +363,8 @@ fn a_sweep_that_is_signalled_saves_and_its_folder_takes_no_second_sweep() {
     succeeds(&resumed);
     let result = read_json(folder.join("result.json"));
 
-    // A trial that stands there twice counts once, by its first line; a damaged byte costs its own line alone.
+    // A trial that stands there twice counts once, by its first line; a damaged byte costs its own line
+    // alone.
     let trials = folder.join("trials.jsonl");
     let text = fs::read_to_string(&trials).unwrap();
     let first = text.lines().next().unwrap();

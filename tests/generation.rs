@@ -65,7 +65,8 @@ impl Place {
 
 const VAE: &str = "{name: vae, args: {hidden: 32, code: 3}}";
 
-/// The decoder and the encoder's means of `models/vae.yaml` in PyTorch, and a grid as torchvision lays it out.
+/// The decoder and the encoder's means of `models/vae.yaml` in PyTorch, and a grid as torchvision lays it
+/// out.
 const TWIN: &str = "
 from safetensors.torch import load_file
 import torch.nn.functional as F

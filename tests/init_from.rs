@@ -251,8 +251,8 @@ fn the_published_resnet20_scores_its_published_accuracy() {
     assert!(code == 0 && stdout.contains("accuracy         0.9150"), "{stdout}{stderr}");
 }
 
-/// dB that PyTorch 2.11 gets with `torch.randn` of one generator seeded 0, image after image in the order of their
-/// names: clean = noisy - net(noisy), clamped to [0, 1], the mean of the images' PSNR.
+/// dB that PyTorch 2.11 gets with `torch.randn` of one generator seeded 0, image after image in the order of
+/// their names: clean = noisy - net(noisy), clamped to [0, 1], the mean of the images' PSNR.
 fn dncnn(data: &Path, set: &str, sigma: u32, expected: f64) {
     let weights = data.join(format!("checkpoints/dncnn-s-{sigma}.legacy.pth"));
     let (images, noise) = (

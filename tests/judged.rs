@@ -1,4 +1,5 @@
-//! What a run says of itself, judges and hands out: one set of weights, one moment, and an error where there is nothing to say.
+//! What a run says of itself, judges and hands out: one set of weights, one moment, and an error where there
+//! is nothing to say.
 
 use std::path::{Path, PathBuf};
 
@@ -385,7 +386,8 @@ fn accumulated_decay_takes_in_float32_what_is_meant_and_a_resume_goes_on_with_th
         )[0]
     };
     let before = norm(&start);
-    // Data loss 0 times the rate: mae has the gradient sign(·)/n, so all of it is the penalty's only where the targets are met.
+    // Data loss 0 times the rate: mae has the gradient sign(·)/n, so all of it is the penalty's only where
+    // the targets are met.
     let decayed = |name: &str, mode: &str, more: &[&str]| {
         let penalty = format!("penalty={{decoupled: 1.0e+3, decoupled_mode: {mode}}}");
         let sets = [&penalty, "optimizer={sgd: {lr: 3.0e-11}}", "data.batch_size=2", "train.epochs=1000"];

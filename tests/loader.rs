@@ -7,8 +7,8 @@ use tikhonov::data::augment::Augment;
 use tikhonov::data::loader::{Batch, Loader, LoaderOptions, Preparation};
 use tikhonov::data::normalize::{Normalize, NormalizeSpec};
 use tikhonov::data::{DataSpec, Dataset, Files, Fit, Framing, ImageFile, Mode, Resize, Samples, Targets};
-use tikhonov::util::exit_code::{self, Exit};
-use tikhonov::util::rng::{Draw, Purpose};
+use tikhonov::util::exit_code::{self, ExitCode};
+use tikhonov::util::rng::{CounterRng, RngStream};
 
 use crate::common::{data_dir, python};
 
@@ -46,7 +46,7 @@ pub fn dataset(xs: Tensor, targets: Targets) -> Dataset {
 
 /// Pictures of reproducible random levels, three classes.
 pub fn pictures(n: i64, channels: i64, height: i64, width: i64) -> Dataset {
-    let mut draw = Draw::new(1, 0, 0, Purpose::Generate);
+    let mut draw = CounterRng::new(1, 0, 0, RngStream::Generate);
     let bytes: Vec<u8> = (0..n * channels * height * width).map(|_| draw.below(256) as u8).collect();
     let xs = Tensor::from_slice(&bytes).view([n, channels, height, width]);
     dataset(xs, Targets::Classes((0..n).map(|index| index % 3).collect()))
@@ -102,7 +102,7 @@ fn every_sample_appears_once_per_epoch_in_the_drawn_order() {
     let set = pictures(43, 1, 4, 4);
     let loader = Loader::new(&set, &Preparation::default(), options()).unwrap();
     let got: Vec<i64> = batches(&loader, 2, 0).into_iter().flat_map(|batch| batch.indices).collect();
-    assert_eq!(got, Draw::new(7, 2, 0, Purpose::Order).permutation(43));
+    assert_eq!(got, CounterRng::new(7, 2, 0, RngStream::Order).permutation(43));
     let dropped = LoaderOptions { drop_last: true, ..options() };
     let loader = Loader::new(&set, &Preparation::default(), dropped).unwrap();
     assert_eq!(loader.steps(), 5);
@@ -164,7 +164,7 @@ fn the_one_pass_over_bytes_equals_the_operations_of_libtorch() {
 #[test]
 fn tables_are_normalised_by_numpys_mean_and_std() {
     let rows = 57;
-    let mut draw = Draw::new(2, 0, 0, Purpose::Generate);
+    let mut draw = CounterRng::new(2, 0, 0, RngStream::Generate);
     let mut values = Vec::new();
     for _ in 0..rows {
         values.extend([draw.normal() * 3.0 + 100.0, draw.uniform() * 1e-3, 4.5]);
@@ -230,14 +230,14 @@ fn normalize_is_auto_none_or_numbers() {
     assert_eq!(read("{mean: [0.1], std: [0.0]}").unwrap().validate().unwrap_err().path, "std.0");
     assert_eq!(read("{mean: [0.1, 0.2], std: [0.3]}").unwrap().validate().unwrap_err().path, "std");
     let error = read("{mean: [0, 0], std: [1, 1]}").unwrap().resolve(&pictures(2, 3, 2, 2)).unwrap_err();
-    assert_eq!(exit_code::code(&error), Exit::Usage as u8, "{error:#}");
+    assert_eq!(exit_code::code(&error), ExitCode::Usage as u8, "{error:#}");
 }
 
 #[test]
 fn a_table_with_nan_cannot_be_normalised() {
     let set = dataset(Tensor::from_slice(&[1.0, f64::NAN]).view([2, 1]), Targets::Unknown);
     let error = NormalizeSpec::Auto.resolve(&set).unwrap_err();
-    assert_eq!(exit_code::code(&error), Exit::Data as u8, "{error:#}");
+    assert_eq!(exit_code::code(&error), ExitCode::Data as u8, "{error:#}");
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn what_does_not_suit_the_samples_is_refused() {
     for (set, steps) in refused {
         let prep = Preparation { normalize: None, augment: augment(steps) };
         let error = Loader::new(set, &prep, options()).err().expect(steps);
-        assert_eq!(exit_code::code(&error), Exit::Usage as u8, "{error:#}");
+        assert_eq!(exit_code::code(&error), ExitCode::Usage as u8, "{error:#}");
         Loader::new(set, &prep, LoaderOptions { train: false, ..options() })
             .expect("no augmentation, no complaint");
     }
@@ -262,7 +262,7 @@ fn what_does_not_suit_the_samples_is_refused() {
 /// A folder of `n` PNGs of different sizes; those in `damaged` hold no picture.
 fn files(n: usize, damaged: &[usize], forgiven: usize) -> (tempfile::TempDir, Dataset) {
     let folder = tempfile::tempdir().unwrap();
-    let mut draw = Draw::new(3, 0, 0, Purpose::Generate);
+    let mut draw = CounterRng::new(3, 0, 0, RngStream::Generate);
     let mut files = Vec::new();
     for index in 0..n {
         let path = folder.path().join(format!("{index:03}.png"));
@@ -368,7 +368,7 @@ fn a_damaged_picture_is_replaced_by_the_next_in_training() {
     let (_folder, set) = files(9, &[2, 3, 8], 3);
     for workers in [0, 3] {
         let loader = Loader::new(&set, &prep("[]", 3), LoaderOptions { workers, ..options() }).unwrap();
-        let order = Draw::new(7, 0, 0, Purpose::Order).permutation(9);
+        let order = CounterRng::new(7, 0, 0, RngStream::Order).permutation(9);
         let want: Vec<i64> = order.iter().map(|&i| if i == 2 || i == 3 { 4 } else { i % 8 }).collect();
         for _ in 0..2 {
             let batches = batches(&loader, 0, 0);
@@ -399,7 +399,7 @@ fn more_damaged_pictures_than_forgiven_end_with_exit_3() {
         let loader = Loader::new(&set, &prep("[]", 3), LoaderOptions { workers, ..options() }).unwrap();
         let mut epoch = loader.epoch(0, 0);
         let error = epoch.find_map(Result::err).expect("an error");
-        assert_eq!(exit_code::code(&error), Exit::Data as u8);
+        assert_eq!(exit_code::code(&error), ExitCode::Data as u8);
         let text = format!("{error:#}");
         assert!(
             text.contains("001.png") && text.contains("005.png") && text.contains("max_skipped"),

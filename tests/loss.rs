@@ -13,7 +13,8 @@ fn leaf(tensor: &Tensor, kind: Kind) -> Tensor {
     tensor.to_kind(kind).copy().set_requires_grad(true)
 }
 
-/// The largest difference of value and gradient of `own` and `truth`, both of which were asked for three times the gradient.
+/// The largest difference of value and gradient of `own` and `truth`, both of which were asked for three
+/// times the gradient.
 fn apart(own: (&Tensor, &Tensor), truth: (&Tensor, &Tensor)) -> f64 {
     let difference = |own: &Tensor, truth: &Tensor| {
         assert_eq!(own.size(), truth.size());

@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use crate::common::{python, read_json, run, saved, succeeds};
 
-/// Eight pictures of 32 x 32 with a bright object on a dark ground, and a function that saves `cls`, the classes, and
-/// `border`, where a class is hard to tell, in a folder by a function of them.
+/// Eight pictures of 32 x 32 with a bright object on a dark ground, and a function that saves `cls`, the
+/// classes, and `border`, where a class is hard to tell, in a folder by a function of them.
 const PICTURES: &str = "
 import os, numpy as np
 from PIL import Image
@@ -168,7 +168,8 @@ print(*[sum(((c == k) & ~b).sum() for c, b in scenes) / counted.sum() for k in r
         assert_eq!(number(&scores, "mean_dice"), number(&voc, "mean_dice"), "{mask}");
         assert!(weights(mask) == wanted, "{mask}");
     }
-    // The same weights against masks that are wrong at the border alone: without it they would score the same.
+    // The same weights against masks that are wrong at the border alone: without it they would score the
+    // same.
     let (code, _, stderr) = run(&[
         "eval",
         &config(here, "wrong", THREE),
@@ -412,7 +413,8 @@ fn padding_of_a_crop_counts_nowhere_in_a_mask() {
          train: {{epochs: 1}}\n",
         images(", patch: 32"),
     );
-    // Only pixels whose surroundings show the fill may differ: were the padding a class, the losses would be far apart.
+    // Only pixels whose surroundings show the fill may differ: were the padding a class, the losses would be
+    // far apart.
     let losses = ["0", "255"].map(|fill| {
         let config = here.join(format!("fill{fill}.yaml"));
         fs::write(&config, text.replace("FILL", fill)).unwrap();

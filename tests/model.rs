@@ -1,4 +1,5 @@
-//! Networks beside PyTorch twins: names, shapes, order, initial weights, outputs; and what a broken file says.
+//! Networks beside PyTorch twins: names, shapes, order, initial weights, outputs; and what a broken file
+//! says.
 
 mod errors;
 mod fuzz;
@@ -74,8 +75,9 @@ fn every_shipped_model_equals_its_pytorch_twin() {
 
         network.load_state(&file("state")).expect("the state fits");
         let io = file("io");
-        // Sums run in another order than Python's: evaluation folds batch norms into the weights, images are channels-last.
-        // DnCNN's seventeen layers in Python are 6e-6 from float64, and 1.4e-5 from themselves in channels-last.
+        // Sums run in another order than Python's: evaluation folds batch norms into the weights, images are
+        // channels-last. DnCNN's seventeen layers in Python are 6e-6 from float64, and 1.4e-5 from themselves
+        // in channels-last.
         let evaluated = difference(&network.forward(&io["x"], false), &io["eval"]);
         assert!(evaluated < 1e-5, "{name}: eval differs by {evaluated}");
         tikhonov::libtorch::winograd::allow(true);
@@ -88,9 +90,9 @@ fn every_shipped_model_equals_its_pytorch_twin() {
         assert!(trained < 1e-5, "{name}: train differs by {trained}");
         ys.square().mean(Kind::Float).backward();
         let gradient = difference(&network.parameters()[0].tensor.grad(), &io["grad"]);
-        // Networks of one-channel images learn channels-last from their first layer on, Python's do not: a value next to zero
-        // may fall on the other side of a ReLU. DnCNN's gradient in Python is 3.9e-3 from itself in channels-last;
-        // tests/norm.rs holds gradients against float64.
+        // Networks of one-channel images learn channels-last from their first layer on, Python's do not: a
+        // value next to zero may fall on the other side of a ReLU. DnCNN's gradient in Python is 3.9e-3 from
+        // itself in channels-last; tests/norm.rs holds gradients against float64.
         let tolerance = if io["x"].size()[1] == 1 { 1e-2 } else { 1e-5 };
         assert!(gradient < tolerance, "{name}: the gradient differs by {gradient}");
         for (key, value) in file("after") {

@@ -91,7 +91,8 @@ fn the_fused_batch_norm_gives_the_values_gradients_and_statistics_of_float64() {
                 let (fused, libtorch) = (run(&case, kind, true), run(&case, kind, false));
                 assert_eq!(fused.len(), truth.len());
                 for (i, ((fused, libtorch), truth)) in fused.iter().zip(&libtorch).zip(&truth).enumerate() {
-                    // A value next to zero may fall on the other side of the ReLU: not counted in the gradient.
+                    // A value next to zero may fall on the other side of the ReLU: not counted in the
+                    // gradient.
                     let agree = if i == 1 || i == 2 && added {
                         let off = (fused - truth).abs().ge(tolerance * truth.abs().max().double_value(&[]));
                         off.sum(Kind::Double).double_value(&[]) <= 1e-3 * truth.numel() as f64

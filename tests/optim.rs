@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor};
 use tikhonov::optim::{Clip, Ema, EmaSpec, Optimizer, OptimizerSpec};
-use tikhonov::penalty::{PenaltySpec, Rates, Target};
+use tikhonov::penalty::{LambdaValues, PenaltyParam, PenaltySpec};
 use tikhonov::schedule::ScheduleSpec;
-use tikhonov::util::rng::{Draw, Purpose};
+use tikhonov::util::rng::{CounterRng, RngStream};
 use tikhonov::util::yaml::Document;
 
 use crate::common;
@@ -49,7 +49,7 @@ fn declared(text: &str) -> Declared {
 }
 
 fn normal(shape: &[i64], scale: f64, which: u64) -> Tensor {
-    let mut draw = Draw::new(7, 0, which, Purpose::Generate);
+    let mut draw = CounterRng::new(7, 0, which, RngStream::Generate);
     let values: Vec<f64> = (0..shape.iter().product()).map(|_| scale * draw.normal()).collect();
     Tensor::from_slice(&values).view(shape)
 }
@@ -64,7 +64,7 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
 fn single(config: &str, values: &[f64]) -> (Tensor, Optimizer) {
     let declared = declared(config);
     let w = Tensor::from_slice(values).set_requires_grad(true);
-    let groups = declared.penalty.assign(&[Target { name: "w", decays: true }]).unwrap();
+    let groups = declared.penalty.assign(&[PenaltyParam { name: "w", is_weight: true }]).unwrap();
     let optimizer = declared.optimizer.build(vec![("w".into(), w.shallow_clone())], &groups).unwrap();
     (w, optimizer)
 }
@@ -76,7 +76,7 @@ fn values(w: &Tensor) -> Vec<f64> {
 #[test]
 fn momentum_and_l2_move_as_written_by_hand() {
     let (w, mut optimizer) = single("optimizer: {sgd: {lr: 0.1, momentum: 0.5}}", &[1.0, -2.0]);
-    let rates = [Rates { l2: 0.5, ..Default::default() }];
+    let rates = [LambdaValues { l2: 0.5, ..Default::default() }];
     for expected in [[0.65, -2.2], [0.65 - 0.1 * (1.75 + 3.325), -2.2 - 0.1 * (1.0 + 1.9)]] {
         // f = 3·Σw: g = 3 + 0.5·w, b = 0.5·b + g, w = w − 0.1·b.
         (&w * 3.0).sum(Kind::Double).backward();
@@ -106,7 +106,7 @@ print(json.dumps(out))"
         // With η = 1 and no momentum a step moves by the clipped gradient.
         let (w, mut optimizer) = single("optimizer: sgd", &[0.0; 4]);
         (&w * Tensor::from_slice(&grads)).sum(Kind::Double).backward();
-        let step = optimizer.step(1.0, &[Rates::default()], Some(&Clip { value, norm })).unwrap();
+        let step = optimizer.step(1.0, &[LambdaValues::default()], Some(&Clip { value, norm })).unwrap();
         let moved: Vec<f64> = values(&w).iter().map(|w| -w).collect();
         let same = moved.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= 1e-15 * b.abs());
         assert!(same, "value {value:?}, norm {norm:?}: {moved:?}, {expected:?} expected");
@@ -119,7 +119,7 @@ print(json.dumps(out))"
 fn the_clip_bounds_the_data_gradient_and_not_the_penalty() {
     let (w, mut optimizer) = single("optimizer: sgd", &[100.0]);
     (&w * 5.0).sum(Kind::Double).backward();
-    let rates = [Rates { l2: 0.5, ..Default::default() }];
+    let rates = [LambdaValues { l2: 0.5, ..Default::default() }];
     optimizer.step(0.1, &rates, Some(&Clip { value: Some(1.0), norm: None })).unwrap();
     assert!((values(&w)[0] - (100.0 - 0.1 * (1.0 + 50.0))).abs() < 1e-12);
 }
@@ -129,11 +129,12 @@ fn a_parameter_without_gradient_is_left_alone_and_may_join_later() {
     let used = Tensor::from_slice(&[1.0f64]).set_requires_grad(true);
     let idle = Tensor::from_slice(&[1.0f64]).set_requires_grad(true);
     let declared = declared("optimizer: {sgd: {lr: 0.1, momentum: 0.9}}");
-    let targets = [Target { name: "used", decays: true }, Target { name: "idle", decays: true }];
+    let targets =
+        [PenaltyParam { name: "used", is_weight: true }, PenaltyParam { name: "idle", is_weight: true }];
     let groups = declared.penalty.assign(&targets).unwrap();
     let params = vec![("used".into(), used.shallow_clone()), ("idle".into(), idle.shallow_clone())];
     let mut optimizer = declared.optimizer.build(params, &groups).unwrap();
-    let rates = [Rates { l1: 0.1, l2: 0.1, ..Default::default() }];
+    let rates = [LambdaValues { l1: 0.1, l2: 0.1, ..Default::default() }];
     (&used * 2.0).sum(Kind::Double).backward();
     optimizer.step(0.1, &rates, None).unwrap();
     assert_eq!(values(&idle), [1.0]);
@@ -142,7 +143,8 @@ fn a_parameter_without_gradient_is_left_alone_and_may_join_later() {
 
     (&used * 2.0 + &idle * 3.0).sum(Kind::Double).backward();
     optimizer.step(0.1, &rates, None).unwrap();
-    // The first step of `idle`: its buffer starts as the gradient 3.1, then the threshold takes 0.01 / (1 - 0.9).
+    // The first step of `idle`: its buffer starts as the gradient 3.1, then the threshold takes 0.01 / (1 -
+    // 0.9).
     assert!((values(&idle)[0] - (1.0 - 0.31 - 0.1)).abs() < 1e-14, "{:?}", values(&idle));
 }
 
@@ -155,13 +157,13 @@ fn weights_in_channels_last_memory_move_as_contiguous_ones() {
         let declared = declared(&format!("optimizer: {optimizer}"));
         let run = |w: Tensor| {
             let w = w.set_requires_grad(true);
-            let groups = declared.penalty.assign(&[Target { name: "w", decays: true }]).unwrap();
+            let groups = declared.penalty.assign(&[PenaltyParam { name: "w", is_weight: true }]).unwrap();
             let mut optimizer =
                 declared.optimizer.build(vec![("w".into(), w.shallow_clone())], &groups).unwrap();
             for _ in 0..3 {
                 let ys = xs.conv2d(&w, None::<&Tensor>, [1, 1], [0, 0], [1, 1], 1);
                 ys.square().mean(Kind::Double).backward();
-                optimizer.step(0.1, &[Rates { l2: 0.1, ..Default::default() }], None).unwrap();
+                optimizer.step(0.1, &[LambdaValues { l2: 0.1, ..Default::default() }], None).unwrap();
             }
             w.detach()
         };
@@ -180,11 +182,11 @@ fn a_gradient_that_is_not_finite_shows_in_the_norm() {
         let (w, mut optimizer) = single("optimizer: sgd", &[1.0, 2.0]);
         (&w * Tensor::from_slice(&[1.0, bad])).sum(Kind::Double).backward();
         assert!(!optimizer.grad_norm().unwrap().double_value(&[]).is_finite());
-        let step = optimizer.step(0.1, &[Rates::default()], None).unwrap();
+        let step = optimizer.step(0.1, &[LambdaValues::default()], None).unwrap();
         assert!(!step.grad_norm.double_value(&[]).is_finite());
     }
     let (_, mut optimizer) = single("optimizer: sgd", &[1.0]);
-    let step = optimizer.step(0.1, &[Rates::default()], None).unwrap();
+    let step = optimizer.step(0.1, &[LambdaValues::default()], None).unwrap();
     assert_eq!(step.grad_norm.double_value(&[]), 0.0, "no gradients, no norm");
 }
 
@@ -288,5 +290,5 @@ fn adamw_refuses_l2_wherever_it_is_declared() {
     spec.accepts(&penalty("{l2: 0, decoupled: 0.1}")).unwrap();
     let (w, mut optimizer) = single("optimizer: adamw", &[1.0]);
     w.sum(Kind::Double).backward();
-    assert!(optimizer.step(0.1, &[Rates { l2: 0.1, ..Default::default() }], None).is_err());
+    assert!(optimizer.step(0.1, &[LambdaValues { l2: 0.1, ..Default::default() }], None).is_err());
 }

@@ -5,15 +5,15 @@ use std::path::Path;
 
 use serde_json::json;
 use tch::Tensor;
-use tikhonov::penalty::Rates;
+use tikhonov::penalty::LambdaValues;
 use tikhonov::pytorch::optimizer_state::{Known, PythonOptimizer};
 use tikhonov::pytorch::weights::read_weights;
 
 use crate::common::{python, run};
 
-/// A small CNN on one fixed batch, so that the order of the samples does not matter, without a bias that the batch norm cancels: Adam
-/// would blow the rounding errors up that are its gradient. `decays` and `others` are its parameters
-/// with and without penalty, `steps` trains.
+/// A small CNN on one fixed batch, so that the order of the samples does not matter, without a bias that the
+/// batch norm cancels: Adam would blow the rounding errors up that are its gradient. `decays` and `others`
+/// are its parameters with and without penalty, `steps` trains.
 const PYTHON: &str = r#"
 import json, numpy as np, os, torch, torch.nn.functional as F
 from torch.optim import SGD, Adam, AdamW, Adagrad, RMSprop
@@ -262,7 +262,8 @@ fn a_run_of_ours_goes_on_in_python_with_the_same_50_steps() {
             );
             let (code, text) = place.train(&config, &label, &["--resume", "--set", "train.epochs=70"]);
             assert_eq!(code, 0, "{text}");
-            // Once into an optimiser that Python makes itself, in the order in which we write the groups; once from the file's own groups.
+            // Once into an optimiser that Python makes itself, in the order in which we write the groups;
+            // once from the file's own groups.
             script += &format!(
                 "for own in True, False:
     file = torch.load('{label}.pt', weights_only=True); net = fresh('{dtype}'); net.load_state_dict(file['model'])
@@ -414,7 +415,7 @@ for name, order, decay in ('a', [0, 2, 1, 3], .1), ('b', [0, 1, 2, 3], .1), ('c'
     optimizer.step(); torch.save(optimizer.state_dict(), name + '.pt')",
     );
     let spec = tikhonov::optim::OptimizerSpec::Adam(Default::default());
-    let rates = |l2| Some(Rates { l2, ..Default::default() });
+    let rates = |l2| Some(LambdaValues { l2, ..Default::default() });
     let known = |name, l2| Known { name, shape: &[2], rates: rates(l2) };
     let alternating = [known("a", 0.1), known("b", 0.0), known("c", 0.1), known("d", 0.0)];
     let split = [known("a", 0.1), known("b", 0.1), known("c", 0.0), known("d", 0.0)];
@@ -424,7 +425,8 @@ for name, order, decay in ('a', [0, 2, 1, 3], .1), ('b', [0, 1, 2, 3], .1), ('c'
         let fitted = state(file).fit(known, &spec).unwrap();
         let mean = |name: &str| fitted.state[&format!("{name}.exp_avg")].double_value(&[0]);
         for (name, gradient) in [("a", 1.0), ("b", 2.0), ("c", 3.0), ("d", 4.0)] {
-            // Adam's first exp_avg is a tenth of the gradient and, with weight decay 0.1, of the weight (1) times that.
+            // Adam's first exp_avg is a tenth of the gradient and, with weight decay 0.1, of the weight (1)
+            // times that.
             let decay =
                 if known.iter().any(|p| p.name == name && p.rates.unwrap().l2 > 0.0) { 0.1 } else { 0.0 };
             assert!((mean(name) - 0.1 * (gradient + decay)).abs() < 1e-4, "{file} {name}: {}", mean(name));

@@ -1,4 +1,5 @@
-//! README.md, CONTRIBUTING.md and docs/: links lead somewhere, configs and commands in them are accepted, the README is short.
+//! README.md, CONTRIBUTING.md and docs/: links lead somewhere, configs and commands in them are accepted, the
+//! README is short.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

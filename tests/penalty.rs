@@ -2,9 +2,9 @@
 
 use tch::{Kind, Tensor};
 use tikhonov::optim::{OptimizerSpec, SgdSpec};
-use tikhonov::penalty::{self, Group, L1Mode, PenaltySpec, Rates, Target};
-use tikhonov::schedule::Clock;
-use tikhonov::util::rng::{Draw, Purpose};
+use tikhonov::penalty::{self, L1Mode, LambdaValues, ParamGroup, PenaltyParam, PenaltySpec};
+use tikhonov::schedule::ScheduleStep;
+use tikhonov::util::rng::{CounterRng, RngStream};
 use tikhonov::util::yaml::Document;
 
 use crate::common;
@@ -13,13 +13,13 @@ fn decode(text: &str) -> PenaltySpec {
     Document::parse("c.yaml", text).unwrap().decode().unwrap()
 }
 
-const START: Clock = Clock { step: 0, steps_per_epoch: 10, total_steps: 100 };
+const START: ScheduleStep = ScheduleStep { step: 0, steps_per_epoch: 10, total_steps: 100 };
 
 // ---------------------------------------------------------------------------------------- linear regression
 
 /// 60 samples of 8 features, correlated and not centred; the target depends on 3 of them and has noise.
 fn regression() -> (Tensor, Tensor) {
-    let mut draw = Draw::new(11, 0, 0, Purpose::Generate);
+    let mut draw = CounterRng::new(11, 0, 0, RngStream::Generate);
     let values: Vec<f64> = (0..60 * 8).map(|_| draw.normal()).collect();
     let xs = Tensor::from_slice(&values).view([60, 8]);
     let xs = &xs + xs.roll([1], [1]) * 0.4 + 0.7;
@@ -35,12 +35,13 @@ fn fit(penalty: &str, momentum: f64, steps: u64) -> (Tensor, f64) {
     let (xs, ys) = regression();
     let weight = Tensor::zeros([8], (Kind::Double, tch::Device::Cpu)).set_requires_grad(true);
     let bias = Tensor::zeros([1], (Kind::Double, tch::Device::Cpu)).set_requires_grad(true);
-    let targets = [Target { name: "weight", decays: true }, Target { name: "bias", decays: false }];
+    let targets =
+        [PenaltyParam { name: "weight", is_weight: true }, PenaltyParam { name: "bias", is_weight: false }];
     let groups = decode(penalty).assign(&targets).unwrap();
     let spec = OptimizerSpec::Sgd(SgdSpec { lr: 0.1, momentum, ..Default::default() });
     let params = vec![("weight".into(), weight.shallow_clone()), ("bias".into(), bias.shallow_clone())];
     let mut optimizer = spec.build(params, &groups).unwrap();
-    let rates: Vec<Rates> = groups.iter().map(|group| group.rates(START)).collect();
+    let rates: Vec<LambdaValues> = groups.iter().map(|group| group.lambdas(START)).collect();
     for _ in 0..steps {
         let loss = (xs.mv(&weight) + &bias - &ys).square().mean(Kind::Double) * 0.5;
         loss.backward();
@@ -120,21 +121,21 @@ print(json.dumps([[*m.fit(x, y).coef_.tolist(), float(m.intercept_)] for m in mo
 fn the_gradient_of_every_penalty_form_agrees_with_finite_differences_of_its_value() {
     let w = [0.7, -1.3, 0.02, -0.4, 2.5];
     for (rates, name) in [
-        (Rates { l2: 0.3, ..Default::default() }, "l2"),
-        (Rates { decoupled: 0.3, ..Default::default() }, "decoupled"),
-        (Rates { l1: 0.3, l1_mode: L1Mode::Subgradient, ..Default::default() }, "l1 subgradient"),
-        (Rates { l1: 0.3, ..Default::default() }, "l1 proximal"),
+        (LambdaValues { l2: 0.3, ..Default::default() }, "l2"),
+        (LambdaValues { decoupled: 0.3, ..Default::default() }, "decoupled"),
+        (LambdaValues { l1: 0.3, l1_mode: L1Mode::Subgradient, ..Default::default() }, "l1 subgradient"),
+        (LambdaValues { l1: 0.3, ..Default::default() }, "l1 proximal"),
         (
-            Rates { l1: 0.3, l2: 0.2, l1_mode: L1Mode::Subgradient, ..Default::default() },
+            LambdaValues { l1: 0.3, l2: 0.2, l1_mode: L1Mode::Subgradient, ..Default::default() },
             "elastic net, subgradient",
         ),
-        (Rates { l1: 0.3, l2: 0.2, ..Default::default() }, "elastic net, proximal"),
-        (Rates { l1: 0.3, decoupled: 0.2, ..Default::default() }, "l1 with decoupled decay"),
+        (LambdaValues { l1: 0.3, l2: 0.2, ..Default::default() }, "elastic net, proximal"),
+        (LambdaValues { l1: 0.3, decoupled: 0.2, ..Default::default() }, "l1 with decoupled decay"),
     ] {
         // A small step without data moves by −η times the penalty's gradient.
         let lr = 1e-5;
         let param = Tensor::from_slice(&w).set_requires_grad(true);
-        let target = [Target { name: "w", decays: true }];
+        let target = [PenaltyParam { name: "w", is_weight: true }];
         let groups = PenaltySpec::default().assign(&target).unwrap();
         let spec = OptimizerSpec::Sgd(SgdSpec::default());
         let mut optimizer = spec.build(vec![("w".into(), param.shallow_clone())], &groups).unwrap();
@@ -162,7 +163,7 @@ fn the_gradient_of_every_penalty_form_agrees_with_finite_differences_of_its_valu
 fn the_value_is_the_sum_over_all_tensors() {
     let a = Tensor::from_slice(&[1.0f32, -2.0]);
     let b = Tensor::from_slice(&[[3.0f32], [0.0]].concat()).view([2, 1]);
-    let rates = Rates { l1: 0.5, l2: 0.1, ..Default::default() };
+    let rates = LambdaValues { l1: 0.5, l2: 0.1, ..Default::default() };
     let value = penalty::value(&[&a, &b], &rates).unwrap();
     assert_eq!((value.kind(), value.dim()), (Kind::Double, 0));
     assert!((value.double_value(&[]) - (0.5 * 6.0 + 0.05 * 14.0)).abs() < 1e-12);
@@ -178,14 +179,14 @@ fn the_value_is_the_sum_over_all_tensors() {
 fn the_soft_threshold_makes_positive_zeros_keeps_nan_and_follows_the_scheduled_rate() {
     let param =
         Tensor::from_slice(&[0.5, -0.5, 0.05, -0.05, 0.1, 0.0, -0.0, f64::NAN]).set_requires_grad(true);
-    let groups = PenaltySpec::default().assign(&[Target { name: "w", decays: true }]).unwrap();
+    let groups = PenaltySpec::default().assign(&[PenaltyParam { name: "w", is_weight: true }]).unwrap();
     for optimizer in ["\"sgd\"", "\"adam\""] {
         let spec: OptimizerSpec = serde_json::from_str(optimizer).unwrap();
         let own = param.detach().copy().set_requires_grad(true);
         let mut optimizer = spec.build(vec![("w".into(), own.shallow_clone())], &groups).unwrap();
         (&own * 0.0).sum(Kind::Double).backward();
         // η = 0.5, whatever `lr` the spec has: the threshold is 0.5·0.2 = 0.1.
-        optimizer.step(0.5, &[Rates { l1: 0.2, ..Default::default() }], None).unwrap();
+        optimizer.step(0.5, &[LambdaValues { l1: 0.2, ..Default::default() }], None).unwrap();
         let after = list(&own.detach());
         assert!(largest_difference(&after[..2], &[0.4, -0.4]) < 1e-15);
         assert!(after[2..7].iter().all(|w| w.to_bits() == 0), "{after:?}");
@@ -205,17 +206,17 @@ const NAMES: [(&str, bool); 7] = [
     ("fc.bias", false),
 ];
 
-fn targets() -> Vec<Target<'static>> {
-    NAMES.iter().map(|&(name, decays)| Target { name, decays }).collect()
+fn targets() -> Vec<PenaltyParam<'static>> {
+    NAMES.iter().map(|&(name, decays)| PenaltyParam { name, is_weight: decays }).collect()
 }
 
 /// (label, members, l2, decoupled, l1) of each group.
 fn assigned(text: &str) -> Vec<(String, Vec<usize>, f64, f64, f64)> {
     let spec = decode(text);
     spec.validate().unwrap();
-    let row = |group: Group| {
-        let rates = group.rates(START);
-        (group.label, group.members, rates.l2, rates.decoupled, rates.l1)
+    let row = |group: ParamGroup| {
+        let rates = group.lambdas(START);
+        (group.label, group.param_indices, rates.l2, rates.decoupled, rates.l1)
     };
     spec.assign(&targets()).unwrap().into_iter().map(row).collect()
 }
@@ -314,8 +315,8 @@ fn every_parameter_is_in_exactly_one_group() {
 #[test]
 fn lambda_follows_its_schedule() {
     let at = |text: &str, step: u64| {
-        let groups = decode(text).assign(&[Target { name: "w", decays: true }]).unwrap();
-        groups[0].rates(Clock { step, ..START }).l2
+        let groups = decode(text).assign(&[PenaltyParam { name: "w", is_weight: true }]).unwrap();
+        groups[0].lambdas(ScheduleStep { step, ..START }).l2
     };
     for (text, expected) in [
         ("{l2: {start: 0, end: 1}}", [0.0, 0.5, 1.0]),

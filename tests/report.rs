@@ -58,7 +58,8 @@ impl Home {
         self.at(name)
     }
 
-    /// A run of an earlier version: no λ, no layers, a loss that was NaN for a while, a line that was cut off.
+    /// A run of an earlier version: no λ, no layers, a loss that was NaN for a while, a line that was cut
+    /// off.
     fn old_run(&self, name: &str) -> String {
         let folder = self.at(name);
         fs::create_dir_all(&folder).unwrap();
@@ -133,9 +134,10 @@ fn browse(browser: &Path, html: &str, more: &[&str]) -> (Value, String) {
     (serde_json::from_str(&facts).unwrap_or_else(|error| panic!("{error}: {facts}\n{stderr}")), console)
 }
 
-/// What a browser finds in the report at a width of `width` pixels.
+/// What a browser finds in the report at a width of `num_params` pixels.
 fn look(browser: &Path, report: &str, width: u32, more: &[&str]) -> Value {
-    // The report stands in a frame, because a window cannot be as narrow as a phone. Errors are collected from the start.
+    // The report stands in a frame, because a window cannot be as narrow as a phone. Errors are collected
+    // from the start.
     let collector = "<script>window.errors = []; addEventListener('error', (e) => errors.push(String(e.message)), true); \
                      addEventListener('unhandledrejection', (e) => errors.push(String(e.reason)));</script>";
     let page = report.replacen("<head>", &format!("<head>{collector}"), 1);
@@ -383,7 +385,8 @@ fn a_finished_run_and_an_interrupted_one_have_their_plots() {
     }
 }
 
-/// What TensorBoard itself reads from the run: the steps of each scalar, and the names of histograms and pictures.
+/// What TensorBoard itself reads from the run: the steps of each scalar, and the names of histograms and
+/// pictures.
 fn tensorboard(folder: &str) -> Value {
     let told = python(&format!(
         "
@@ -415,7 +418,8 @@ fn tensorboard_reads_every_curve_and_a_killed_run_that_goes_on_tells_no_step_twi
     succeeds(&[arguments.as_slice(), &["--output", &undisturbed]].concat());
     succeeds(&[arguments.as_slice(), &["--output", &run_folder, "--set", "train.epochs=2"]].concat());
 
-    // As a process leaves it that is killed in the second epoch: later checkpoints are missing, a record is half written.
+    // As a process leaves it that is killed in the second epoch: later checkpoints are missing, a record is
+    // half written.
     let checkpoints = format!("{run_folder}/checkpoints");
     let last = fs::read_link(format!("{checkpoints}/last")).unwrap();
     let earlier = (fs::read_dir(&checkpoints).unwrap().flatten())

@@ -5,7 +5,7 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 use tikhonov::data::{ImageFile, Mode};
 use tikhonov::functional::loss::RegressionLoss;
-use tikhonov::metrics::{ImageMeter, ImageRules, Meter};
+use tikhonov::metrics::{ImageMeter, ImageRules, Metric};
 use tikhonov::tasks::degrade::Chain;
 use tikhonov::tasks::{Reconstruction, Task, TaskSpec};
 
@@ -28,7 +28,8 @@ fn save(tensor: &Tensor, folder: &Path, name: &str) {
     tensor.contiguous().write_npy(folder.join(format!("{name}.npy"))).unwrap();
 }
 
-/// The worst difference of `y`, which `body` makes of `x`, from what the chain makes of it; both seeded with 7.
+/// The worst difference of `y`, which `body` makes of `x`, from what the chain makes of it; both seeded with
+/// 7.
 fn difference(yaml: &str, train: bool, xs: &Tensor, body: &str) -> f64 {
     let folder = tempfile::tempdir().unwrap();
     save(xs, folder.path(), "x");
@@ -128,7 +129,7 @@ fn a_batch_of_one_seeded_with_zero_gets_the_noise_of_the_published_dncnn_numbers
     let mut got = Vec::new();
     for _ in 0..2 {
         let image = Tensor::zeros([1, 1, 40, 40], (Kind::Float, Device::Cpu));
-        let (xs, _) = task.prepare(image, Tensor::from_slice(&[-100i64]), false).unwrap();
+        let (xs, _) = task.make_batch(image, Tensor::from_slice(&[-100i64]), false).unwrap();
         got.extend(Vec::<f64>::try_from((xs * (255.0 / 25.0)).to_kind(Kind::Double).view(-1)).unwrap());
     }
     let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
@@ -348,9 +349,9 @@ fn psnr_and_ssim_are_those_of_scikit_image() {
                 images.narrow(0, start, end - start).narrow(1, 0, channels).to_kind(Kind::Float)
             };
             // The restored image is the noisy one, clamped.
-            meter.add(&part(&xs), &part(&xs).into(), &part(&truth));
+            meter.update(&part(&xs), &part(&xs).into(), &part(&truth));
         }
-        let scores = meter.scores();
+        let scores = meter.compute();
         let y = if y { "True" } else { "False" };
         let body = format!(
             "from skimage.metrics import structural_similarity, peak_signal_noise_ratio
@@ -412,17 +413,17 @@ fn bicubic(folder: &Path, task: &str) -> (f64, f64) {
     let task = decode::<TaskSpec>(task).build();
     let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
-    let mut meter = task.meter(&[]);
+    let mut meter = task.metrics(&[]);
     for path in files {
         let picture = ImageFile { path, mode: Mode::Rgb }.decode().unwrap();
         let size = [1, 3, picture.height as i64, picture.width as i64];
         let image = Tensor::from_slice(&picture.planes()).view(size).to_kind(Kind::Float) / 255.0;
         let unknown = Tensor::from_slice(&[-100i64]);
-        let (xs, ys) = task.prepare(image, unknown, false).unwrap();
+        let (xs, ys) = task.make_batch(image, unknown, false).unwrap();
         assert_eq!(xs.size()[1..], task.input(&size[1..]));
-        meter.add(&xs, &ys.shallow_clone().into(), &ys);
+        meter.update(&xs, &ys.shallow_clone().into(), &ys);
     }
-    let scores = meter.scores();
+    let scores = meter.compute();
     (scores.get("psnr_degraded").unwrap(), scores.get("ssim_degraded").unwrap())
 }
 
@@ -449,7 +450,7 @@ fn bicubic_scores_on_set5_are_the_published_ones() {
 fn pairs_are_taken_as_they_are_and_cropped_to_the_scale() {
     let task = decode::<TaskSpec>("{reconstruction: {degrade: none, luma: true}}").build();
     let xs = images(Kind::Float);
-    let (seen, wanted) = task.prepare(&xs * 0.5, xs.shallow_clone(), true).unwrap();
+    let (seen, wanted) = task.make_batch(&xs * 0.5, xs.shallow_clone(), true).unwrap();
     assert_eq!((seen.size(), wanted.size()), (vec![5, 1, 24, 31], vec![5, 1, 24, 31]));
     // 8-bit levels of BT.601, 16 for black.
     let levels = &wanted * 255.0;

@@ -1,6 +1,6 @@
 //! Every schedule against `torch.optim.lr_scheduler`.
 
-use tikhonov::schedule::{Clock, Plateau, ScheduleSpec};
+use tikhonov::schedule::{Plateau, ScheduleSpec, ScheduleStep};
 use tikhonov::util::yaml::Document;
 
 use crate::common;
@@ -16,8 +16,8 @@ const BASE: f64 = 0.3;
 const EPOCHS: u64 = 12;
 const PER_EPOCH: u64 = 5;
 
-fn clock(step: u64) -> Clock {
-    Clock { step, steps_per_epoch: PER_EPOCH, total_steps: EPOCHS * PER_EPOCH }
+fn clock(step: u64) -> ScheduleStep {
+    ScheduleStep { step, steps_per_epoch: PER_EPOCH, total_steps: EPOCHS * PER_EPOCH }
 }
 
 /// The rate at each of the 60 steps.
@@ -166,7 +166,7 @@ fn rates_stay_finite_at_and_behind_the_ends_of_a_run() {
         for total_steps in [0, 1, 2, 3] {
             for step in [0, 1, 2, 3, 1000] {
                 for steps_per_epoch in [0, 1, 2] {
-                    let clock = Clock { step, steps_per_epoch, total_steps };
+                    let clock = ScheduleStep { step, steps_per_epoch, total_steps };
                     let lr = spec.lr(BASE, clock, &Plateau::default());
                     assert!(lr.is_finite() && (0.0..=BASE).contains(&lr), "{name} {clock:?}: {lr}");
                 }

@@ -52,7 +52,8 @@ fn result(folder: &Path) -> Value {
     read_json(folder.join("result.json"))
 }
 
-/// Sweeps `key`, and compares each fold's score, the means and the choice with scikit-learn's on the same folds.
+/// Sweeps `key`, and compares each fold's score, the means and the choice with scikit-learn's on the same
+/// folds.
 fn agrees_with_scikit_learn(key: &str, estimator: &str, tolerance: f64) {
     let home = tempfile::tempdir().unwrap();
     let config = table(home.path());

@@ -1,4 +1,5 @@
-//! Tables as people have them: text columns, decimal commas, other delimiters, columns of one name, labels of mixed spelling.
+//! Tables as people have them: text columns, decimal commas, other delimiters, columns of one name, labels of
+//! mixed spelling.
 
 use std::fs;
 

@@ -1,4 +1,5 @@
-//! Segmentation, generation and compression beside PyTorch and scikit-learn, and the networks that go with them.
+//! Segmentation, generation and compression beside PyTorch and scikit-learn, and the networks that go with
+//! them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,8 +8,8 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor, no_grad};
 use tikhonov::metrics::Scores;
 use tikhonov::nn::model::{Model, Network};
-use tikhonov::schedule::Clock;
-use tikhonov::tasks::{Answer, Task};
+use tikhonov::schedule::ScheduleStep;
+use tikhonov::tasks::{ModelOutput, Task};
 
 use crate::common::{data_dir, python, succeeds};
 use crate::restoration::decode;
@@ -41,23 +42,23 @@ fn numbers(folder: &Path, body: &str) -> Vec<f64> {
     printed.split_whitespace().map(|word| word.parse().unwrap()).collect()
 }
 
-fn clock(step: u64) -> Option<Clock> {
-    Some(Clock { step, steps_per_epoch: 10, total_steps: 100 })
+fn clock(step: u64) -> Option<ScheduleStep> {
+    Some(ScheduleStep { step, steps_per_epoch: 10, total_steps: 100 })
 }
 
-fn scores(task: &dyn Task, output: &[i64], answer: &Answer, ys: &Tensor) -> Scores {
-    let mut meter = task.meter(output);
+fn scores(task: &dyn Task, output: &[i64], answer: &ModelOutput, ys: &Tensor) -> Scores {
+    let mut meter = task.metrics(output);
     // Batch after batch: the sums must not depend on how the set is cut.
     let part = |tensor: &Tensor, from: i64, to: i64| tensor.narrow(0, from, to - from);
     for (from, to) in [(0, 1), (1, ys.size()[0])] {
-        let some = Answer {
+        let some = ModelOutput {
             outputs: part(&answer.outputs, from, to),
             latent: answer.latent.as_ref().map(|latent| part(latent, from, to)),
         };
         let ys = part(ys, from, to);
-        meter.add(&ys, &some, &ys);
+        meter.update(&ys, &some, &ys);
     }
-    meter.scores()
+    meter.compute()
 }
 
 fn close(got: f64, want: f64, tolerance: f64) {
@@ -73,7 +74,7 @@ fn segmentation_learns_and_scores_as_pytorch_and_scikit_learn_define_it() {
     let ys = ys.masked_fill(&Tensor::rand([3, 6, 7], (Kind::Double, Device::Cpu)).less(0.1), -1);
     save(folder.path(), &[("logits", &logits), ("ys", &ys)]);
     let task = task("{segmentation: {cross_entropy: 0.5, dice: 2, class_weights: [1, 2, 3, 4]}}");
-    let answer = Answer::from(logits);
+    let answer = ModelOutput::from(logits);
     let want = numbers(
         folder.path(),
         "from sklearn.metrics import jaccard_score, f1_score, accuracy_score
@@ -102,7 +103,7 @@ fn one_channel_is_the_logit_of_the_second_class() {
     let task = task("{segmentation: {dice: 0}}");
     let xs = Tensor::randn([2, 1, 4, 4], (Kind::Float, Device::Cpu));
     let ys = Tensor::randint(2, [2, 4, 4], (Kind::Int64, Device::Cpu));
-    let answer = task.answer(&network, &xs, false).unwrap();
+    let answer = task.forward(&network, &xs, false).unwrap();
     let logits = network.forward(&xs, false).squeeze_dim(1);
     let truth = ys.to_kind(Kind::Float);
     let want = logits.binary_cross_entropy_with_logits::<Tensor>(&truth, None, None, tch::Reduction::Mean);
@@ -128,7 +129,7 @@ bernoulli = F.binary_cross_entropy(o, y, reduction='sum') / 5
 gaussian = -Normal(o, 0.2).log_prob(y).sum(1).mean()
 print(float(kl), float(bernoulli), float(gaussian))",
     );
-    let answer = Answer { outputs, latent: Some(latent) };
+    let answer = ModelOutput { outputs, latent: Some(latent) };
     for (likelihood, nats) in [("bernoulli", want[1]), ("{gaussian: {sigma: 0.2}}", want[2])] {
         let task =
             task(&format!("{{generation: {{likelihood: {likelihood}, beta: 2, kl_warmup_steps: 8}}}}"));
@@ -153,11 +154,11 @@ fn the_code_is_counted_in_bits_and_rounded_in_evaluation_only() {
     let xs = Tensor::rand([4, 1, 20, 20], (Kind::Float, Device::Cpu));
     let encoder = network.child("encoder").unwrap();
     let raw = no_grad(|| encoder.forward_t(&xs, false)) * 4.0;
-    let answer = no_grad(|| task.answer(&network, &xs, false)).unwrap();
+    let answer = no_grad(|| task.forward(&network, &xs, false)).unwrap();
     assert_eq!(answer.outputs.size(), xs.size(), "20 is no multiple of 8");
     let code = answer.latent.unwrap();
     assert!(code.equal(&(&raw / 4.0).round()));
-    let noisy = task.answer(&network, &xs, true).unwrap().latent.unwrap();
+    let noisy = task.forward(&network, &xs, true).unwrap().latent.unwrap();
     let noise = noisy - &raw / 4.0;
     assert!(
         f64::try_from(noise.abs().max()).unwrap() <= 0.5 && f64::try_from(noise.std(false)).unwrap() > 0.2
@@ -177,12 +178,16 @@ v = raw.transpose(0, 1).flatten(1).var(1, unbiased=False)
 print(float((0.5 * torch.log2(2 * np.pi * np.e * (v + 1 / 12))).clamp(min=0).sum() * raw[:, 0].numel() / 1600))",
     );
     let outputs = xs.shallow_clone() * 0.9;
-    let scores =
-        scores(&*task, &[1, 20, 20], &Answer { outputs: &xs * 0.9, latent: Some(code.shallow_clone()) }, &xs);
+    let scores = scores(
+        &*task,
+        &[1, 20, 20],
+        &ModelOutput { outputs: &xs * 0.9, latent: Some(code.shallow_clone()) },
+        &xs,
+    );
     close(scores.get("bits_per_pixel").unwrap(), want[0], 1e-12);
     assert!(want[0] <= want[1], "the normal bound holds: {want:?}");
     let mse = outputs.mse_loss(&xs, tch::Reduction::Mean).double_value(&[]);
-    let loss = task.loss(&Answer { outputs, latent: Some(raw) }, &xs, clock(0)).double_value(&[]);
+    let loss = task.loss(&ModelOutput { outputs, latent: Some(raw) }, &xs, clock(0)).double_value(&[]);
     close(loss, mse + 0.01 * want[1], 1e-5);
 }
 
@@ -191,7 +196,7 @@ fn a_model_without_parts_is_told_what_it_lacks() {
     let network = network("srcnn");
     let xs = Tensor::rand([1, 1, 33, 33], (Kind::Float, Device::Cpu));
     for yaml in ["generation", "compression"] {
-        let error = task(yaml).answer(&network, &xs, true).unwrap_err();
+        let error = task(yaml).forward(&network, &xs, true).unwrap_err();
         assert!(format!("{error:#}").contains("its model has no `encoder`"), "{error:#}");
     }
     let vae = model("vae");
@@ -401,8 +406,8 @@ fn the_loss_of_batches_together_is_that_of_one_large_batch() {
     let latent = (Tensor::randn([5, 3, 2, 2], options) * 4.0).round();
     let logits = Tensor::randn([5, 3, 8, 8], options);
     let classes = Tensor::randint(4, [5, 8, 8], (Kind::Int64, Device::Cpu)) - 1;
-    let compressed = Answer { outputs, latent: Some(latent) };
-    let segmented = Answer::from(logits);
+    let compressed = ModelOutput { outputs, latent: Some(latent) };
+    let segmented = ModelOutput::from(logits);
     for (yaml, answer, ys) in [
         ("{compression: {rate: 0.3}}", &compressed, &ys),
         ("segmentation", &segmented, &classes),
@@ -412,7 +417,7 @@ fn the_loss_of_batches_together_is_that_of_one_large_batch() {
         let part = |tensor: &Tensor, from: i64, len: i64| tensor.narrow(0, from, len);
         let sums = [(0, 1), (1, 3), (4, 1)].map(|(from, len)| {
             let latent = answer.latent.as_ref().map(|latent| part(latent, from, len));
-            let some = Answer { outputs: part(&answer.outputs, from, len), latent };
+            let some = ModelOutput { outputs: part(&answer.outputs, from, len), latent };
             task.sums(&some, &part(ys, from, len)).unwrap()
         });
         let [first, second, third] = sums;

@@ -6,12 +6,12 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tikhonov::util::rng::{Draw, Purpose};
+use tikhonov::util::rng::{CounterRng, RngStream};
 
 use crate::common::{outcome, python, read_json, records, run, saved, succeeds, tikhonov, write_config};
 
-/// Dropout, augmentation, accumulation, EMA, momentum, a λ schedule and a validation split: all that a resume could
-/// get wrong.
+/// Dropout, augmentation, accumulation, EMA, momentum, a λ schedule and a validation split: all that a resume
+/// could get wrong.
 const EVERYTHING: &str = "
 seed: 3
 device: cpu
@@ -49,7 +49,7 @@ fn a_run_killed_at_twenty_random_moments_ends_with_the_same_weights_bit_for_bit(
     let whole = began.elapsed();
 
     let killed = home.path().join("killed");
-    let mut moments = Draw::new(1, 0, 0, Purpose::Order);
+    let mut moments = CounterRng::new(1, 0, 0, RngStream::Order);
     let mut kills = 0;
     // Early kills hit start-up and the first steps; a run that ends before its kill starts anew elsewhere.
     while kills < 20 {
@@ -364,7 +364,8 @@ fn plateau_and_early_stopping_follow_the_validation_set_and_a_resume_stops_again
 #[test]
 fn accumulated_gradients_equal_the_large_batch_for_every_loss() {
     let home = tempfile::tempdir().unwrap();
-    // No batch norm: its statistics are the small batch's by definition. The losses of masks are judged in `masks`.
+    // No batch norm: its statistics are the small batch's by definition. The losses of masks are judged in
+    // `masks`.
     let dense = "{input: [1, 16, 16], layers: [flatten, {linear: {out_features: 16}}, tanh, {linear: {out_features: 10}}]}";
     let conv = "{input: [1, 16, 16], layers: {a: {conv2d: {out_channels: 4, kernel_size: 3, padding: 1}}, _t: tanh, \
                 b: {conv2d: {out_channels: 1, kernel_size: 3, padding: 1}}}}";

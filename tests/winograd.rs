@@ -142,7 +142,8 @@ fn training_learns_the_same_by_either_method_and_on_every_instruction_set() {
         let ours = train(capability, true, capability);
         assert_eq!(ours.len(), direct.len());
         assert!(ours.iter().zip(&direct).any(|((_, ours), (_, direct))| !ours.equal(direct)), "{capability}");
-        // A value next to zero may fall on the other side of a ReLU, which shows in biases that have just left zero.
+        // A value next to zero may fall on the other side of a ReLU, which shows in biases that have just
+        // left zero.
         for ((name, ours), (_, direct)) in ours.iter().zip(&direct).filter(|((_, ours), _)| ours.dim() > 1) {
             let apart = apart(&ours.to_kind(Kind::Double), &direct.to_kind(Kind::Double));
             assert!(apart < 1e-3, "{capability} {name}: {apart:e}");

@@ -1,4 +1,5 @@
-//! One checkpoint: a folder of tensor files and the state that holds their sums, written whole and read only when it is.
+//! One checkpoint: a folder of tensor files and the state that holds their sums, written whole and read only
+//! when it is.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -14,7 +15,7 @@ use super::state::{Newer, State};
 use crate::libtorch::device::cores;
 use crate::optim::keep_zeros;
 use crate::pytorch::weights::read_weights;
-use crate::util::exit_code::{Exit, OrExit};
+use crate::util::exit_code::{ExitCode, WithExitCode};
 use crate::util::sha256::{self, PIECE};
 use crate::util::threads::{both, each, share, unpoisoned};
 
@@ -42,7 +43,8 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// The weights to be used: the averaged ones where there are any, with the zeros that a soft threshold made.
+    /// The weights to be used: the averaged ones where there are any, with the zeros that a soft threshold
+    /// made.
     pub fn weights(&self) -> BTreeMap<String, Tensor> {
         let saved = self.ema.as_ref().unwrap_or(&self.model).iter();
         let tensors = saved.filter(|(name, _)| *name != EMA_UPDATES);
@@ -106,7 +108,8 @@ pub fn is_checkpoint(folder: &Path) -> bool {
 
 /// Reads a checkpoint folder and checks every hash; exit code 4 where something is off.
 pub fn load(folder: &Path) -> Result<Loaded> {
-    read_whole(folder).or_exit(Exit::Checkpoint, || format!("checkpoint {} is not usable", folder.display()))
+    read_whole(folder)
+        .with_exit_code(ExitCode::Checkpoint, || format!("checkpoint {} is not usable", folder.display()))
 }
 
 fn read_whole(folder: &Path) -> Result<Loaded> {

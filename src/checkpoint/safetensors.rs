@@ -1,4 +1,5 @@
-//! Writes safetensors files, tensor by tensor: the crate's own writer leaves a file readable by its owner only and forgets the order.
+//! Writes safetensors files, tensor by tensor: the crate's own writer leaves a file readable by its owner
+//! only and forgets the order.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -12,12 +13,13 @@ use tch::{Device, Kind, Tensor};
 
 use crate::libtorch::bytes;
 use crate::util::atomic_file;
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::sha256::{Summing, Sums};
 use crate::util::threads::both;
 
-/// Writes contiguous copies of `tensors` to `path`, atomically; `format: pt` is added to `metadata`. Any device. The order is
-/// kept among tensors of one element size; larger elements come first, which aligns them all.
+/// Writes contiguous copies of `tensors` to `path`, atomically; `format: pt` is added to `metadata`. Any
+/// device. The order is kept among tensors of one element size; larger elements come first, which aligns them
+/// all.
 pub fn write(path: &Path, tensors: &[(String, Tensor)], metadata: &[(String, String)]) -> Result<()> {
     let contents = Contents::of(tensors, metadata)?;
     atomic_file::write(path, |file| contents.pass_to(|bytes| Ok(file.write_all(bytes)?)))
@@ -30,7 +32,8 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// As [`write()`] lays them out. Contiguous tensors on the CPU are not copied, so nothing may write to them meanwhile.
+    /// As [`write()`] lays them out. Contiguous tensors on the CPU are not copied, so nothing may write to
+    /// them meanwhile.
     pub fn of(tensors: &[(String, Tensor)], metadata: &[(String, String)]) -> Result<Self> {
         let mut order: Vec<_> = tensors.iter().collect();
         order.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.kind().elt_size_in_bytes()));
@@ -45,9 +48,9 @@ impl Contents {
                     "the name of two tensors"
                 };
                 let message = format!("`{name}` is {why}: rename it (`convert --rename`), or write a .pt");
-                return Err(fail(Exit::Checkpoint, message));
+                return Err(fail(ExitCode::Checkpoint, message));
             }
-            let dtype = packed(tensor.kind()).or_exit(Exit::Checkpoint, || {
+            let dtype = packed(tensor.kind()).with_exit_code(ExitCode::Checkpoint, || {
                 format!("`{name}`: safetensors has no dtype for {:?}; write a .pt", tensor.kind())
             })?;
             let end = at + tensor.numel() * tensor.kind().elt_size_in_bytes();

@@ -1,6 +1,7 @@
 //! What a run has to remember beside its tensors: `state.json`.
 //!
-//! Its first line holds the SHA-256 of the file without that line, so that a flipped bit is found there as in the tensors.
+//! Its first line holds the SHA-256 of the file without that line, so that a flipped bit is found there as in
+//! the tensors.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::optim::ScalingState;
-use crate::penalty::Tuned;
+use crate::penalty::TunedLambda;
 use crate::util::sha256;
 
 /// The version of this layout; a newer one is refused. Since 2 state.json holds a sum of itself.
@@ -42,8 +43,9 @@ pub struct State {
     pub plateau: serde_json::Value,
     /// The λs that the validation set tunes, and how they move.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub tuned: Vec<Tuned>,
-    /// By penalty group, what `decoupled_mode: accumulated` leaves of a weight and has not applied yet; empty where that is all.
+    pub tuned: Vec<TunedLambda>,
+    /// By penalty group, what `decoupled_mode: accumulated` leaves of a weight and has not applied yet; empty
+    /// where that is all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub decay: Vec<f64>,
     /// Steps of [`step`](Self::step) that changed nothing, because their float16 gradients overflowed.
@@ -54,7 +56,8 @@ pub struct State {
     pub scaling: Option<ScalingState>,
     /// What the training data was, so that a resume on other data is refused.
     pub data_fingerprint: String,
-    /// The parameters under a soft threshold, whose averages have the zeros of the weights; empty without an average.
+    /// The parameters under a soft threshold, whose averages have the zeros of the weights; empty without an
+    /// average.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sparse: Vec<String>,
     /// The same of every set, by its key; empty in checkpoints of layout 1.
@@ -170,8 +173,8 @@ impl State {
         Ok([OPENING, &sum, CLOSING, rest].concat().into_bytes())
     }
 
-    /// The state of a `state.json`; refuses one of a newer layout ([`Newer`]), one whose sum is wrong, and numbers that
-    /// cannot be.
+    /// The state of a `state.json`; refuses one of a newer layout ([`Newer`]), one whose sum is wrong, and
+    /// numbers that cannot be.
     pub(super) fn of_file(bytes: &[u8]) -> Result<Self> {
         const DAMAGED: &str = "state.json is damaged";
         let head: Head = serde_json::from_slice(bytes).context(DAMAGED)?;

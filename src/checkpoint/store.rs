@@ -2,8 +2,8 @@
 //!
 //! `checkpoints/step-00000500/` (within an epoch) or `epoch-0003/` (at its end) hold `model.safetensors`,
 //! `optimizer.safetensors`, `ema.safetensors` where there is one, and `state.json` with the SHA-256 of each.
-//! `last` and `best` are links. A folder is written under another name, synced, checked and renamed, or exchanged with one
-//! that has its name already; the old one goes only afterwards.
+//! `last` and `best` are links. A folder is written under another name, synced, checked and renamed, or
+//! exchanged with one that has its name already; the old one goes only afterwards.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use super::folder::{
     Loaded, STATE, Snapshot, is_newer, load, read_state, remove_if_there, sync_folder, verify, write,
 };
 use super::state::State;
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 
 /// The checkpoints of one run.
 pub struct Checkpoints {
@@ -53,8 +53,8 @@ impl Checkpoints {
         ))
     }
 
-    /// Where a process was killed, on a file system that cannot exchange two folders, between the renaming of a checkpoint that
-    /// it was about to replace and that of the new one: the old one gets its name back.
+    /// Where a process was killed, on a file system that cannot exchange two folders, between the renaming of
+    /// a checkpoint that it was about to replace and that of the new one: the old one gets its name back.
     pub fn recover(&self) -> Result<Vec<String>> {
         let mut notes = Vec::new();
         for (name, path) in self.hidden()? {
@@ -66,7 +66,7 @@ impl Checkpoints {
                 let context = || format!("giving {} its name back", target.display());
                 fs::rename(&path, &target)
                     .and_then(|()| sync_folder(&self.folder))
-                    .or_exit(Exit::Storage, context)?;
+                    .with_exit_code(ExitCode::Storage, context)?;
                 notes.push(format!(
                     "{} was being replaced when the run was killed; the old one is back",
                     target.display()
@@ -108,11 +108,14 @@ impl Checkpoints {
         };
         match read() {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-            entries => entries.or_exit(Exit::Checkpoint, || format!("reading {}", self.folder.display())),
+            entries => {
+                entries.with_exit_code(ExitCode::Checkpoint, || format!("reading {}", self.folder.display()))
+            }
         }
     }
 
-    /// Writes `snapshot`, points `last` (and `best`, if asked) at it. What was there stays until this is safe.
+    /// Writes `snapshot`, points `last` (and `best`, if asked) at it. What was there stays until this is
+    /// safe.
     pub fn save(&self, snapshot: Snapshot, is_best: bool) -> Result<PathBuf> {
         let state = &snapshot.state;
         let name = match state.batch {
@@ -134,17 +137,19 @@ impl Checkpoints {
             // A full disk must not stay full of drafts; the error that is reported is the first one.
             let _ = remove_if_there(&draft);
         }
-        written.or_exit(Exit::Storage, context)?;
-        // `best` first: a process that dies between the two resumes from `last`, which then still is the older one.
+        written.with_exit_code(ExitCode::Storage, context)?;
+        // `best` first: a process that dies between the two resumes from `last`, which then still is the
+        // older one.
         for link in [is_best.then_some("best"), Some("last")].into_iter().flatten() {
-            self.link(link, &name).or_exit(Exit::Storage, || {
+            self.link(link, &name).with_exit_code(ExitCode::Storage, || {
                 format!("pointing {} to the new checkpoint {name}", self.folder.join(link).display())
             })?;
         }
         Ok(target)
     }
 
-    /// Makes the folder for the first checkpoint. That of the run must be there: one that was removed is not made anew.
+    /// Makes the folder for the first checkpoint. That of the run must be there: one that was removed is not
+    /// made anew.
     fn make(&self) -> Result<()> {
         if self.folder.is_dir() {
             return Ok(());
@@ -157,8 +162,8 @@ impl Checkpoints {
         Ok(sync_folder(run)?)
     }
 
-    /// Puts a whole draft, which was read back, in its place. What was there goes when the new one reads back there too, and comes
-    /// back where it does not.
+    /// Puts a whole draft, which was read back, in its place. What was there goes when the new one reads back
+    /// there too, and comes back where it does not.
     fn place(&self, draft: &Path, target: &Path) -> Result<()> {
         if !target.exists() {
             fs::rename(draft, target)?;
@@ -194,8 +199,8 @@ impl Checkpoints {
         Ok(remove_if_there(&old)?)
     }
 
-    /// Removes checkpoints that are neither `last`, nor `best`, nor among the `keep` best by score (by age where
-    /// nothing was scored).
+    /// Removes checkpoints that are neither `last`, nor `best`, nor among the `keep` best by score (by age
+    /// where nothing was scored).
     pub fn prune(&self, keep: usize, higher_is_better: bool) -> Result<()> {
         let linked: Vec<_> = ["last", "best"].iter().filter_map(|link| self.resolve(link)).collect();
         let mut others = Vec::new();
@@ -210,13 +215,13 @@ impl Checkpoints {
         others.sort_by(|a, b| b.0.total_cmp(&a.0));
         for (_, folder) in others.into_iter().skip(keep) {
             fs::remove_dir_all(&folder)
-                .or_exit(Exit::Storage, || format!("removing {}", folder.display()))?;
+                .with_exit_code(ExitCode::Storage, || format!("removing {}", folder.display()))?;
         }
         Ok(())
     }
 
-    /// The newest checkpoint that is whole, and what was wrong with newer ones. One of a newer layout is exit 4: to go on from an older
-    /// one would overwrite what was learnt since.
+    /// The newest checkpoint that is whole, and what was wrong with newer ones. One of a newer layout is exit
+    /// 4: to go on from an older one would overwrite what was learnt since.
     pub fn last(&self) -> Result<(Loaded, Vec<String>)> {
         let found = self.newest_first()?;
         // Those whose state cannot be read may be the newest.
@@ -238,12 +243,12 @@ impl Checkpoints {
         }
         let found = if complaints.is_empty() { "none found".into() } else { complaints.join("; ") };
         let message = format!("no usable checkpoint in {}: {found}", self.folder.display());
-        Err(fail(Exit::Checkpoint, message))
+        Err(fail(ExitCode::Checkpoint, message))
     }
 
     /// The checkpoint called `name`: `last`, `best`, or a folder's name.
     pub fn named(&self, name: &str) -> Result<Loaded> {
-        let folder = self.resolve(name).or_exit(Exit::Checkpoint, || {
+        let folder = self.resolve(name).with_exit_code(ExitCode::Checkpoint, || {
             let known: Vec<_> =
                 self.newest_first().unwrap_or_default().iter().map(|(_, f)| short_name(f)).collect();
             let links = ["last", "best"].iter().filter(|link| self.resolve(link).is_some());
@@ -286,7 +291,8 @@ impl Checkpoints {
         sync_folder(&self.folder)
     }
 
-    /// Real checkpoint folders by the step that their state tells, newest first; those without a state that can be read last.
+    /// Real checkpoint folders by the step that their state tells, newest first; those without a state that
+    /// can be read last.
     fn newest_first(&self) -> Result<Vec<(Option<State>, PathBuf)>> {
         let mut found = Vec::new();
         for (name, path) in self.entries()? {
@@ -384,7 +390,7 @@ mod tests {
         assert_eq!(names, ["epoch-0002", "epoch-0003", "epoch-0005"]);
         assert_eq!(store.named("best").unwrap().state.step, 20);
         let error = store.named("bets").err().unwrap();
-        assert_eq!(crate::util::exit_code::code(&error), Exit::Checkpoint as u8);
+        assert_eq!(crate::util::exit_code::code(&error), ExitCode::Checkpoint as u8);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::panic::PanicHookInfo;
 
 use crate::libtorch;
 use crate::util::console;
-use crate::util::exit_code::{self, Exit, Failure};
+use crate::util::exit_code::{self, ExitCode, Failure};
 
 /// What needs less memory, of a run whose network fits.
 const LESS: &str =
@@ -25,8 +25,8 @@ pub fn failure(error: &anyhow::Error, debug: bool) -> u8 {
     }
     let code = exit_code::code(error);
     // What was found too large before it was made names its own remedy.
-    let is_told = error.downcast_ref::<Failure>().is_some_and(|failure| failure.exit == Exit::Memory);
-    if code == Exit::Memory as u8 && !is_told {
+    let is_told = error.downcast_ref::<Failure>().is_some_and(|failure| failure.exit == ExitCode::Memory);
+    if code == ExitCode::Memory as u8 && !is_told {
         text = text + LESS + "\n";
     }
     if exit_code::is_full(error) {
@@ -38,15 +38,15 @@ pub fn failure(error: &anyhow::Error, debug: bool) -> u8 {
     code
 }
 
-/// Whether whoever read our output has gone, as `head` does; that is no failure. The writers of JSON and CSV hide
-/// the system's error in their own, so its text counts too.
+/// Whether whoever read our output has gone, as `head` does; that is no failure. The writers of JSON and CSV
+/// hide the system's error in their own, so its text counts too.
 fn is_broken_pipe(cause: &(dyn std::error::Error + 'static)) -> bool {
     let io = cause.downcast_ref::<std::io::Error>();
     io.is_some_and(|io| io.kind() == ErrorKind::BrokenPipe) || cause.to_string().ends_with("(os error 32)")
 }
 
-/// A panic is a mistake of the program, and says so. Panics of libtorch under [`libtorch::catching`] become errors
-/// and are silent here.
+/// A panic is a mistake of the program, and says so. Panics of libtorch under [`libtorch::catch_panics`]
+/// become errors and are silent here.
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|info| {
         if libtorch::is_catching() {
@@ -55,7 +55,7 @@ pub fn install_panic_hook() {
         let text = exit_code::plain(&message(info));
         if exit_code::is_out_of_memory(&text) {
             let _ = writeln!(std::io::stderr(), "error: memory ran out\n  caused by: {text}\n{LESS}");
-            std::process::exit(Exit::Memory as i32);
+            std::process::exit(ExitCode::Memory as i32);
         }
         let place = info.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
         let _ = write!(

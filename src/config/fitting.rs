@@ -1,4 +1,5 @@
-//! Arguments of a shipped model that the data decides and the config leaves out: `classes`, `channels`, `size`, `shape`.
+//! Arguments of a shipped model that the data decides and the config leaves out: `classes`, `channels`,
+//! `size`, `shape`.
 
 use serde_json::{Value, json};
 
@@ -8,8 +9,8 @@ use crate::tasks::TaskSpec;
 use crate::util::builtin;
 use crate::util::yaml::Document;
 
-/// Fills them in; returns a line on each whose value is another than the model's own. What the data does not tell without being
-/// read stays as the model has it.
+/// Fills them in; returns a line on each whose value is another than the model's own. What the data does not
+/// tell without being read stays as the model has it.
 pub fn fit_model(spec: &mut RunConfig) -> Vec<String> {
     let mut lines = Vec::new();
     let ModelSource::Shipped { name, args } = &mut spec.model.source else { return lines };

@@ -19,7 +19,7 @@ use crate::penalty::PenaltySpec;
 use crate::schedule::{Mode, ScheduleSpec};
 use crate::tasks::TaskSpec;
 use crate::util::builtin;
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::yaml::{Document, Invalid, nearest};
 pub use differences::differences;
 pub use train::{Amp, CheckpointSpec, CudaGraph, EarlyStopping, Segments, TrainSpec};
@@ -79,7 +79,8 @@ impl Dtype {
 }
 
 impl RunConfig {
-    /// Lets a scripted network be the copy that the run folder `folder` keeps; runs without one stay with the file that they name.
+    /// Lets a scripted network be the copy that the run folder `folder` keeps; runs without one stay with the
+    /// file that they name.
     pub fn use_program_of(&mut self, folder: &Path) {
         if let (ModelSource::Torchscript { file, .. }, Some(own)) =
             (&mut self.model.source, program_of(folder))
@@ -108,7 +109,7 @@ impl RunConfig {
 
     /// What one room cannot know of another.
     fn validate_together(&self) -> Result<(), Invalid> {
-        let goal = self.task.build().goal();
+        let goal = self.task.build().monitor();
         if self.schedule.watches() == Some(Mode::Max) && !goal.higher_is_better {
             let message = format!(
                 "`max` watches the main metric, {}, of which less is better: leave it out, and the validation loss is watched",
@@ -183,8 +184,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// Loads a YAML file or a shipped config, applies `sets` (`a.b=VALUE`) and then `overrides`, and validates.
-    /// Every mistake is exit 2.
+    /// Loads a YAML file or a shipped config, applies `sets` (`a.b=VALUE`) and then `overrides`, and
+    /// validates. Every mistake is exit 2.
     pub fn load(name: &str, sets: &[String], overrides: impl IntoIterator<Item = Override>) -> Result<Self> {
         let stem = Path::new(name).file_stem().unwrap_or_default();
         let mut config = Self::from_document(open(name)?, sets, overrides, &Path::new("runs").join(stem))?;
@@ -202,7 +203,7 @@ impl Config {
         let path = folder.join(CONFIG_FILE);
         if !path.is_file() {
             let message = format!("{} is no run folder: it has no {CONFIG_FILE}", folder.display());
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         }
         let output = Override::new("the run folder", "output", folder.to_string_lossy().into_owned());
         let overrides = [output].into_iter().chain(overrides);
@@ -214,7 +215,8 @@ impl Config {
         Self::from_document(document, sets, overrides, folder)
     }
 
-    /// Applies the overrides, decodes and validates; `output` is the run folder where the document names none.
+    /// Applies the overrides, decodes and validates; `output` is the run folder where the document names
+    /// none.
     pub fn from_document(
         mut document: Document,
         sets: &[String],
@@ -239,8 +241,8 @@ impl Config {
         Ok(Self { spec, document, notes: Vec::new() })
     }
 
-    /// Refuses data that is declared wrongly, or not there for `splits`. Apart from the rest, because prediction needs
-    /// no data but its own.
+    /// Refuses data that is declared wrongly, or not there for `splits`. Apart from the rest, because
+    /// prediction needs no data but its own.
     pub fn validate_data(&self, splits: &[Split]) -> Result<()> {
         self.spec.data.validate(splits).map_err(|invalid| self.document.invalid_at("data", invalid))
     }
@@ -267,7 +269,7 @@ fn open(name: &str) -> Result<Document> {
         return Document::parse(format!("<built-in> {name}.yaml"), text);
     }
     if path.is_dir() {
-        return Err(fail(Exit::Usage, format!("{name} is a folder; give the YAML file of a run")));
+        return Err(fail(ExitCode::Usage, format!("{name} is a folder; give the YAML file of a run")));
     }
     let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or(name);
     let hint = match nearest(stem, builtin::configs()) {
@@ -278,6 +280,7 @@ fn open(name: &str) -> Result<Document> {
         None => format!("shipped configs: {}", builtin::configs().collect::<Vec<_>>().join(", ")),
     };
     let what = if path.extension().is_some() { "config" } else { "config or run" };
-    std::fs::metadata(path).or_exit(Exit::Usage, || format!("there is no {what} {name}; {hint}"))?;
+    std::fs::metadata(path)
+        .with_exit_code(ExitCode::Usage, || format!("there is no {what} {name}; {hint}"))?;
     Document::read_pipe(path)
 }

@@ -16,25 +16,27 @@ pub struct TrainSpec {
     /// Batches whose gradients are averaged into one optimiser step.
     #[serde(default = "one_batch")]
     pub accumulate: usize,
-    /// Autocast, as `torch.autocast`: weights, gradients and optimiser stay float32, and evaluation is float32 throughout.
+    /// Autocast, as `torch.autocast`: weights, gradients and optimiser stay float32, and evaluation is
+    /// float32 throughout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub amp: Option<Amp>,
-    /// Whether a GPU may round factors to TF32 in float32 convolutions and matrix products. Absent: as PyTorch, in convolutions
-    /// only. No effect on the CPU.
+    /// Whether a GPU may round factors to TF32 in float32 convolutions and matrix products. Absent: as
+    /// PyTorch, in convolutions only. No effect on the CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tf32: Option<bool>,
-    /// Whether the CPU convolves by Winograd's method where it pays: the same to rounding, in a third of the time. No effect on a
-    /// GPU, where cuDNN decides.
+    /// Whether the CPU convolves by Winograd's method where it pays: the same to rounding, in a third of the
+    /// time. No effect on a GPU, where cuDNN decides.
     #[serde(default = "yes")]
     pub winograd: bool,
-    /// Whether cuDNN tries its algorithms for each shape of a training step, and keeps the fastest. No effect on the CPU.
+    /// Whether cuDNN tries its algorithms for each shape of a training step, and keeps the fastest. No effect
+    /// on the CPU.
     #[serde(default = "yes")]
     pub cudnn_benchmark: bool,
     /// Whether a GPU gets the whole training step as one recorded graph. No effect on the CPU.
     #[serde(default, skip_serializing_if = "CudaGraph::is_off")]
     pub cuda_graph: CudaGraph,
-    /// Keep the activations at the ends of segments alone, and compute the others again in the backward pass: less memory, more
-    /// time.
+    /// Keep the activations at the ends of segments alone, and compute the others again in the backward pass:
+    /// less memory, more time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_activations: Option<Segments>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -211,8 +213,8 @@ impl<'de> Deserialize<'de> for CudaGraph {
     }
 }
 
-/// Into how many segments each list of layers is cut whose activations are computed twice: `true` for the root of its length, or
-/// a number.
+/// Into how many segments each list of layers is cut whose activations are computed twice: `true` for the
+/// root of its length, or a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Segments {
     None,

@@ -1,12 +1,13 @@
-//! Data sets that one run leaves to the next of the same process: the trials of a sweep learn from the same files.
+//! Data sets that one run leaves to the next of the same process: the trials of a sweep learn from the same
+//! files.
 
 use super::{Dataset, Samples, Targets};
 
 /// Sets as they were read, before any split; they share their memory with those that are handed out.
 #[derive(Default)]
-pub struct Shelf(Vec<(String, Dataset)>);
+pub struct DatasetCache(Vec<(String, Dataset)>);
 
-impl Shelf {
+impl DatasetCache {
     pub(super) fn holds(&self, key: &str) -> bool {
         self.0.iter().any(|(held, _)| held == key)
     }

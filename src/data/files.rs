@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use super::mask::Encoding;
 use super::{Fit, ImageFile, Picture};
-use crate::util::exit_code::{Exit, Failure, OrExit};
+use crate::util::exit_code::{ExitCode, Failure, WithExitCode};
 use crate::util::threads::unpoisoned;
 
 /// Image files and how each becomes samples.
@@ -45,8 +45,8 @@ pub enum Framing {
 }
 
 impl Files {
-    /// `memory`: bytes that decoded pictures may fill. Pictures that are fitted are not kept: those that would fit into
-    /// memory are no files any more.
+    /// `memory`: bytes that decoded pictures may fill. Pictures that are fitted are not kept: those that
+    /// would fit into memory are no files any more.
     pub fn new(
         files: Vec<ImageFile>,
         partners: Vec<ImageFile>,
@@ -103,9 +103,10 @@ impl Files {
             .with_masks(self.masks.clone())
     }
 
-    /// The picture of file `index`, decoded once as long as the memory lasts. That of its target lies in further
-    /// channels, so that whatever is cut and turned is cut and turned for both. Exit 3 where the two differ in size or a mask
-    /// holds what no class claims; any other error says why a file cannot be decoded.
+    /// The picture of file `index`, decoded once as long as the memory lasts. That of its target lies in
+    /// further channels, so that whatever is cut and turned is cut and turned for both. Exit 3 where the two
+    /// differ in size or a mask holds what no class claims; any other error says why a file cannot be
+    /// decoded.
     pub fn picture(&self, index: usize) -> Result<Arc<Picture>> {
         let slot = self.cache.slots.get(index);
         if let Some(kept) = slot.and_then(OnceLock::get) {
@@ -121,7 +122,7 @@ impl Files {
                 Err(error) if error.is::<Failure>() => return Err(error),
                 target => target.with_context(|| format!("its target {}", partner.path.display()))?,
             };
-            picture = picture.stack(&target).or_exit(Exit::Data, || {
+            picture = picture.stack(&target).with_exit_code(ExitCode::Data, || {
                 format!("{}: its target {}", self.files[index].path.display(), partner.path.display())
             })?;
         }

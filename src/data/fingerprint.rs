@@ -21,15 +21,15 @@ const WHOLE: usize = 256 << 20;
 /// The parts: this many, evenly spaced, first and last bytes included.
 const PARTS: usize = 256;
 const PART_BYTES: usize = 1 << 20;
-/// Of a file that is read at need, this many parts count: evenly spaced, first and last bytes included. Formats that compress change
-/// everywhere where anything changes.
+/// Of a file that is read at need, this many parts count: evenly spaced, first and last bytes included.
+/// Formats that compress change everywhere where anything changes.
 const FILE_PARTS: u64 = 4;
 const FILE_PART_BYTES: u64 = 16 << 10;
 
 impl Dataset {
-    /// Sets the fingerprint: sha256 of shape, classes, samples and targets. Resident samples count with their bytes
-    /// (those above 256 MiB with 256 evenly spaced MiB), files with names, sizes and bytes (those above 64 KiB with four parts of
-    /// 16 KiB).
+    /// Sets the fingerprint: sha256 of shape, classes, samples and targets. Resident samples count with their
+    /// bytes (those above 256 MiB with 256 evenly spaced MiB), files with names, sizes and bytes (those above
+    /// 64 KiB with four parts of 16 KiB).
     pub(super) fn seal(&mut self) -> Result<()> {
         let mut hash = Sha256::new();
         hash.update(format!("{:?} {:?} {:?}\n", self.shape, self.classes, self.features));

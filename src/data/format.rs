@@ -15,8 +15,8 @@ const READ: [&str; 24] = [
 const UNREAD: [&str; 14] =
     ["arw", "avif", "cr2", "cr3", "dng", "heic", "heif", "j2k", "jp2", "jxl", "nef", "psd", "raf", "svg"];
 
-/// Whether a file is meant to be a picture: by its extension, as torchvision has it, or by its first bytes where the
-/// extension says nothing.
+/// Whether a file is meant to be a picture: by its extension, as torchvision has it, or by its first bytes
+/// where the extension says nothing.
 pub fn is_picture(path: &Path) -> bool {
     let extension = extension(path);
     READ.contains(&extension.as_str()) || UNREAD.contains(&extension.as_str()) || has_known_start(path)

@@ -1,5 +1,5 @@
-//! Segmentation masks: what the pixels of a file say, and which class that is. Palettes give indices, grey files of 8 or
-//! 16 bits numbers, the rest colours; alpha is no colour, and nothing is converted to grey.
+//! Segmentation masks: what the pixels of a file say, and which class that is. Palettes give indices, grey
+//! files of 8 or 16 bits numbers, the rest colours; alpha is no colour, and nothing is converted to grey.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -12,7 +12,7 @@ use image::{DynamicImage, GrayImage, ImageDecoder, ImageFormat};
 use serde::{Deserialize, Serialize};
 
 use crate::data::image::picture::{MAX_DECODED, Picture, decode_guarded, upright};
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 
 /// What a decoded mask holds where a pixel counts nowhere; its class is negative in a batch.
 pub const IGNORED: u8 = 255;
@@ -279,7 +279,8 @@ impl Encoding {
         Self { levels, ignore, tolerance: 0 }
     }
 
-    /// The classes of a mask as a picture of one channel, [`IGNORED`] where it is ignored, and how many pixels each has.
+    /// The classes of a mask as a picture of one channel, [`IGNORED`] where it is ignored, and how many
+    /// pixels each has.
     pub fn classes(&self, image: &MaskImage) -> Result<Result<(Picture, Vec<u64>), Unclaimed>> {
         let counts = image.counts()?;
         let palette = image.palette.as_deref();
@@ -336,7 +337,8 @@ impl Encoding {
         reading: impl Fn(Level) -> Level,
         lossy: bool,
     ) -> Result<HashMap<Level, u8>, Unclaimed> {
-        /// The share of a lossy file's pixels that may lie further from every level than a quarter of their distance: edges.
+        /// The share of a lossy file's pixels that may lie further from every level than a quarter of their
+        /// distance: edges.
         const EDGES: f64 = 0.05;
         let claims: Vec<(Level, u8)> = (self.ignore.iter().map(|level| (*level, IGNORED)))
             .chain(self.levels.iter().copied().zip(0..))
@@ -369,13 +371,14 @@ impl Encoding {
         if missed as f64 > forgiven * unclaimed.pixels as f64 { Err(unclaimed) } else { Ok(table) }
     }
 
-    /// The classes of a file. Exit 3 where it holds what no class claims; any other error says why it cannot be decoded.
+    /// The classes of a file. Exit 3 where it holds what no class claims; any other error says why it cannot
+    /// be decoded.
     pub fn read(&self, path: &Path) -> Result<Picture> {
         match self.classes(&MaskImage::read(path)?)? {
             Ok((picture, _)) => Ok(picture),
             Err(unclaimed) => {
                 let message = format!("{}: {}", path.display(), self.complaint(&unclaimed));
-                Err(fail(Exit::Data, message))
+                Err(fail(ExitCode::Data, message))
             }
         }
     }
@@ -406,7 +409,8 @@ impl Encoding {
     }
 }
 
-/// The colour of a class in the palette of Pascal VOC: the bits of the number, three by three, from the highest on.
+/// The colour of a class in the palette of Pascal VOC: the bits of the number, three by three, from the
+/// highest on.
 pub fn voc_colour(class: u8) -> [u8; 3] {
     let channel = |first: u32| {
         (0..3)
@@ -436,7 +440,8 @@ impl Masks {
         names.iter().zip(&self.pixels).filter(|(_, count)| **count == 0).map(|(name, _)| name.as_str())
     }
 
-    /// The share of each class among the pixels that count, and of the ignored ones among all: lines for people.
+    /// The share of each class among the pixels that count, and of the ignored ones among all: lines for
+    /// people.
     pub fn notes(&self, set: &str, names: &[String]) -> Vec<String> {
         let counted: u64 = self.pixels.iter().sum();
         let of = |count: u64, whole: u64| percent(count as f64 / whole.max(1) as f64);

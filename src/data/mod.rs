@@ -20,12 +20,12 @@ use anyhow::Result;
 use serde::Serialize;
 use tch::Tensor;
 
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 use image::smooth::SmoothSpec;
 use mask::Masks;
 pub use sources::Split;
 
-pub use cache::Shelf;
+pub use cache::DatasetCache;
 pub use files::{Damaged, Files, Framing};
 pub use image::picture::{Fit, ImageFile, Mode, Picture, Resize};
 pub use sources::folder::{pictures, pictures_at};
@@ -58,7 +58,8 @@ pub enum Targets {
 pub struct Dataset {
     pub samples: Samples,
     pub targets: Targets,
-    /// One sample as the network sees it: `[C, H, W]` or `[F]`. `[C, 0, 0]` where each image has its own size.
+    /// One sample as the network sees it: `[C, H, W]` or `[F]`. `[C, 0, 0]` where each image has its own
+    /// size.
     pub shape: Vec<i64>,
     /// The names of the classes in index order; empty for regression.
     pub classes: Vec<String>,
@@ -88,7 +89,7 @@ impl fmt::Display for Skipped {
 }
 
 /// The sets of one run. All have the same `shape` and the same `classes`.
-pub struct Sets {
+pub struct Splits {
     pub train: Dataset,
     pub validation: Option<Dataset>,
     pub test: Option<Dataset>,
@@ -131,7 +132,8 @@ impl Dataset {
         }
     }
 
-    /// What was left out so far in the order of its discovery: at the start, and since then by whatever reads the files.
+    /// What was left out so far in the order of its discovery: at the start, and since then by whatever reads
+    /// the files.
     pub fn left_out(&self) -> Vec<Skipped> {
         let mut all = self.skipped.clone();
         if let Samples::Files(files) = &self.samples {
@@ -144,7 +146,8 @@ impl Dataset {
         all
     }
 
-    /// How many samples each class has, in the order of [`classes`](Self::classes); empty where targets are no classes.
+    /// How many samples each class has, in the order of [`classes`](Self::classes); empty where targets are
+    /// no classes.
     pub fn class_counts(&self) -> Vec<usize> {
         let Targets::Classes(labels) = &self.targets else { return Vec::new() };
         let mut counts = vec![0; self.classes.len()];
@@ -167,7 +170,7 @@ impl Dataset {
             (Samples::Resident(xs), Some(filter)) => {
                 if xs.dim() != 4 {
                     return Err(fail(
-                        Exit::Data,
+                        ExitCode::Data,
                         "smooth is for images, the samples are rows of a table; remove it",
                     ));
                 }
@@ -178,9 +181,10 @@ impl Dataset {
         }
     }
 
-    /// Brings the class indices to those of the training set, by name, and checks that both sets are of one kind.
+    /// Brings the class indices to those of the training set, by name, and checks that both sets are of one
+    /// kind.
     fn align(&mut self, train: &Dataset, part: Split) -> Result<()> {
-        let refuse = |message: String| Err(fail(Exit::Data, message));
+        let refuse = |message: String| Err(fail(ExitCode::Data, message));
         let is_image = self.is_images() && train.is_images() && self.shape[0] == train.shape[0];
         if self.shape != train.shape && !(is_image && (self.shape[1] == 0 || train.shape[1] == 0)) {
             return refuse(format!(
@@ -230,7 +234,7 @@ impl Dataset {
             let found = classes.iter().position(|known| known == name);
             if found.is_none() && labels.contains(&(class as i64)) {
                 let message = format!("class `{name}` of the {part} is not among those of the training set");
-                return Err(fail(Exit::Data, message));
+                return Err(fail(ExitCode::Data, message));
             }
             index.push(found.unwrap_or_default() as i64);
         }

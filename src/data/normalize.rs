@@ -1,4 +1,5 @@
-//! Normalisation: each channel or feature to zero mean and unit standard deviation, as torchvision's `Normalize`.
+//! Normalisation: each channel or feature to zero mean and unit standard deviation, as torchvision's
+//! `Normalize`.
 
 use anyhow::{Result, ensure};
 use serde::de::value::MapAccessDeserializer;
@@ -7,10 +8,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::{Dataset, Files, Samples};
-use crate::libtorch::catching;
+use crate::libtorch::catch_panics;
 use crate::libtorch::device::cores;
 use crate::libtorch::memory::Bytes;
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::interrupt;
 use crate::util::threads;
 use crate::util::yaml::Invalid;
@@ -86,7 +87,7 @@ impl NormalizeSpec {
             NormalizeSpec::None => Ok(None),
             NormalizeSpec::Auto => measure(train).map(Some),
             NormalizeSpec::Given(given) if given.mean.len() != channels => Err(fail(
-                Exit::Usage,
+                ExitCode::Usage,
                 format!(
                     "normalize: {} numbers for samples of {channels} channels or features; give {channels}, or `auto`",
                     given.mean.len()
@@ -129,12 +130,12 @@ impl Normalize {
 /// How many files `auto` looks at: enough for the third digit, and quick.
 const FILES: usize = 512;
 
-/// Mean and population standard deviation (numpy's `mean` and `std`) of every channel or feature. For files that
-/// are decoded on demand, of 512 files evenly spread over the set.
+/// Mean and population standard deviation (numpy's `mean` and `std`) of every channel or feature. For files
+/// that are decoded on demand, of 512 files evenly spread over the set.
 fn measure(set: &Dataset) -> Result<Normalize> {
     ensure!(
         !set.is_empty(),
-        fail(Exit::Data, "normalize: auto needs samples, and the training set is empty")
+        fail(ExitCode::Data, "normalize: auto needs samples, and the training set is empty")
     );
     match &set.samples {
         Samples::Resident(xs) if xs.kind() == Kind::Uint8 => {
@@ -162,7 +163,7 @@ fn measure(set: &Dataset) -> Result<Normalize> {
                     set.features.get(feature).map_or_else(|| feature.to_string(), |name| format!("`{name}`"));
                 let message =
                     format!("normalize: feature {name} holds NaN or infinite values; clean the data");
-                return Err(fail(Exit::Data, message));
+                return Err(fail(ExitCode::Data, message));
             }
             Ok(Normalize::from_moments(mean.into_iter().zip(variance)))
         }
@@ -213,11 +214,11 @@ fn in_threads<'a, T: Sync + 'a>(
     shares: impl Iterator<Item = &'a [T]>,
     count: impl Fn(&'a [T]) -> Vec<[u64; 256]> + Sync,
 ) -> Result<Vec<[u64; 256]>> {
-    let parts = threads::each(cores(), shares.collect(), |share| catching(|| count(share)));
+    let parts = threads::each(cores(), shares.collect(), |share| catch_panics(|| count(share)));
     let parts: Vec<_> = parts
         .into_iter()
         .collect::<Result<_>>()
-        .or_exit(Exit::Data, || "normalize: a decoder panicked; give mean and std instead")?;
+        .with_exit_code(ExitCode::Data, || "normalize: a decoder panicked; give mean and std instead")?;
     let mut counts: Vec<[u64; 256]> = Vec::new();
     for part in parts {
         counts.resize(counts.len().max(part.len()), [0; 256]);
@@ -252,7 +253,7 @@ fn measure_files(files: &Files) -> Result<Normalize> {
     interrupt::check("the training set was being measured")?;
     ensure!(
         !counts.is_empty(),
-        fail(Exit::Data, "normalize: auto found no decodable file in the training set; check the folder")
+        fail(ExitCode::Data, "normalize: auto found no decodable file in the training set; check the folder")
     );
     Ok(from_counts(&counts))
 }

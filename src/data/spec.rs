@@ -8,13 +8,13 @@ use super::augment::{self, Augment};
 use super::normalize::NormalizeSpec;
 use super::sources::{
     Cifar10Spec, Cifar100Spec, CsvSpec, FolderSpec, IdxSpec, ImagesSpec, LineSpec, LinearSpec, NpySpec,
-    Opening, ShapesSpec, Source, Split,
+    OpenOptions, ShapesSpec, Source, Split,
 };
 use super::split::{Fold, Share};
-use super::{Dataset, Fit, Mode, Resize, Sets, Shelf, Targets, split};
+use super::{Dataset, DatasetCache, Fit, Mode, Resize, Splits, Targets, split};
 use crate::data::image::smooth::SmoothSpec;
 use crate::libtorch::device::cores;
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::interrupt;
 use crate::util::threads::each;
 use crate::util::yaml::Invalid;
@@ -39,8 +39,8 @@ pub struct DataSpec {
     pub smooth: Option<SmoothSpec>,
     #[serde(default)]
     pub augment: Vec<Augment>,
-    /// Threads that decode and augment while the network computes; those that are ahead of it sleep. As many as there
-    /// are cores, 2 to 8, unless said otherwise.
+    /// Threads that decode and augment while the network computes; those that are ahead of it sleep. As many
+    /// as there are cores, 2 to 8, unless said otherwise.
     #[serde(default = "default_workers")]
     pub workers: usize,
     /// A folder whose decoded images need no more than this is decoded once and kept in memory.
@@ -164,18 +164,19 @@ impl DataSpec {
         Ok(())
     }
 
-    /// The shape of the training samples, 0 for sides that differ, and their number of classes, where the declaration tells.
+    /// The shape of the training samples, 0 for sides that differ, and their number of classes, where the
+    /// declaration tells.
     pub fn outline(&self) -> Option<(Vec<i64>, Option<usize>)> {
         self.train.source().1.outline()
     }
 
     /// Reads the sets. `seed` decides which samples a validation fraction takes.
-    pub fn open(&self, seed: u64) -> Result<Sets> {
-        self.open_from(&mut Shelf::default(), seed)
+    pub fn open(&self, seed: u64) -> Result<Splits> {
+        self.open_from(&mut DatasetCache::default(), seed)
     }
 
     /// The same, taking what `shelf` has, and leaving there what this run has read and nothing else.
-    pub fn open_from(&self, shelf: &mut Shelf, seed: u64) -> Result<Sets> {
+    pub fn open_from(&self, shelf: &mut DatasetCache, seed: u64) -> Result<Splits> {
         let open = |part, source: &dyn Source| self.open_source(part, source);
         let declared: Vec<_> = (self.sources().into_iter())
             .map(|(part, _, source)| Ok((part, self.shelf_key(part)?, source)))
@@ -196,7 +197,7 @@ impl DataSpec {
                 Split::Test => test = set,
             }
         }
-        let mut train = train.or_exit(Exit::Data, || "there is no training set")?;
+        let mut train = train.with_exit_code(ExitCode::Data, || "there is no training set")?;
         if let Some(share) = self.share() {
             let (rest, taken) = self.divide(train, share, seed)?;
             (train, validation) = (rest, Some(taken));
@@ -206,11 +207,11 @@ impl DataSpec {
                 set.align(&train, part)?;
             }
         }
-        Ok(Sets { train, validation, test })
+        Ok(Splits { train, validation, test })
     }
 
-    /// Reads one set alone. `classes` are the names that the network was trained on, where it is known; otherwise the
-    /// training set is read too where its classes matter. None where the set is not declared.
+    /// Reads one set alone. `classes` are the names that the network was trained on, where it is known;
+    /// otherwise the training set is read too where its classes matter. None where the set is not declared.
     pub fn open_only(&self, split: Split, seed: u64, classes: Option<&[String]>) -> Result<Option<Dataset>> {
         let declared = self.sources().into_iter().find(|(declared, ..)| *declared == split);
         let mut set = match (declared, split, self.share()) {
@@ -240,14 +241,17 @@ impl DataSpec {
     /// How a picture becomes a sample of `shape` `[C, H, W]`, as the training folder says it, for prediction.
     pub fn picture_rules(&self, shape: &[i64]) -> Result<(Mode, Fit)> {
         let &[channels, height, width] = shape else {
-            return Err(fail(Exit::Data, format!("pictures do not fit a network whose input is {shape:?}")));
+            return Err(fail(
+                ExitCode::Data,
+                format!("pictures do not fit a network whose input is {shape:?}"),
+            ));
         };
         let mode = match channels {
             1 => Mode::Grey,
             3 => Mode::Rgb,
             _ => {
                 return Err(fail(
-                    Exit::Data,
+                    ExitCode::Data,
                     format!("pictures have 1 or 3 channels, the network wants {channels}"),
                 ));
             }
@@ -293,12 +297,12 @@ impl DataSpec {
             Split::Validation => serde_json::to_value(&self.validation)?,
             Split::Test => serde_json::to_value(&self.test)?,
         };
-        let Opening { memory, max_skipped, keep_files, smooth, group, .. } = self.opening(part);
+        let OpenOptions { memory, max_skipped, keep_files, smooth, group, .. } = self.opening(part);
         Ok(json!([part.key(), source, memory, max_skipped, keep_files, smooth, group]).to_string())
     }
 
-    fn opening(&self, part: Split) -> Opening {
-        Opening {
+    fn opening(&self, part: Split) -> OpenOptions {
+        OpenOptions {
             part,
             memory: (self.memory_gib * f64::from(1 << 30)) as u64,
             max_skipped: self.max_skipped,
@@ -317,7 +321,7 @@ impl DataSpec {
         interrupt::check(&format!("the {part} was being read"))?;
         let mut set = set?;
         if set.is_empty() {
-            return Err(fail(Exit::Data, format!("the {part} is empty")));
+            return Err(fail(ExitCode::Data, format!("the {part} is empty")));
         }
         set.smooth(self.smooth)?;
         set.seal()?;

@@ -8,11 +8,12 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::{Dataset, Framing, Samples, Targets, fingerprint};
-use crate::util::exit_code::{Exit, fail};
-use crate::util::rng::{Draw, Purpose};
+use crate::util::exit_code::{ExitCode, fail};
+use crate::util::rng::{CounterRng, RngStream};
 use crate::util::yaml::Invalid;
 
-/// One of `of` equal parts of the training set is the validation set: k-fold cross-validation, a fold at a time.
+/// One of `of` equal parts of the training set is the validation set: k-fold cross-validation, a fold at a
+/// time.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fold {
@@ -20,12 +21,13 @@ pub struct Fold {
     pub of: usize,
     /// Which of them, from 0.
     pub index: usize,
-    /// Whether the seed deals the samples out; otherwise the folds are scikit-learn's `KFold` and `StratifiedKFold`.
+    /// Whether the seed deals the samples out; otherwise the folds are scikit-learn's `KFold` and
+    /// `StratifiedKFold`.
     #[serde(default = "yes")]
     pub shuffle: bool,
-    /// Samples of one group lie in one fold: the column of a table that names the group, or a regular expression whose
-    /// first parenthesis (else the whole match) finds it in a file's name below the root. Without shuffling the folds
-    /// are scikit-learn's `GroupKFold`.
+    /// Samples of one group lie in one fold: the column of a table that names the group, or a regular
+    /// expression whose first parenthesis (else the whole match) finds it in a file's name below the root.
+    /// Without shuffling the folds are scikit-learn's `GroupKFold`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
 }
@@ -45,18 +47,18 @@ impl Fold {
         Ok(())
     }
 
-    /// The fold of each sample: the largest group first, always into the smallest fold. Groups of one size go by name,
-    /// the last one first, or as the seed has it.
+    /// The fold of each sample: the largest group first, always into the smallest fold. Groups of one size go
+    /// by name, the last one first, or as the seed has it.
     fn of_groups(&self, groups: &[String], seed: u64) -> Result<Vec<usize>> {
         let mut sizes: BTreeMap<&str, usize> = BTreeMap::new();
         groups.iter().for_each(|group| *sizes.entry(group).or_default() += 1);
         if sizes.len() < self.of {
             let message = format!("{} groups cannot fill {} folds; say fewer folds", sizes.len(), self.of);
-            return Err(fail(Exit::Data, message));
+            return Err(fail(ExitCode::Data, message));
         }
         let mut order: Vec<(&str, usize)> = sizes.into_iter().rev().collect();
         if self.shuffle {
-            let drawn = Draw::new(seed, 0, 0, Purpose::Split).permutation(order.len());
+            let drawn = CounterRng::new(seed, 0, 0, RngStream::Split).permutation(order.len());
             order = drawn.into_iter().map(|index| order[index as usize]).collect();
         }
         order.sort_by_key(|&(_, size)| std::cmp::Reverse(size));
@@ -74,7 +76,7 @@ impl Fold {
         let units = units(set);
         let mut order: Vec<usize> = (0..units).collect();
         if self.shuffle {
-            let drawn = Draw::new(seed, 0, 0, Purpose::Split).permutation(units);
+            let drawn = CounterRng::new(seed, 0, 0, RngStream::Split).permutation(units);
             order = drawn.into_iter().map(|index| index as usize).collect();
         }
         let mut folds = vec![0; units];
@@ -88,8 +90,8 @@ impl Fold {
             }
             return folds;
         };
-        // Classes in the order of their first sample; sorted labels are dealt out in turn, which says how many of each
-        // class a fold gets; then each class fills its folds one after the other.
+        // Classes in the order of their first sample; sorted labels are dealt out in turn, which says how
+        // many of each class a fold gets; then each class fills its folds one after the other.
         let mut classes: Vec<i64> = Vec::new();
         for &index in &order {
             if !classes.contains(&labels[index]) {
@@ -127,7 +129,8 @@ pub(super) enum Share<'a> {
     Grouped(&'a Fold, &'a [String]),
 }
 
-/// Splits a set into (rest, taken). Which samples is a pure function of `seed`; both parts keep the order of the whole.
+/// Splits a set into (rest, taken). Which samples is a pure function of `seed`; both parts keep the order of
+/// the whole.
 pub(super) fn split(set: Dataset, share: Share, seed: u64) -> Result<(Dataset, Dataset)> {
     let is_taken = match share {
         Share::Fraction(fraction) => fraction_of(&set, fraction, seed),
@@ -148,7 +151,7 @@ pub(super) fn split(set: Dataset, share: Share, seed: u64) -> Result<(Dataset, D
             rest.len(),
             units(&set)
         );
-        return Err(fail(Exit::Data, message));
+        return Err(fail(ExitCode::Data, message));
     }
     let taken = select(&set, &taken, true)?;
     let mut rest = select(&set, &rest, false)?;
@@ -171,7 +174,7 @@ fn fraction_of(set: &Dataset, fraction: f64, seed: u64) -> Vec<bool> {
     let mut is_taken = vec![false; units(set)];
     for (class, members) in groups.iter().enumerate() {
         let count = (members.len() as f64 * fraction).round() as usize;
-        let order = Draw::new(seed, 0, class as u64, Purpose::Split).permutation(members.len());
+        let order = CounterRng::new(seed, 0, class as u64, RngStream::Split).permutation(members.len());
         for &member in order.iter().take(count) {
             is_taken[members[member as usize]] = true;
         }

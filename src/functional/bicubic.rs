@@ -1,13 +1,15 @@
-//! Bicubic resizing as MATLAB's `imresize` does it, which the field's super-resolution numbers are measured with.
+//! Bicubic resizing as MATLAB's `imresize` does it, which the field's super-resolution numbers are measured
+//! with.
 //!
-//! Keys' kernel with a = −0.5 (Keys 1981); when shrinking it is widened by the factor, which antialiases; edges are
-//! mirrored with the edge pixel repeated. The weights of a side are one matrix, so that a batch is two products.
+//! Keys' kernel with a = −0.5 (Keys 1981); when shrinking it is widened by the factor, which antialiases;
+//! edges are mirrored with the edge pixel repeated. The weights of a side are one matrix, so that a batch is
+//! two products.
 
 use tch::Tensor;
 
 use super::like;
 
-/// Floating-point images `[N, C, H, W]` brought to `height` × `width`, not clamped: bicubic overshoots.
+/// Floating-point images `[N, C, H, W]` brought to `height` × `num_params`, not clamped: bicubic overshoots.
 pub fn resize(images: &Tensor, height: i64, width: i64) -> Tensor {
     let size = images.size();
     let &[_, _, from_height, from_width] = size.as_slice() else { return images.shallow_clone() };
@@ -53,14 +55,16 @@ fn mirrored(index: isize, n: usize) -> usize {
     if turn < n { turn } else { 2 * n - 1 - turn }
 }
 
-/// How many times larger `to` is than `from`, `[N, C, H, W]` both: the same whole number for both sides, if it is one.
+/// How many times larger `to` is than `from`, `[N, C, H, W]` both: the same whole number for both sides, if
+/// it is one.
 pub fn factor(from: &[i64], to: &[i64]) -> Option<i64> {
     let (&[.., from_height, from_width], &[.., to_height, to_width]) = (from, to) else { return None };
     let factor = to_height.checked_div(from_height)?;
     (factor >= 1 && from_height * factor == to_height && from_width * factor == to_width).then_some(factor)
 }
 
-/// `images` without the rows and columns at the bottom and at the right that `multiple` does not divide: `modcrop`.
+/// `images` without the rows and columns at the bottom and at the right that `multiple` does not divide:
+/// `modcrop`.
 pub fn crop_to_multiple(images: &Tensor, multiple: i64) -> Tensor {
     let size = images.size();
     let &[_, _, height, width] = size.as_slice() else { return images.shallow_clone() };

@@ -4,8 +4,8 @@ use tch::Tensor;
 
 use super::like;
 
-/// Y of RGB images `[N, 3, H, W]` as MATLAB's `rgb2ycbcr` has it (ITU-R BT.601, 16/255 to 235/255), unrounded;
-/// `[N, 1, H, W]`. Images of other channels are their own.
+/// Y of RGB images `[N, 3, H, W]` as MATLAB's `rgb2ycbcr` has it (ITU-R BT.601, 16/255 to 235/255),
+/// unrounded; `[N, 1, H, W]`. Images of other channels are their own.
 pub fn luma(images: &Tensor) -> Tensor {
     if images.size().get(1) != Some(&3) {
         return images.shallow_clone();

@@ -4,26 +4,26 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
 
 use crate::functional::ssim;
-use crate::libtorch::{loss as fused, raised};
+use crate::libtorch::{loss as fused, or_panic};
 use crate::util::yaml::Invalid;
 
 /// Cross-entropy of logits `[N, K]` against classes (int64 `[N]`) or probabilities (`[N, K]`, after mixup or
 /// cutmix), as `torch.nn.CrossEntropyLoss(label_smoothing=…)`. 0-dim.
 pub fn cross_entropy(logits: &Tensor, ys: &Tensor, label_smoothing: f64) -> Tensor {
     const IGNORE_NOTHING: i64 = -100;
-    if let Some(loss) = raised(fused::cross_entropy(logits, ys, label_smoothing)) {
+    if let Some(loss) = or_panic(fused::cross_entropy(logits, ys, label_smoothing)) {
         return loss;
     }
     logits.cross_entropy_loss::<Tensor>(ys, None, Reduction::Mean, IGNORE_NOTHING, label_smoothing)
 }
 
 fn squared_error(outputs: &Tensor, ys: &Tensor, factor: f64) -> Tensor {
-    raised(fused::squared_error(outputs, ys, factor))
+    or_panic(fused::squared_error(outputs, ys, factor))
         .unwrap_or_else(|| outputs.mse_loss(ys, Reduction::Mean) * factor)
 }
 
-/// Cross-entropy of logits `[N, K, H, W]` against classes int64 `[N, H, W]`, of which negative ones do not count;
-/// `weights` `[K]` as those of `torch.nn.CrossEntropyLoss`. 0-dim.
+/// Cross-entropy of logits `[N, K, H, W]` against classes int64 `[N, H, W]`, of which negative ones do not
+/// count; `weights` `[K]` as those of `torch.nn.CrossEntropyLoss`. 0-dim.
 pub fn pixel_cross_entropy(logits: &Tensor, ys: &Tensor, weights: Option<&Tensor>) -> Tensor {
     logits.cross_entropy_loss(&uncounted(ys), weights, Reduction::Mean, UNCOUNTED, 0.0)
 }
@@ -40,8 +40,8 @@ fn uncounted(ys: &Tensor) -> Tensor {
     ys.where_self(&ys.ge(0), &Tensor::full([], UNCOUNTED, (Kind::Int64, ys.device())))
 }
 
-/// 1 − the mean over classes of soft Dice, 2·Σpt / Σ(p + t) over all pixels of the batch (Milletari et al. 2016).
-/// Logits `[N, K, H, W]`, classes int64 `[N, H, W]`, of which negative ones do not count. 0-dim.
+/// 1 − the mean over classes of soft Dice, 2·Σpt / Σ(p + t) over all pixels of the batch (Milletari et al.
+/// 2016). Logits `[N, K, H, W]`, classes int64 `[N, H, W]`, of which negative ones do not count. 0-dim.
 pub fn dice(logits: &Tensor, ys: &Tensor) -> Tensor {
     let [common, either] = dice_sums(logits, ys);
     dice_of(&common, &either)

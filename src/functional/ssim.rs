@@ -1,5 +1,5 @@
-//! Structural similarity (Wang et al. 2004), as scikit-image computes it with `gaussian_weights=True, sigma=1.5,
-//! use_sample_covariance=False, data_range=1`.
+//! Structural similarity (Wang et al. 2004), as scikit-image computes it with
+//! `gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1`.
 
 use tch::{Kind, Tensor};
 
@@ -9,8 +9,8 @@ use super::filter::{correlate, gaussian};
 pub const WINDOW: i64 = 11;
 const SIGMA: f64 = 1.5;
 
-/// Mean SSIM of each image `[N, C, H, W]`, over its channels and over the places where the whole window fits; `[N]`
-/// in the images' kind. Differentiable.
+/// Mean SSIM of each image `[N, C, H, W]`, over its channels and over the places where the whole window fits;
+/// `[N]` in the images' kind. Differentiable.
 pub fn ssim(images: &Tensor, reference: &Tensor) -> Tensor {
     const C1: f64 = 0.01 * 0.01;
     const C2: f64 = 0.03 * 0.03;

@@ -10,15 +10,15 @@ use crate::data::image::photo::Photo;
 use crate::data::image::picture::MAX_DECODED;
 use crate::data::{ImageFile, Mode};
 use crate::inference::codec::{Header, Packed, pack};
-use crate::inference::loaded_model::Trained;
-use crate::libtorch::{bytes, catching};
+use crate::inference::loaded_model::LoadedModel;
+use crate::libtorch::{bytes, catch_panics};
 use crate::metrics::image::psnr;
 use crate::nn::model::Network;
 use crate::tasks::{Compression, TaskSpec};
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 
 pub struct Compressor {
-    trained: Trained,
+    trained: LoadedModel,
     network: Network,
     mode: Mode,
     identity: [u8; 8],
@@ -42,11 +42,11 @@ impl Compressed {
 
 impl Compressor {
     /// Exit 2 where the run is no compression of grey or RGB images.
-    pub fn new(trained: Trained, name: &Path) -> Result<Self> {
+    pub fn new(trained: LoadedModel, name: &Path) -> Result<Self> {
         let model = &trained.plan.model;
         if !matches!(trained.config.spec.task, TaskSpec::Compression(_)) {
             let message = format!("{} is no compression: it has no code to write or read", name.display());
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         }
         Compression::code(model)?;
         let (mode, _) = trained.config.spec.data.picture_rules(model.input())?;
@@ -55,19 +55,22 @@ impl Compressor {
         Ok(Self { trained, network, mode, identity })
     }
 
-    /// The file of an image, seen as evaluation sees it: 8 bits, in the network's colours, alpha laid on white. Exit 3
-    /// where it cannot be read or the network does not take its size.
+    /// The file of an image, seen as evaluation sees it: 8 bits, in the network's colours, alpha laid on
+    /// white. Exit 3 where it cannot be read or the network does not take its size.
     pub fn encode(&self, path: &Path) -> Result<Compressed> {
         let file = ImageFile { path: path.to_owned(), mode: self.mode };
-        let picture = file.decode().or_exit(Exit::Data, || path.display())?;
+        let picture = file.decode().with_exit_code(ExitCode::Data, || path.display())?;
         let (width, height) = (picture.width, picture.height);
-        let shape = self.code_shape(width, height).or_exit(Exit::Data, || path.display())?;
+        let shape = self.code_shape(width, height).with_exit_code(ExitCode::Data, || path.display())?;
         let size = [1, picture.channels as i64, height as i64, width as i64];
         let xs = Tensor::f_from_slice(&picture.planes())?.f_view(size)?.f_to_kind(Kind::Float)? / 255.0;
-        let code = catching(|| no_grad(|| Compression::encode(&self.network, &self.like_weights(&xs)?)))
+        let code = catch_panics(|| no_grad(|| Compression::encode(&self.network, &self.like_weights(&xs)?)))
             .with_context(|| path.display().to_string())??;
         if !code.isfinite().all().f_int64_value(&[]).is_ok_and(|all| all == 1) {
-            return Err(fail(Exit::Numeric, format!("{}: the network's code is not finite", path.display())));
+            return Err(fail(
+                ExitCode::Numeric,
+                format!("{}: the network's code is not finite", path.display()),
+            ));
         }
         let values =
             Vec::<i8>::try_from(code.f_to_device(Device::Cpu)?.f_to_kind(Kind::Int8)?.f_reshape([-1])?)?;
@@ -79,19 +82,20 @@ impl Compressor {
 
     /// The image of a file. Exit 4 where it is none, damaged, or of another network.
     pub fn decode(&self, file: &[u8]) -> Result<Photo> {
-        let packed = Packed::open(file).or_exit(Exit::Checkpoint, || "cannot be decoded")?;
+        let packed = Packed::open(file).with_exit_code(ExitCode::Checkpoint, || "cannot be decoded")?;
         let Header { network, width, height, shape } = &packed.header;
         if *network != self.identity {
             let message =
                 "was encoded with another network, or with other weights of it; give the run that encoded it";
-            return Err(fail(Exit::Checkpoint, message));
+            return Err(fail(ExitCode::Checkpoint, message));
         }
-        let wanted =
-            self.code_shape(*width as usize, *height as usize).or_exit(Exit::Checkpoint, || "is damaged")?;
+        let wanted = self
+            .code_shape(*width as usize, *height as usize)
+            .with_exit_code(ExitCode::Checkpoint, || "is damaged")?;
         if wanted != *shape {
             let message =
                 format!("is damaged: {width}x{height} pixels are a code of {wanted:?}, not {shape:?}");
-            return Err(fail(Exit::Checkpoint, message));
+            return Err(fail(ExitCode::Checkpoint, message));
         }
         self.image(&packed.header, &packed.values())
     }
@@ -125,9 +129,10 @@ impl Compressor {
         let code: Vec<i64> = [1].into_iter().chain(header.shape.iter().map(|&side| side.into())).collect();
         let size = [1, channels as i64, height as i64, width as i64];
         let code = Tensor::f_from_slice(values)?.f_view(code.as_slice())?;
-        let image =
-            catching(|| no_grad(|| Compression::decode(&self.network, &self.like_weights(&code)?, &size)))
-                .with_context(|| format!("an image of {width}x{height}"))??;
+        let image = catch_panics(|| {
+            no_grad(|| Compression::decode(&self.network, &self.like_weights(&code)?, &size))
+        })
+        .with_context(|| format!("an image of {width}x{height}"))??;
         let mut photo = Photo::black(width, height, channels);
         photo.put(&image, 0, 0)?;
         Ok(photo)

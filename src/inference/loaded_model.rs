@@ -10,14 +10,14 @@ use crate::config::{CONFIG_FILE, Config, Override, differences};
 use crate::libtorch::device;
 use crate::nn::model::Network;
 use crate::pytorch::weights::Part;
-use crate::train::initial_weights::Initial;
-use crate::train::session::Plan;
-use crate::util::console::tell;
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::train::initial_weights::InitialWeights;
+use crate::train::session::ModelPlan;
+use crate::util::console::print_err;
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 
 /// Which weights, where it is not the run's own choice.
 #[derive(Clone, Debug, Default)]
-pub struct Choice<'a> {
+pub struct WeightSelection<'a> {
     /// A checkpoint of the run.
     pub checkpoint: Option<&'a str>,
     /// A file, a run folder or a checkpoint's folder.
@@ -27,9 +27,9 @@ pub struct Choice<'a> {
 }
 
 /// A config whose weights are known and fit.
-pub struct Trained {
+pub struct LoadedModel {
     pub config: Config,
-    pub plan: Plan,
+    pub plan: ModelPlan,
     pub weights: Weights,
 }
 
@@ -37,28 +37,29 @@ pub struct Trained {
 pub enum Weights {
     Checkpoint(Box<Loaded>),
     /// And what the run says of its data, where there is one.
-    File(Initial, Option<Box<State>>),
+    File(InitialWeights, Option<Box<State>>),
 }
 
-impl Trained {
-    /// `run` is a run folder, a YAML file or the name of a shipped config. Of a run: its best checkpoint, else its last,
-    /// unless `choice` says otherwise; of a config: what `choice` says, else its own `init_from`.
+impl LoadedModel {
+    /// `run` is a run folder, a YAML file or the name of a shipped config. Of a run: its best checkpoint,
+    /// else its last, unless `choice` says otherwise; of a config: what `choice` says, else its own
+    /// `init_from`.
     pub fn open(
         run: &Path,
         sets: &[String],
         overrides: impl IntoIterator<Item = Override>,
-        choice: &Choice,
+        choice: &WeightSelection,
     ) -> Result<Self> {
         let is_run = run.join(CONFIG_FILE).is_file();
         let config = match is_run || run.is_dir() {
             true => Config::of_run(run, sets, overrides)?,
             false => Config::load(&run.to_string_lossy(), sets, overrides)?,
         };
-        let plan = Plan::of(&config)?;
+        let plan = ModelPlan::of(&config)?;
         let checkpoints = Checkpoints::of(&config.spec.output);
         let weights = match (choice.weights, is_run) {
             (Some(file), _) => {
-                let initial = Initial::read_option(&plan.model, file, &choice.part)?;
+                let initial = InitialWeights::read_option(&plan.model, file, &choice.part)?;
                 // Other weights of a run's network are still of its classes and columns.
                 let known = is_run.then(|| checkpoints.chosen(None).ok()).flatten();
                 Weights::File(initial, known.map(|loaded| Box::new(loaded.state)))
@@ -71,7 +72,7 @@ impl Trained {
                 Weights::Checkpoint(Box::new(loaded))
             }
             (None, false) => {
-                let initial = plan.initial(&config)?.or_exit(Exit::Usage, || {
+                let initial = plan.initial(&config)?.with_exit_code(ExitCode::Usage, || {
                     format!("{} has no trained weights: give --weights FILE, or a run folder", run.display())
                 })?;
                 Weights::File(initial, None)
@@ -83,7 +84,8 @@ impl Trained {
         Ok(Self { config, plan, weights })
     }
 
-    /// Refuses weights of which some are drawn afresh: what answers with them is not trained. Exit 2, with the run that was meant.
+    /// Refuses weights of which some are drawn afresh: what answers with them is not trained. Exit 2, with
+    /// the run that was meant.
     pub fn is_complete(&self, run: &Path) -> Result<()> {
         let Weights::File(initial, _) = &self.weights else { return Ok(()) };
         let Some(first) = initial.fresh.first() else { return Ok(()) };
@@ -98,7 +100,7 @@ impl Trained {
             run.display(),
             initial.fresh.len()
         );
-        Err(fail(Exit::Usage, message))
+        Err(fail(ExitCode::Usage, message))
     }
 
     /// Sets the number of threads, where the config names one.
@@ -115,7 +117,8 @@ impl Trained {
     }
 }
 
-/// Tells where the run's config.yaml is not what its checkpoint was saved under, in what decides on answers and scores.
+/// Tells where the run's config.yaml is not what its checkpoint was saved under, in what decides on answers
+/// and scores.
 fn tell_edits(run: &Path, loaded: &Loaded) -> Result<()> {
     const KEYS: [&str; 8] = [
         "model",
@@ -135,7 +138,7 @@ fn tell_edits(run: &Path, loaded: &Loaded) -> Result<()> {
         // Of a scripted network the run folder's own copy counts.
         if matters && !path.starts_with("model.torchscript") {
             let (file, saved) = (run.join(CONFIG_FILE), loaded.folder.display());
-            tell!("{} was changed since {saved} was saved: {path} {change}", file.display());
+            print_err!("{} was changed since {saved} was saved: {path} {change}", file.display());
         }
     }
     Ok(())

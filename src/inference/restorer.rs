@@ -10,7 +10,7 @@ use crate::libtorch::device;
 use crate::nn::model::{Model, Network};
 use crate::tasks::degrade::ANY_SIZE;
 use crate::tasks::{Reconstruction, Task};
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 
 /// A network that restores.
 pub struct Restorer<'a> {
@@ -31,7 +31,7 @@ impl<'a> Restorer<'a> {
         let Some(channels) = channels.filter(|_| model.input().len() == 3) else {
             let message =
                 format!("the network wants {:?}, which is neither a grey nor an RGB image", model.input());
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         };
         let tiles = Tiles::new(model, network, task, channels, "restore")?;
         Ok(Self { task, tiles, channels, ensemble: false })
@@ -42,8 +42,8 @@ impl<'a> Restorer<'a> {
         self.tiles.side(bytes)
     }
 
-    /// The restored photo, of the same depth. `noise` is added first: σ on the scale 0..255 and a seed; the noisy image
-    /// comes back then, too. `tell` hears of every tile: how many are done, of how many.
+    /// The restored photo, of the same depth. `noise` is added first: σ on the scale 0..255 and a seed; the
+    /// noisy image comes back then, too. `tell` hears of every tile: how many are done, of how many.
     pub fn restore(
         &self,
         photo: &Photo,
@@ -75,8 +75,8 @@ impl<'a> Restorer<'a> {
         Ok((restored, noisy))
     }
 
-    /// The answer to `[1, C, H, W]`, whatever colours the network knows: a grey network restores the channels of RGB one
-    /// by one, or Y alone where its task says so; an RGB network gets grey repeated.
+    /// The answer to `[1, C, H, W]`, whatever colours the network knows: a grey network restores the channels
+    /// of RGB one by one, or Y alone where its task says so; an RGB network gets grey repeated.
     fn answer_colours(&self, seen: &Tensor) -> Result<Tensor> {
         let colours = seen.size()[1];
         if colours == 3 && self.task.luma {

@@ -1,5 +1,5 @@
-//! A trained variational autoencoder at work: images of codes drawn from the prior, of a plane of codes, and of the codes
-//! between those of two images.
+//! A trained variational autoencoder at work: images of codes drawn from the prior, of a plane of codes, and
+//! of the codes between those of two images.
 
 use std::path::Path;
 
@@ -8,19 +8,19 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::data::image::photo::Photo;
 use crate::data::{Fit, ImageFile, Mode};
-use crate::inference::loaded_model::Trained;
-use crate::libtorch::catching;
+use crate::inference::loaded_model::LoadedModel;
+use crate::libtorch::catch_panics;
 use crate::libtorch::device;
 use crate::nn::model::{Model, Network};
 use crate::tasks::{Generation, TaskSpec};
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 
 /// Codes that the decoder gets at once.
 const BATCH: i64 = 64;
 /// Black pixels around each image of a grid, as torchvision's `make_grid` has them.
 const BORDER: usize = 2;
 
-pub struct Generator {
+pub struct Sampler {
     network: Network,
     /// The shape of one code.
     code: Vec<i64>,
@@ -37,13 +37,13 @@ pub enum Route {
     Linear,
 }
 
-impl Generator {
+impl Sampler {
     /// Exit 2 where the run is no generation of grey or RGB images.
-    pub fn new(trained: &Trained, name: &Path) -> Result<Self> {
+    pub fn new(trained: &LoadedModel, name: &Path) -> Result<Self> {
         let spec = &trained.config.spec;
         if !matches!(spec.task, TaskSpec::Generation(_)) {
             return Err(fail(
-                Exit::Usage,
+                ExitCode::Usage,
                 format!("{} is no generation: nothing can be drawn from it", name.display()),
             ));
         }
@@ -53,7 +53,7 @@ impl Generator {
         if model.output().first() != model.input().first() {
             let message =
                 format!("the network gives {:?}, which is no image as it takes them", model.output());
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         }
         Ok(Self { network: trained.network()?, code, rules })
     }
@@ -69,12 +69,13 @@ impl Generator {
         Ok(Tensor::f_randn(self.codes(count), (Kind::Float, Device::Cpu))?)
     }
 
-    /// `side`² codes, row by row: the first two values at `side` equally probable places of the normal distribution
-    /// (Kingma & Welling 2014, figure 4), the first rising to the right, the second upwards; the others 0.
+    /// `side`² codes, row by row: the first two values at `side` equally probable places of the normal
+    /// distribution (Kingma & Welling 2014, figure 4), the first rising to the right, the second upwards; the
+    /// others 0.
     pub fn plane(&self, side: i64) -> Result<Tensor> {
         if self.code.first().is_none_or(|&values| values < 2) {
             let message = format!("a grid spans two values of the code, and this one has {:?}", self.code);
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         }
         let shares = (Tensor::f_arange(side, (Kind::Double, Device::Cpu))? + 0.5) / side as f64;
         let places = shares.f_special_ndtri()?.f_to_kind(Kind::Float)?;
@@ -89,15 +90,16 @@ impl Generator {
         Ok(codes)
     }
 
-    /// The mean of the code of an image file, brought to the size of the network. Exit 3 where it cannot be read.
+    /// The mean of the code of an image file, brought to the size of the network. Exit 3 where it cannot be
+    /// read.
     pub fn mean(&self, path: &Path) -> Result<Tensor> {
         let (mode, fit) = &self.rules;
         let file = ImageFile { path: path.to_owned(), mode: *mode };
-        let picture = fit.whole(&file.decode().or_exit(Exit::Data, || path.display())?);
+        let picture = fit.whole(&file.decode().with_exit_code(ExitCode::Data, || path.display())?);
         let size = [1, picture.channels as i64, picture.height as i64, picture.width as i64];
         let xs = Tensor::f_from_slice(&picture.planes())?.f_view(size)?.f_to_device(self.network.device())?;
         let xs = xs.f_to_kind(self.network.kind())? / 255.0;
-        catching(|| no_grad(|| Generation::means(&self.network, &xs)))?
+        catch_panics(|| no_grad(|| Generation::means(&self.network, &xs)))?
     }
 
     /// The images of codes, `columns` of them in a row.
@@ -107,10 +109,10 @@ impl Generator {
         for first in (0..count).step_by(BATCH as usize) {
             let some = codes.f_narrow(0, first, BATCH.min(count - first))?;
             let some = some.f_to_device(self.network.device())?.f_to_kind(self.network.kind())?;
-            let images = catching(|| no_grad(|| Generation::images(&self.network, &some)))??;
+            let images = catch_panics(|| no_grad(|| Generation::images(&self.network, &some)))??;
             let &[_, channels, height, width] = images.size().as_slice() else {
                 return Err(fail(
-                    Exit::Usage,
+                    ExitCode::Usage,
                     format!("the decoder gives {:?}, and no images", images.size()),
                 ));
             };
@@ -124,7 +126,7 @@ impl Generator {
                 photo.put(&image, side(at / columns, height), side(at % columns, width))?;
             }
         }
-        photo.or_exit(Exit::Usage, || "there is no code to make an image of")
+        photo.with_exit_code(ExitCode::Usage, || "there is no code to make an image of")
     }
 
     fn codes(&self, count: i64) -> Vec<i64> {

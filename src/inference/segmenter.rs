@@ -9,7 +9,7 @@ use crate::data::{Mode, Picture, SourceSpec};
 use crate::inference::tiles::Tiles;
 use crate::nn::model::{Model, Network};
 use crate::tasks::Task;
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 
 /// A network that segments.
 pub struct Segmenter<'a> {
@@ -20,8 +20,8 @@ pub struct Segmenter<'a> {
 }
 
 impl<'a> Segmenter<'a> {
-    /// Measures the network. Exit 2 where it does not answer pictures with pictures, or the config says neither how its
-    /// inputs were normalised nor that they were not.
+    /// Measures the network. Exit 2 where it does not answer pictures with pictures, or the config says
+    /// neither how its inputs were normalised nor that they were not.
     pub fn new(model: &Model, network: &'a Network, task: &'a dyn Task, spec: &RunConfig) -> Result<Self> {
         let mode = match (&spec.data.train, model.input()) {
             (SourceSpec::Images(images), _) => images.mode,
@@ -32,7 +32,7 @@ impl<'a> Segmenter<'a> {
         if model.input().first() != Some(&channels) {
             let message =
                 format!("the network wants {:?}, and pictures have {channels} channels", model.input());
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         }
         let normalize = match &spec.data.normalize {
             NormalizeSpec::None => None,
@@ -40,14 +40,14 @@ impl<'a> Segmenter<'a> {
             NormalizeSpec::Auto => {
                 let message = "data.normalize: `auto` is of the training set, which is not read here; give the run folder, \
                                whose config has the numbers, or `--set data.normalize={mean: […], std: […]}`";
-                return Err(fail(Exit::Usage, message));
+                return Err(fail(ExitCode::Usage, message));
             }
         };
         // Where the largest of several values counts, the gradient shows one of them only.
         let tiles =
             Tiles::new(model, network, task, channels, "predict")?.wider(|geometry| geometry.multiple);
         if tiles.scale() != 1 {
-            return Err(fail(Exit::Usage, "the network answers with pictures of another size"));
+            return Err(fail(ExitCode::Usage, "the network answers with pictures of another size"));
         }
         Ok(Self { tiles, normalize, mode })
     }
@@ -76,7 +76,7 @@ impl<'a> Segmenter<'a> {
         self.tiles.each([picture.height, picture.width], tile, work, |part, [top, left], [done, of]| {
             let found = part.f_argmax(1, false)?.f_squeeze_dim(0)?.f_to_kind(Kind::Uint8)?;
             let &[height, width] = found.size().as_slice() else {
-                return Err(fail(Exit::Data, "no picture"));
+                return Err(fail(ExitCode::Data, "no picture"));
             };
             let (height, width) = (height as usize, width as usize);
             let mut values = vec![0u8; height * width];

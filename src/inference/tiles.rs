@@ -1,17 +1,18 @@
-//! A network that answers images with images of their size or a multiple of it, on images of any size: tile by tile
-//! within a memory budget, without seams.
+//! A network that answers images with images of their size or a multiple of it, on images of any size: tile
+//! by tile within a memory budget, without seams.
 //!
-//! Each tile is computed with as much of its surroundings as the network can see from there, measured by its gradient,
-//! and only its own part is kept. Networks that see everything (global pooling) get the whole image.
+//! Each tile is computed with as much of its surroundings as the network can see from there, measured by its
+//! gradient, and only its own part is kept. Networks that see everything (global pooling) get the whole
+//! image.
 
 use anyhow::{Context, Result};
 use tch::{Kind, Tensor, no_grad};
 
-use crate::libtorch::catching;
+use crate::libtorch::catch_panics;
 use crate::libtorch::device;
 use crate::nn::model::{Model, Network};
 use crate::tasks::Task;
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 
 /// Gradients below this share of the largest do not count: what they carry is far below one level of 16 bits.
 const NEGLIGIBLE: f64 = 1e-6;
@@ -45,8 +46,8 @@ pub struct Geometry {
 pub type Area = [usize; 4];
 
 impl<'a> Tiles<'a> {
-    /// Measures the network on images of `channels` channels. Exit 2 where it does not answer with images; `command`
-    /// is what needs that.
+    /// Measures the network on images of `channels` channels. Exit 2 where it does not answer with images;
+    /// `command` is what needs that.
     pub fn new(
         model: &Model,
         network: &'a Network,
@@ -78,9 +79,10 @@ impl<'a> Tiles<'a> {
         side.saturating_sub(around).clamp(64, 1 << 14)
     }
 
-    /// Answers an image of `height` × `width` in tiles of `side`: `work` gets the area that a tile sees, as the part of the
-    /// image that it is, and gives the answer to it, `[1, C, H, W]` and `scale` times as large; `put` gets the part of the
-    /// answer that is the tile's own and where its upper left corner is, then how many are done, of how many.
+    /// Answers an image of `height` × `num_params` in tiles of `side`: `work` gets the area that a tile sees,
+    /// as the part of the image that it is, and gives the answer to it, `[1, C, H, W]` and `scale` times as
+    /// large; `put` gets the part of the answer that is the tile's own and where its upper left corner is,
+    /// then how many are done, of how many.
     pub fn each(
         &self,
         [height, width]: [usize; 2],
@@ -104,7 +106,7 @@ impl<'a> Tiles<'a> {
             let last_row = (top + step + around).min(height);
             let last_column = (left + step + around).min(width);
             let area = [first_row, first_column, last_row - first_row, last_column - first_column];
-            let answer = catching(|| no_grad(|| work(area)))?
+            let answer = catch_panics(|| no_grad(|| work(area)))?
                 .with_context(|| format!("a tile of {}x{}", area[3], area[2]))?;
             let (rows, columns) = (step.min(height - top), step.min(width - left));
             let kept = [top - first_row, left - first_column, rows, columns].map(|side| side * scale);
@@ -133,14 +135,14 @@ impl<'a> Tiles<'a> {
                 answer.size(),
                 padded.size()
             );
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         }
         Ok(answer.narrow(2, 0, height * scale).narrow(3, 0, width * scale))
     }
 
     fn through(&self, xs: &Tensor) -> Result<Tensor> {
-        let xs = self.task.present(xs.shallow_clone());
-        Ok(self.task.answer(self.network, &xs, false)?.outputs)
+        let xs = self.task.make_inference_input(xs.shallow_clone());
+        Ok(self.task.forward(self.network, &xs, false)?.outputs)
     }
 
     /// Tries sizes, then looks how far the gradient of an answer reaches.
@@ -154,8 +156,8 @@ impl<'a> Tiles<'a> {
             let prime = [53, 29, 17, 13, 11, 7, 5, 3].into_iter().find(|prime| prime * multiple < 64);
             let side = multiple * prime.unwrap_or(1);
             // What the network would pad by itself would make tiles differ from the whole.
-            let pads = !self.network.divides(&self.task.present(probe(side)));
-            let answer = catching(|| no_grad(|| self.through(&probe(side)))).ok()?.ok()?;
+            let pads = !self.network.divides(&self.task.make_inference_input(probe(side)));
+            let answer = catch_panics(|| no_grad(|| self.through(&probe(side)))).ok()?.ok()?;
             let scale = answer.size().get(2)? / side;
             (scale >= 1 && !pads && answer.size()[2..] == [side * scale, side * scale])
                 .then_some((*multiple, scale))
@@ -164,12 +166,12 @@ impl<'a> Tiles<'a> {
             let message = format!(
                 "the network does not answer images with images of their size; `{command}` needs one that does"
             );
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         };
         let geometry = |reach| Geometry { multiple: multiple as usize, scale: scale as usize, reach };
         for side in [96, 192, 384] {
             let side = ((side / multiple) | 1) * multiple;
-            let reach = catching(|| -> Result<_> {
+            let reach = catch_panics(|| -> Result<_> {
                 let xs = probe(side).set_requires_grad(true);
                 let block = multiple * scale;
                 let start = side / multiple / 2 * block;

@@ -1,4 +1,5 @@
-// torch.autocast's entering and leaving, and TF32. Every function returns nullptr, or the text of the exception.
+// torch.autocast's entering and leaving, and TF32. Every function returns nullptr, or the text of the
+// exception.
 
 #include <ATen/Context.h>
 #include <ATen/autocast_mode.h>

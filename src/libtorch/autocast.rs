@@ -21,8 +21,8 @@ struct AutocastState {
     dtype: i8,
 }
 
-/// Whether GPUs may round the factors of float32 convolutions and matrix products to TF32, for the whole process. Without a call
-/// convolutions may and matrix products may not. No effect on the CPU.
+/// Whether GPUs may round the factors of float32 convolutions and matrix products to TF32, for the whole
+/// process. Without a call convolutions may and matrix products may not. No effect on the CPU.
 pub fn allow_tf32(on: bool) -> Result<()> {
     // SAFETY: sets options of libtorch.
     check(unsafe { tikhonov_allow_tf32(on) }).map_err(|message| anyhow!("TF32: {message}"))
@@ -38,8 +38,8 @@ impl Drop for Region {
     }
 }
 
-/// Runs `f` under autocast to `kind` (bfloat16 or half), as `torch.autocast(device, dtype)` does: libtorch's own list
-/// decides which operations are shortened. Weights are cast once per call. `None` changes nothing.
+/// Runs `f` under autocast to `kind` (bfloat16 or half), as `torch.autocast(device, dtype)` does: libtorch's
+/// own list decides which operations are shortened. Weights are cast once per call. `None` changes nothing.
 pub fn autocast<T>(device: Device, kind: Option<Kind>, f: impl FnOnce() -> T) -> Result<T> {
     let Some(kind) = kind else { return Ok(f()) };
     let mut was = AutocastState { cuda: false, enabled: false, dtype: 0 };

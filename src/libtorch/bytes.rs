@@ -11,8 +11,9 @@ unsafe extern "C" {
     fn madvise(start: *mut c_void, len: usize, advice: c_int) -> c_int;
 }
 
-/// Asks for huge pages behind large memory that is about to be filled. Faults on fresh pages of 4 KiB cost more than the reading:
-/// the first 100 MB take 38 ms instead of 62 on one core. Rounded outward, so that neighbours join into ranges that huge pages fit into.
+/// Asks for huge pages behind large memory that is about to be filled. Faults on fresh pages of 4 KiB cost
+/// more than the reading: the first 100 MB take 38 ms instead of 62 on one core. Rounded outward, so that
+/// neighbours join into ranges that huge pages fit into.
 fn prefer_huge_pages(memory: &mut [u8]) {
     const PAGE: usize = 4096;
     const LARGE: usize = 128 << 10;
@@ -20,14 +21,14 @@ fn prefer_huge_pages(memory: &mut [u8]) {
     if memory.len() >= LARGE && cfg!(target_os = "linux") {
         let start = memory.as_mut_ptr() as usize & !(PAGE - 1);
         let end = (memory.as_mut_ptr() as usize + memory.len()).next_multiple_of(PAGE);
-        // SAFETY: the advice changes no byte and no right of access, of these pages or of what else lies in them; where the
-        // system does not follow it, nothing happens.
+        // SAFETY: the advice changes no byte and no right of access, of these pages or of what else lies in
+        // them; where the system does not follow it, nothing happens.
         unsafe { madvise(start as *mut c_void, end - start, MADV_HUGEPAGE) };
     }
 }
 
-/// New uint8 tensors of `lens` bytes on the CPU, the bytes of each written by `fill(index, bytes)`: files are read straight
-/// into them. Up to four threads fill; the first failure ends it.
+/// New uint8 tensors of `lens` bytes on the CPU, the bytes of each written by `fill(index, bytes)`: files are
+/// read straight into them. Up to four threads fill; the first failure ends it.
 pub fn filled(lens: &[u64], fill: impl Fn(usize, &mut [u8]) -> Result<()> + Sync) -> Result<Vec<Tensor>> {
     // Allocated here and not by the threads, whose memory arenas would start empty every time.
     let mut tensors = Vec::with_capacity(lens.len());
@@ -40,8 +41,8 @@ pub fn filled(lens: &[u64], fill: impl Fn(usize, &mut [u8]) -> Result<()> + Sync
             .zip(lens)
             .map(|(tensor, &len)| {
                 let pointer = tensor.data_ptr().cast::<u8>();
-                // SAFETY: libtorch has just allocated `len` bytes there, nobody else knows these tensors yet, each is given out once,
-                // they outlive the threads, and every bit pattern is a u8.
+                // SAFETY: libtorch has just allocated `len` bytes there, nobody else knows these tensors yet,
+                // each is given out once, they outlive the threads, and every bit pattern is a u8.
                 let memory: &mut [u8] = match len {
                     0 => &mut [],
                     _ => unsafe { std::slice::from_raw_parts_mut(pointer, len as usize) },

@@ -1,4 +1,5 @@
-// Loads libtorch's CUDA half when a GPU is asked for. Every function returns nullptr, or the text of the exception.
+// Loads libtorch's CUDA half when a GPU is asked for. Every function returns nullptr, or the text of the
+// exception.
 
 #include "cuda.h"
 
@@ -23,7 +24,8 @@ void* open_library(const char* name, int mode) {
   return library;
 }
 
-// `own` is the library with what cuda.h declares, as a file has it: empty where the binary was built without CUDA's headers.
+// `own` is the library with what cuda.h declares, as a file has it: empty where the binary was built without
+// CUDA's headers.
 void load(const char* own, size_t size) {
   // Its constructors tell libtorch of its kernels, its allocator and its hooks; `own` finds its symbols.
   open_library("libtorch_cuda.so", RTLD_LAZY | RTLD_GLOBAL);

@@ -1,5 +1,6 @@
-// What needs symbols of libtorch's CUDA half. It is compiled into a small library of its own, which the binary carries and loads together
-// with that half when a GPU is asked for: mapping and relocating the half takes longer than many a command. Errors are exceptions.
+// What needs symbols of libtorch's CUDA half. It is compiled into a small library of its own, which the
+// binary carries and loads together with that half when a GPU is asked for: mapping and relocating the half
+// takes longer than many a command. Errors are exceptions.
 
 #pragma once
 

@@ -4,7 +4,8 @@ use std::ffi::c_char;
 
 use super::check;
 
-/// What needs symbols of the CUDA half (see cuda.h); empty where the binary was built without CUDA or its headers.
+/// What needs symbols of the CUDA half (see cuda.h); empty where the binary was built without CUDA or its
+/// headers.
 static HALF: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tikhonov_cuda.so"));
 
 unsafe extern "C" {
@@ -13,7 +14,8 @@ unsafe extern "C" {
     fn tikhonov_cuda_count(count: *mut i64) -> *mut c_char;
 }
 
-/// Loads the half, once. The error says what is missing; too late is one as well: a process that has computed on the CPU stays there.
+/// Loads the half, once. The error says what is missing; too late is one as well: a process that has computed
+/// on the CPU stays there.
 pub fn load() -> Result<(), String> {
     // SAFETY: HALF is static, and what build.rs linked from cuda_half.cpp, or empty.
     check(unsafe { tikhonov_cuda_load(HALF.as_ptr(), HALF.len()) })

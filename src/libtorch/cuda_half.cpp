@@ -9,7 +9,8 @@
 #include <cstring>
 #include <cuda_runtime_api.h>
 
-// Declared here because its header, ATen/cuda/CUDAContext.h, wants CUDA headers that no PyPI wheel beside torch holds.
+// Declared here because its header, ATen/cuda/CUDAContext.h, wants CUDA headers that no PyPI wheel beside
+// torch holds.
 namespace at::cuda {
 cudaDeviceProp* getDeviceProperties(c10::DeviceIndex device);
 }

@@ -1,5 +1,6 @@
-// A linear map of a small batch with the ReLU after it on the CPU, one operation of autograd. For few rows libtorch spends more
-// time on finding its operations, and on repacking the weights for MKL, than on multiplying.
+// A linear map of a small batch with the ReLU after it on the CPU, one operation of autograd. For few rows
+// libtorch spends more time on finding its operations, and on repacking the weights for MKL, than on
+// multiplying.
 
 #include <ATen/ATen.h>
 #include <ATen/EmptyTensor.h>
@@ -43,8 +44,8 @@ struct Values {
   int64_t row, column;
 };
 
-// `height` rows of `width` vectors of columns of C = A B, the sums over `depth` in registers and in order: no partition of C
-// changes a bit of it.
+// `height` rows of `width` vectors of columns of C = A B, the sums over `depth` in registers and in order: no
+// partition of C changes a bit of it.
 template <typename V, int height, int width>
 TIKHONOV_INLINE void tile(Values a, Rows<const float> b, Rows<float> c, int64_t depth) {
   constexpr int64_t lanes = sizeof(V) / sizeof(float);
@@ -65,7 +66,8 @@ TIKHONOV_INLINE void tiles(Values a, Rows<const float> b, Rows<float> c, int64_t
     tile<V, height, width>({a.at + row * a.row, a.row, a.column}, b, {c.at + row * c.stride, c.stride}, depth);
 }
 
-// C = A B for at least a vector of columns: A [rows, depth], B [depth, columns]. As many sums at once as there are registers.
+// C = A B for at least a vector of columns: A [rows, depth], B [depth, columns]. As many sums at once as
+// there are registers.
 template <int lanes>
 struct Product {
   static constexpr int height = lanes == 16 ? 8 : 4;
@@ -115,13 +117,15 @@ TIKHONOV_INLINE V totals(V* sums) {
   return sums[0];
 }
 
-// The columns [first, first + count) of C = relu(A B' + shift), A and B read along their rows: A [rows, depth], B [columns, depth].
+// The columns [first, first + count) of C = relu(A B' + shift), A and B read along their rows: A [rows,
+// depth], B [columns, depth].
 template <int lanes>
 struct Dots {
   // Together as many sums as a vector has values.
   static constexpr int height = 4, width = lanes / height;
 
-  // `real_rows` rows and `real_columns` columns from A and B on; where they do not fill a tile, the last ones over and over.
+  // `real_rows` rows and `real_columns` columns from A and B on; where they do not fill a tile, the last ones
+  // over and over.
   static TIKHONOV_INLINE void tile(Rows<const float> a, Rows<const float> b, const float* shift, bool relu, Rows<float> c,
                                    int64_t real_rows, int64_t real_columns, int64_t depth) {
     using V = typename Vector<lanes>::type;
@@ -162,8 +166,8 @@ struct Dots {
   }
 };
 
-// f(first, number) for all of `count` things that cost `each` multiplications, in multiples of `step`, on the threads that they
-// are worth.
+// f(first, number) for all of `count` things that cost `each` multiplications, in multiples of `step`, on the
+// threads that they are worth.
 template <typename F>
 void share(int64_t count, int64_t each, int64_t step, F&& f) {
   const int64_t steps = (count + step - 1) / step, worth = count * each / GRAIN;
@@ -290,8 +294,8 @@ bool fits(const at::Tensor& tensor, int64_t dims) {
 
 extern "C" {
 
-// *out = relu(xs weight' + bias), the ReLU as asked for; null where these kernels do not take the input, and nothing has been
-// done. bias may be null.
+// *out = relu(xs weight' + bias), the ReLU as asked for; null where these kernels do not take the input, and
+// nothing has been done. bias may be null.
 char* tikhonov_dense(const at::Tensor* xs, const at::Tensor* weight, const at::Tensor* bias, bool relu, at::Tensor** out) {
   return guarded([&] {
     *out = nullptr;

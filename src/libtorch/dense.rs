@@ -7,7 +7,7 @@ use anyhow::Result;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use super::made;
+use super::take_tensor;
 
 unsafe extern "C" {
     fn tikhonov_dense(
@@ -19,13 +19,13 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-/// `relu(xs·weightᵀ + bias)` of a small batch `[N, F]`, the ReLU as asked for, as one operation with a gradient. None, and nothing
-/// done, unless all are contiguous float32 on the CPU and fit each other, outside autocast: then libtorch's own operations are
-/// to be used.
+/// `relu(xs·weightᵀ + bias)` of a small batch `[N, F]`, the ReLU as asked for, as one operation with a
+/// gradient. None, and nothing done, unless all are contiguous float32 on the CPU and fit each other, outside
+/// autocast: then libtorch's own operations are to be used.
 pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, relu: bool) -> Result<Option<Tensor>> {
     let bias = bias.map_or(null(), |bias| bias.as_ptr());
     let mut out = null_mut();
     // SAFETY: all pointers are to live tensors, or null where null is allowed; `out` outlives the call.
     let message = unsafe { tikhonov_dense(xs.as_ptr(), weight.as_ptr(), bias, relu, &mut out) };
-    made(message, out)
+    take_tensor(message, out)
 }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use tch::Device;
 
 use crate::libtorch::{self, cuda};
-use crate::util::console::tell;
-use crate::util::exit_code::{Exit, fail};
+use crate::util::console::print_err;
+use crate::util::exit_code::{ExitCode, fail};
 use crate::util::threads::{REFUSED, available};
 
 /// The device as the user writes it.
@@ -67,12 +67,12 @@ impl DeviceSpec {
             Self::Cuda(index) => {
                 let count = cuda::count().map_err(|reason| {
                     let message = format!("device cuda:{index} cannot be used: {reason}; use --device cpu");
-                    fail(Exit::Usage, message)
+                    fail(ExitCode::Usage, message)
                 })?;
                 if index >= count {
                     let message =
                         format!("device cuda:{index} does not exist: this machine has {count} GPU(s)");
-                    return Err(fail(Exit::Usage, message));
+                    return Err(fail(ExitCode::Usage, message));
                 }
                 Ok(Device::Cuda(index))
             }
@@ -85,7 +85,8 @@ pub fn seed(seed: u64) {
     tch::manual_seed(seed as i64);
 }
 
-/// Lets cuDNN try its algorithms on each new shape of a convolution and keep the fastest. No effect on the CPU.
+/// Lets cuDNN try its algorithms on each new shape of a convolution and keep the fastest. No effect on the
+/// CPU.
 pub fn autotune(on: bool) {
     tch::Cuda::cudnn_set_benchmark(on);
 }
@@ -95,16 +96,17 @@ pub fn set_threads(threads: usize) {
     libtorch::set_threads(threads);
 }
 
-/// Sets the number of threads, where one is given, and no more than the system makes: where they get fewer, libgomp ends the process
-/// and libtorch's pool, which a new number starts, waits for ever.
+/// Sets the number of threads, where one is given, and no more than the system makes: where they get fewer,
+/// libgomp ends the process and libtorch's pool, which a new number starts, waits for ever.
 pub fn settle_threads(threads: Option<usize>) {
     let now = tch::get_num_threads().max(1) as usize;
     let wanted = threads.unwrap_or(now);
-    // Libgomp's and the pool's; and one to be told by that those of loaders and checkpoints, which can be done without, are refused.
+    // Libgomp's and the pool's; and one to be told by that those of loaders and checkpoints, which can be
+    // done without, are refused.
     let needed = if wanted == now { wanted.max(2) } else { 2 * wanted };
     let made = available(needed);
     if made < needed {
-        tell!("{REFUSED}; going on with those that are there");
+        print_err!("{REFUSED}; going on with those that are there");
         set_threads((made / 2).clamp(1, wanted));
     } else if threads.is_some() {
         set_threads(wanted);

@@ -1,4 +1,5 @@
-// CUDA graphs: work of the device recorded once and replayed as a whole. Every function returns nullptr, or the text of the exception.
+// CUDA graphs: work of the device recorded once and replayed as a whole. Every function returns nullptr, or
+// the text of the exception.
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>

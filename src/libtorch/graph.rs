@@ -7,7 +7,7 @@ use anyhow::{Result, anyhow};
 use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
-use super::{catching, check};
+use super::{catch_panics, check};
 
 #[repr(C)]
 struct RawGraph {
@@ -24,7 +24,8 @@ unsafe extern "C" {
     fn tikhonov_copy_ahead(to: *const C_tensor, from: *const C_tensor) -> *mut c_char;
 }
 
-/// From now on this thread works on a stream of its own, because nothing can be recorded on the default one. Nothing on the CPU.
+/// From now on this thread works on a stream of its own, because nothing can be recorded on the default one.
+/// Nothing on the CPU.
 pub fn leave_default_stream(device: Device) -> Result<()> {
     let Device::Cuda(index) = device else { return Ok(()) };
     // SAFETY: sets the calling thread's stream.
@@ -36,15 +37,15 @@ pub fn leave_default_stream(device: Device) -> Result<()> {
 pub struct Graph(*mut RawGraph);
 
 impl Graph {
-    /// Records what `f` asks of the GPU; none of it is done. Tensors that outlive `f` hold what the last replay left. The error says
-    /// what could not be recorded, and leaves the GPU as it was.
+    /// Records what `f` asks of the GPU; none of it is done. Tensors that outlive `f` hold what the last
+    /// replay left. The error says what could not be recorded, and leaves the GPU as it was.
     pub fn record<T>(device: Device, f: impl FnOnce() -> Result<T>) -> Result<(Self, T)> {
         let Device::Cuda(index) = device else { return Err(anyhow!("only a GPU has CUDA graphs")) };
         let mut graph = null_mut();
         // SAFETY: `graph` outlives the call.
         check(unsafe { tikhonov_graph_begin(index as i64, &mut graph) })
             .map_err(|message| anyhow!("{message}"))?;
-        let recorded = catching(f).and_then(|recorded| recorded);
+        let recorded = catch_panics(f).and_then(|recorded| recorded);
         // SAFETY: the shim made the graph, and this is the only handle to it.
         let ended = match recorded {
             Ok(answer) => check(unsafe { tikhonov_graph_end(graph) })
@@ -77,7 +78,8 @@ impl Drop for Graph {
     }
 }
 
-/// `to` ← `from`, which is of its shape, without waiting where both are on the GPU or `from` is in page-locked memory.
+/// `to` ← `from`, which is of its shape, without waiting where both are on the GPU or `from` is in
+/// page-locked memory.
 pub fn copy_ahead(to: &Tensor, from: &Tensor) -> Result<()> {
     // SAFETY: both are alive; libtorch checks shapes.
     check(unsafe { tikhonov_copy_ahead(to.as_ptr(), from.as_ptr()) })

@@ -10,8 +10,9 @@
 
 namespace {
 
-// libtorch's constructors write down every operator, in 55 MB of small pieces: with a page fault for each 4 kB, a fifth of the time
-// before main. The heap, empty yet, is asked for as much at once, in huge pages. What is not touched costs nothing.
+// libtorch's constructors write down every operator, in 55 MB of small pieces: with a page fault for each 4
+// kB, a fifth of the time before main. The heap, empty yet, is asked for as much at once, in huge pages. What
+// is not touched costs nothing.
 void widen(int, char**, char**) {
   mallopt(M_TOP_PAD, 64 << 20);
   // Whoever sets one of these stops glibc from adjusting the others: these are what it would come to.

@@ -1,13 +1,14 @@
 //! Memory that is refused: exit 6 with what to do, instead of an abort by the allocators of Rust and C++.
 //!
-//! Neither has a stable way to be told: Rust's allocator ends in `abort`, C++'s in an exception that a thread without a handler turns
-//! into `abort`. So both note the refusal, and the handler of SIGABRT ends the process as it should where there was one.
+//! Neither has a stable way to be told: Rust's allocator ends in `abort`, C++'s in an exception that a thread
+//! without a handler turns into `abort`. So both note the refusal, and the handler of SIGABRT ends the
+//! process as it should where there was one.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::util::exit_code::Exit;
+use crate::util::exit_code::ExitCode;
 
 unsafe extern "C" {
     fn signal(signal: c_int, handler: usize) -> usize;
@@ -73,7 +74,7 @@ extern "C" fn aborted(number: c_int) {
     unsafe {
         if REFUSED.load(Ordering::Relaxed) {
             write(2, TEXT.as_ptr().cast(), TEXT.len());
-            _exit(Exit::Memory as c_int);
+            _exit(ExitCode::Memory as c_int);
         }
         signal(number, SIG_DFL);
         raise(number);

@@ -1,5 +1,6 @@
-// Losses of small batches on the CPU, one operation of autograd each: the gradient is made along with the value, in one pass.
-// libtorch makes ten operations of a cross-entropy with label smoothing, and as many again of its gradient.
+// Losses of small batches on the CPU, one operation of autograd each: the gradient is made along with the
+// value, in one pass. libtorch makes ten operations of a cross-entropy with label smoothing, and as many
+// again of its gradient.
 
 #include <ATen/ATen.h>
 #include <ATen/EmptyTensor.h>
@@ -65,8 +66,8 @@ void with_gradient(const at::Tensor& inputs, at::Tensor** out, F&& f) {
 
 extern "C" {
 
-// *out = the mean cross-entropy of logits [N, K] with classes int64 [N]; null where this does not take the input. Classes out of
-// range are left to libtorch, which says so.
+// *out = the mean cross-entropy of logits [N, K] with classes int64 [N]; null where this does not take the
+// input. Classes out of range are left to libtorch, which says so.
 char* tikhonov_cross_entropy(const at::Tensor* logits, const at::Tensor* ys, double smoothing, at::Tensor** out) {
   return guarded([&] {
     *out = nullptr;

@@ -36,8 +36,8 @@ pub struct Gpu {
     pub memory_free: i64,
 }
 
-/// Lets the allocator keep what a training step gives back, for the next step to use: fetching fresh pages from the
-/// system costs a small CNN a tenth of its time. For processes that train; others should stay small.
+/// Lets the allocator keep what a training step gives back, for the next step to use: fetching fresh pages
+/// from the system costs a small CNN a tenth of its time. For processes that train; others should stay small.
 pub fn keep_memory() {
     // SAFETY: sets the allocator's options; called before training starts threads of its own.
     unsafe { tikhonov_keep_memory() }
@@ -60,8 +60,8 @@ pub fn show_config() -> String {
 /// The GPU with this index, or why it cannot be asked.
 pub fn gpu(index: usize) -> Result<Gpu, String> {
     let mut raw = RawGpu { name: [0; 256], total: 0, free: 0, major: 0, minor: 0, processors: 0 };
-    // SAFETY: `raw` has the layout that the shim writes to and outlives the call; the shim leaves the last byte of
-    // the name zero.
+    // SAFETY: `raw` has the layout that the shim writes to and outlives the call; the shim leaves the last
+    // byte of the name zero.
     let name = unsafe {
         check(tikhonov_gpu(index as i64, &mut raw))?;
         CStr::from_ptr(raw.name.as_ptr()).to_string_lossy().into_owned()

@@ -41,7 +41,8 @@ struct Squares {
 
 constexpr int64_t PIECE = 4096;
 
-// The 2-norm of a few values, added up in libtorch's order, to the same bits: a step that is clipped by it is PyTorch's.
+// The 2-norm of a few values, added up in libtorch's order, to the same bits: a step that is clipped by it is
+// PyTorch's.
 float short_norm(const float* xs, int64_t count) {
   float sums[8] = {};
   int64_t i = 0;

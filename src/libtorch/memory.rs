@@ -25,7 +25,8 @@ impl Bytes {
         if self.0.numel() == 0 {
             return &[];
         }
-        // SAFETY: `new` checked kind, device and contiguity; the tensor keeps its storage alive as long as `self`.
+        // SAFETY: `new` checked kind, device and contiguity; the tensor keeps its storage alive as long as
+        // `self`.
         unsafe { std::slice::from_raw_parts(self.0.data_ptr().cast(), self.0.numel()) }
     }
 }
@@ -72,9 +73,9 @@ impl<T: Number> Slots<T> {
         if self.per_slot == 0 {
             return Some(&mut []);
         }
-        // SAFETY: the tensor is contiguous, of T's kind, on the CPU and `taken.len() * per_slot` long; the flag
-        // makes this the only reference to these elements; `into_tensor` takes `self`, so it outlives none.
-        // Whatever the allocator left there is a valid `Number`.
+        // SAFETY: the tensor is contiguous, of T's kind, on the CPU and `taken.len() * per_slot` long; the
+        // flag makes this the only reference to these elements; `into_tensor` takes `self`, so it outlives
+        // none. Whatever the allocator left there is a valid `Number`.
         unsafe {
             let start = self.tensor.data_ptr().cast::<T>().add(index * self.per_slot);
             Some(std::slice::from_raw_parts_mut(start, self.per_slot))

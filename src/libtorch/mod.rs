@@ -1,4 +1,5 @@
-//! What tch does not bind, and the only room with `unsafe`: fused optimiser kernels, CUDA's reasons, TorchScript.
+//! What tch does not bind, and the only room with `unsafe`: fused optimiser kernels, CUDA's reasons,
+//! TorchScript.
 //!
 //! Every function here turns a C++ exception into an error; none lets it cross the boundary.
 
@@ -47,7 +48,8 @@ fn check(message: *mut c_char) -> Result<(), String> {
     if message.is_null() {
         return Ok(());
     }
-    // SAFETY: a non-null message is a NUL-terminated string that the shim allocated with strdup for us to free.
+    // SAFETY: a non-null message is a NUL-terminated string that the shim allocated with strdup for us to
+    // free.
     let text = unsafe {
         let text = CStr::from_ptr(message).to_string_lossy().into_owned();
         tikhonov_free(message);
@@ -57,14 +59,14 @@ fn check(message: *mut c_char) -> Result<(), String> {
 }
 
 /// The tensor that a shim function made, where it made one.
-fn made(message: *mut c_char, out: *mut C_tensor) -> Result<Option<Tensor>> {
+fn take_tensor(message: *mut c_char, out: *mut C_tensor) -> Result<Option<Tensor>> {
     check(message).map_err(|message| anyhow!("libtorch: {message}"))?;
     // SAFETY: a non-null pointer is a tensor that the shim made with `new` for us to own.
     Ok((!out.is_null()).then(|| unsafe { Tensor::from_ptr(out) }))
 }
 
 /// What an operation with an error path gives, in the place of one of tch: whoever called catches its panic.
-pub fn raised<T>(outcome: Result<T>) -> T {
+pub fn or_panic<T>(outcome: Result<T>) -> T {
     outcome.unwrap_or_else(|error| std::panic::panic_any(error))
 }
 
@@ -86,9 +88,9 @@ pub fn set_threads(threads: usize) {
     unsafe { tikhonov_set_threads(threads as i32) }
 }
 
-/// Ends the process, with everything that was printed, but without the destructors of libtorch's libraries: taking every
-/// operator out of its tables again takes longer than many a command.
-pub fn leave(code: u8) -> ! {
+/// Ends the process, with everything that was printed, but without the destructors of libtorch's libraries:
+/// taking every operator out of its tables again takes longer than many a command.
+pub fn exit_fast(code: u8) -> ! {
     // Who reads them may have gone; there is nobody left to tell.
     let _ = (std::io::stdout().flush(), std::io::stderr().flush());
     // SAFETY: the shim flushes C's streams and ends the process.
@@ -112,15 +114,16 @@ thread_local! {
     static CATCHING: Cell<u32> = const { Cell::new(0) };
 }
 
-/// Whether this thread is inside [`catching`], so that a panic hook keeps silent.
+/// Whether this thread is inside [`catch_panics`], so that a panic hook keeps silent.
 pub fn is_catching() -> bool {
     CATCHING.get() > 0
 }
 
 /// Runs `f`, in which a tch operation may panic (tch's operators have no error path), and returns the panic's
-/// text as an error; a panic whose payload is an `anyhow::Error` gives that very error. Whether gradients are recorded is afterwards as it was before: a panic inside `tch::no_grad`
-/// leaves them off, and `backward` without a graph is a crash.
-pub fn catching<T>(f: impl FnOnce() -> T) -> Result<T> {
+/// text as an error; a panic whose payload is an `anyhow::Error` gives that very error. Whether gradients are
+/// recorded is afterwards as it was before: a panic inside `tch::no_grad` leaves them off, and `backward`
+/// without a graph is a crash.
+pub fn catch_panics<T>(f: impl FnOnce() -> T) -> Result<T> {
     CATCHING.set(CATCHING.get() + 1);
     let recording = is_recording();
     let outcome = catch_unwind(AssertUnwindSafe(f));

@@ -1,6 +1,6 @@
-// Batch normalisation in training, with the addition and the ReLU that follow it: one operation of autograd for channels-last
-// images on the CPU. libtorch takes a pass over memory for each; here statistics take one, values one, gradients two.
-// Every function returns nullptr, or the text of the exception.
+// Batch normalisation in training, with the addition and the ReLU that follow it: one operation of autograd
+// for channels-last images on the CPU. libtorch takes a pass over memory for each; here statistics take one,
+// values one, gradients two. Every function returns nullptr, or the text of the exception.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -13,8 +13,8 @@
 
 namespace {
 
-// Channels-last memory as rows of `width` values, a whole number of pixels: long enough to fill vectors whatever the number
-// of channels, so that every per-channel factor is repeated along the row.
+// Channels-last memory as rows of `width` values, a whole number of pixels: long enough to fill vectors
+// whatever the number of channels, so that every per-channel factor is repeated along the row.
 struct Rows {
   int64_t channels;
   int64_t width;
@@ -30,8 +30,8 @@ struct Rows {
 
   int64_t pieces() const { return (values + piece - 1) / piece; }
 
-  // f(piece, first value, number of values) for all pieces. Their bounds do not depend on the number of threads, so sums over
-  // them do not either.
+  // f(piece, first value, number of values) for all pieces. Their bounds do not depend on the number of
+  // threads, so sums over them do not either.
   template <typename F>
   void each(F&& f) const {
     // Below this many pieces another thread costs more than it does.
@@ -56,8 +56,8 @@ struct Rows {
   }
 };
 
-// Sums `width` columns of a piece; `rest` values are left over at its end. Four rows at a time, so that the sums are loaded and
-// stored a quarter as often.
+// Sums `width` columns of a piece; `rest` values are left over at its end. Four rows at a time, so that the
+// sums are loaded and stored a quarter as often.
 template <int sums, typename Term>
 TIKHONOV_INLINE void columns(int64_t count, int64_t width, float* const (&out)[sums], Term term) {
   const int64_t rows = count / width;
@@ -259,7 +259,8 @@ struct Normalize : torch::autograd::Function<Normalize> {
         if (!added && !relu) simd<Apply<T, false, false>>(x, other, y, count, rows.width, a, b);
       });
     });
-    // Without an addend the sign of the result follows from xs; else the result itself is kept, as the next layer does.
+    // Without an addend the sign of the result follows from xs; else the result itself is kept, as the next
+    // layer does.
     context->save_for_backward({xs, weight, bias, saved, addend.defined() && relu ? ys : at::Tensor()});
     context->saved_data["added"] = addend.defined();
     context->saved_data["relu"] = relu;
@@ -272,7 +273,8 @@ struct Normalize : torch::autograd::Function<Normalize> {
     const at::Tensor &xs = kept[0], &weight = kept[1], &bias = kept[2], &saved = kept[3], &ys = kept[4];
     const bool added = context->saved_data["added"].toBool(), relu = context->saved_data["relu"].toBool();
     at::Tensor dys = gradients[0].to(xs.scalar_type()).contiguous(at::MemoryFormat::ChannelsLast);
-    // contiguous() leaves ambiguous strides alone, such as those of one channel or one pixel: the memory is the same.
+    // contiguous() leaves ambiguous strides alone, such as those of one channel or one pixel: the memory is
+    // the same.
     const Rows rows(xs);
     const int64_t channels = rows.channels, pieces = rows.pieces();
     const float* means = saved.data_ptr<float>();
@@ -358,8 +360,8 @@ bool is_float(const at::Tensor* tensor) {
 
 extern "C" {
 
-// *out = relu(batch_norm(xs) + addend), the running statistics updated; null where these kernels do not take the input, and
-// nothing has been done. addend, weight and bias may be null.
+// *out = relu(batch_norm(xs) + addend), the running statistics updated; null where these kernels do not take
+// the input, and nothing has been done. addend, weight and bias may be null.
 char* tikhonov_batch_norm(const at::Tensor* xs, const at::Tensor* addend, const at::Tensor* weight, const at::Tensor* bias,
                           const at::Tensor* running_mean, const at::Tensor* running_var, double momentum, double eps, bool relu,
                           at::Tensor** out) {

@@ -7,7 +7,7 @@ use anyhow::Result;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use super::made;
+use super::take_tensor;
 
 unsafe extern "C" {
     fn tikhonov_batch_norm(
@@ -35,9 +35,10 @@ pub struct Channels<'a> {
     pub eps: f64,
 }
 
-/// `relu(batch_norm(xs) + addend)` of a batch `[N, C, H, W]` in training, ReLU and addend as asked for, as one operation with
-/// a gradient (and no second one). None, and nothing done, unless `xs` and `addend` are channels-last float32 or bfloat16 on
-/// the CPU and the channels' tensors float32: then libtorch's own operations are to be used.
+/// `relu(batch_norm(xs) + addend)` of a batch `[N, C, H, W]` in training, ReLU and addend as asked for, as
+/// one operation with a gradient (and no second one). None, and nothing done, unless `xs` and `addend` are
+/// channels-last float32 or bfloat16 on the CPU and the channels' tensors float32: then libtorch's own
+/// operations are to be used.
 pub fn batch_norm(
     xs: &Tensor,
     addend: Option<&Tensor>,
@@ -62,5 +63,5 @@ pub fn batch_norm(
             &mut out,
         )
     };
-    made(message, out)
+    take_tensor(message, out)
 }

@@ -26,8 +26,8 @@
 
 namespace {
 
-// What the step is under: its rate, on the host or (where lr_tensor is no nullptr) on the device; and where found_inf is no
-// nullptr and holds 1, the step changes nothing.
+// What the step is under: its rate, on the host or (where lr_tensor is no nullptr) on the device; and where
+// found_inf is no nullptr and holds 1, the step changes nothing.
 struct Control {
   double lr;
   const at::Tensor* lr_tensor;
@@ -64,8 +64,8 @@ at::Tensor cut(const at::Tensor& tensor, int64_t begin, int64_t end) {
   return tensor.as_strided({end - begin}, {1}, tensor.storage_offset() + begin);
 }
 
-// step(lists) with all parameters and what belongs to them; of many values where these lie in the CPU's memory, by pieces of each
-// of them, on several threads. What one value becomes, no other has a part in.
+// step(lists) with all parameters and what belongs to them; of many values where these lie in the CPU's
+// memory, by pieces of each of them, on several threads. What one value becomes, no other has a part in.
 template <typename F>
 void by_pieces(Borrowed params, std::initializer_list<Borrowed> others, F&& step) {
   std::vector<List> whole = {list(params)};

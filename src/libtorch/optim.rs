@@ -1,5 +1,6 @@
-//! Optimiser kernels over lists of tensors: `at::_fused_*` and `at::_foreach_*`. None of them records gradients,
-//! none waits for the device. Lists that belong together must be equally long; an empty list does nothing.
+//! Optimiser kernels over lists of tensors: `at::_fused_*` and `at::_foreach_*`. None of them records
+//! gradients, none waits for the device. Lists that belong together must be equally long; an empty list does
+//! nothing.
 
 use std::ffi::c_char;
 use std::marker::PhantomData;
@@ -141,8 +142,8 @@ fn lend<const N: usize>(
     super::check(call(borrowed)).map_err(|message| anyhow!("libtorch: {message}"))
 }
 
-/// Calls the shim. Every call below hands the shim pointers that `lend` keeps alive, each to a live `at::Tensor`; the shim
-/// checks nothing else that Rust promises. That is what makes these blocks sound.
+/// Calls the shim. Every call below hands the shim pointers that `lend` keeps alive, each to a live
+/// `at::Tensor`; the shim checks nothing else that Rust promises. That is what makes these blocks sound.
 macro_rules! kernel {
     ([$($list:expr),+], |$borrowed:pat_param| $call:expr) => {
         // SAFETY: the lists are alive and of the lengths given; see the macro's doc.
@@ -150,7 +151,8 @@ macro_rules! kernel {
     };
 }
 
-/// The gradient of each parameter, or None where the graph did not reach it. Laid out in memory as the parameter.
+/// The gradient of each parameter, or None where the graph did not reach it. Laid out in memory as the
+/// parameter.
 pub fn gradients(params: &[&Tensor]) -> Result<Vec<Option<Tensor>>> {
     let mut grads = vec![null_mut(); params.len()];
     let outcome = kernel!([params], |[params]| tikhonov_gradients(params, grads.as_mut_ptr()));
@@ -163,7 +165,8 @@ pub fn gradients(params: &[&Tensor]) -> Result<Vec<Option<Tensor>>> {
     outcome.map(|()| grads)
 }
 
-/// g ← g·`inverse_scale`; `found_inf` ← 1 where one of them holds NaN or infinity. Both are 0-dim float32 on the device.
+/// g ← g·`inverse_scale`; `found_inf` ← 1 where one of them holds NaN or infinity. Both are 0-dim float32 on
+/// the device.
 pub fn unscale(grads: &[&Tensor], found_inf: &Tensor, inverse_scale: &Tensor) -> Result<()> {
     kernel!([grads], |[grads]| tikhonov_unscale(grads, found_inf.as_ptr(), inverse_scale.as_ptr()))
 }
@@ -372,8 +375,8 @@ pub struct ForeachRmsProp {
     pub momentum: f64,
 }
 
-/// The state that [`ForeachRmsProp`] updates; `momentum_buffers` is empty where momentum is 0, `grad_avgs` where
-/// the variance is not centred.
+/// The state that [`ForeachRmsProp`] updates; `momentum_buffers` is empty where momentum is 0, `grad_avgs`
+/// where the variance is not centred.
 pub struct RmsPropState<'a> {
     pub steps: &'a [&'a Tensor],
     pub square_avgs: &'a [&'a Tensor],

@@ -35,7 +35,8 @@ void visit_tensors(const Module& module, const std::string& prefix, F&& visit) {
 
 extern "C" {
 
-// A module of a class of its own, called `name` (the last part is what Python shows), in the compilation unit of `peer`.
+// A module of a class of its own, called `name` (the last part is what Python shows), in the compilation unit
+// of `peer`.
 char* tikhonov_script_new(const char* name, const Module* peer, Module** module) {
   return guarded([&] {
     const c10::QualifiedName qualified(name);
@@ -82,8 +83,9 @@ char* tikhonov_script_define(Module* module, const char* source) {
   return guarded([&] { module->define(source); });
 }
 
-// Hands the bytes of the file to `take`, piece by piece. Nothing is written here: the archive's writer throws in its destructor
-// where it cannot write, which ends the process. So its name leaves no trace in the file, too.
+// Hands the bytes of the file to `take`, piece by piece. Nothing is written here: the archive's writer throws
+// in its destructor where it cannot write, which ends the process. So its name leaves no trace in the file,
+// too.
 char* tikhonov_script_save(
     const Module* module, const char* extra_name, const char* extra, void* context,
     void (*take)(void*, const void*, size_t)) {
@@ -104,7 +106,8 @@ char* tikhonov_script_load(const char* path, int64_t cuda, Module** module) {
   });
 }
 
-// Every operator as written: the optimising executor changes plans, and with them the rounding, after the first runs.
+// Every operator as written: the optimising executor changes plans, and with them the rounding, after the
+// first runs.
 char* tikhonov_script_forward(const Module* module, const at::Tensor* xs, at::Tensor** ys) {
   return guarded([&] {
     const torch::jit::GraphOptimizerEnabledGuard plain(false);
@@ -137,8 +140,8 @@ char* tikhonov_script_to(Module* module, const at::Tensor* like) {
   });
 }
 
-// The module with its weights as constants, in eval mode; `optimize` adds of optimize_for_inference what a file can hold: its
-// oneDNN weights and cuDNN operators belong to the machine that runs them.
+// The module with its weights as constants, in eval mode; `optimize` adds of optimize_for_inference what a
+// file can hold: its oneDNN weights and cuDNN operators belong to the machine that runs them.
 char* tikhonov_script_freeze(
     Module* module, bool optimize, const char* const* kept, size_t count, Module** frozen) {
   return guarded([&] {

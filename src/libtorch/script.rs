@@ -112,10 +112,11 @@ fn made(make: impl FnOnce(*mut *mut Raw) -> *mut c_char) -> Result<Module> {
     Ok(Module { raw })
 }
 
-// Every call below hands the shim live modules, live tensors and NUL-terminated strings that outlive the call.
+// Every call below hands the shim live modules, live tensors and NUL-terminated strings that outlive the
+// call.
 impl Module {
-    /// An empty module in training mode, of a class of its own. `class` is a dotted name whose last part Python
-    /// shows. Modules that become parent and child must be `peer`s of each other.
+    /// An empty module in training mode, of a class of its own. `class` is a dotted name whose last part
+    /// Python shows. Modules that become parent and child must be `peer`s of each other.
     pub fn new(class: &str, peer: Option<&Self>) -> Result<Self> {
         let class = text(class)?;
         // SAFETY: see above.
@@ -196,8 +197,8 @@ impl Module {
         }
     }
 
-    /// Reads what [`Module::to_bytes`] or `torch.jit.save` gave. The file is a program: it must be trusted. libtorch is no
-    /// reader for damaged files; see that it is whole first.
+    /// Reads what [`Module::to_bytes`] or `torch.jit.save` gave. The file is a program: it must be trusted.
+    /// libtorch is no reader for damaged files; see that it is whole first.
     pub fn load(path: &Path, device: Device) -> Result<Self> {
         let path = path_text(path)?;
         let cuda = match device {
@@ -240,9 +241,9 @@ impl Module {
         check(unsafe { tikhonov_script_to(self.raw, like.as_ptr()) })
     }
 
-    /// The module in evaluation mode with its weights as constants and batch norms folded into convolutions; `optimize`
-    /// adds of `torch.jit.optimize_for_inference` what a file can hold. The attributes that `kept` names
-    /// stay, where they are.
+    /// The module in evaluation mode with its weights as constants and batch norms folded into convolutions;
+    /// `optimize` adds of `torch.jit.optimize_for_inference` what a file can hold. The attributes that `kept`
+    /// names stay, where they are.
     pub fn frozen(&self, optimize: bool, kept: &[&str]) -> Result<Self> {
         let kept = kept.iter().map(|name| text(name)).collect::<Result<Vec<_>>>()?;
         let names: Vec<_> = kept.iter().map(|name| name.as_ptr()).collect();
@@ -258,7 +259,8 @@ impl Module {
             is_parameter: bool,
             tensor: *mut C_tensor,
         ) {
-            // SAFETY: `context` is the Vec below, `name` a C string for the time of the call, `tensor` ours to own.
+            // SAFETY: `context` is the Vec below, `name` a C string for the time of the call, `tensor` ours
+            // to own.
             unsafe {
                 let entries = &mut *context.cast::<Vec<Entry>>();
                 let name = CStr::from_ptr(name).to_string_lossy().into_owned();

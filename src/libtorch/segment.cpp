@@ -1,5 +1,6 @@
-// Activation checkpointing (Chen et al. 2016): a segment of a network that keeps its input only, and runs again in the backward
-// pass, as torch.utils.checkpoint does it. Every function returns nullptr, or the text of the exception.
+// Activation checkpointing (Chen et al. 2016): a segment of a network that keeps its input only, and runs
+// again in the backward pass, as torch.utils.checkpoint does it. Every function returns nullptr, or the text
+// of the exception.
 
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
@@ -122,7 +123,8 @@ struct Recomputed : torch::autograd::Function<Recomputed> {
     }
     now.restore();
     torch::autograd::backward({ys}, {grads[0]});
-    // The running statistics saw this batch once already. Not before the backward pass, which checks that nobody touched them.
+    // The running statistics saw this batch once already. Not before the backward pass, which checks that
+    // nobody touched them.
     const c10::AutoGradMode off(false);
     if (!buffers.empty()) at::_foreach_copy_(buffers, before);
     return {xs.grad(), at::Tensor(), at::Tensor()};
@@ -142,7 +144,8 @@ void tikhonov_segment_failed(const char* text) { failure = text; }
 
 void tikhonov_segment_answer(at::Tensor* to, const at::Tensor* from) { *to = *from; }
 
-// ys = run(xs), of which the graph keeps xs alone. `release` is called once, when nobody needs `context` any more.
+// ys = run(xs), of which the graph keeps xs alone. `release` is called once, when nobody needs `context` any
+// more.
 char* tikhonov_segment(void* context, Run run, void (*release)(void*), const at::Tensor* xs, TikhonovTensors buffers,
                        at::Tensor** ys) {
   return guarded([&] {

@@ -1,5 +1,5 @@
-//! Activation checkpointing (Chen, Xu, Zhang and Guestrin 2016, "Training deep nets with sublinear memory cost"): a part of a network
-//! keeps its input alone and runs again in the backward pass.
+//! Activation checkpointing (Chen, Xu, Zhang and Guestrin 2016, "Training deep nets with sublinear memory
+//! cost"): a part of a network keeps its input alone and runs again in the backward pass.
 
 use std::ffi::{CString, c_char, c_void};
 use std::ops::Deref;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use super::{catching, check};
+use super::{catch_panics, check};
 
 /// A borrowed array of `at::Tensor*`.
 #[repr(C)]
@@ -57,14 +57,16 @@ impl<T> Deref for Shared<T> {
     }
 }
 
-// SAFETY: two threads never use the value at once. A clone leaves its thread only into a graph, and a graph uses it in a backward
-// pass, on a thread of autograd, while the thread that owns the network waits for that pass to end.
+// SAFETY: two threads never use the value at once. A clone leaves its thread only into a graph, and a graph
+// uses it in a backward pass, on a thread of autograd, while the thread that owns the network waits for that
+// pass to end.
 unsafe impl<T: Send> Send for Shared<T> {}
 
 type Segment = Box<dyn Fn(&Tensor) -> Tensor + Send>;
 
-/// `run(xs)`, of which a graph keeps `xs` alone; the rest is computed again in the backward pass, with the same random numbers and
-/// under the same autocast. `buffers`, what a forward pass changes by itself, change once. Panics as tch does where `run` does.
+/// `run(xs)`, of which a graph keeps `xs` alone; the rest is computed again in the backward pass, with the
+/// same random numbers and under the same autocast. `buffers`, what a forward pass changes by itself, change
+/// once. Panics as tch does where `run` does.
 pub fn recomputed(
     xs: &Tensor,
     buffers: &[Tensor],
@@ -74,7 +76,8 @@ pub fn recomputed(
     let pointers: Vec<_> = buffers.iter().map(|buffer| buffer.as_ptr()).collect();
     let buffers = Borrowed { tensors: pointers.as_ptr(), count: pointers.len() };
     let mut ys = null_mut();
-    // SAFETY: the shim takes `context` over and calls `release` on it once, whatever happens; tensors and list outlive the call.
+    // SAFETY: the shim takes `context` over and calls `release` on it once, whatever happens; tensors and
+    // list outlive the call.
     let outcome = check(unsafe {
         tikhonov_segment(Box::into_raw(context).cast(), through, release, xs.as_ptr(), buffers, &mut ys)
     });
@@ -87,10 +90,11 @@ pub fn recomputed(
 
 /// No panic may cross the shim.
 unsafe extern "C" fn through(context: *mut c_void, xs: *const C_tensor, ys: *mut C_tensor) -> bool {
-    // SAFETY: the context is what `recomputed` made; the tensors are the shim's and live as long as this call.
+    // SAFETY: the context is what `recomputed` made; the tensors are the shim's and live as long as this
+    // call.
     unsafe {
         let segment = &*context.cast::<Segment>();
-        match catching(|| segment(&Tensor::clone_from_ptr(xs.cast_mut()))) {
+        match catch_panics(|| segment(&Tensor::clone_from_ptr(xs.cast_mut()))) {
             Ok(answer) => {
                 tikhonov_segment_answer(ys, answer.as_ptr());
                 true

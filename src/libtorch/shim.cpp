@@ -1,4 +1,5 @@
-// What tch does not bind. Every function returns nullptr, or the text of the exception (free it with tikhonov_free).
+// What tch does not bind. Every function returns nullptr, or the text of the exception (free it with
+// tikhonov_free).
 
 #include <ATen/ATen.h>
 #include <ATen/Version.h>

@@ -1,4 +1,5 @@
-// Loops that the compiler turns into vector instructions, compiled once for each instruction set and chosen at run time.
+// Loops that the compiler turns into vector instructions, compiled once for each instruction set and chosen
+// at run time.
 
 #pragma once
 
@@ -42,7 +43,8 @@ void on_avx2(Args...) {}
 
 #endif
 
-// How many floats the widest vectors hold that libtorch uses: all that this CPU has, or fewer by ATEN_CPU_CAPABILITY.
+// How many floats the widest vectors hold that libtorch uses: all that this CPU has, or fewer by
+// ATEN_CPU_CAPABILITY.
 inline int simd_lanes() {
   static const int lanes = [] {
     const std::string capability = at::get_cpu_capability();

@@ -1,5 +1,6 @@
-// Work that goes on while the host does: reading a number later, copying a batch ahead. Through c10's device-neutral streams and events, which need no
-// CUDA headers. Every function returns nullptr, or the text of the exception.
+// Work that goes on while the host does: reading a number later, copying a batch ahead. Through c10's
+// device-neutral streams and events, which need no CUDA headers. Every function returns nullptr, or the text
+// of the exception.
 
 #include <ATen/ATen.h>
 #include <c10/core/Event.h>
@@ -55,7 +56,8 @@ char* tikhonov_courier_send(const Courier* courier, const at::Tensor* here, Parc
   });
 }
 
-// The tensor, for the stream that computes: what is asked of it from now on waits for the copy, the host does not.
+// The tensor, for the stream that computes: what is asked of it from now on waits for the copy, the host does
+// not.
 char* tikhonov_parcel_receive(Parcel* parcel, at::Tensor** there) {
   return guarded([&] {
     const c10::Stream now = current(parcel->there.device());

@@ -1,4 +1,5 @@
-//! Work that goes on while the host does: a number of the device, read when it is needed; a batch copied ahead of its turn.
+//! Work that goes on while the host does: a number of the device, read when it is needed; a batch copied
+//! ahead of its turn.
 
 use std::ffi::c_char;
 use std::ptr::null_mut;
@@ -40,14 +41,14 @@ struct RawParcel {
 }
 
 /// A stream of a GPU beside the one that computes, for copies to it.
-pub struct Courier(*mut RawCourier);
+pub struct AsyncUpload(*mut RawCourier);
 
 // SAFETY: a stream belongs to no thread, and the handle does not change.
-unsafe impl Send for Courier {}
+unsafe impl Send for AsyncUpload {}
 // SAFETY: as above.
-unsafe impl Sync for Courier {}
+unsafe impl Sync for AsyncUpload {}
 
-impl Courier {
+impl AsyncUpload {
     /// None for the CPU, where there is nothing to copy.
     pub fn to(device: Device) -> Result<Option<Self>> {
         let Device::Cuda(index) = device else { return Ok(None) };
@@ -59,16 +60,16 @@ impl Courier {
     }
 
     /// Starts to copy a tensor of the CPU, in page-locked memory, to the device.
-    pub fn send(&self, here: &Tensor) -> Result<Parcel> {
+    pub fn send(&self, here: &Tensor) -> Result<PendingTensor> {
         let mut parcel = null_mut();
         // SAFETY: courier and tensor are alive, `parcel` outlives the call.
         check(unsafe { tikhonov_courier_send(self.0, here.as_ptr(), &mut parcel) })
             .map_err(|message| anyhow!("copying a batch to the device: {message}"))?;
-        Ok(Parcel(parcel))
+        Ok(PendingTensor(parcel))
     }
 }
 
-impl Drop for Courier {
+impl Drop for AsyncUpload {
     fn drop(&mut self) {
         // SAFETY: made by the shim with `new`, freed once.
         unsafe { tikhonov_courier_free(self.0) }
@@ -76,10 +77,11 @@ impl Drop for Courier {
 }
 
 /// A tensor on its way to a GPU.
-pub struct Parcel(*mut RawParcel);
+pub struct PendingTensor(*mut RawParcel);
 
-impl Parcel {
-    /// The tensor on the device. What the device is asked for from now on waits for the copy; the host does not.
+impl PendingTensor {
+    /// The tensor on the device. What the device is asked for from now on waits for the copy; the host does
+    /// not.
     pub fn receive(self) -> Result<Tensor> {
         let mut there = null_mut();
         // SAFETY: the parcel is alive until `drop`, `there` outlives the call.
@@ -90,7 +92,7 @@ impl Parcel {
     }
 }
 
-impl Drop for Parcel {
+impl Drop for PendingTensor {
     fn drop(&mut self) {
         // SAFETY: made by the shim with `new`, freed once.
         unsafe { tikhonov_parcel_free(self.0) }
@@ -98,9 +100,9 @@ impl Drop for Parcel {
 }
 
 /// A tensor of one number on its way to the host. What is asked of the device afterwards is not waited for.
-pub struct Reading(*mut RawReading);
+pub struct AsyncScalar(*mut RawReading);
 
-impl Reading {
+impl AsyncScalar {
     /// Starts to copy `number`, 0-dim, as it is at this point of the device's work.
     pub fn start(number: &Tensor) -> Result<Self> {
         let mut reading = null_mut();
@@ -120,7 +122,7 @@ impl Reading {
     }
 }
 
-impl Drop for Reading {
+impl Drop for AsyncScalar {
     fn drop(&mut self) {
         // SAFETY: made by the shim with `new`, freed once.
         unsafe { tikhonov_read_free(self.0) }

@@ -1,5 +1,5 @@
-// The threads of team.h: a piece is taken by whoever comes first, its own thread as a rule; who asked for them takes what nobody has
-// begun, and waits for nothing else.
+// The threads of team.h: a piece is taken by whoever comes first, its own thread as a rule; who asked for
+// them takes what nobody has begun, and waits for nothing else.
 
 #include "team.h"
 
@@ -26,12 +26,14 @@ using Clock = std::chrono::steady_clock;
 using Work = c10::function_ref<void(int64_t)>;
 
 constexpr int64_t MOST_PIECES = 64;
-// How long a thread waits for work before it sleeps: longer than the parts of a small step that are not shared.
+// How long a thread waits for work before it sleeps: longer than the parts of a small step that are not
+// shared.
 constexpr auto AWAKE = std::chrono::microseconds(200);
 // So many calls, none of them longer than that after the one before, are worth waking the others.
 constexpr int64_t OFTEN = 16;
-// Who has waited so long for pieces that others have begun has waited for threads that other processes keep from their cores.
-// That happens on a quiet machine too; but where more than a twentieth of the time goes there, the threads are left alone for a while.
+// Who has waited so long for pieces that others have begun has waited for threads that other processes keep
+// from their cores. That happens on a quiet machine too; but where more than a twentieth of the time goes
+// there, the threads are left alone for a while.
 constexpr auto LATE = std::chrono::microseconds(100);
 constexpr int64_t BEARABLE = 20;
 constexpr Clock::duration MOST_LOST = std::chrono::milliseconds(5), APART = std::chrono::milliseconds(300);

@@ -1,7 +1,7 @@
-// 3x3 convolutions of stride 1 on the CPU by minimal filtering, F(4x4, 3x3) of Lavin and Gray (2016): a quarter of the
-// multiplications, for the forward pass and both gradients, channels-last float32. The points are 0, 2/3, -2/3, 3/2, -3/2 and
-// infinity rather than the usual 1 and 2 (Barabasz et al. 2020): they round about as well as a direct convolution does.
-// Every function returns nullptr, or the text of the exception.
+// 3x3 convolutions of stride 1 on the CPU by minimal filtering, F(4x4, 3x3) of Lavin and Gray (2016): a
+// quarter of the multiplications, for the forward pass and both gradients, channels-last float32. The points
+// are 0, 2/3, -2/3, 3/2, -3/2 and infinity rather than the usual 1 and 2 (Barabasz et al. 2020): they round
+// about as well as a direct convolution does. Every function returns nullptr, or the text of the exception.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -17,8 +17,8 @@ namespace {
 
 int64_t up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
-// Working memory that a thread keeps from one convolution to the next: taken from the heap each time, it would lie scattered
-// between the activations and keep them from using each other's places.
+// Working memory that a thread keeps from one convolution to the next: taken from the heap each time, it
+// would lie scattered between the activations and keep them from using each other's places.
 class Scratch {
   at::Tensor kept;
 
@@ -61,7 +61,8 @@ struct Pass {
   bool by_panels() const { return few() && Panels(1, result.channels, lanes).count() >= at::get_num_threads(); }
 };
 
-// A block of tiles is transformed, multiplied and transformed back before the next, so that it stays in a core's cache.
+// A block of tiles is transformed, multiplied and transformed back before the next, so that it stays in a
+// core's cache.
 constexpr int64_t kBlockFloats = 512 * 1024 / sizeof(float);
 
 // xs [N, C, H, W] by filters of which each row is a channel of xs and each column one of the result.
@@ -130,8 +131,8 @@ at::Tensor convolve(const at::Tensor& xs, const Filters<const float>& filters, i
   return ys;
 }
 
-// The gradient of the weights from xs [N, C, H, W] and the gradient dys [N, O, H', W'] of the results. Every sum is made in an
-// order that does not depend on the number of threads.
+// The gradient of the weights from xs [N, C, H, W] and the gradient dys [N, O, H', W'] of the results. Every
+// sum is made in an order that does not depend on the number of threads.
 class WeightGradient {
   const Pass pass;
   const int64_t in_channels, out_channels, padding;
@@ -148,8 +149,8 @@ class WeightGradient {
     Panels panels;
   };
 
-  // Rows of `count` tiles, and so many floats after its gradients. The last row's last group of channels reads a little beyond
-  // it, which the planes' gap allows.
+  // Rows of `count` tiles, and so many floats after its gradients. The last row's last group of channels
+  // reads a little beyond it, which the planes' gap allows.
   Block block(Scratch& scratch, int64_t count, int64_t more) const {
     const Panels panels(count, out_channels, pass.lanes);
     const int64_t in_plane = count * in_channels + 16, ins = kPlanes * in_plane;
@@ -190,7 +191,8 @@ class WeightGradient {
     });
   }
 
-  // Few channels: the sums of a share of the tiles stay in a core's cache, and the shares are added in the end.
+  // Few channels: the sums of a share of the tiles stay in a core's cache, and the shares are added in the
+  // end.
   void by_shares() const {
     const int64_t row = in_channels + sums.vectors * pass.lanes, whole = kPlanes * sums.size();
     const int64_t count = std::max<int64_t>(4 * kRows, 2 * kBlockFloats / (kPlanes * row));
@@ -223,7 +225,8 @@ class WeightGradient {
     });
   }
 
-  // Many of both: blocks of tiles in the cache that the cores share, and each thread sums the planes that are its own.
+  // Many of both: blocks of tiles in the cache that the cores share, and each thread sums the planes that are
+  // its own.
   void by_planes() const {
     const int64_t fitting = std::max<int64_t>(32, kShared / (kPlanes * (in_channels + up(out_channels, pass.lanes))));
     const int64_t count = pass.few() ? pass.tiles : std::min(pass.tiles, fitting), groups = sums.rows / kRows;
@@ -288,7 +291,8 @@ struct Winograd : torch::autograd::Function<Winograd> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& xs, const at::Tensor& weight,
                             const std::optional<at::Tensor>& bias, int64_t padding, bool learns) {
     context->save_for_backward({xs, weight});
-    // Its memory is taken now: in the backward pass it would lie in the place of an activation, and that place be lost.
+    // Its memory is taken now: in the backward pass it would lie in the place of an activation, and that
+    // place be lost.
     if (learns) context->saved_data["gradient"] = at::empty_like(weight);
     context->saved_data["padding"] = padding;
     context->saved_data["bias"] = bias.has_value();
@@ -326,8 +330,8 @@ bool pays(const at::Tensor& xs, int64_t out_channels, int64_t padding) {
 
 extern "C" {
 
-// *out = the convolution of xs [N, C, H, W] by weight [O, C, 3, 3], of stride 1, plus bias [O], which may be null. Null where
-// libtorch's own is the better one, and nothing has been done.
+// *out = the convolution of xs [N, C, H, W] by weight [O, C, 3, 3], of stride 1, plus bias [O], which may be
+// null. Null where libtorch's own is the better one, and nothing has been done.
 char* tikhonov_winograd(const at::Tensor* xs, const at::Tensor* weight, const at::Tensor* bias, int64_t padding,
                         at::Tensor** out) {
   return guarded([&] {

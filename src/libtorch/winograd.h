@@ -1,5 +1,5 @@
-// The parts of a convolution by Winograd's method: tiles, their transforms, and the product between. By the six points of
-// F(4, 3) a side is 0, 2/3, -2/3, 3/2, -3/2 and infinity.
+// The parts of a convolution by Winograd's method: tiles, their transforms, and the product between. By the
+// six points of F(4, 3) a side is 0, 2/3, -2/3, 3/2, -3/2 and infinity.
 
 #pragma once
 
@@ -83,7 +83,8 @@ struct Side {
   }
 };
 
-// A matrix of `rows` rows whose columns are kept in panels, a few vectors wide: what the product walks through is contiguous.
+// A matrix of `rows` rows whose columns are kept in panels, a few vectors wide: what the product walks
+// through is contiguous.
 struct Panels {
   int64_t rows;
   int64_t lanes;
@@ -114,7 +115,8 @@ struct Tiles {
 
   int64_t per_image() const { return down * across; }
 
-  // The pixels of a tile's square of `side`, that begins `before` pixels above and left of the tile, or `outside`.
+  // The pixels of a tile's square of `side`, that begins `before` pixels above and left of the tile, or
+  // `outside`.
   template <int64_t side, typename T>
   TIKHONOV_INLINE void look(T* images, int64_t tile, int64_t before, T* outside, T** pixels) const {
     const int64_t image = tile / per_image(), within = tile % per_image();
@@ -131,7 +133,8 @@ struct Tiles {
   }
 };
 
-// The first channel of each vector of `channels`; the last one overlaps its neighbour where they do not come out even.
+// The first channel of each vector of `channels`; the last one overlaps its neighbour where they do not come
+// out even.
 TIKHONOV_INLINE int64_t first(int64_t vector, int64_t lanes, int64_t channels) {
   return std::min(vector * lanes, channels - lanes);
 }
@@ -208,7 +211,8 @@ struct OfGradient {
   }
 };
 
-// A' m A of the tiles [begin, end), for the channels [from, from + width): planes `plane` apart, rows of `width`.
+// A' m A of the tiles [begin, end), for the channels [from, from + width): planes `plane` apart, rows of
+// `width`.
 template <int lanes>
 struct ToOutput {
   static TIKHONOV_INLINE void run(const Tiles* tiles, float* images, float* sink, int64_t begin, int64_t end, const float* in,
@@ -346,8 +350,8 @@ TIKHONOV_INLINE void block(const float* a, int64_t a_row, int64_t a_step, const 
     }
 }
 
-// The product of kRows * `blocks` rows by a panel of `width` columns, whose rows in c are `width` long. Its sums are made of
-// shorter ones, which round less.
+// The product of kRows * `blocks` rows by a panel of `width` columns, whose rows in c are `width` long. Its
+// sums are made of shorter ones, which round less.
 template <int lanes>
 struct Multiply {
   static TIKHONOV_INLINE void run(const float* a, int64_t a_row, int64_t a_step, int64_t blocks, const float* b, int64_t width,

@@ -1,4 +1,5 @@
-//! 3x3 convolutions by Winograd's minimal filtering on the CPU (Lavin & Gray 2016), which oneDNN does not have there.
+//! 3x3 convolutions by Winograd's minimal filtering on the CPU (Lavin & Gray 2016), which oneDNN does not
+//! have there.
 
 use std::ffi::c_char;
 use std::ptr::{null, null_mut};
@@ -8,7 +9,7 @@ use anyhow::Result;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use super::made;
+use super::take_tensor;
 
 unsafe extern "C" {
     fn tikhonov_winograd(
@@ -27,10 +28,10 @@ pub fn allow(on: bool) {
     ALLOWED.store(on, Ordering::Relaxed);
 }
 
-/// The convolution of images `[N, C, H, W]` by `weight` `[O, C, 3, 3]`, of stride 1 with `padding` zeros around, plus `bias`
-/// `[O]`, with a gradient (and no second one). About twice the rounding error of a direct convolution, a third of its time.
-/// None, and nothing done, where it would not pay or `xs` is not channels-last float32 on the CPU: then libtorch's own is to be
-/// used.
+/// The convolution of images `[N, C, H, W]` by `weight` `[O, C, 3, 3]`, of stride 1 with `padding` zeros
+/// around, plus `bias` `[O]`, with a gradient (and no second one). About twice the rounding error of a direct
+/// convolution, a third of its time. None, and nothing done, where it would not pay or `xs` is not
+/// channels-last float32 on the CPU: then libtorch's own is to be used.
 pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, padding: i64) -> Result<Option<Tensor>> {
     if !ALLOWED.load(Ordering::Relaxed) {
         return Ok(None);
@@ -39,5 +40,5 @@ pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, padding: i64)
     let mut out = null_mut();
     // SAFETY: all pointers are to live tensors, or null for no bias; `out` outlives the call.
     let message = unsafe { tikhonov_winograd(xs.as_ptr(), weight.as_ptr(), bias, padding, &mut out) };
-    made(message, out)
+    take_tensor(message, out)
 }

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
-use super::{Answer, Meter, Scores};
+use super::{Metric, ModelOutput, Scores};
 
 /// Counts hits on the device: `confusion` is int64 `[K · K]`, row = truth, column = prediction.
 #[derive(Debug)]
@@ -21,7 +21,8 @@ pub struct ClassReport {
     pub per_class: Vec<ClassScores>,
 }
 
-/// All in 0..=1; 0 where the class has no prediction (precision) or no sample (recall), as scikit-learn has it.
+/// All in 0..=1; 0 where the class has no prediction (precision) or no sample (recall), as scikit-learn has
+/// it.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct ClassScores {
     pub precision: f64,
@@ -40,8 +41,8 @@ impl ClassificationMeter {
     }
 }
 
-impl Meter for ClassificationMeter {
-    fn add(&mut self, _xs: &Tensor, answer: &Answer, ys: &Tensor) {
+impl Metric for ClassificationMeter {
+    fn update(&mut self, _xs: &Tensor, answer: &ModelOutput, ys: &Tensor) {
         let logits = &answer.outputs;
         // After mixup or cutmix the truth is the class with the largest share.
         let ys = if ys.dim() == 2 { ys.argmax(1, false) } else { ys.shallow_clone() };
@@ -61,7 +62,7 @@ impl Meter for ClassificationMeter {
         }
     }
 
-    fn scores(&self) -> Scores {
+    fn compute(&self) -> Scores {
         let confusion = self.confusion();
         let total: i64 = confusion.iter().flatten().sum();
         let hits: i64 = (0..confusion.len()).map(|class| confusion[class][class]).sum();
@@ -127,9 +128,9 @@ mod tests {
         let logits = predicted.one_hot(3).to_kind(Kind::Float);
         for part in [0..2, 2..6] {
             let slice = |t: &Tensor| t.slice(0, part.start, part.end, 1);
-            meter.add(&Tensor::new(), &slice(&logits).into(), &slice(&ys));
+            meter.update(&Tensor::new(), &slice(&logits).into(), &slice(&ys));
         }
-        let scores = meter.scores();
+        let scores = meter.compute();
         assert_eq!(scores.get("accuracy"), Some(0.5));
         let report = scores.report.expect("classification has a report");
         let f1: Vec<f64> = report.per_class.iter().map(|scores| scores.f1).collect();

@@ -2,13 +2,13 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Answer, ImageMeter, Meter, Scores};
+use super::{ImageMeter, Metric, ModelOutput, Scores};
 
 /// What a whole number in the code may be.
 const LEVELS: i64 = 256;
 
-/// PSNR and SSIM, and the entropy of the code over all that was added: what an ideal coder needs that knows how often
-/// each channel holds each value. Counts int64 on the device.
+/// PSNR and SSIM, and the entropy of the code over all that was added: what an ideal coder needs that knows
+/// how often each channel holds each value. Counts int64 on the device.
 #[derive(Debug, Default)]
 pub struct CompressionMeter {
     image: ImageMeter,
@@ -17,9 +17,9 @@ pub struct CompressionMeter {
     pixels: i64,
 }
 
-impl Meter for CompressionMeter {
-    fn add(&mut self, xs: &Tensor, answer: &Answer, ys: &Tensor) {
-        self.image.add(xs, answer, ys);
+impl Metric for CompressionMeter {
+    fn update(&mut self, xs: &Tensor, answer: &ModelOutput, ys: &Tensor) {
+        self.image.update(xs, answer, ys);
         let Some(code) = &answer.latent else { return };
         let channels = code.size()[1];
         let channel = Tensor::arange(channels, (Kind::Int64, code.device())) * LEVELS;
@@ -34,8 +34,8 @@ impl Meter for CompressionMeter {
         self.pixels += size[0] * size[2..].iter().product::<i64>();
     }
 
-    fn scores(&self) -> Scores {
-        let mut scores = self.image.scores();
+    fn compute(&self) -> Scores {
+        let mut scores = self.image.compute();
         if let Some(counts) = &self.counts {
             let counts = counts.view([-1, LEVELS]).to_kind(Kind::Double);
             let totals = counts.sum_dim_intlist(&[1i64][..], true, Kind::Double);

@@ -2,10 +2,10 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Answer, Meter, Scores};
+use super::{Metric, ModelOutput, Scores};
 
 /// −log p(ys | outputs) and the KL divergence of a latent, in nats per sample, `[N]` each.
-pub type Nats = Box<dyn Fn(&Answer, &Tensor) -> (Tensor, Tensor)>;
+pub type Nats = Box<dyn Fn(&ModelOutput, &Tensor) -> (Tensor, Tensor)>;
 
 /// Sums float64 on the device.
 pub struct GenerationMeter {
@@ -20,8 +20,8 @@ impl GenerationMeter {
     }
 }
 
-impl Meter for GenerationMeter {
-    fn add(&mut self, _xs: &Tensor, answer: &Answer, ys: &Tensor) {
+impl Metric for GenerationMeter {
+    fn update(&mut self, _xs: &Tensor, answer: &ModelOutput, ys: &Tensor) {
         let (reconstruction, kl) = (self.nats)(answer, ys);
         let more = [reconstruction.sum(Kind::Double), kl.sum(Kind::Double)];
         self.sums = Some(match self.sums.take() {
@@ -31,7 +31,7 @@ impl Meter for GenerationMeter {
         self.count += ys.size()[0];
     }
 
-    fn scores(&self) -> Scores {
+    fn compute(&self) -> Scores {
         let Some(sums) = &self.sums else { return Scores::default() };
         let [reconstruction, kl] = [0, 1].map(|i: usize| sums[i].double_value(&[]) / self.count as f64);
         let values = [("elbo", -reconstruction - kl), ("reconstruction", reconstruction), ("kl", kl)];

@@ -1,11 +1,12 @@
 //! PSNR and SSIM of images in [0, 1]: the means of the per-image values, as the field reports them.
 //!
-//! The restored image is clamped to [0, 1] first. The degraded one is measured as it is, because the field counts
-//! noise unclipped (σ = 25 is 20.17 dB); an image that super-resolution made small is enlarged by bicubic and clamped.
+//! The restored image is clamped to [0, 1] first. The degraded one is measured as it is, because the field
+//! counts noise unclipped (σ = 25 is 20.17 dB); an image that super-resolution made small is enlarged by
+//! bicubic and clamped.
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Answer, Meter, Scores};
+use super::{Metric, ModelOutput, Scores};
 use crate::functional::ssim::WINDOW;
 use crate::functional::{bicubic, luma, ssim};
 
@@ -65,8 +66,8 @@ impl ImageRules {
         }
     }
 
-    /// The degraded images as they are measured, `[N, C, H, W]` like `ys`, among what the network saw; None where
-    /// nothing was degraded.
+    /// The degraded images as they are measured, `[N, C, H, W]` like `ys`, among what the network saw; None
+    /// where nothing was degraded.
     pub fn degraded(&self, xs: &Tensor, ys: &Tensor) -> Option<Tensor> {
         // An autoencoder's input is its target.
         if std::ptr::eq(xs.data_ptr(), ys.data_ptr()) || xs.size()[1] < ys.size()[1] {
@@ -109,8 +110,8 @@ impl Values {
     }
 }
 
-impl Meter for ImageMeter {
-    fn add(&mut self, xs: &Tensor, answer: &Answer, ys: &Tensor) {
+impl Metric for ImageMeter {
+    fn update(&mut self, xs: &Tensor, answer: &ModelOutput, ys: &Tensor) {
         let reference = self.rules.view(ys);
         self.restored.add(&self.rules.view(&answer.outputs.clamp(0.0, 1.0)), &reference);
         if let Some(degraded) = self.rules.degraded(xs, ys) {
@@ -118,7 +119,7 @@ impl Meter for ImageMeter {
         }
     }
 
-    fn scores(&self) -> Scores {
+    fn compute(&self) -> Scores {
         let Self { restored, degraded, .. } = self;
         let named = [
             ("psnr", &restored.psnr),
@@ -144,7 +145,7 @@ mod tests {
         let ys = Tensor::full([2, 1, 4, 4], 0.5, tch::kind::DOUBLE_CPU);
         let outputs = &ys + Tensor::from_slice(&[0.1, 0.01]).view([2, 1, 1, 1]);
         let mut meter = ImageMeter::default();
-        meter.add(&ys, &outputs.into(), &ys);
-        assert!((meter.scores().get("psnr").unwrap() - 30.0).abs() < 1e-9);
+        meter.update(&ys, &outputs.into(), &ys);
+        assert!((meter.compute().get("psnr").unwrap() - 30.0).abs() < 1e-9);
     }
 }

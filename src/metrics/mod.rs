@@ -20,25 +20,26 @@ pub use segmentation::SegmentationMeter;
 
 /// What a task made of the network's output for one batch.
 #[derive(Debug)]
-pub struct Answer {
+pub struct ModelOutput {
     /// What is compared with the targets, `[N, …]`.
     pub outputs: Tensor,
-    /// The code that they were made from: quantised `[N, C, …]`, or its means and log-variances `[N, 2·Z, …]`.
+    /// The code that they were made from: quantised `[N, C, …]`, or its means and log-variances
+    /// `[N, 2·Z, …]`.
     pub latent: Option<Tensor>,
 }
 
-impl From<Tensor> for Answer {
+impl From<Tensor> for ModelOutput {
     fn from(outputs: Tensor) -> Self {
         Self { outputs, latent: None }
     }
 }
 
 /// Collects one split's metrics, batch after batch, without waiting for the device.
-pub trait Meter {
+pub trait Metric {
     /// `xs` is what the network saw, `ys` the targets.
-    fn add(&mut self, xs: &Tensor, answer: &Answer, ys: &Tensor);
+    fn update(&mut self, xs: &Tensor, answer: &ModelOutput, ys: &Tensor);
     /// The metrics over all that was added; waits for the device.
-    fn scores(&self) -> Scores;
+    fn compute(&self) -> Scores;
 }
 
 /// Named metrics, in the order in which they are shown.

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Answer, Meter, Scores};
+use super::{Metric, ModelOutput, Scores};
 
 /// Sums in float64 on the device, per target column; `[T]` each.
 #[derive(Debug, Default)]
@@ -21,8 +21,8 @@ struct Sums {
     count: i64,
 }
 
-impl Meter for RegressionMeter {
-    fn add(&mut self, _xs: &Tensor, answer: &Answer, ys: &Tensor) {
+impl Metric for RegressionMeter {
+    fn update(&mut self, _xs: &Tensor, answer: &ModelOutput, ys: &Tensor) {
         let columns = |values: &Tensor| values.to_kind(Kind::Double).reshape([values.size()[0], -1]);
         let sum = |values: &Tensor| values.sum_dim_intlist(&[0i64][..], false, Kind::Double);
         let (outputs, ys) = (columns(&answer.outputs), columns(ys));
@@ -47,13 +47,13 @@ impl Meter for RegressionMeter {
         sums.count += error.size()[0];
     }
 
-    fn scores(&self) -> Scores {
+    fn compute(&self) -> Scores {
         let Some(sums) = &self.sums else { return Scores::default() };
         let n = sums.count as f64;
         let mean = |values: Tensor| values.mean(Kind::Double).double_value(&[]);
         let mse = mean(&sums.squared_error / n);
-        // Uniform average over the target columns, as sklearn.metrics.r2_score has it: a constant column counts 1 where it is met
-        // exactly, else 0. One sample has no R²: NaN, there too.
+        // Uniform average over the target columns, as sklearn.metrics.r2_score has it: a constant column
+        // counts 1 where it is met exactly, else 0. One sample has no R²: NaN, there too.
         let total = &sums.y_squared - sums.y.square() / n;
         let exact = sums.squared_error.eq(0.0).to_kind(Kind::Double);
         let shares: Tensor = 1.0 - &sums.squared_error / &total;
@@ -73,9 +73,9 @@ mod tests {
         let [outputs, ys] = [outputs, ys].map(|values| Tensor::from_slice(values).reshape([-1, columns]));
         let mut meter = RegressionMeter::default();
         for row in 0..ys.size()[0] {
-            meter.add(&Tensor::new(), &outputs.narrow(0, row, 1).into(), &ys.narrow(0, row, 1));
+            meter.update(&Tensor::new(), &outputs.narrow(0, row, 1).into(), &ys.narrow(0, row, 1));
         }
-        meter.scores().get("r2").unwrap()
+        meter.compute().get("r2").unwrap()
     }
 
     #[test]
@@ -84,7 +84,8 @@ mod tests {
         // r2_score([[1, .5], [2, .5], [4, .5]], [[1, .5], [2, .25], [3, .5]]) -> 0.3928571428571429
         let both = r2(&[1.0, 0.5, 2.0, 0.25, 3.0, 0.5], &[1.0, 0.5, 2.0, 0.5, 4.0, 0.5], 2);
         assert!((both - 0.3928571428571429).abs() < 1e-15);
-        // r2_score([2, 2, 2], [1, 2, 3]) -> 0.0; r2_score([.1, .1, .1], [.1, .1, .1]) -> 1.0; of one sample nan
+        // r2_score([2, 2, 2], [1, 2, 3]) -> 0.0; r2_score([.1, .1, .1], [.1, .1, .1]) -> 1.0; of one sample
+        // nan
         assert_eq!(r2(&[1.0, 2.0, 3.0], &[2.0, 2.0, 2.0], 1), 0.0);
         assert_eq!(r2(&[0.1, 0.1, 0.1], &[0.1, 0.1, 0.1], 1), 1.0);
         assert!(r2(&[1.0], &[2.0], 1).is_nan());
@@ -99,9 +100,13 @@ mod tests {
         let outputs = Tensor::from_slice(&[1e6 + 1.5, 1e6 + 2.0, 1e6 + 3.0, 1e6 + 3.5]).unsqueeze(1);
         let mut meter = RegressionMeter::default();
         for (start, end) in [(0, 1), (1, 4)] {
-            meter.add(&Tensor::new(), &outputs.slice(0, start, end, 1).into(), &ys.slice(0, start, end, 1));
+            meter.update(
+                &Tensor::new(),
+                &outputs.slice(0, start, end, 1).into(),
+                &ys.slice(0, start, end, 1),
+            );
         }
-        let scores = meter.scores();
+        let scores = meter.compute();
         assert!((scores.get("r2").unwrap() - 0.7).abs() < 1e-12);
         assert!((scores.get("mse").unwrap() - 0.375).abs() < 1e-12);
         assert!((scores.get("mae").unwrap() - 0.5).abs() < 1e-12);

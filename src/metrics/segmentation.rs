@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::classification::{ClassReport, rows, share};
-use super::{Answer, Meter, Scores};
+use super::{Metric, ModelOutput, Scores};
 
 /// Counts pixels on the device: `confusion` is int64 `[K · K]`, row = truth, column = prediction.
 #[derive(Debug)]
@@ -18,9 +18,10 @@ impl SegmentationMeter {
     }
 }
 
-impl Meter for SegmentationMeter {
-    /// `answer.outputs` are logits `[N, K, H, W]`, `ys` classes int64 `[N, H, W]`, of which negative ones do not count.
-    fn add(&mut self, _xs: &Tensor, answer: &Answer, ys: &Tensor) {
+impl Metric for SegmentationMeter {
+    /// `answer.outputs` are logits `[N, K, H, W]`, `ys` classes int64 `[N, H, W]`, of which negative ones do
+    /// not count.
+    fn update(&mut self, _xs: &Tensor, answer: &ModelOutput, ys: &Tensor) {
         let predicted = answer.outputs.argmax(1, false);
         // What does not count goes into one more cell, so that nothing waits for the device.
         let spare = self.classes * self.classes;
@@ -33,7 +34,7 @@ impl Meter for SegmentationMeter {
         });
     }
 
-    fn scores(&self) -> Scores {
+    fn compute(&self) -> Scores {
         let report = ClassReport::of(rows(self.confusion.as_ref(), self.classes as usize));
         let counts = &report.confusion;
         let pixels: i64 = counts.iter().flatten().sum();

@@ -4,10 +4,10 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{Argument, Batch, Rule, Slot, WeightDecay};
+use super::{Argument, GroupTensors, StateTensor, UpdateRule, WeightDecay};
 use crate::libtorch::optim::{Control, FusedAdagrad};
 use crate::optim::lambda_gradient::over_root;
-use crate::penalty::Rates;
+use crate::penalty::LambdaValues;
 use crate::schedule::check;
 use crate::util::yaml::Invalid;
 
@@ -16,8 +16,8 @@ use crate::util::yaml::Invalid;
 #[serde(default, deny_unknown_fields)]
 pub struct AdagradSpec {
     pub lr: f64,
-    /// The optimiser's own decay, η/(1 + lr_decay·(step − 1)), beside the schedule. Decoupled decay and the soft
-    /// threshold use η.
+    /// The optimiser's own decay, η/(1 + lr_decay·(step − 1)), beside the schedule. Decoupled decay and the
+    /// soft threshold use η.
     pub lr_decay: f64,
     pub initial_accumulator_value: f64,
     pub eps: f64,
@@ -49,13 +49,13 @@ impl AdagradSpec {
 
 impl AdagradSpec {
     /// 1 + (t − 1)·lr_decay of parameter `i`, 0-dim float64.
-    fn slowed(&self, batch: &Batch, i: usize) -> Result<Tensor> {
+    fn slowed(&self, batch: &GroupTensors, i: usize) -> Result<Tensor> {
         let t = batch.slot(0)[i].f_to_kind(Kind::Double)?;
         Ok(t.f_sub_scalar(1.0)?.f_mul_scalar(self.lr_decay)?.f_add_scalar(1.0)?)
     }
 }
 
-impl Rule for AdagradSpec {
+impl UpdateRule for AdagradSpec {
     fn arguments(&self) -> Vec<(&'static str, Argument)> {
         vec![
             ("lr_decay", Argument::Number(self.lr_decay)),
@@ -64,17 +64,20 @@ impl Rule for AdagradSpec {
         ]
     }
 
-    fn slots(&self) -> Vec<Slot> {
-        vec![Slot::step(), Slot { initial: self.initial_accumulator_value, ..Slot::zeros("sum") }]
+    fn state_spec(&self) -> Vec<StateTensor> {
+        vec![
+            StateTensor::step(),
+            StateTensor { initial: self.initial_accumulator_value, ..StateTensor::zeros("sum") },
+        ]
     }
 
-    fn update(&self, batch: &Batch, control: &Control, rates: &Rates) -> Result<()> {
+    fn update(&self, batch: &GroupTensors, control: &Control, rates: &LambdaValues) -> Result<()> {
         let kernel = FusedAdagrad { lr_decay: self.lr_decay, eps: self.eps, weight_decay: rates.l2 };
         kernel.step(&batch.params, &batch.grads, batch.slot(1), batch.slot(0), control)
     }
 
     /// 1/(√sum + ε)/(1 + (t − 1)·lr_decay): the composite step of Duchi, Hazan and Singer 2011.
-    fn metric(&self, batch: &Batch) -> Result<Option<Vec<Tensor>>> {
+    fn preconditioner(&self, batch: &GroupTensors) -> Result<Option<Vec<Tensor>>> {
         let one = |i: usize| -> Result<Tensor> {
             let denominator = batch.slot(1)[i].f_sqrt()?.f_add_scalar(self.eps)?;
             Ok(denominator.f_mul(&self.slowed(batch, i)?)?.f_reciprocal()?)
@@ -83,7 +86,7 @@ impl Rule for AdagradSpec {
     }
 
     /// −η·[1/d − g·r′/d²]/(1 + (t − 1)·lr_decay) with d = r + ε, r the root of the sum and r′ = g/r.
-    fn response(&self, batch: &Batch, grads: &[Tensor], lr: f64) -> Result<Vec<Tensor>> {
+    fn update_grad_derivative(&self, batch: &GroupTensors, grads: &[Tensor], lr: f64) -> Result<Vec<Tensor>> {
         let one = |i: usize| -> Result<Tensor> {
             let g = &grads[i];
             let slowed = self.slowed(batch, i)?;

@@ -1,13 +1,14 @@
-//! Adam (Kingma and Ba 2015) and AMSGrad (Reddi et al. 2018); AdamW (Loshchilov and Hutter 2019) with `decoupled`.
+//! Adam (Kingma and Ba 2015) and AMSGrad (Reddi et al. 2018); AdamW (Loshchilov and Hutter 2019) with
+//! `decoupled`.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{Argument, Batch, Rule, Slot, WeightDecay};
+use super::{Argument, GroupTensors, StateTensor, UpdateRule, WeightDecay};
 use crate::libtorch::optim::{AdamState, Control, FusedAdam};
 use crate::optim::lambda_gradient::over_root;
-use crate::penalty::Rates;
+use crate::penalty::LambdaValues;
 use crate::schedule::check;
 use crate::util::yaml::Invalid;
 
@@ -41,7 +42,7 @@ impl AdamSpec {
 
 impl AdamSpec {
     /// √v̂ + ε of parameter `i`, v̂ corrected for its start.
-    fn denominator(&self, batch: &Batch, i: usize) -> Result<Tensor> {
+    fn denominator(&self, batch: &GroupTensors, i: usize) -> Result<Tensor> {
         // In float64: 1 − β₂ᵗ is tiny at first.
         let t = batch.slot(0)[i].f_to_kind(Kind::Double)?;
         let correction = t.f_mul_scalar(self.betas.1.ln())?.f_exp()?.f_neg()?.f_add_scalar(1.0)?.f_sqrt()?;
@@ -50,7 +51,7 @@ impl AdamSpec {
     }
 }
 
-impl Rule for AdamSpec {
+impl UpdateRule for AdamSpec {
     fn arguments(&self) -> Vec<(&'static str, Argument)> {
         vec![
             ("betas", Argument::Pair(self.betas.0, self.betas.1)),
@@ -59,19 +60,20 @@ impl Rule for AdamSpec {
         ]
     }
 
-    fn slots(&self) -> Vec<Slot> {
-        let mut slots = vec![Slot::step(), Slot::zeros("exp_avg"), Slot::zeros("exp_avg_sq")];
+    fn state_spec(&self) -> Vec<StateTensor> {
+        let mut slots =
+            vec![StateTensor::step(), StateTensor::zeros("exp_avg"), StateTensor::zeros("exp_avg_sq")];
         if self.amsgrad {
-            slots.push(Slot::zeros("max_exp_avg_sq"));
+            slots.push(StateTensor::zeros("max_exp_avg_sq"));
         }
         slots
     }
 
-    fn decouples(&self) -> bool {
+    fn has_decoupled_decay(&self) -> bool {
         true
     }
 
-    fn update(&self, batch: &Batch, control: &Control, rates: &Rates) -> Result<()> {
+    fn update(&self, batch: &GroupTensors, control: &Control, rates: &LambdaValues) -> Result<()> {
         let decoupled = rates.decoupled > 0.0;
         let kernel = FusedAdam {
             betas: self.betas,
@@ -89,14 +91,14 @@ impl Rule for AdamSpec {
     }
 
     /// 1/(√v̂ + ε): the mean of a steady gradient is the gradient.
-    fn metric(&self, batch: &Batch) -> Result<Option<Vec<Tensor>>> {
+    fn preconditioner(&self, batch: &GroupTensors) -> Result<Option<Vec<Tensor>>> {
         let one = |i: usize| Ok(self.denominator(batch, i)?.f_reciprocal()?);
         (0..batch.params.len()).map(one).collect::<Result<_>>().map(Some)
     }
 
-    /// −η·[(1 − β₁)/d − m·r′/d²]/(1 − β₁ᵗ) with d = r + ε, r = √(v/(1 − β₂ᵗ)) and r′ = ∂r/∂g; where amsgrad holds on to
-    /// an older v, r′ = 0.
-    fn response(&self, batch: &Batch, grads: &[Tensor], lr: f64) -> Result<Vec<Tensor>> {
+    /// −η·[(1 − β₁)/d − m·r′/d²]/(1 − β₁ᵗ) with d = r + ε, r = √(v/(1 − β₂ᵗ)) and r′ = ∂r/∂g; where amsgrad
+    /// holds on to an older v, r′ = 0.
+    fn update_grad_derivative(&self, batch: &GroupTensors, grads: &[Tensor], lr: f64) -> Result<Vec<Tensor>> {
         let (beta1, beta2) = self.betas;
         let one = |i: usize| -> Result<Tensor> {
             let (g, m, v) = (&grads[i], batch.slot(1)[i], batch.slot(2)[i]);

@@ -8,7 +8,8 @@ use crate::libtorch::optim as kernels;
 use crate::schedule::check;
 use crate::util::yaml::Invalid;
 
-/// Bounds on the data gradient; the penalty comes after them. With both, the norm is that of the clamped gradient.
+/// Bounds on the data gradient; the penalty comes after them. With both, the norm is that of the clamped
+/// gradient.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Clip {

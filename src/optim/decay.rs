@@ -3,11 +3,12 @@
 use anyhow::Result;
 use tch::Tensor;
 
-use super::Batch;
+use super::GroupTensors;
 
-/// Takes η·λ of the weights that the step just made moved towards 0 or not at all: w′ ← w′ − η·λ·1[(w − w′)·w ≥ 0]·w
-/// (Chen et al. 2025; the sign of the step is the sign of what it did to the weight). Returns what was decayed, 1[…]·w.
-pub(super) fn cautious(before: &[Tensor], batch: &Batch, strength: f64) -> Result<Vec<Tensor>> {
+/// Takes η·λ of the weights that the step just made moved towards 0 or not at all: w′ ← w′ − η·λ·1[(w − w′)·w
+/// ≥ 0]·w (Chen et al. 2025; the sign of the step is the sign of what it did to the weight). Returns what was
+/// decayed, 1[…]·w.
+pub(super) fn cautious(before: &[Tensor], batch: &GroupTensors, strength: f64) -> Result<Vec<Tensor>> {
     let decay = |(old, new): (&Tensor, &&Tensor)| -> Result<Tensor> {
         let mut new = new.f_detach()?;
         let agrees = old.f_sub(&new)?.f_mul(old)?.f_ge(0.0)?;

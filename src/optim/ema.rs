@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::refuse;
-use crate::optim::graph_scalars::Knob;
+use crate::optim::graph_scalars::GraphScalar;
 use crate::schedule::check;
 use crate::util::yaml::Invalid;
 
@@ -17,8 +17,8 @@ use crate::util::yaml::Invalid;
 pub struct EmaSpec {
     /// In [0, 1).
     pub decay: f64,
-    /// Start with a short memory, as TensorFlow and timm do: update n (from 0) keeps min(decay, (1 + n)/(10 + n)). Without it the
-    /// average of a run of n steps holds decayⁿ of the weights that the run began with.
+    /// Start with a short memory, as TensorFlow and timm do: update n (from 0) keeps min(decay, (1 + n)/(10 +
+    /// n)). Without it the average of a run of n steps holds decayⁿ of the weights that the run began with.
     pub warmup: bool,
 }
 
@@ -42,8 +42,8 @@ pub struct Ema {
     updates: u64,
 }
 
-/// Puts 0 into the averages of the parameters `names` where the weights themselves, `raw`, are 0: the average of weights under a soft
-/// threshold only comes near it.
+/// Puts 0 into the averages of the parameters `names` where the weights themselves, `raw`, are 0: the average
+/// of weights under a soft threshold only comes near it.
 pub fn keep_zeros<'a>(
     averages: &mut BTreeMap<String, Tensor>,
     names: &[String],
@@ -71,10 +71,11 @@ impl Ema {
         Ok(Self { spec: spec.clone(), shadow: state.iter().map(copy).collect::<Result<_>>()?, updates: 0 })
     }
 
-    /// shadow ← decay·shadow + (1 − decay)·state. `state` has the tensors of [`Ema::new`], in the same order. Where `gate`, 0-dim
-    /// float32 on the device, holds 1, nothing changes but the count of updates: see [`uncount`](Self::uncount).
+    /// shadow ← decay·shadow + (1 − decay)·state. `state` has the tensors of [`Ema::new`], in the same order.
+    /// Where `gate`, 0-dim float32 on the device, holds 1, nothing changes but the count of updates: see
+    /// [`uncount`](Self::uncount).
     pub fn update(&mut self, state: &[(String, Tensor)], gate: Option<&Tensor>) -> Result<()> {
-        self.blended(state, gate, Knob::gated(self.weight(), 0.0, gate)?)?;
+        self.blended(state, gate, GraphScalar::gated(self.weight(), 0.0, gate)?)?;
         self.count();
         Ok(())
     }
@@ -87,7 +88,7 @@ impl Ema {
 
     /// The same as [`update`](Self::update) without its count, by a `weight` that is read on the device.
     pub fn blend(&self, state: &[(String, Tensor)], weight: &Tensor) -> Result<()> {
-        self.blended(state, None, Knob::Device(weight.shallow_clone()))
+        self.blended(state, None, GraphScalar::Device(weight.shallow_clone()))
     }
 
     /// Counts one update that [`blend`](Self::blend) recorded.
@@ -95,7 +96,7 @@ impl Ema {
         self.updates += 1;
     }
 
-    fn blended(&self, state: &[(String, Tensor)], gate: Option<&Tensor>, weight: Knob) -> Result<()> {
+    fn blended(&self, state: &[(String, Tensor)], gate: Option<&Tensor>, weight: GraphScalar) -> Result<()> {
         if !state.iter().map(|(name, _)| name).eq(self.shadow.iter().map(|(name, _)| name)) {
             bail!("the averaged weights and the network do not have the same tensors");
         }
@@ -130,8 +131,8 @@ impl Ema {
         state
     }
 
-    /// Copies in what [`state`](Self::state) gave. Nothing changes unless all of it fits; exit 4 lists what does
-    /// not.
+    /// Copies in what [`state`](Self::state) gave. Nothing changes unless all of it fits; exit 4 lists what
+    /// does not.
     pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
         let mut mistakes = Vec::new();
         for (name, own) in &self.shadow {

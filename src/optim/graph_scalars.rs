@@ -1,4 +1,5 @@
-//! The numbers of a step beside its rate, such as η·λ: known to the host, or held by the device where nothing may wait for it.
+//! The numbers of a step beside its rate, such as η·λ: known to the host, or held by the device where nothing
+//! may wait for it.
 
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
@@ -6,16 +7,16 @@ use tch::{Device, Kind, Tensor};
 use super::Optimizer;
 use crate::libtorch::graph::copy_ahead;
 use crate::libtorch::optim as kernels;
-use crate::penalty::Rates;
+use crate::penalty::LambdaValues;
 
 /// A number that a step scales by or thresholds at.
-pub(super) enum Knob {
+pub(super) enum GraphScalar {
     Host(f64),
     /// 0-dim float32.
     Device(Tensor),
 }
 
-impl Knob {
+impl GraphScalar {
     /// `value`, but `idle` where the gate, 0-dim float32, holds 1.
     pub fn gated(value: f64, idle: f64, gate: Option<&Tensor>) -> Result<Self> {
         let Some(gate) = gate else { return Ok(Self::Host(value)) };
@@ -61,17 +62,18 @@ impl Knob {
     }
 }
 
-/// All numbers of a step that change from step to step, on the device: what was recorded once is replayed under others.
-pub struct Dials {
+/// All numbers of a step that change from step to step, on the device: what was recorded once is replayed
+/// under others.
+pub struct GraphScalars {
     /// `[2 + 4·groups]` float32: the rate, the weight of the average, and those of each group.
     all: Tensor,
     lr: Tensor,
     average: Tensor,
-    groups: Vec<GroupDials>,
+    groups: Vec<GroupScalars>,
 }
 
 /// Those of one penalty group.
-pub(super) struct GroupDials {
+pub(super) struct GroupScalars {
     pub l2: Tensor,
     /// What decay apart from the gradient leaves of a weight.
     pub keep: Tensor,
@@ -79,24 +81,30 @@ pub(super) struct GroupDials {
     pub threshold: Tensor,
 }
 
-impl Dials {
+impl GraphScalars {
     /// All 0, for so many penalty groups.
     pub fn new(groups: usize, device: Device) -> Result<Self> {
         let all = Tensor::f_zeros([2 + 4 * groups as i64], (Kind::Float, device))?;
         let at = |index: usize| all.f_select(0, index as i64);
-        let of = |group: usize| -> Result<GroupDials> {
+        let of = |group: usize| -> Result<GroupScalars> {
             let first = 2 + 4 * group;
             let [l2, keep, l1, threshold] = [at(first)?, at(first + 1)?, at(first + 2)?, at(first + 3)?];
-            Ok(GroupDials { l2, keep, l1, threshold })
+            Ok(GroupScalars { l2, keep, l1, threshold })
         };
         let groups = (0..groups).map(of).collect::<Result<_>>()?;
         Ok(Self { lr: at(0)?, average: at(1)?, groups, all })
     }
 
-    /// Sets them for the next step of `optimizer`; `average` is the weight that an average of the weights gives the new ones. Nothing
-    /// waits for the device.
-    pub fn set(&mut self, optimizer: &Optimizer, lr: f64, rates: &[Rates], average: f64) -> Result<()> {
-        let of = |rates: &Rates| {
+    /// Sets them for the next step of `optimizer`; `average` is the weight that an average of the weights
+    /// gives the new ones. Nothing waits for the device.
+    pub fn set(
+        &mut self,
+        optimizer: &Optimizer,
+        lr: f64,
+        rates: &[LambdaValues],
+        average: f64,
+    ) -> Result<()> {
+        let of = |rates: &LambdaValues| {
             [rates.l2, 1.0 - optimizer.strength(lr, rates), rates.l1, optimizer.threshold(lr, rates)]
         };
         let numbers: Vec<f64> = [lr, average].into_iter().chain(rates.iter().flat_map(of)).collect();
@@ -116,7 +124,7 @@ impl Dials {
         &self.lr
     }
 
-    pub(super) fn group(&self, index: usize) -> &GroupDials {
+    pub(super) fn group(&self, index: usize) -> &GroupScalars {
         &self.groups[index]
     }
 }

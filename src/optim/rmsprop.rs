@@ -4,10 +4,10 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::{Argument, Batch, Rule, Slot, WeightDecay};
+use super::{Argument, GroupTensors, StateTensor, UpdateRule, WeightDecay};
 use crate::libtorch::optim::{Control, ForeachRmsProp, RmsPropState};
 use crate::optim::lambda_gradient::over_root;
-use crate::penalty::Rates;
+use crate::penalty::LambdaValues;
 use crate::schedule::check;
 use crate::util::yaml::Invalid;
 
@@ -42,7 +42,7 @@ impl RmsPropSpec {
     }
 }
 
-impl Rule for RmsPropSpec {
+impl UpdateRule for RmsPropSpec {
     fn arguments(&self) -> Vec<(&'static str, Argument)> {
         vec![
             ("momentum", Argument::Number(self.momentum)),
@@ -52,22 +52,22 @@ impl Rule for RmsPropSpec {
         ]
     }
 
-    fn slots(&self) -> Vec<Slot> {
-        let mut slots = vec![Slot::step(), Slot::zeros("square_avg")];
+    fn state_spec(&self) -> Vec<StateTensor> {
+        let mut slots = vec![StateTensor::step(), StateTensor::zeros("square_avg")];
         if self.momentum > 0.0 {
-            slots.push(Slot::zeros("momentum_buffer"));
+            slots.push(StateTensor::zeros("momentum_buffer"));
         }
         if self.centered {
-            slots.push(Slot::zeros("grad_avg"));
+            slots.push(StateTensor::zeros("grad_avg"));
         }
         slots
     }
 
-    fn takes_gate(&self) -> bool {
+    fn supports_found_inf(&self) -> bool {
         false
     }
 
-    fn update(&self, batch: &Batch, control: &Control, rates: &Rates) -> Result<()> {
+    fn update(&self, batch: &GroupTensors, control: &Control, rates: &LambdaValues) -> Result<()> {
         let kernel = ForeachRmsProp {
             alpha: self.alpha,
             eps: self.eps,
@@ -85,7 +85,7 @@ impl Rule for RmsPropSpec {
     }
 
     /// 1/(r + ε)/(1 − m), r the root mean square (centred: the deviation).
-    fn metric(&self, batch: &Batch) -> Result<Option<Vec<Tensor>>> {
+    fn preconditioner(&self, batch: &GroupTensors) -> Result<Option<Vec<Tensor>>> {
         let one = |i: usize| -> Result<Tensor> {
             let square = batch.slot(1)[i];
             let square = match self.centered {
@@ -98,8 +98,9 @@ impl Rule for RmsPropSpec {
         (0..batch.params.len()).map(one).collect::<Result<_>>().map(Some)
     }
 
-    /// −η·[1/d − g·r′/d²] with d = r + ε, r the root mean square (centred: the deviation) and r′ = (1 − α)·(g − mean)/r.
-    fn response(&self, batch: &Batch, grads: &[Tensor], lr: f64) -> Result<Vec<Tensor>> {
+    /// −η·[1/d − g·r′/d²] with d = r + ε, r the root mean square (centred: the deviation) and r′ = (1 − α)·(g
+    /// − mean)/r.
+    fn update_grad_derivative(&self, batch: &GroupTensors, grads: &[Tensor], lr: f64) -> Result<Vec<Tensor>> {
         let means = self.centered.then(|| batch.slot(2 + usize::from(self.momentum > 0.0)));
         let one = |i: usize| -> Result<Tensor> {
             let (g, square) = (&grads[i], batch.slot(1)[i]);

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::libtorch::optim as kernels;
-use crate::libtorch::stream::Reading;
+use crate::libtorch::stream::AsyncScalar;
 
 /// GradScaler's defaults.
 const INITIAL: f64 = 65536.0;
@@ -24,18 +24,18 @@ pub struct ScalingState {
     pub growth_tracker: i64,
 }
 
-/// The factor that keeps float16 gradients away from 0: doubled after 2000 steps in a row that were made, halved by one that
-/// overflowed, which is skipped. On the device throughout.
-pub struct LossScale {
+/// The factor that keeps float16 gradients away from 0: doubled after 2000 steps in a row that were made,
+/// halved by one that overflowed, which is skipped. On the device throughout.
+pub struct GradScaler {
     /// 0-dim float32.
     scale: Tensor,
     /// 0-dim int32.
     growth_tracker: Tensor,
     /// Whether the last step was skipped, where that is not looked at yet.
-    unread: Option<Reading>,
+    unread: Option<AsyncScalar>,
 }
 
-impl LossScale {
+impl GradScaler {
     /// As saved, else as GradScaler starts.
     pub fn new(saved: Option<ScalingState>, device: Device) -> Result<Self> {
         let ScalingState { scale, growth_tracker } =
@@ -52,7 +52,8 @@ impl LossScale {
         loss * &self.scale
     }
 
-    /// Brings the gradients back to their own size. 0-dim float32: 1 where one of them is NaN or infinite, else 0.
+    /// Brings the gradients back to their own size. 0-dim float32: 1 where one of them is NaN or infinite,
+    /// else 0.
     pub(super) fn unscale(&self, grads: &[&Tensor]) -> Result<Tensor> {
         let found_inf = self.scale.f_zeros_like()?;
         // By way of float64, as GradScaler does it.
@@ -70,12 +71,12 @@ impl LossScale {
             BACKOFF,
             INTERVAL,
         )?;
-        self.unread = Some(Reading::start(found_inf)?);
+        self.unread = Some(AsyncScalar::start(found_inf)?);
         Ok(())
     }
 
-    /// Whether the step of the last [`update`](Self::update) was skipped; false when asked again. Waits for that step's gradients, not
-    /// for what the device was asked for since.
+    /// Whether the step of the last [`update`](Self::update) was skipped; false when asked again. Waits for
+    /// that step's gradients, not for what the device was asked for since.
     pub fn was_skipped(&mut self) -> Result<bool> {
         self.unread.take().map_or(Ok(false), |unread| Ok(unread.value()? != 0.0))
     }
@@ -89,7 +90,7 @@ impl LossScale {
 
 impl ScalingState {
     /// Whether the scale has fallen so far that no gradient is left.
-    pub fn is_spent(&self) -> bool {
+    pub fn is_exhausted(&self) -> bool {
         self.scale < NOTHING
     }
 }

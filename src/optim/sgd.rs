@@ -4,9 +4,9 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::{Argument, Batch, Rule, Slot, WeightDecay};
+use super::{Argument, GroupTensors, StateTensor, UpdateRule, WeightDecay};
 use crate::libtorch::optim::{Control, FusedSgd};
-use crate::penalty::Rates;
+use crate::penalty::LambdaValues;
 use crate::schedule::check;
 use crate::util::yaml::Invalid;
 
@@ -42,7 +42,7 @@ impl SgdSpec {
     }
 }
 
-impl Rule for SgdSpec {
+impl UpdateRule for SgdSpec {
     fn arguments(&self) -> Vec<(&'static str, Argument)> {
         vec![
             ("momentum", Argument::Number(self.momentum)),
@@ -51,11 +51,11 @@ impl Rule for SgdSpec {
         ]
     }
 
-    fn slots(&self) -> Vec<Slot> {
-        if self.momentum == 0.0 { Vec::new() } else { vec![Slot::zeros("momentum_buffer")] }
+    fn state_spec(&self) -> Vec<StateTensor> {
+        if self.momentum == 0.0 { Vec::new() } else { vec![StateTensor::zeros("momentum_buffer")] }
     }
 
-    fn update(&self, batch: &Batch, control: &Control, rates: &Rates) -> Result<()> {
+    fn update(&self, batch: &GroupTensors, control: &Control, rates: &LambdaValues) -> Result<()> {
         let kernel = FusedSgd {
             weight_decay: rates.l2,
             momentum: self.momentum,
@@ -66,11 +66,11 @@ impl Rule for SgdSpec {
         kernel.step(&batch.params, &batch.grads, batch.slot(0), control)
     }
 
-    fn shrinkage(&self, lr: f64) -> Option<f64> {
+    fn steady_state_lr(&self, lr: f64) -> Option<f64> {
         Some(if self.momentum > 0.0 { lr * (1.0 - self.dampening) / (1.0 - self.momentum) } else { lr })
     }
 
-    fn response(&self, batch: &Batch, grads: &[Tensor], lr: f64) -> Result<Vec<Tensor>> {
+    fn update_grad_derivative(&self, batch: &GroupTensors, grads: &[Tensor], lr: f64) -> Result<Vec<Tensor>> {
         // The first buffer is the gradient itself, undampened.
         let kept = if batch.fresh { 1.0 } else { 1.0 - self.dampening };
         let factor = match (self.momentum > 0.0, self.nesterov) {

@@ -4,7 +4,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 
-use crate::schedule::{Clock, anneal, check, progress};
+use crate::schedule::{ScheduleStep, anneal, check, progress};
 use crate::util::yaml::Invalid;
 
 /// A λ, constant, over time or tuned: `1e-4`, `{start: 0, end: 1e-4, epochs: 5}`, or `auto`.
@@ -79,7 +79,7 @@ impl Default for Lambda {
 
 impl Lambda {
     /// λ at `clock`; of one that is tuned, where it starts.
-    pub fn at(&self, clock: Clock) -> f64 {
+    pub fn at(&self, clock: ScheduleStep) -> f64 {
         match self {
             Self::Constant(lambda) => *lambda,
             Self::Ramp(ramp) => ramp.at(clock),
@@ -156,7 +156,7 @@ impl Written {
 }
 
 impl Ramp {
-    fn at(&self, clock: Clock) -> f64 {
+    fn at(&self, clock: ScheduleStep) -> f64 {
         let epochs = self.epochs.map(|epochs| (epochs * clock.steps_per_epoch as f64).round() as u64);
         let share = progress((clock.step, self.steps.or(epochs).unwrap_or(clock.total_steps)));
         match self.curve {

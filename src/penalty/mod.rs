@@ -1,8 +1,9 @@
-//! The penalty: which tensor gets which λ, when, and what the penalty then amounts to (Tikhonov 1943; Hoerl and
-//! Kennard 1970; Tibshirani 1996; Zou and Hastie 2005; Loshchilov and Hutter 2019; Chen et al. 2025).
+//! The penalty: which tensor gets which λ, when, and what the penalty then amounts to (Tikhonov 1943; Hoerl
+//! and Kennard 1970; Tibshirani 1996; Zou and Hastie 2005; Loshchilov and Hutter 2019; Chen et al. 2025).
 //!
 //! The objective is the mean data loss of the batch plus Σ over groups of λ₁‖w‖₁ + (λ₂/2)‖w‖₂². λ applies to
-//! convolution and linear weights; biases, normalisation and other tensors get 0 unless a group says otherwise.
+//! convolution and linear weights; biases, normalisation and other tensors get 0 unless a group says
+//! otherwise.
 //!
 //! | config | update (η the scheduled learning rate) | same as |
 //! |---|---|---|
@@ -16,15 +17,16 @@
 //! | `{l1: λ, l1_mode: subgradient}` | g ← g + λ·sign(w), sign(0) = 0 | Keras `l1` |
 //! | `{l1: λ₁, l2: λ₂}` | both | elastic net |
 //!
-//! Each λ is a number, or moves over the run: `{start: 1e-5, end: 1e-3, epochs: 10, curve: cosine}`. λ₂ may be `auto`: tuned on
-//! the validation set, see [`Auto`].
+//! Each λ is a number, or moves over the run: `{start: 1e-5, end: 1e-3, epochs: 10, curve: cosine}`. λ₂ may
+//! be `auto`: tuned on the validation set, see [`Auto`].
 //!
-//! With momentum m and dampening d a steady gradient acts (1 − d)/(1 − m) times over in SGD, and so does the threshold, so that λ₁
-//! means the same with and without. Decoupled decay acts once: with `l1` beside it λ₂ counts (1 − m)/(1 − d) of an elastic net's.
-//! With Adam, Adagrad and RMSprop the plain soft threshold uses η itself, not the rate that preconditioning gives each weight: every
-//! weight shrinks alike, as decoupled decay does it for λ₂, and with Adagrad, whose steps shrink and whose threshold does not, all
-//! of them become 0 in time. Centred RMSprop divides a steady gradient by nearly nothing: with `preconditioned` its zeros are the
-//! lasso's, its other weights hover by some η.
+//! With momentum m and dampening d a steady gradient acts (1 − d)/(1 − m) times over in SGD, and so does the
+//! threshold, so that λ₁ means the same with and without. Decoupled decay acts once: with `l1` beside it λ₂
+//! counts (1 − m)/(1 − d) of an elastic net's. With Adam, Adagrad and RMSprop the plain soft threshold uses η
+//! itself, not the rate that preconditioning gives each weight: every weight shrinks alike, as decoupled
+//! decay does it for λ₂, and with Adagrad, whose steps shrink and whose threshold does not, all of them
+//! become 0 in time. Centred RMSprop divides a steady gradient by nearly nothing: with `preconditioned` its
+//! zeros are the lasso's, its other weights hover by some η.
 //!
 //! What other programs call the same λ, for a data loss averaged over n samples:
 //!
@@ -51,11 +53,11 @@ use tch::{Device, Kind, Tensor};
 use wildmatch::WildMatch;
 
 use crate::libtorch::optim as kernels;
-use crate::schedule::Clock;
+use crate::schedule::ScheduleStep;
 use crate::util::yaml::Invalid;
 
 pub use lambda::{Auto, Lambda, Ramp, RampCurve};
-pub use tuned::{Tuned, fill};
+pub use tuned::{TunedLambda, apply_tuned};
 
 /// The penalty as declared. Without any λ there is none.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -81,9 +83,9 @@ pub struct PenaltySpec {
 
 /// Other rates for the parameters whose names match.
 ///
-/// What a group states holds for every tensor that it matches, biases and normalisation too. What it leaves out is
-/// inherited: weights keep the rates above the groups, other tensors 0. `l2` and `decoupled` are two ways of one
-/// penalty, so a group that states one of them does not inherit the other.
+/// What a group states holds for every tensor that it matches, biases and normalisation too. What it leaves
+/// out is inherited: weights keep the rates above the groups, other tensors 0. `l2` and `decoupled` are two
+/// ways of one penalty, so a group that states one of them does not inherit the other.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupSpec {
@@ -109,7 +111,8 @@ pub enum L1Mode {
     /// Soft threshold after the step: weights become exactly 0.
     #[default]
     Proximal,
-    /// The same in the metric of the optimiser's preconditioner: the threshold of each weight is scaled as its step is.
+    /// The same in the metric of the optimiser's preconditioner: the threshold of each weight is scaled as
+    /// its step is.
     Preconditioned,
     /// λ₁·sign(w) in the gradient: weights hover around 0.
     Subgradient,
@@ -126,28 +129,28 @@ pub enum DecoupledMode {
     Relative,
     /// By η·λ where the step goes towards 0 too.
     Cautious,
-    /// By η·λ, the factors 1 − η·λ of several steps multiplied in float64 and applied as one once they take 2⁻¹² of a weight: for
-    /// η·λ that float32 rounds away.
+    /// By η·λ, the factors 1 − η·λ of several steps multiplied in float64 and applied as one once they take
+    /// 2⁻¹² of a weight: for η·λ that float32 rounds away.
     Accumulated,
 }
 
 /// A parameter as the penalty sees it.
 #[derive(Clone, Copy, Debug)]
-pub struct Target<'a> {
+pub struct PenaltyParam<'a> {
     /// The dotted name.
     pub name: &'a str,
     /// Whether it is a convolution or linear weight, which gets the default λ.
-    pub decays: bool,
+    pub is_weight: bool,
 }
 
 /// Parameters that share their λs.
 #[derive(Clone, Debug)]
-pub struct Group {
-    /// The pattern, or `weights` and `others` for what no pattern matches; the tensors that a pattern gives other
-    /// rates than its weights are apart as `<pattern> (others)`.
+pub struct ParamGroup {
+    /// The pattern, or `weights` and `others` for what no pattern matches; the tensors that a pattern gives
+    /// other rates than its weights are apart as `<pattern> (others)`.
     pub label: String,
     /// Indices into the list given to [`PenaltySpec::assign`], ascending.
-    pub members: Vec<usize>,
+    pub param_indices: Vec<usize>,
     pub l2: Lambda,
     pub decoupled: Lambda,
     pub decoupled_mode: DecoupledMode,
@@ -157,7 +160,7 @@ pub struct Group {
 
 /// The λs of a group at one step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Rates {
+pub struct LambdaValues {
     pub l2: f64,
     pub decoupled: f64,
     pub decoupled_mode: DecoupledMode,
@@ -165,7 +168,7 @@ pub struct Rates {
     pub l1_mode: L1Mode,
 }
 
-impl Rates {
+impl LambdaValues {
     /// The same with relative decay as the plain decay that it is: λ/η_peak. 0 stands for no peak.
     pub fn as_plain(&self, peak: f64) -> Self {
         let is_relative = self.decoupled_mode == DecoupledMode::Relative && peak > 0.0;
@@ -200,7 +203,8 @@ impl PenaltySpec {
         self.modes_have_their_lambdas()
     }
 
-    /// A mode says how a λ acts. Without that λ it does nothing, and most likely another λ was meant: `decoupled` where `l2` stands.
+    /// A mode says how a λ acts. Without that λ it does nothing, and most likely another λ was meant:
+    /// `decoupled` where `l2` stands.
     fn modes_have_their_lambdas(&self) -> Result<(), Invalid> {
         let lacks = |path: String, lambda: &str| {
             let message = format!(
@@ -241,14 +245,14 @@ impl PenaltySpec {
         all.find(|(_, lambda)| lambda.is_some_and(|lambda| lambda.auto().is_some())).map(|(path, _)| path)
     }
 
-    /// The partition of all `params` into groups; none is empty, and together they hold every parameter once. The
-    /// groups of the config come first and in its order. A pattern that gets no parameter is refused.
-    pub fn assign(&self, params: &[Target]) -> Result<Vec<Group>, Invalid> {
+    /// The partition of all `params` into groups; none is empty, and together they hold every parameter once.
+    /// The groups of the config come first and in its order. A pattern that gets no parameter is refused.
+    pub fn assign(&self, params: &[PenaltyParam]) -> Result<Vec<ParamGroup>, Invalid> {
         let patterns: Vec<_> = self.groups.iter().map(|group| WildMatch::new(&group.pattern)).collect();
         let owner = |name: &str| patterns.iter().position(|pattern| pattern.matches(name));
         let owners: Vec<_> = params.iter().map(|param| owner(param.name)).collect();
         let members = |who: Option<usize>, decays: bool| -> Vec<usize> {
-            (0..params.len()).filter(|&i| owners[i] == who && params[i].decays == decays).collect()
+            (0..params.len()).filter(|&i| owners[i] == who && params[i].is_weight == decays).collect()
         };
 
         let mut groups = Vec::new();
@@ -263,19 +267,19 @@ impl PenaltySpec {
         }
         groups.push(self.group("weights", None, true, members(None, true)));
         groups.push(self.group("others", None, false, members(None, false)));
-        groups.retain(|group| !group.members.is_empty());
+        groups.retain(|group| !group.param_indices.is_empty());
         Ok(groups)
     }
 
-    fn group(&self, label: &str, spec: Option<&GroupSpec>, decays: bool, members: Vec<usize>) -> Group {
+    fn group(&self, label: &str, spec: Option<&GroupSpec>, decays: bool, members: Vec<usize>) -> ParamGroup {
         let inherited = |lambda: Option<Lambda>| lambda.filter(|_| decays).unwrap_or_default();
         let (l2, decoupled) = match spec.map(|spec| (spec.l2, spec.decoupled)) {
             None | Some((None, None)) => (inherited(self.l2), inherited(self.decoupled)),
             Some((l2, decoupled)) => (l2.unwrap_or_default(), decoupled.unwrap_or_default()),
         };
-        Group {
+        ParamGroup {
             label: label.into(),
-            members,
+            param_indices: members,
             l2,
             decoupled,
             decoupled_mode: spec
@@ -288,7 +292,7 @@ impl PenaltySpec {
     }
 
     /// Why a group has no members.
-    fn unmatched(&self, spec: &GroupSpec, pattern: &WildMatch, params: &[Target]) -> String {
+    fn unmatched(&self, spec: &GroupSpec, pattern: &WildMatch, params: &[PenaltyParam]) -> String {
         let wanted = &spec.pattern;
         if let Some(taken) = params.iter().find(|param| pattern.matches(param.name)) {
             return format!(
@@ -305,7 +309,7 @@ impl PenaltySpec {
 }
 
 /// The names most like a pattern, best first: at most three.
-fn nearest_names<'a>(pattern: &str, params: &[Target<'a>]) -> Vec<&'a str> {
+fn nearest_names<'a>(pattern: &str, params: &[PenaltyParam<'a>]) -> Vec<&'a str> {
     let plain = pattern.replace(['*', '?'], "");
     let score = |name: &str| {
         // A pattern with a star is compared with as much of the name as it spells out.
@@ -320,23 +324,23 @@ fn nearest_names<'a>(pattern: &str, params: &[Target<'a>]) -> Vec<&'a str> {
 }
 
 /// One group where the two parts get the same rates, else both.
-fn join(weights: Group, mut others: Group) -> Vec<Group> {
-    if weights.members.is_empty() {
+fn join(weights: ParamGroup, mut others: ParamGroup) -> Vec<ParamGroup> {
+    if weights.param_indices.is_empty() {
         return vec![others];
     }
-    if others.members.is_empty() {
+    if others.param_indices.is_empty() {
         return vec![weights];
     }
     if (weights.l2, weights.decoupled, weights.l1) == (others.l2, others.decoupled, others.l1) {
-        let mut members = [weights.members, others.members].concat();
+        let mut members = [weights.param_indices, others.param_indices].concat();
         members.sort_unstable();
-        return vec![Group { members, ..weights }];
+        return vec![ParamGroup { param_indices: members, ..weights }];
     }
     others.label += " (others)";
     vec![weights, others]
 }
 
-impl Group {
+impl ParamGroup {
     /// Whether any of its λs is ever above 0.
     pub fn is_active(&self) -> bool {
         [self.l2, self.decoupled, self.l1].iter().any(Lambda::is_active)
@@ -353,8 +357,8 @@ impl Group {
     }
 
     /// The λs at `clock`; those that are tuned, where they start.
-    pub fn rates(&self, clock: Clock) -> Rates {
-        Rates {
+    pub fn lambdas(&self, clock: ScheduleStep) -> LambdaValues {
+        LambdaValues {
             l2: self.l2.at(clock),
             decoupled: self.decoupled.at(clock),
             decoupled_mode: self.decoupled_mode,
@@ -379,12 +383,13 @@ fn validate(l2: Option<Lambda>, decoupled: Option<Lambda>, l1: Option<Lambda>) -
     Ok(())
 }
 
-/// λ₁‖w‖₁ + (λ₂/2)‖w‖² over all of `ws`, as a 0-dim float64 tensor on their device; nothing waits for the device.
+/// λ₁‖w‖₁ + (λ₂/2)‖w‖² over all of `ws`, as a 0-dim float64 tensor on their device; nothing waits for the
+/// device.
 ///
-/// λ₂ is `l2` or `decoupled`. Decoupled decay is not the gradient of a term of the objective (with a preconditioner
-/// it minimises something else); its (λ/2)‖w‖² is reported so that runs can be compared, of relative decay with
-/// [`Rates::as_plain`], so that runs with equal weights report equal penalties.
-pub fn value(ws: &[&Tensor], rates: &Rates) -> Result<Tensor> {
+/// λ₂ is `l2` or `decoupled`. Decoupled decay is not the gradient of a term of the objective (with a
+/// preconditioner it minimises something else); its (λ/2)‖w‖² is reported so that runs can be compared, of
+/// relative decay with [`LambdaValues::as_plain`], so that runs with equal weights report equal penalties.
+pub fn value(ws: &[&Tensor], rates: &LambdaValues) -> Result<Tensor> {
     let device = ws.first().map_or(Device::Cpu, |w| w.device());
     let mut total = Tensor::f_zeros([0; 0], (Kind::Double, device))?;
     if ws.is_empty() {
@@ -410,7 +415,8 @@ pub fn norm(ws: &[&Tensor]) -> Result<Tensor> {
     Ok(kernels::norms(ws, 2.0, true)?.f_norm()?)
 }
 
-/// The share of exact zeros in all of `ws`, in [0, 1], as a 0-dim float64 tensor; nothing waits for the device.
+/// The share of exact zeros in all of `ws`, in [0, 1], as a 0-dim float64 tensor; nothing waits for the
+/// device.
 pub fn zeros(ws: &[&Tensor]) -> Result<Tensor> {
     if ws.is_empty() {
         return Ok(Tensor::f_zeros([0; 0], (Kind::Double, Device::Cpu))?);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Auto, Group, Rates};
+use super::{Auto, LambdaValues, ParamGroup};
 
 /// Short memories: λ is one number, and what is best for it changes while the network learns.
 const BETAS: (f64, f64) = (0.9, 0.99);
@@ -10,7 +10,7 @@ const RANGE: (f64, f64) = (1e-12, 1e3);
 
 /// A tuned λ between two updates; a checkpoint holds it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Tuned {
+pub struct TunedLambda {
     /// The penalty group's label.
     pub group: String,
     pub lambda: f64,
@@ -21,7 +21,7 @@ pub struct Tuned {
     updates: i32,
 }
 
-impl Tuned {
+impl TunedLambda {
     /// Before its first update.
     pub fn new(group: &str, auto: Auto) -> Self {
         let (lambda, log_lambda) = (auto.start, auto.start.ln());
@@ -50,8 +50,8 @@ impl Tuned {
     }
 }
 
-/// Puts `tuned` λs in the place of those that their groups start with; `rates` has one entry per group.
-pub fn fill(groups: &[Group], rates: &mut [Rates], tuned: &[Tuned]) {
+/// Puts `tuned` λs in the place of those that their groups start with; `lambdas` has one entry per group.
+pub fn apply_tuned(groups: &[ParamGroup], rates: &mut [LambdaValues], tuned: &[TunedLambda]) {
     for (group, rates) in groups.iter().zip(rates) {
         let Some(tuned) = tuned.iter().find(|tuned| tuned.group == group.label) else { continue };
         match (group.l2.auto(), group.decoupled.auto()) {

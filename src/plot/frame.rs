@@ -24,7 +24,8 @@ pub struct Words<'a> {
 }
 
 impl Frame {
-    /// The figure so far, its data yet to come; None where there is nothing finite to show. `right` pixels stay free.
+    /// The figure so far, its data yet to come; None where there is nothing finite to show. `right` pixels
+    /// stay free.
     pub fn new(
         words: &Words,
         xs: impl Iterator<Item = f64>,

@@ -112,7 +112,8 @@ impl Heat<'_> {
                 escape(name)
             ));
         }
-        // Names are cut to the cell where that leaves something to read; a number that is cut is another number.
+        // Names are cut to the cell where that leaves something to read; a number that is cut is another
+        // number.
         let room = ((cell - 3.0) / width("o")) as usize;
         let columns: Vec<String> = (self.columns.iter())
             .map(|name| match name.starts_with(char::is_alphabetic) && room >= 4 {

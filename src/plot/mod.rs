@@ -1,5 +1,5 @@
-//! Figures as SVG: curves, a mean with its error, heat maps. Shapes carry classes and no colours: a page paints them with
-//! its own, [`standalone`] with those of white paper.
+//! Figures as SVG: curves, a mean with its error, heat maps. Shapes carry classes and no colours: a page
+//! paints them with its own, [`standalone`] with those of white paper.
 
 mod frame;
 mod heat;
@@ -20,8 +20,8 @@ pub use scale::{Kind, Scale, digits, number, spans_decades};
 pub const WIDTH: f64 = 380.0;
 pub const HEIGHT: f64 = 236.0;
 
-/// Eight colours that remain apart for every kind of colour blindness (Okabe and Ito 2008), the yellow darkened for white
-/// paper. Their classes are `c0` to `c7`.
+/// Eight colours that remain apart for every kind of colour blindness (Okabe and Ito 2008), the yellow
+/// darkened for white paper. Their classes are `c0` to `c7`.
 pub const COLORS: [&str; 8] =
     ["#0072b2", "#d55e00", "#009e73", "#b5568c", "#b98300", "#3a9bd6", "#5b5b5b", "#7a4ea0"];
 
@@ -29,7 +29,8 @@ pub const COLORS: [&str; 8] =
 pub const STEPS: [&str; 8] =
     ["#46327e", "#3f4889", "#31688e", "#26828e", "#1f9d89", "#35b779", "#74c04a", "#b0a800"];
 
-/// The class of series `index` of `count`: by its place in an order where there is one, else a colour of its own.
+/// The class of series `index` of `count`: by its place in an order where there is one, else a colour of its
+/// own.
 pub fn class(index: usize, count: usize, ordered: bool) -> String {
     match ordered {
         true => format!("s{}", (index * 7 + (count.max(2) - 1) / 2) / (count.max(2) - 1)),
@@ -97,7 +98,8 @@ pub fn short(text: &str, most: usize) -> String {
     chars[..head].iter().chain(&['…']).chain(&chars[chars.len() - tail..]).collect()
 }
 
-/// How wide `text` is at 11.5 pixels in a bold font, roughly and rather too wide: enough to leave room for it.
+/// How wide `text` is at 11.5 pixels in a bold font, roughly and rather too wide: enough to leave room for
+/// it.
 fn width(text: &str) -> f64 {
     let one = |c: char| match c {
         'i' | 'j' | 'l' | 't' | 'f' | 'I' | '.' | ',' | ':' | ';' | '\'' | '|' | '!' | '(' | ')' | ' '

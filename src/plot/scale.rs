@@ -61,7 +61,8 @@ impl Scale {
         Some(Self { log, whole, zero, low: (low - pad).max(floor), high: high + pad, from, to })
     }
 
-    /// None where the value has no place: NaN, infinite, or below 0 on a logarithmic scale, or 0 on one that has none.
+    /// None where the value has no place: NaN, infinite, or below 0 on a logarithmic scale, or 0 on one that
+    /// has none.
     pub fn at(&self, value: f64) -> Option<f64> {
         let value = match self.log {
             true if value > 0.0 => value.log10(),

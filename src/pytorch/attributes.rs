@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use serde_json::Value as Json;
 
-use crate::nn::layers::Twin;
+use crate::nn::layers::TorchModule;
 use crate::nn::model::{Model, Op};
 use crate::pytorch::reader::modules::Module;
 
@@ -36,7 +36,7 @@ pub fn differences(
     let mut lines = Vec::new();
     for leaf in model.root().leaves() {
         let Op::Layer(spec) = &leaf.op else { continue };
-        let twin = spec.layer().twin(&leaf.input);
+        let twin = spec.layer().torch_module(&leaf.input);
         let has_tensors = !leaf.params().is_empty();
         let path = match has_tensors {
             true => place(&leaf.path),
@@ -70,7 +70,7 @@ fn family(class: &str) -> &str {
     }
 }
 
-fn arguments(twin: &Twin, module: &Module) -> Vec<String> {
+fn arguments(twin: &TorchModule, module: &Module) -> Vec<String> {
     let value = |name: &str| twin.args.iter().find(|arg| arg.name == name).map(|arg| literal(&arg.value));
     let mut lines = Vec::new();
     for arg in twin.args.iter().filter(|arg| !SHAPES.contains(&arg.name)) {
@@ -149,7 +149,7 @@ fn shown(value: &Json) -> String {
     }
 }
 
-/// What a [`Twin`] has as Python's text.
+/// What a [`TorchModule`] has as Python's text.
 fn literal(text: &str) -> Json {
     match text {
         "None" => Json::Null,

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Tensor};
 
 use super::weights::{Part, Unreadable, Weights, tensors};
-use crate::pytorch::reader::heap::{Heap, Value};
+use crate::pytorch::reader::heap::{ObjectArena, Value};
 use crate::pytorch::reader::source::{Budget, Source};
 use crate::pytorch::reader::{Container, ROOT, read_pickle, read_source};
 
@@ -144,7 +144,7 @@ impl Piece {
 }
 
 /// The tensors by their full names, in the folder's order, and the names of what is no tensor.
-fn entries(heap: &Heap, root: Value) -> Result<(Named, Vec<String>)> {
+fn entries(heap: &ObjectArena, root: Value) -> Result<(Named, Vec<String>)> {
     let dict = |key: &str| {
         let value = heap.attribute(root, key).with_context(|| format!("no `{key}`"))?;
         anyhow::Ok(heap.items(value).unwrap_or_default())
@@ -191,7 +191,7 @@ fn entries(heap: &Heap, root: Value) -> Result<(Named, Vec<String>)> {
     Ok((tensors, objects))
 }
 
-fn numbers(heap: &Heap, value: Value) -> Option<Vec<i64>> {
+fn numbers(heap: &ObjectArena, value: Value) -> Option<Vec<i64>> {
     let values = heap.sequence(value).filter(|values| values.len() <= 64)?;
     values
         .iter()

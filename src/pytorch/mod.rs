@@ -1,5 +1,5 @@
-//! Interchange with Python: what `torch.save` and its relatives wrote is read without running any of it, and what is written
-//! here `torch.load` and `torch.jit.load` read.
+//! Interchange with Python: what `torch.save` and its relatives wrote is read without running any of it, and
+//! what is written here `torch.load` and `torch.jit.load` read.
 
 pub(crate) mod attributes;
 pub(crate) mod dcp;

@@ -1,4 +1,5 @@
-//! Brings the names of a file's tensors to those that a network wants: prefixes of wrappers stripped, everything that does not fit listed at once.
+//! Brings the names of a file's tensors to those that a network wants: prefixes of wrappers stripped,
+//! everything that does not fit listed at once.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -10,7 +11,7 @@ pub type Named<'a> = (&'a str, &'a [i64]);
 
 /// How the tensors found cover those wanted.
 #[derive(Debug, Default, PartialEq)]
-pub struct Fit {
+pub struct KeyMatch {
     /// Index of the wanted tensor, index of the found one.
     pub mapping: Vec<(usize, usize)>,
     /// The prefix or inner segment taken off the found names so that they fit, such as `module.`.
@@ -25,14 +26,14 @@ pub struct Fit {
     pub zeros: Vec<usize>,
 }
 
-impl Fit {
+impl KeyMatch {
     /// Whether every wanted tensor has its values and none is left over.
     pub fn is_complete(&self) -> bool {
         self.missing.is_empty() && self.unexpected.is_empty() && self.mismatched.is_empty()
     }
 
     /// Forgets every tensor, wanted or found, whose name `leaves_out` accepts.
-    pub fn leave_out(&mut self, wanted: &[Named], leaves_out: impl Fn(&str) -> bool) {
+    pub fn ignore(&mut self, wanted: &[Named], leaves_out: impl Fn(&str) -> bool) {
         self.mapping.retain(|&(at, _)| !leaves_out(wanted[at].0));
         self.zeros.retain(|&at| !leaves_out(wanted[at].0));
         self.missing.retain(|(name, _)| !leaves_out(name));
@@ -42,12 +43,14 @@ impl Fit {
     }
 }
 
-/// Matches `found` with `wanted` by name. Prefixes that most found names share (`module.`, `_orig_mod.`, `model.`, `module.dncnn.` …) and the
-/// segments `module.` and `_orig_mod.` anywhere are stripped when, and only when, more names fit then.
-pub fn fit_names(wanted: &[Named], found: &[Named]) -> Fit {
+/// Matches `found` with `wanted` by name. Prefixes that most found names share (`module.`, `_orig_mod.`,
+/// `model.`, `module.dncnn.` …) and the segments `module.` and `_orig_mod.` anywhere are stripped when, and
+/// only when, more names fit then.
+pub fn match_keys(wanted: &[Named], found: &[Named]) -> KeyMatch {
     let by_name: HashMap<&str, usize> = wanted.iter().enumerate().map(|(i, w)| (w.0, i)).collect();
     let score = |strip: &Strip| {
-        // Wanted tensors that are covered, each once: two copies of the weights in one file are no better than one.
+        // Wanted tensors that are covered, each once: two copies of the weights in one file are no better
+        // than one.
         let (mut names, mut shapes) = (BTreeSet::new(), BTreeSet::new());
         for (name, shape) in found {
             if let Some(&index) = by_name.get(&*strip.apply(name)) {
@@ -70,8 +73,8 @@ pub fn fit_names(wanted: &[Named], found: &[Named]) -> Fit {
     compare(wanted, found, &by_name, &best.0)
 }
 
-fn compare(wanted: &[Named], found: &[Named], by_name: &HashMap<&str, usize>, strip: &Strip) -> Fit {
-    let mut fit = Fit { stripped: strip.name(), ..Fit::default() };
+fn compare(wanted: &[Named], found: &[Named], by_name: &HashMap<&str, usize>, strip: &Strip) -> KeyMatch {
+    let mut fit = KeyMatch { stripped: strip.name(), ..KeyMatch::default() };
     // A name that is wanted as it stands goes before one that is so only when stripped.
     let mut taken: HashMap<usize, usize> = HashMap::new();
     for (index, (name, _)) in found.iter().enumerate() {
@@ -142,7 +145,8 @@ impl Strip {
     }
 }
 
-/// Prefixes of up to four segments that at least half of the names share, the shortest first, then the segments.
+/// Prefixes of up to four segments that at least half of the names share, the shortest first, then the
+/// segments.
 fn candidates(found: &[Named]) -> Vec<Strip> {
     let mut counts: HashMap<&str, usize> = HashMap::new();
     for (name, _) in found {
@@ -157,8 +161,8 @@ fn candidates(found: &[Named]) -> Vec<Strip> {
     prefixes.chain([Strip::Segment("module."), Strip::Segment("_orig_mod.")]).collect()
 }
 
-/// The most similar of `others`, if one is similar at all, those of the same shape first. Files with thousands of strange
-/// names are not searched.
+/// The most similar of `others`, if one is similar at all, those of the same shape first. Files with
+/// thousands of strange names are not searched.
 fn near((name, shape): Named, others: &[Named]) -> Option<String> {
     let searched = || others.iter().take(500);
     let alike = searched().filter(|other| other.1 == shape).map(|other| other.0);
@@ -166,7 +170,7 @@ fn near((name, shape): Named, others: &[Named]) -> Option<String> {
 }
 
 /// Everything that does not fit, one line each; for error texts.
-impl fmt::Display for Fit {
+impl fmt::Display for KeyMatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const LINES: usize = 20;
         let hint =
@@ -211,33 +215,33 @@ mod tests {
         let exact = [("a.weight", W), ("a.bias", B)];
         let average = [("ema.a.weight", W), ("ema.a.bias", B)];
         for (found, first) in [([average, exact].concat(), 2), ([exact, average].concat(), 0)] {
-            let fit = fit_names(&wanted, &found);
+            let fit = match_keys(&wanted, &found);
             assert_eq!((fit.mapping.clone(), fit.stripped.clone()), (vec![(0, first), (1, first + 1)], None));
             assert_eq!(fit.unexpected.len(), 2);
         }
         // One name as it stands, the other under a prefix: both are found, and the exact one is not replaced.
         let found = [("m.a.weight", W), ("m.a.bias", B), ("a.weight", W)];
-        let fit = fit_names(&wanted, &found);
+        let fit = match_keys(&wanted, &found);
         assert_eq!((fit.mapping, fit.stripped.as_deref()), (vec![(0, 2), (1, 1)], Some("m.")));
     }
 
     #[test]
     fn the_nearest_name_is_of_the_same_shape() {
-        let fit = fit_names(&[("a.conv.weight", W)], &[("a.cony.weight", B), ("a.conv_1.weight", W)]);
+        let fit = match_keys(&[("a.conv.weight", W)], &[("a.cony.weight", B), ("a.conv_1.weight", W)]);
         assert_eq!(fit.missing, [("a.conv.weight".to_owned(), Some("a.conv_1.weight".to_owned()))]);
     }
 
     #[test]
     fn nothing_is_stripped_when_the_names_fit() {
         let names = [("model.a.weight", W), ("model.a.bias", B)];
-        let fit = fit_names(&names, &names);
+        let fit = match_keys(&names, &names);
         assert_eq!((fit.stripped.clone(), fit.mapping.clone()), (None, vec![(0, 0), (1, 1)]));
         assert!(fit.is_complete());
     }
 
     #[test]
     fn prefixes_of_several_segments_are_stripped_together() {
-        let fit = fit_names(
+        let fit = match_keys(
             &[("0.weight", W), ("0.bias", B)],
             &[("module.dncnn.0.bias", B), ("module.dncnn.0.weight", W)],
         );
@@ -250,7 +254,7 @@ mod tests {
     #[test]
     fn a_wrapper_inside_a_name_is_stripped() {
         let wanted = [("features.0.weight", W), ("classifier.bias", B)];
-        let fit = fit_names(&wanted, &[("features.module.0.weight", W), ("classifier.bias", B)]);
+        let fit = match_keys(&wanted, &[("features.module.0.weight", W), ("classifier.bias", B)]);
         assert_eq!(fit.stripped.as_deref(), Some("module."));
         assert!(fit.is_complete());
     }
@@ -259,7 +263,7 @@ mod tests {
     fn everything_that_does_not_fit_is_listed_at_once_with_the_nearest_names() {
         let wanted = [("conv1.weight", W), ("bn.num_batches_tracked", &[][..]), ("fc.bias", B), ("x", B)];
         let found = [("conv_1.weight", W), ("fc.bias", &[10][..]), ("extra", B)];
-        let fit = fit_names(&wanted, &found);
+        let fit = match_keys(&wanted, &found);
         assert_eq!(fit.missing, [("conv1.weight".into(), Some("conv_1.weight".into())), ("x".into(), None)]);
         assert_eq!(
             fit.unexpected,

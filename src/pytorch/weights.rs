@@ -15,7 +15,7 @@ use crate::pytorch::reader::heap::TensorInfo;
 use crate::pytorch::reader::modules::Module;
 use crate::pytorch::reader::source::Source;
 use crate::pytorch::reader::{Container, Found, PythonFile, detect, read_source, safetensors};
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::yaml::nearest;
 
 /// Which tensors of a file are meant.
@@ -39,7 +39,8 @@ pub struct Weights {
     pub key: String,
     /// What else could have been meant: path and number of tensors.
     pub others: Vec<(String, usize)>,
-    /// In the file's order, on the CPU, in the file's dtypes. Tied tensors share their memory, strides are the file's.
+    /// In the file's order, on the CPU, in the file's dtypes. Tied tensors share their memory, strides are
+    /// the file's.
     pub tensors: Vec<(String, Tensor)>,
     /// Those of unsigned dtypes that libtorch computes little with, with the file's dtype: read as the next
     /// wider signed one.
@@ -92,7 +93,7 @@ impl Weights {
                         names().next().map_or("", String::as_str)
                     ),
                 };
-                return Err(fail(Exit::Usage, format!("ignore: `{pattern}` fits no tensor; {hint}")));
+                return Err(fail(ExitCode::Usage, format!("ignore: `{pattern}` fits no tensor; {hint}")));
             }
         }
         let ignored = Patterns::new(ignore);
@@ -119,7 +120,7 @@ pub fn read_weights(path: &Path, key: Option<&str>) -> Result<Weights> {
 /// The same for `part` of the file. Ignored tensors are read too where that is possible: see
 /// [`Weights::kept`].
 pub fn read_part(path: &Path, part: &Part) -> Result<Weights> {
-    let (mut weights, unreadable) = survey(path, part)?;
+    let (mut weights, unreadable) = read_weights_lenient(path, part)?;
     let ignored = Patterns::new(&part.ignore);
     let (passed_over, unreadable): (Vec<_>, Vec<_>) =
         unreadable.into_iter().partition(|tensor| ignored.matches(&tensor.name));
@@ -131,19 +132,21 @@ pub fn read_part(path: &Path, part: &Part) -> Result<Weights> {
                 "`{}` {}; `ignore` passes over tensors that are not needed",
                 first.name, first.reason
             );
-            Err(fail(Exit::Checkpoint, message)).or_exit(Exit::Checkpoint, || path.display())
+            Err(fail(ExitCode::Checkpoint, message)).with_exit_code(ExitCode::Checkpoint, || path.display())
         }
     }
 }
 
-/// The same, for a look into the file: tensors of kinds that cannot be loaded are listed apart instead of being an error.
-pub fn survey(path: &Path, part: &Part) -> Result<(Weights, Vec<Unreadable>)> {
-    read_any(path, part).or_exit(Exit::Checkpoint, || path.display())
+/// The same, for a look into the file: tensors of kinds that cannot be loaded are listed apart instead of
+/// being an error.
+pub fn read_weights_lenient(path: &Path, part: &Part) -> Result<(Weights, Vec<Unreadable>)> {
+    read_any(path, part).with_exit_code(ExitCode::Checkpoint, || path.display())
 }
 
-/// Opens a `torch.save` file for its other parts, such as an optimiser's state: see [`PythonFile::lookup`] and [`tensors`].
+/// Opens a `torch.save` file for its other parts, such as an optimiser's state: see [`PythonFile::lookup`]
+/// and [`tensors`].
 pub fn open_python(path: &Path) -> Result<PythonFile> {
-    crate::pytorch::reader::read(path).or_exit(Exit::Checkpoint, || path.display())
+    crate::pytorch::reader::read(path).with_exit_code(ExitCode::Checkpoint, || path.display())
 }
 
 pub(super) fn read_any(path: &Path, part: &Part) -> Result<(Weights, Vec<Unreadable>)> {

@@ -37,7 +37,8 @@ pub fn section(group: &Group) -> String {
 /// The matrix of a run by itself.
 pub(super) fn matrix(run: &History) -> Option<String> {
     let mut matrix = Matrix::of(run)?;
-    // The font that comes along has Latin, Greek and Cyrillic letters and some others: not those of Chinese, Japanese, Korean.
+    // The font that comes along has Latin, Greek and Cyrillic letters and some others: not those of Chinese,
+    // Japanese, Korean.
     if !matrix.names.iter().all(|name| can_write(name)) {
         matrix.names = (0..matrix.names.len()).map(|class| class.to_string()).collect();
         matrix.legend = " (names: confusion.json)";

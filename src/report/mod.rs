@@ -1,5 +1,5 @@
-//! Runs and sweeps side by side, as one HTML page that needs nothing else: no network, no file beside it, and no script
-//! but for the numbers under the pointer.
+//! Runs and sweeps side by side, as one HTML page that needs nothing else: no network, no file beside it, and
+//! no script but for the numbers under the pointer.
 
 mod classes;
 mod coefficients;
@@ -18,7 +18,7 @@ use anyhow::Result;
 
 use crate::plot::{Drawn, class, escape};
 use crate::report::history::{History, Swept};
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 
 pub use plots::plots;
 
@@ -48,10 +48,10 @@ impl Report {
                     "{} holds neither a run nor a sweep; `tikhonov runs` lists the runs below a folder",
                     folder.display()
                 );
-                return Err(fail(Exit::Usage, message));
+                return Err(fail(ExitCode::Usage, message));
             }
         }
-        tell_apart(&mut report.runs);
+        disambiguate(&mut report.runs);
         Ok(report)
     }
 
@@ -125,7 +125,7 @@ impl Group<'_> {
 }
 
 /// Folders of one name get as much of their path as tells them apart.
-fn tell_apart(runs: &mut [History]) {
+fn disambiguate(runs: &mut [History]) {
     for index in 0..runs.len() {
         let same = |other: &History| other.name == runs[index].name;
         if runs.iter().filter(|run| same(run)).count() > 1 {

@@ -1,4 +1,5 @@
-//! The runs in a table: how each stands, how well it does, how long it took; and in what their configs differ.
+//! The runs in a table: how each stands, how well it does, how long it took; and in what their configs
+//! differ.
 
 use serde_json::{Value, json};
 

@@ -10,7 +10,7 @@ use crate::plot::png::png;
 use crate::plot::standalone;
 use crate::report::history::History;
 use crate::util::atomic_file;
-use crate::util::exit_code::{Exit, OrExit};
+use crate::util::exit_code::{ExitCode, WithExitCode};
 
 /// Draws what the run in `folder` has recorded so far into its folder `plots`: `loss.png` and so on.
 pub fn plots(folder: &Path) -> Result<()> {
@@ -23,7 +23,7 @@ pub fn plots(folder: &Path) -> Result<()> {
     let drawn = figures.iter().filter_map(|(name, lines)| Some((name.as_str(), lines.draw()?.svg)));
     let all = drawn.chain(classes::matrix(&run).map(|svg| ("confusion", svg)));
     let plots = folder.join("plots");
-    fs::create_dir_all(&plots).or_exit(Exit::Storage, || plots.display())?;
+    fs::create_dir_all(&plots).with_exit_code(ExitCode::Storage, || plots.display())?;
     for (name, svg) in all {
         let picture = png(&standalone(&svg))?;
         // A metric's name comes from the program, not from a file.

@@ -140,8 +140,8 @@ fn error(point: &SweptPoint) -> Option<f64> {
     Some(if error < 1e-12 * point.standing.mean?.abs() { 0.0 } else { error })
 }
 
-/// The first trial of so many points that their curves can be told apart: along the one number that is varied, else of the
-/// best.
+/// The first trial of so many points that their curves can be told apart: along the one number that is
+/// varied, else of the best.
 fn trials(sweep: &Swept) -> Vec<(PathBuf, String)> {
     let mut order: Vec<usize> = (0..sweep.points.len()).collect();
     let value = |at: &usize| sweep.points[*at].standing.point[0].as_f64().unwrap_or(f64::NAN);

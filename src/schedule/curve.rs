@@ -3,7 +3,7 @@
 use serde::de::{Deserializer, Error};
 use serde::{Deserialize, Serialize};
 
-use super::{Clock, Plateau, PlateauSpec, Unit, anneal, check, progress};
+use super::{Plateau, PlateauSpec, ScheduleStep, Unit, anneal, check, progress};
 use crate::util::tagged_enum::{self, Tagged};
 use crate::util::yaml::Invalid;
 
@@ -154,7 +154,7 @@ impl Curve {
         }
     }
 
-    pub(super) fn lr(&self, base: f64, clock: Clock, plateau: &Plateau) -> f64 {
+    pub(super) fn lr(&self, base: f64, clock: ScheduleStep, plateau: &Plateau) -> f64 {
         match self {
             Self::Constant(_) => base,
             Self::Step(spec) => base * power(spec.gamma, clock.count(spec.by).0 / spec.step_size.max(1)),
@@ -228,7 +228,7 @@ impl Curve {
 }
 
 impl OneCycle {
-    fn lr(&self, base: f64, clock: Clock) -> f64 {
+    fn lr(&self, base: f64, clock: ScheduleStep) -> f64 {
         let (t, total) = clock.count(self.by);
         let (t, total) = (t as f64, total as f64);
         let peak = self.max_lr.unwrap_or(base);

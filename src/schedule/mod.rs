@@ -1,9 +1,10 @@
-//! Learning rates as pure functions of the step (reduce-on-plateau: of the step and a small serialisable state).
+//! Learning rates as pure functions of the step (reduce-on-plateau: of the step and a small serialisable
+//! state).
 //!
 //! In a config `schedule: cosine`, or with values and a warm-up beside the curve:
-//! `schedule: {cosine: {min_lr: 1e-5}, warmup: {epochs: 2}}`. Each curve starts from the optimiser's `lr`, written η₀
-//! below, and equals PyTorch's scheduler of that name; `t` is the number of finished epochs or optimiser steps
-//! since the warm-up, `T` their total.
+//! `schedule: {cosine: {min_lr: 1e-5}, warmup: {epochs: 2}}`. Each curve starts from the optimiser's `lr`,
+//! written η₀ below, and equals PyTorch's scheduler of that name; `t` is the number of finished epochs or
+//! optimiser steps since the warm-up, `T` their total.
 
 mod curve;
 mod plateau;
@@ -22,7 +23,7 @@ pub use plateau::{Mode, Plateau, PlateauSpec, ThresholdMode};
 
 /// Where a run stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Clock {
+pub struct ScheduleStep {
     /// Optimiser steps made so far: 0 during the first.
     pub step: u64,
     pub steps_per_epoch: u64,
@@ -30,7 +31,7 @@ pub struct Clock {
     pub total_steps: u64,
 }
 
-impl Clock {
+impl ScheduleStep {
     /// The same moment counted in `unit`s: (finished ones, all of the run's).
     pub fn count(&self, unit: Unit) -> (u64, u64) {
         match unit {
@@ -90,7 +91,7 @@ fn third() -> f64 {
 }
 
 impl Warmup {
-    fn length(&self, clock: Clock) -> u64 {
+    fn length(&self, clock: ScheduleStep) -> u64 {
         let epochs = self.epochs.map(|epochs| (epochs * clock.steps_per_epoch as f64).round() as u64);
         self.steps.or(epochs).unwrap_or(0)
     }
@@ -113,7 +114,7 @@ impl Warmup {
 
 impl ScheduleSpec {
     /// The learning rate of the step at `clock`, from the optimiser's rate `base`.
-    pub fn lr(&self, base: f64, clock: Clock, plateau: &Plateau) -> f64 {
+    pub fn lr(&self, base: f64, clock: ScheduleStep, plateau: &Plateau) -> f64 {
         let Some(warmup) = self.warmup else {
             return self.curve.lr(base, clock, plateau);
         };

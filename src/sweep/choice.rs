@@ -61,9 +61,10 @@ impl Standing {
 
 /// s/√n with s the sample standard deviation: over seeds, or over the folds of a cross-validation.
 ///
-/// Of several seeds with folds the scores are not independent, for all are of the same samples: more seeds would make the error as
-/// small as one likes. So where the seeds share their folds it is taken over the folds of the seeds' mean; where each seed deals
-/// its own it is the root of the mean square of the seeds' own errors. More seeds then steady the error and do not shrink it.
+/// Of several seeds with folds the scores are not independent, for all are of the same samples: more seeds
+/// would make the error as small as one likes. So where the seeds share their folds it is taken over the
+/// folds of the seeds' mean; where each seed deals its own it is the root of the mean square of the seeds'
+/// own errors. More seeds then steady the error and do not shrink it.
 fn standard_error(scores: &[Score], same_folds: bool) -> Option<f64> {
     let cross_validated = scores.iter().any(|score| score.fold.is_some());
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
@@ -89,7 +90,8 @@ fn standard_error(scores: &[Score], same_folds: bool) -> Option<f64> {
     Some(mean(&squares).sqrt())
 }
 
-/// Whether every seed of a sweep with this base config has the same folds: they are dealt by the seed unless `shuffle` is false.
+/// Whether every seed of a sweep with this base config has the same folds: they are dealt by the seed unless
+/// `shuffle` is false.
 pub fn same_folds(base: &Value) -> bool {
     base.pointer("/data/validation/fold/shuffle") == Some(&Value::Bool(false))
 }
@@ -105,8 +107,8 @@ pub fn is_strength(key: &str) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Choice {
     pub best: usize,
-    /// The strongest penalty whose mean is within one standard error of the best one's (Breiman et al. 1984): what is
-    /// varied must be one λ.
+    /// The strongest penalty whose mean is within one standard error of the best one's (Breiman et al. 1984):
+    /// what is varied must be one λ.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub one_standard_error: Option<usize>,
 }
@@ -163,7 +165,8 @@ mod tests {
         for (seeds, same) in [(1, false), (4, false), (100, false), (1, true), (100, true)] {
             assert!((error(&scores(seeds), same) - one).abs() < 1e-12, "{seeds} {same}");
         }
-        // The folds are the same and the seeds' noise is not the folds': [1, 3] and [3, 1] have the mean [2, 2].
+        // The folds are the same and the seeds' noise is not the folds': [1, 3] and [3, 1] have the mean [2,
+        // 2].
         let both: Vec<Score> = [(0, 0, 1.0), (0, 1, 3.0), (1, 0, 3.0), (1, 1, 1.0)]
             .map(|(seed, fold, value)| Score { seed, fold: Some(fold), value: Some(value) })
             .into();

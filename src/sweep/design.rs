@@ -8,7 +8,7 @@ use super::choice::{Score, Standing, same_folds};
 use super::prune::Prune;
 use super::search::Search;
 use crate::sweep::search_space::{Axis, Point};
-use crate::util::exit_code::{Exit, OrExit};
+use crate::util::exit_code::{ExitCode, WithExitCode};
 
 /// Everything that decides which runs there are: a sweep goes on only where it is the same.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -31,7 +31,8 @@ pub struct Design {
     pub higher_is_better: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prune: Option<Prune>,
-    /// Whether each trial starts where the one with the next stronger penalty ended: the points are in that order.
+    /// Whether each trial starts where the one with the next stronger penalty ended: the points are in that
+    /// order.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub path: bool,
 }
@@ -121,7 +122,7 @@ impl Design {
 
     /// The score from all that a run has, NaN where it is none.
     pub fn score(&self, scores: &Value) -> Result<f64> {
-        let score = scores.get(&self.metric).or_exit(Exit::Usage, || {
+        let score = scores.get(&self.metric).with_exit_code(ExitCode::Usage, || {
             let known: Vec<_> = scores.as_object().into_iter().flat_map(|map| map.keys().cloned()).collect();
             format!("there is no score `{}`; the scores are {}", self.metric, known.join(", "))
         })?;

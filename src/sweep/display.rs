@@ -1,5 +1,5 @@
-//! What a sweep shows while it runs: on a terminal a line per trial that is under way, below those that are over;
-//! elsewhere a plain line for each that is over.
+//! What a sweep shows while it runs: on a terminal a line per trial that is under way, below those that are
+//! over; elsewhere a plain line for each that is over.
 
 use std::io::IsTerminal;
 use std::sync::{Mutex, PoisonError};
@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{Design, Ending, Finished, Trial, words};
-use crate::util::console::tell;
+use super::{Design, Ending, Finished, Trial, join_pairs};
+use crate::util::console::print_err;
 use crate::util::terminal::{stderr_columns, width};
 
 /// Of the total bar, for one trial: so that it moves while trials run.
 const UNITS: u64 = 1000;
 const TICK: Duration = Duration::from_secs(1);
 
-pub struct Live {
+pub struct Display {
     all: MultiProgress,
     slots: Vec<ProgressBar>,
     total: ProgressBar,
@@ -33,7 +33,7 @@ struct State {
     count: u64,
 }
 
-impl Live {
+impl Display {
     /// `done` of `total` trials are behind us already.
     pub fn new(total: usize, done: usize, slots: usize) -> Self {
         let is_terminal = std::io::stderr().is_terminal();
@@ -67,7 +67,7 @@ impl Live {
         if self.is_terminal {
             line.enable_steady_tick(TICK);
         }
-        let point = words(&design.named(&design.points[trial.point]));
+        let point = join_pairs(&design.named(&design.points[trial.point]));
         line.set_prefix(which(&point, trial.seed, trial.fold));
         line.set_message(line.prefix());
         self.with(|state| (state.shares[slot], state.scores[slot]) = (0, String::new()));
@@ -103,14 +103,15 @@ impl Live {
             Ending::Crashed => "its process died, twice".into(),
         };
         let end = format!("{end}, {:.1} s", finished.seconds);
-        let mut line = format!("{}: {end}", which(&words(&finished.point), finished.seed, finished.fold));
+        let mut line =
+            format!("{}: {end}", which(&join_pairs(&finished.point), finished.seed, finished.fold));
         // The last parts of the keys are enough to know them, where a line has no room for the whole.
         if stderr_columns().is_some_and(|columns| width(&line) > columns) {
             let (keys, values): (Vec<_>, Vec<_>) = finished.point.clone().into_iter().unzip();
             let point = super::plot::words(&keys, &values);
             line = format!("{}: {end}", which(&point, finished.seed, finished.fold));
         }
-        self.all.suspend(|| tell!("{line}"));
+        self.all.suspend(|| print_err!("{line}"));
         self.with(|state| {
             state.done += 1;
             state.shares[slot] = 0;

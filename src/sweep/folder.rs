@@ -12,13 +12,13 @@ use serde_json::{Map, Value};
 
 use super::choice::choose;
 use super::outcome::{Outcome, csv};
-use super::prune::Stand;
+use super::prune::IntermediateScore;
 use super::{Design, Ending, Finished, Trial, path};
 use crate::plot::png;
 use crate::plot::standalone;
 use crate::sweep::search_space::Point;
 use crate::util::atomic_file;
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::folder_lock::lock;
 
 const DESIGN: &str = "sweep.json";
@@ -32,7 +32,7 @@ pub struct Past {
     pub finished: Vec<Finished>,
     /// Of TPE.
     pub points: Vec<Point>,
-    pub stands: Vec<Stand>,
+    pub stands: Vec<IntermediateScore>,
 }
 
 /// The folder of a sweep.
@@ -42,10 +42,11 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Takes the folder for `design`: a new one, or with `resume` one that holds the same design. Returns what is
-    /// there already.
+    /// Takes the folder for `design`: a new one, or with `resume` one that holds the same design. Returns
+    /// what is there already.
     pub fn open(path: &Path, design: &Design, resume: bool) -> Result<(Self, Past)> {
-        atomic_file::make_folder(path).or_exit(Exit::Storage, || format!("making {}", path.display()))?;
+        atomic_file::make_folder(path)
+            .with_exit_code(ExitCode::Storage, || format!("making {}", path.display()))?;
         // Two sweeps would record every trial twice, and choose among the halves.
         let folder = Self { path: path.to_owned(), _lock: lock(path, "sweeping")? };
         atomic_file::sweep(path);
@@ -60,10 +61,11 @@ impl Folder {
                 "{} holds a sweep already; --resume goes on with it, --output FOLDER puts the new one elsewhere",
                 path.display()
             );
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         }
-        let text = fs::read_to_string(&file).or_exit(Exit::Storage, || file.display())?;
-        let then: Value = serde_json::from_str(&text).or_exit(Exit::Checkpoint, || file.display())?;
+        let text = fs::read_to_string(&file).with_exit_code(ExitCode::Storage, || file.display())?;
+        let then: Value =
+            serde_json::from_str(&text).with_exit_code(ExitCode::Checkpoint, || file.display())?;
         if then != now {
             let differ = |key: &&String| then.get(key.as_str()) != now.get(key.as_str());
             let keys: Vec<_> =
@@ -78,7 +80,7 @@ impl Folder {
                 path.display(),
                 told.join(", ")
             );
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         }
         let mut past = Past {
             finished: folder.lines(TRIALS)?,
@@ -91,12 +93,13 @@ impl Folder {
         Ok((folder, past))
     }
 
-    /// What a file holds, line by line. A line that was being written when the process was killed is no line, and goes.
+    /// What a file holds, line by line. A line that was being written when the process was killed is no line,
+    /// and goes.
     fn lines<T: Serialize + DeserializeOwned>(&self, name: &str) -> Result<Vec<T>> {
         let path = self.path.join(name);
         let text = match fs::read(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-            text => text.or_exit(Exit::Storage, || path.display().to_string())?,
+            text => text.with_exit_code(ExitCode::Storage, || path.display().to_string())?,
         };
         // Bytes: one that is no UTF-8 must not cost the other lines.
         let lines = text.split(|&byte| byte == b'\n');
@@ -128,7 +131,7 @@ impl Folder {
     }
 
     /// Adds a decision.
-    pub fn record_stand(&self, stand: &Stand) -> Result<()> {
+    pub fn record_stand(&self, stand: &IntermediateScore) -> Result<()> {
         self.append(REPORTS, stand)
     }
 
@@ -138,7 +141,7 @@ impl Folder {
             let mut file = OpenOptions::new().append(true).create(true).open(self.path.join(name))?;
             Ok(file.write_all(line.as_bytes())?)
         };
-        append().or_exit(Exit::Storage, || self.path.join(name).display().to_string())
+        append().with_exit_code(ExitCode::Storage, || self.path.join(name).display().to_string())
     }
 
     pub fn write(&self, name: &str, text: &str) -> Result<()> {
@@ -149,8 +152,8 @@ impl Folder {
         atomic_file::write_bytes(&self.path.join(name), bytes)
     }
 
-    /// `trials.csv`, `result.json` and, for one number, `curve.svg` and `curve.png`; for two, `heat.svg` and `heat.png`; of a path its
-    /// coefficients.
+    /// `trials.csv`, `result.json` and, for one number, `curve.svg` and `curve.png`; for two, `heat.svg` and
+    /// `heat.png`; of a path its coefficients.
     pub fn conclude(&self, design: &Design, finished: &[Finished]) -> Result<Outcome> {
         let standings = design.standings(finished);
         let choice = choose(&standings, &design.keys(), design.higher_is_better);

@@ -1,23 +1,23 @@
-//! How far two varied numbers can be chosen one after the other: the question of Loshchilov & Hutter (2019) about learning
-//! rate and decay, as numbers.
+//! How far two varied numbers can be chosen one after the other: the question of Loshchilov & Hutter (2019)
+//! about learning rate and decay, as numbers.
 
 use serde::Serialize;
 
 /// Of a full grid over two numbers above 0.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Separability {
-    /// Shares of the variance of the scores: of the first number alone, of the second alone, and of what no sum of the two
-    /// explains. They add up to 1 (two-way analysis of variance, one score per cell).
+    /// Shares of the variance of the scores: of the first number alone, of the second alone, and of what no
+    /// sum of the two explains. They add up to 1 (two-way analysis of variance, one score per cell).
     pub first: f64,
     pub second: f64,
     pub interaction: f64,
-    /// d log(best second) / d log(first), by least squares over the values of the first: 0 where the second can be chosen once
-    /// for all, −1 where only the product matters.
+    /// d log(best second) / d log(first), by least squares over the values of the first: 0 where the second
+    /// can be chosen once for all, −1 where only the product matters.
     pub slope: f64,
 }
 
-/// `cells`: (first, second, score, of which less is better). None unless they are a full grid of at least 2 × 2 finite
-/// scores that are not all equal.
+/// `cells`: (first, second, score, of which less is better). None unless they are a full grid of at least 2 ×
+/// 2 finite scores that are not all equal.
 pub fn separability(cells: &[(f64, f64, f64)]) -> Option<Separability> {
     let axis = |of: fn(&(f64, f64, f64)) -> f64| {
         let mut values: Vec<f64> = cells.iter().map(of).collect();

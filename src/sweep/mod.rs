@@ -23,14 +23,14 @@ pub use folder::Folder;
 pub use outcome::Outcome;
 
 /// `penalty.l2=0.01, seed=3`, for people.
-pub fn words(point: &Map<String, Value>) -> String {
-    let words: Vec<_> = point.iter().map(|(key, value)| format!("{key}={}", shown(value))).collect();
+pub fn join_pairs(point: &Map<String, Value>) -> String {
+    let words: Vec<_> = point.iter().map(|(key, value)| format!("{key}={}", format_value(value))).collect();
     words.join(", ")
 }
 
-/// A value in a table: four digits of a number, to be typed after `--set` again (figures write it as [`plot::shown`] does); other
-/// values as they are.
-pub fn shown(value: &Value) -> String {
+/// A value in a table: four digits of a number, to be typed after `--set` again (figures write it as
+/// [`plot::shown`] does); other values as they are.
+pub fn format_value(value: &Value) -> String {
     match value.as_f64() {
         Some(number) if !value.is_i64() && !value.is_u64() => {
             let scientific = format!("{number:.3e}");

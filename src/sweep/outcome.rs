@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::choice::{Choice, Standing};
-use super::{Design, Finished, plot, shown};
+use super::{Design, Finished, format_value, plot};
 use crate::util::terminal::{table, width};
 
 /// What a sweep has found.
@@ -60,7 +60,7 @@ impl Outcome {
         head.extend([self.metric.as_str(), "± se", "trials", ""]);
         let mut rows = Vec::with_capacity(self.standings.len());
         for (at, standing) in self.standings.iter().enumerate() {
-            let mut row: Vec<String> = standing.point.iter().map(shown).collect();
+            let mut row: Vec<String> = standing.point.iter().map(format_value).collect();
             let number = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.5}"));
             row.push(match standing {
                 Standing { diverged: 1.., .. } => "diverged".into(),

@@ -1,5 +1,5 @@
-//! The λ path of a convex problem: from the strongest penalty to the weakest, each trial from the weights of the one before
-//! (Friedman, Hastie and Tibshirani 2010), and its coefficients as a table and a picture.
+//! The λ path of a convex problem: from the strongest penalty to the weakest, each trial from the weights of
+//! the one before (Friedman, Hastie and Tibshirani 2010), and its coefficients as a table and a picture.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::checkpoint::Checkpoints;
 use crate::plot::png;
 use crate::plot::{Kind, Lines, MOST_DIRECT, Series, spans_decades, standalone};
 use crate::sweep::search_space::{Axis, Point};
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 
 /// Coefficients of a table; a network with more has no path that one could read.
 const MOST: usize = 2000;
@@ -25,7 +25,7 @@ pub fn ordered(axes: &[Axis], mut points: Vec<Point>) -> Result<Vec<Point>> {
     let number = |point: &Point| point.first().and_then(Value::as_f64);
     if axes.len() != 1 || points.iter().any(|point| number(point).is_none()) {
         return Err(fail(
-            Exit::Usage,
+            ExitCode::Usage,
             "--path goes along one number: vary one key, such as penalty.l1=1:1e-4:log:50",
         ));
     }
@@ -33,7 +33,8 @@ pub fn ordered(axes: &[Axis], mut points: Vec<Point>) -> Result<Vec<Point>> {
     Ok(points)
 }
 
-/// Where `trial` starts: at the last weights of the nearest stronger penalty, same seed and fold, that came through.
+/// Where `trial` starts: at the last weights of the nearest stronger penalty, same seed and fold, that came
+/// through.
 pub fn start(folder: &Folder, design: &Design, finished: &[Finished], trial: &Trial) -> Option<String> {
     let through = |point: &usize| {
         let id = trial.id - (trial.point - point) * design.per_point();
@@ -47,8 +48,8 @@ pub fn start(folder: &Folder, design: &Design, finished: &[Finished], trial: &Tr
 /// A trial's coefficients by name.
 type Coefficients = Vec<(String, f64)>;
 
-/// Writes `path.csv`, and `path.svg` and `path.png` of the first seed and fold. Networks of more than 2000 coefficients
-/// have none.
+/// Writes `path.csv`, and `path.svg` and `path.png` of the first seed and fold. Networks of more than 2000
+/// coefficients have none.
 pub fn conclude(folder: &Folder, design: &Design, finished: &[Finished]) -> Result<()> {
     let mut rows: Vec<(&Finished, Coefficients)> = Vec::new();
     let mut sorted: Vec<&Finished> = finished.iter().filter(|one| one.ending == Ending::Done).collect();
@@ -91,7 +92,7 @@ fn coefficients(run: &Path) -> Result<Option<Coefficients>> {
     let mut coefficients = Vec::new();
     for (name, tensor) in &weights {
         let values = Vec::<f64>::try_from(tensor.to_kind(tch::Kind::Double).view([-1]))
-            .or_exit(Exit::Checkpoint, || name.clone())?;
+            .with_exit_code(ExitCode::Checkpoint, || name.clone())?;
         let size = tensor.size();
         let named = size.len() == 2 && size[1] as usize == features.len();
         for (at, value) in values.into_iter().enumerate() {
@@ -106,7 +107,8 @@ fn coefficients(run: &Path) -> Result<Option<Coefficients>> {
     Ok(Some(coefficients))
 }
 
-/// Each coefficient as a line over the penalty, which falls from left to right; the largest in the end by name; biases are left out. None where nothing moves.
+/// Each coefficient as a line over the penalty, which falls from left to right; the largest in the end by
+/// name; biases are left out. None where nothing moves.
 fn lines(key: &str, points: &[(f64, Coefficients)]) -> Option<Lines> {
     let last = &points.last()?.1;
     let mut order: Vec<usize> = (0..last.len()).filter(|at| !last[*at].0.contains("bias")).collect();

@@ -50,7 +50,8 @@ impl View<'_> {
         figure.svg()
     }
 
-    /// A learning rate runs along the bottom. None where other than two keys are varied, or no point has a mean.
+    /// A learning rate runs along the bottom. None where other than two keys are varied, or no point has a
+    /// mean.
     pub fn heat(&self) -> Option<String> {
         let [first, _] = self.keys.as_slice() else { return None };
         let (row, column) = if first.ends_with("lr") { (1, 0) } else { (0, 1) };

@@ -1,8 +1,9 @@
-//! Trials that are given up because others did better at the same age: the median rule (Golovin et al. 2017) and
-//! successive halving without waiting for a whole round (ASHA; Li et al. 2020).
+//! Trials that are given up because others did better at the same age: the median rule (Golovin et al. 2017)
+//! and successive halving without waiting for a whole round (ASHA; Li et al. 2020).
 //!
-//! Trials are compared with those of other points on the same seed and fold. Under parallel trials what is known when a
-//! trial is judged depends on who was faster; what was decided once stays decided, in `reports.jsonl`.
+//! Trials are compared with those of other points on the same seed and fold. Under parallel trials what is
+//! known when a trial is judged depends on who was faster; what was decided once stays decided, in
+//! `reports.jsonl`.
 
 use std::collections::HashSet;
 
@@ -29,7 +30,8 @@ pub struct Median {
     pub startup: usize,
 }
 
-/// After `warmup`, `warmup · factor`, `warmup · factor²`, … epochs only the best 1/`factor` of those that came so far go on.
+/// After `warmup`, `warmup · factor`, `warmup · factor²`, … epochs only the best 1/`factor` of those that
+/// came so far go on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Halving {
@@ -64,7 +66,7 @@ impl Prune {
 
 /// A line of `reports.jsonl`: how a trial stood after an epoch, and whether it was given up.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Stand {
+pub struct IntermediateScore {
     pub trial: usize,
     pub point: usize,
     pub seed: u64,
@@ -77,19 +79,19 @@ pub struct Stand {
 }
 
 /// Decides, and knows what was decided.
-pub struct Judge {
+pub struct TrialPruner {
     rule: Option<Prune>,
     higher_is_better: bool,
-    stands: Vec<Stand>,
+    stands: Vec<IntermediateScore>,
     finished: HashSet<usize>,
 }
 
-impl Judge {
+impl TrialPruner {
     /// `stands`: those of a sweep that goes on; `finished`: its trials that came to their own end.
     pub fn new(
         rule: Option<Prune>,
         higher_is_better: bool,
-        stands: Vec<Stand>,
+        stands: Vec<IntermediateScore>,
         finished: HashSet<usize>,
     ) -> Self {
         Self { rule, higher_is_better, stands, finished }
@@ -100,14 +102,14 @@ impl Judge {
     }
 
     /// How the trial stands, and whether that is news.
-    pub fn judge(&mut self, trial: &Trial, epoch: u64, value: f64) -> (Stand, bool) {
+    pub fn judge(&mut self, trial: &Trial, epoch: u64, value: f64) -> (IntermediateScore, bool) {
         let known = self.stands.iter().find(|stand| stand.trial == trial.id && stand.epoch == epoch);
         if let Some(known) = known {
             return (*known, false);
         }
         let value = Some(value).filter(|value| value.is_finite());
         let &Trial { id, point, seed, fold } = trial;
-        let mut stand = Stand { trial: id, point, seed, fold, epoch, value, pruned: false };
+        let mut stand = IntermediateScore { trial: id, point, seed, fold, epoch, value, pruned: false };
         stand.pruned = match &self.rule {
             None => false,
             Some(Prune::Median(rule)) => self.is_below_median(rule, &stand),
@@ -118,19 +120,19 @@ impl Judge {
     }
 
     /// What is to be small; a score that is no number loses against all.
-    fn cost(&self, stand: &Stand) -> f64 {
+    fn cost(&self, stand: &IntermediateScore) -> f64 {
         let sign = if self.higher_is_better { -1.0 } else { 1.0 };
         stand.value.map_or(f64::INFINITY, |value| sign * value)
     }
 
-    fn rivals<'a>(&'a self, stand: &Stand) -> impl Iterator<Item = &'a Stand> {
-        let Stand { point, seed, fold, .. } = *stand;
+    fn rivals<'a>(&'a self, stand: &IntermediateScore) -> impl Iterator<Item = &'a IntermediateScore> {
+        let IntermediateScore { point, seed, fold, .. } = *stand;
         self.stands
             .iter()
             .filter(move |other| other.point != point && other.seed == seed && other.fold == fold)
     }
 
-    fn is_below_median(&self, rule: &Median, stand: &Stand) -> bool {
+    fn is_below_median(&self, rule: &Median, stand: &IntermediateScore) -> bool {
         if stand.epoch <= rule.warmup {
             return false;
         }
@@ -149,7 +151,7 @@ impl Judge {
         best > (low + high) / 2.0
     }
 
-    fn is_out(&self, rule: &Halving, stand: &Stand) -> bool {
+    fn is_out(&self, rule: &Halving, stand: &IntermediateScore) -> bool {
         // Not every epoch is evaluated: a trial comes to a rung with its first score from there on.
         let rung = |epoch: u64| (epoch / rule.warmup).checked_ilog(rule.factor);
         let Some(height) = rung(stand.epoch) else { return false };
@@ -172,8 +174,8 @@ impl Judge {
 mod tests {
     use super::*;
 
-    fn judge(rule: Prune) -> Judge {
-        Judge::new(Some(rule), false, Vec::new(), HashSet::new())
+    fn judge(rule: Prune) -> TrialPruner {
+        TrialPruner::new(Some(rule), false, Vec::new(), HashSet::new())
     }
 
     fn trial(id: usize) -> Trial {
@@ -184,7 +186,8 @@ mod tests {
     fn halving_lets_the_best_third_of_those_so_far_go_on() {
         let mut judge = judge(Prune::Halving(Halving::default()));
         let mut pruned = |id: usize, epoch: u64, value: f64| judge.judge(&trial(id), epoch, value).0.pruned;
-        // The first has nobody above it; the second must beat it; of three to five the best goes on, of six the best two.
+        // The first has nobody above it; the second must beat it; of three to five the best goes on, of six
+        // the best two.
         assert!(!pruned(0, 1, 5.0));
         assert!(pruned(1, 1, 6.0));
         assert!(!pruned(2, 1, 4.0));
@@ -216,7 +219,10 @@ mod tests {
         assert!(judge.judge(&trial(5), 2, 2.6).0.pruned);
         // What is decided stays so, whatever came since.
         judge.finish(4);
-        assert_eq!(judge.judge(&trial(5), 2, 0.0), (Stand { pruned: true, ..judge.stands[11] }, false));
+        assert_eq!(
+            judge.judge(&trial(5), 2, 0.0),
+            (IntermediateScore { pruned: true, ..judge.stands[11] }, false)
+        );
         let other_seed = Trial { seed: 1, ..trial(6) };
         assert!(!judge.judge(&other_seed, 2, 9.0).0.pruned, "other seeds are no rivals");
     }

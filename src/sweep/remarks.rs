@@ -1,4 +1,5 @@
-//! What a sweep's choice is worth: whether it lies at the edge of what was tried, and whether chance could have made it.
+//! What a sweep's choice is worth: whether it lies at the edge of what was tried, and whether chance could
+//! have made it.
 
 use serde_json::Value;
 

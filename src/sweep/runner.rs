@@ -9,13 +9,13 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::folder::Past;
-use super::prune::Judge;
+use super::prune::TrialPruner;
 use super::search::{Search, suggest};
 use super::worker::{Heard, Report, Request, Verdict, Worker};
 use super::{Design, Ending, Finished, Folder, Trial, path};
 use crate::libtorch::device::DeviceSpec;
-use crate::sweep::display::Live;
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::sweep::display::Display;
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::signals::Stop;
 use crate::util::threads::each;
 
@@ -37,7 +37,7 @@ pub struct Runner<'a> {
     folder: &'a Folder,
     place: Place,
     stop: &'a Stop,
-    live: Live,
+    live: Display,
     work: Mutex<Work>,
 }
 
@@ -46,7 +46,7 @@ struct Work {
     design: Design,
     queue: VecDeque<Trial>,
     finished: Vec<Finished>,
-    judge: Judge,
+    judge: TrialPruner,
     /// Something failed: no more trials.
     is_over: bool,
 }
@@ -81,14 +81,14 @@ impl<'a> Runner<'a> {
             let mut begun = HashSet::new();
             queue.retain(|trial| begun.insert((trial.seed, trial.fold)));
         }
-        let judge = Judge::new(design.prune.clone(), design.higher_is_better, stands, done);
-        let live = Live::new(design.total(), over.len(), place.slots.len());
+        let judge = TrialPruner::new(design.prune.clone(), design.higher_is_better, stands, done);
+        let live = Display::new(design.total(), over.len(), place.slots.len());
         let work = Mutex::new(Work { design, queue, finished, judge, is_over: false });
         Self { folder, place, stop, live, work }
     }
 
-    /// All trials, the finished ones too, and the design with all its points. The first trial that fails for another
-    /// reason than diverging or a process that was killed ends the sweep.
+    /// All trials, the finished ones too, and the design with all its points. The first trial that fails for
+    /// another reason than diverging or a process that was killed ends the sweep.
     pub fn run(self) -> Result<(Design, Vec<Finished>)> {
         let runner = &self;
         let slots = (0..self.place.slots.len()).collect::<Vec<_>>();
@@ -97,7 +97,7 @@ impl<'a> Runner<'a> {
         outcomes.into_iter().collect::<Result<()>>()?;
         if self.stop.is_requested() {
             let message = "interrupted; the same command with --resume goes on from here";
-            return Err(fail(Exit::Interrupted, message));
+            return Err(fail(ExitCode::Interrupted, message));
         }
         let work = self.work.into_inner().unwrap_or_else(PoisonError::into_inner);
         Ok((work.design, work.finished))
@@ -120,7 +120,7 @@ impl<'a> Runner<'a> {
                     }
                     self.live.ended(at, &finished, &work.design.metric);
                     work.finished.push(finished);
-                    work.go_along(&trial);
+                    work.enqueue_next_on_path(&trial);
                 }
                 Ok(None) => break,
                 Err(error) => {
@@ -184,7 +184,7 @@ impl<'a> Runner<'a> {
             };
             self.live.began(at, trial, &self.lock().design);
             worker.ask(&request)?;
-            let mut end = self.attend(worker, trial, at)?;
+            let mut end = self.monitor_trial(worker, trial, at)?;
             if let End::Killed = end {
                 let (status, errors) = match hired.take() {
                     Some(worker) => worker.end()?,
@@ -219,16 +219,16 @@ impl<'a> Runner<'a> {
                     }
                 }
                 End::Failed { code, message } => {
-                    let exit = Exit::from_code(Some(code.into())).unwrap_or(Exit::Usage);
+                    let exit = ExitCode::from_code(Some(code.into())).unwrap_or(ExitCode::Usage);
                     return Err(fail(exit, format!("trial {} failed: {message}", trial.id)));
                 }
             }
         }
     }
 
-    /// Listens to the worker until its trial ends, and decides whether it goes on. When the sweep is to stop, the worker
-    /// is let go: it saves and ends.
-    fn attend(&self, worker: &mut Worker, trial: &Trial, at: usize) -> Result<End> {
+    /// Listens to the worker until its trial ends, and decides whether it goes on. When the sweep is to stop,
+    /// the worker is let go: it saves and ends.
+    fn monitor_trial(&self, worker: &mut Worker, trial: &Trial, at: usize) -> Result<End> {
         let mut last = (0, f64::NAN);
         loop {
             match worker.listen(Duration::from_millis(50)) {
@@ -263,15 +263,16 @@ impl<'a> Runner<'a> {
     /// What the run folder says of a trial that came to its own end.
     fn result(&self, trial: &Trial, output: &std::path::Path) -> Result<Finished> {
         let file = output.join("result.json");
-        let text = std::fs::read_to_string(&file).or_exit(Exit::Storage, || file.display())?;
-        let result: Value = serde_json::from_str(&text).or_exit(Exit::Storage, || file.display())?;
+        let text = std::fs::read_to_string(&file).with_exit_code(ExitCode::Storage, || file.display())?;
+        let result: Value =
+            serde_json::from_str(&text).with_exit_code(ExitCode::Storage, || file.display())?;
         let scores = result["last"]["validation"].clone();
         let (score, metric) = {
             let work = self.lock();
             (work.design.score(&scores)?, work.design.metric.clone())
         };
         // Nothing diverged: a run whose loss is not finite ends with exit 5.
-        score.is_finite().then_some(()).or_exit(Exit::Usage, || {
+        score.is_finite().then_some(()).with_exit_code(ExitCode::Usage, || {
             format!(
                 "trial {} has no finite `{metric}` on its validation set (R² of one sample is none, PSNR of an image that is met \
                  exactly is infinite); take fewer folds, or judge by another --metric, such as loss",
@@ -300,7 +301,7 @@ impl<'a> Runner<'a> {
 
 impl Work {
     /// After `trial`, the next one along its path.
-    fn go_along(&mut self, trial: &Trial) {
+    fn enqueue_next_on_path(&mut self, trial: &Trial) {
         if !self.design.path {
             return;
         }

@@ -1,5 +1,5 @@
-//! Which points a sweep tries: the grid, random draws, or those that a tree-structured Parzen estimator expects most of
-//! (TPE; Bergstra et al. 2011).
+//! Which points a sweep tries: the grid, random draws, or those that a tree-structured Parzen estimator
+//! expects most of (TPE; Bergstra et al. 2011).
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tpe::{TpeOptimizer, categorical_range, histogram_estimator, parzen_estimator, range};
 
 use crate::sweep::search_space::{Axis, Point, draw};
-use crate::util::rng::{Draw, Purpose};
+use crate::util::rng::{CounterRng, RngStream};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -26,13 +26,13 @@ pub enum Search {
 /// Points drawn at random before there is anything to learn from.
 const STARTUP: usize = 10;
 
-/// Point `index` of a search by TPE: a pure function of the seed, the index and `past`, the points so far with their
-/// costs, infinite for those that diverged or were given up. Axes are taken for independent.
+/// Point `index` of a search by TPE: a pure function of the seed, the index and `past`, the points so far
+/// with their costs, infinite for those that diverged or were given up. Axes are taken for independent.
 pub fn suggest(axes: &[Axis], seed: u64, index: usize, past: &[(Point, f64)]) -> Result<Point> {
     if past.len() < STARTUP {
         return Ok(draw(axes, index, seed));
     }
-    let mut bits = Draw::new(seed, index as u64, 1, Purpose::Generate);
+    let mut bits = CounterRng::new(seed, index as u64, 1, RngStream::Generate);
     let mut random = ChaCha8Rng::seed_from_u64(bits.bits());
     axes.iter()
         .enumerate()

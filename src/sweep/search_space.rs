@@ -1,12 +1,12 @@
-//! What a sweep varies: `--over penalty.l2=1e-6:1e-1:log:9`, `--over model.args.width=8:64:int:4` or
+//! What a sweep varies: `--over penalty.l2=1e-6:1e-1:log:9`, `--over model.args.num_params=8:64:int:4` or
 //! `--over optimizer.sgd.lr=0.1,0.03`.
 
 use anyhow::Result;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::util::exit_code::{Exit, fail};
-use crate::util::rng::{Draw, Purpose};
+use crate::util::exit_code::{ExitCode, fail};
+use crate::util::rng::{CounterRng, RngStream};
 use crate::util::yaml::Document;
 
 /// One key and the values that it takes.
@@ -36,8 +36,8 @@ pub struct Range {
 const FORM: &str = "LOW:HIGH:log:COUNT";
 
 impl Range {
-    /// Reads `LOW:HIGH:SCALE:COUNT`, and gives the values that it stands for, too; None for a text that is no range. The error
-    /// says what was expected.
+    /// Reads `LOW:HIGH:SCALE:COUNT`, and gives the values that it stands for, too; None for a text that is no
+    /// range. The error says what was expected.
     fn parse(text: &str) -> Option<Result<(Self, Vec<Value>), String>> {
         let parts: Vec<&str> = text.split(':').collect();
         let begins_with_number = parts.len() > 1 && parts[0].trim().parse::<f64>().is_ok();
@@ -102,10 +102,10 @@ fn scale_of(name: &str) -> Option<(bool, bool)> {
 }
 
 impl Axis {
-    /// Reads `KEY=LOW:HIGH:SCALE:COUNT` or `KEY=VALUE,VALUE,…`, where a value may be such a range too and stands for its
-    /// values. SCALE is `log`, `lin`, or for whole numbers `int` or `logint`. Exit 2.
+    /// Reads `KEY=LOW:HIGH:SCALE:COUNT` or `KEY=VALUE,VALUE,…`, where a value may be such a range too and
+    /// stands for its values. SCALE is `log`, `lin`, or for whole numbers `int` or `logint`. Exit 2.
     pub fn parse(text: &str) -> Result<Self> {
-        let refuse = |message: String| fail(Exit::Usage, format!("--over {text}: {message}"));
+        let refuse = |message: String| fail(ExitCode::Usage, format!("--over {text}: {message}"));
         let forms = format!("expected KEY={FORM} (or lin, int, logint) or KEY=VALUE,VALUE,…");
         let Some((key, values)) = text.split_once('=').filter(|(key, _)| !key.is_empty()) else {
             return Err(refuse(forms));
@@ -135,7 +135,7 @@ impl Axis {
         Ok(Self { key, values, range: None })
     }
 
-    fn drawn(&self, draw: &mut Draw) -> Value {
+    fn drawn(&self, draw: &mut CounterRng) -> Value {
         match self.range {
             Some(range) => range.at(draw.uniform()),
             None => self.values[draw.below(self.values.len() as u64) as usize].clone(),
@@ -156,10 +156,10 @@ pub fn grid(axes: &[Axis]) -> Vec<Point> {
     })
 }
 
-/// The combination number `index` that the seed draws: from ranges evenly (in the logarithm, where they are logarithmic),
-/// from lists with equal chances (Bergstra and Bengio 2012).
+/// The combination number `index` that the seed draws: from ranges evenly (in the logarithm, where they are
+/// logarithmic), from lists with equal chances (Bergstra and Bengio 2012).
 pub fn draw(axes: &[Axis], index: usize, seed: u64) -> Point {
-    let mut draw = Draw::new(seed, index as u64, 0, Purpose::Generate);
+    let mut draw = CounterRng::new(seed, index as u64, 0, RngStream::Generate);
     axes.iter().map(|axis| axis.drawn(&mut draw)).collect()
 }
 

@@ -1,5 +1,5 @@
-//! Workers: processes of ours that run one trial after another, so that libtorch starts once and the data is read once.
-//! A line of JSON each way; a worker that dies takes one trial with it and nothing else.
+//! Workers: processes of ours that run one trial after another, so that libtorch starts once and the data is
+//! read once. A line of JSON each way; a worker that dies takes one trial with it and nothing else.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::libtorch::device::DeviceSpec;
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 use crate::util::threads::{REFUSED, spawn};
 
 /// The subcommand that is a worker.
@@ -76,12 +76,12 @@ impl Worker {
         let mut command = Command::new(program);
         command.arg(COMMAND).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         if ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"].iter().all(|name| std::env::var_os(name).is_none()) {
-            // libgomp's threads spin for milliseconds before they sleep: beside other workers, and whatever else runs, a
-            // step of several threads could take ten times as long.
+            // libgomp's threads spin for milliseconds before they sleep: beside other workers, and whatever
+            // else runs, a step of several threads could take ten times as long.
             command.env("GOMP_SPINCOUNT", "10000");
         }
         let mut child = command.spawn().map_err(|error| match error.kind() {
-            ErrorKind::WouldBlock => fail(Exit::Memory, format!("starting a worker: {REFUSED}")),
+            ErrorKind::WouldBlock => fail(ExitCode::Memory, format!("starting a worker: {REFUSED}")),
             _ => anyhow::Error::new(error).context("starting a worker"),
         })?;
         let (sender, reports) = channel();

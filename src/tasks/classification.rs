@@ -4,13 +4,13 @@ use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{Answer, Goal, Prediction, Task};
+use super::{ModelOutput, Monitor, Prediction, Task};
 use crate::data::{Dataset, Targets};
 use crate::functional::loss;
-use crate::metrics::{ClassificationMeter, Meter};
+use crate::metrics::{ClassificationMeter, Metric};
 use crate::nn::model::Model;
-use crate::schedule::Clock;
-use crate::util::exit_code::{Exit, fail};
+use crate::schedule::ScheduleStep;
+use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::Invalid;
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -53,7 +53,7 @@ impl Task for Classification {
         let output = model.output();
         let Targets::Classes(labels) = &set.targets else {
             return Err(fail(
-                Exit::Usage,
+                ExitCode::Usage,
                 "the data has numbers as targets, and classification wants classes; use `task: regression`, or \
                  in a csv whose target names classes `classes: true`",
             ));
@@ -63,7 +63,7 @@ impl Task for Classification {
                 "classification wants one logit per class, and the network gives {output:?} per sample; \
                  end it with `flatten` and `linear`"
             );
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         };
         let classes = set.classes.len() as i64;
         let largest = labels.iter().copied().max().unwrap_or(0);
@@ -76,22 +76,22 @@ impl Task for Classification {
             });
             let message =
                 format!("the data has {wanted} classes and the network {outputs} outputs; {remedy}");
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         }
         Ok(())
     }
 
-    fn loss(&self, answer: &Answer, ys: &Tensor, clock: Option<Clock>) -> Tensor {
+    fn loss(&self, answer: &ModelOutput, ys: &Tensor, clock: Option<ScheduleStep>) -> Tensor {
         let smoothing = clock.map_or(0.0, |_| self.label_smoothing);
         loss::cross_entropy(&answer.outputs, ys, smoothing)
     }
 
-    fn meter(&self, output: &[i64]) -> Box<dyn Meter> {
+    fn metrics(&self, output: &[i64]) -> Box<dyn Metric> {
         Box::new(ClassificationMeter::new(output.iter().product::<i64>() as usize))
     }
 
-    fn goal(&self) -> Goal {
-        Goal { metric: "accuracy", higher_is_better: true }
+    fn monitor(&self) -> Monitor {
+        Monitor { metric: "accuracy", higher_is_better: true }
     }
 
     fn predictions(&self, outputs: &Tensor) -> Result<Vec<Prediction>> {

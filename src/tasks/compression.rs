@@ -1,22 +1,22 @@
 //! Compression: an autoencoder whose code is whole numbers, after Ballé et al. 2017.
 //!
-//! The model has two top-level layers called `encoder` and `decoder` (or `_encoder`, `_decoder`), and `quantize` between
-//! them. The task runs the two parts itself: noise of ±½ stands for rounding in training, evaluation rounds and counts
-//! the bits that the code needs.
+//! The model has two top-level layers called `encoder` and `decoder` (or `_encoder`, `_decoder`), and
+//! `quantize` between them. The task runs the two parts itself: noise of ±½ stands for rounding in training,
+//! evaluation rounds and counts the bits that the code needs.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 use tch::Tensor;
 
-use super::{Answer, Goal, Panel, Task, code, part, through};
+use super::{ModelOutput, Monitor, Panel, Task, code, part, through};
 use crate::data::Dataset;
 use crate::functional::loss::RegressionLoss;
-use crate::metrics::{CompressionMeter, Meter};
+use crate::metrics::{CompressionMeter, Metric};
 use crate::nn::layers::quantize::quantize;
 use crate::nn::model::{Model, Network};
-use crate::schedule::Clock;
-use crate::util::exit_code::{Exit, fail};
+use crate::schedule::ScheduleStep;
+use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::Invalid;
 
 /// The loss is `loss` + `rate` · bits per pixel.
@@ -24,8 +24,9 @@ use crate::util::yaml::Invalid;
 #[serde(deny_unknown_fields, default)]
 pub struct Compression {
     pub loss: RegressionLoss,
-    /// What a bit per pixel costs; 0 leaves the rate to the bottleneck's width. In training the bits are those of a
-    /// normal distribution per channel with the batch's variance, which no code of that variance exceeds.
+    /// What a bit per pixel costs; 0 leaves the rate to the bottleneck's width. In training the bits are
+    /// those of a normal distribution per channel with the batch's variance, which no code of that variance
+    /// exceeds.
     pub rate: f64,
 }
 
@@ -40,7 +41,8 @@ impl Compression {
         self.loss.validate().map_err(|invalid| invalid.under("compression.loss"))
     }
 
-    /// The shape of the code of an image as large as the model's input. Exit 2 where the model is no such autoencoder.
+    /// The shape of the code of an image as large as the model's input. Exit 2 where the model is no such
+    /// autoencoder.
     pub fn code(model: &Model) -> Result<&[i64]> {
         code(model, 1, "compression")
     }
@@ -84,23 +86,23 @@ impl Task for Compression {
                 "compression wants images [C, H, W] and a network that gives the same, and they are {:?} and {output:?}",
                 set.shape
             );
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         }
         Ok(())
     }
 
-    fn prepare(&self, xs: Tensor, _ys: Tensor, _train: bool) -> Result<(Tensor, Tensor)> {
+    fn make_batch(&self, xs: Tensor, _ys: Tensor, _train: bool) -> Result<(Tensor, Tensor)> {
         Ok((xs.shallow_clone(), xs))
     }
 
-    fn answer(&self, network: &Network, xs: &Tensor, train: bool) -> Result<Answer> {
+    fn forward(&self, network: &Network, xs: &Tensor, train: bool) -> Result<ModelOutput> {
         let code = quantize(&part(network, "encoder", "compression")?.forward_t(xs, train), train);
         let decoder = part(network, "decoder", "compression")?;
         let outputs = cut(&decoder.forward_t(&code, train), &xs.size());
-        Ok(Answer { outputs, latent: Some(code) })
+        Ok(ModelOutput { outputs, latent: Some(code) })
     }
 
-    fn loss(&self, answer: &Answer, ys: &Tensor, _clock: Option<Clock>) -> Tensor {
+    fn loss(&self, answer: &ModelOutput, ys: &Tensor, _clock: Option<ScheduleStep>) -> Tensor {
         let distortion = self.loss.of(&answer.outputs, ys);
         match &answer.latent {
             Some(code) if self.rate > 0.0 => {
@@ -112,8 +114,9 @@ impl Task for Compression {
         }
     }
 
-    /// Σ of the distortions, samples, pixels, values per channel, then Σ and Σ of squares of each channel of the code.
-    fn sums(&self, answer: &Answer, ys: &Tensor) -> Option<Tensor> {
+    /// Σ of the distortions, samples, pixels, values per channel, then Σ and Σ of squares of each channel of
+    /// the code.
+    fn sums(&self, answer: &ModelOutput, ys: &Tensor) -> Option<Tensor> {
         let code = answer.latent.as_ref().filter(|_| self.rate > 0.0)?;
         let size = ys.size();
         let pixels = size[0] * size[2..].iter().product::<i64>();
@@ -138,12 +141,12 @@ impl Task for Compression {
         self.rate > 0.0
     }
 
-    fn meter(&self, _output: &[i64]) -> Box<dyn Meter> {
+    fn metrics(&self, _output: &[i64]) -> Box<dyn Metric> {
         Box::new(CompressionMeter::default())
     }
 
-    fn goal(&self) -> Goal {
-        Goal { metric: "psnr", higher_is_better: true }
+    fn monitor(&self) -> Monitor {
+        Monitor { metric: "psnr", higher_is_better: true }
     }
 
     fn panels(&self, _xs: &Tensor, outputs: &Tensor, ys: &Tensor) -> Vec<Panel> {

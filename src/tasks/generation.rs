@@ -1,24 +1,25 @@
-//! Generation by a variational autoencoder (Kingma & Welling 2014), with β (Higgins et al. 2017) and a warm-up of the KL
-//! term (Bowman et al. 2016).
+//! Generation by a variational autoencoder (Kingma & Welling 2014), with β (Higgins et al. 2017) and a
+//! warm-up of the KL term (Bowman et al. 2016).
 //!
-//! The model has two top-level layers called `encoder` and `decoder` (or `_encoder`, `_decoder`, which keeps the words out
-//! of the parameter names). The encoder ends with means and log-variances, one behind the other; the decoder takes a code
-//! and ends with an image. Between them stands `reparametrize`, which makes the whole a network like any other; the task
-//! runs the two parts itself, draws the code in training and evaluation, and generates with the decoder alone.
+//! The model has two top-level layers called `encoder` and `decoder` (or `_encoder`, `_decoder`, which keeps
+//! the words out of the parameter names). The encoder ends with means and log-variances, one behind the
+//! other; the decoder takes a code and ends with an image. Between them stands `reparametrize`, which makes
+//! the whole a network like any other; the task runs the two parts itself, draws the code in training and
+//! evaluation, and generates with the decoder alone.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 use tch::Tensor;
 
-use super::{Answer, Goal, Panel, Task, code, part, through};
+use super::{ModelOutput, Monitor, Panel, Task, code, part, through};
 use crate::data::Dataset;
 use crate::functional::loss::{Likelihood, kl_from_standard_normal};
-use crate::metrics::{GenerationMeter, Meter};
+use crate::metrics::{GenerationMeter, Metric};
 use crate::nn::layers::reparametrize;
 use crate::nn::model::{Model, Network};
-use crate::schedule::Clock;
-use crate::util::exit_code::{Exit, fail};
+use crate::schedule::ScheduleStep;
+use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::Invalid;
 
 /// The loss is −log p(image | code) + β·KL, in nats per image.
@@ -67,7 +68,7 @@ impl Generation {
     }
 
     /// The weight of KL in the step at `clock`; β in evaluation.
-    fn weight(&self, clock: Option<Clock>) -> f64 {
+    fn weight(&self, clock: Option<ScheduleStep>) -> f64 {
         match clock {
             Some(clock) if clock.step < self.kl_warmup_steps => {
                 self.beta * clock.step as f64 / self.kl_warmup_steps as f64
@@ -78,7 +79,7 @@ impl Generation {
 }
 
 /// −log p(ys | outputs) and KL, in nats per image, `[N]` each.
-fn nats(likelihood: Likelihood, answer: &Answer, ys: &Tensor) -> (Tensor, Tensor) {
+fn nats(likelihood: Likelihood, answer: &ModelOutput, ys: &Tensor) -> (Tensor, Tensor) {
     let reconstruction = likelihood.nats(&answer.outputs, ys);
     let kl = match &answer.latent {
         Some(latent) => {
@@ -99,38 +100,38 @@ impl Task for Generation {
                 "generation wants images [C, H, W] and a network that gives the same, and they are {:?} and {output:?}",
                 set.shape
             );
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         }
         Ok(())
     }
 
-    fn prepare(&self, xs: Tensor, _ys: Tensor, _train: bool) -> Result<(Tensor, Tensor)> {
+    fn make_batch(&self, xs: Tensor, _ys: Tensor, _train: bool) -> Result<(Tensor, Tensor)> {
         Ok((xs.shallow_clone(), xs))
     }
 
-    fn answer(&self, network: &Network, xs: &Tensor, train: bool) -> Result<Answer> {
+    fn forward(&self, network: &Network, xs: &Tensor, train: bool) -> Result<ModelOutput> {
         let moments = part(network, "encoder", "generation")?.forward_t(xs, train);
         let decoder = part(network, "decoder", "generation")?;
         let outputs = decoder.forward_t(&reparametrize::draw(&moments), train);
-        Ok(Answer { outputs, latent: Some(moments) })
+        Ok(ModelOutput { outputs, latent: Some(moments) })
     }
 
-    fn loss(&self, answer: &Answer, ys: &Tensor, clock: Option<Clock>) -> Tensor {
+    fn loss(&self, answer: &ModelOutput, ys: &Tensor, clock: Option<ScheduleStep>) -> Tensor {
         let (reconstruction, kl) = nats(self.likelihood, answer, ys);
         (reconstruction + kl * self.weight(clock)).mean(None::<Kind>)
     }
 
-    fn follows_the_clock(&self) -> bool {
+    fn loss_depends_on_step(&self) -> bool {
         self.kl_warmup_steps > 0
     }
 
-    fn meter(&self, _output: &[i64]) -> Box<dyn Meter> {
+    fn metrics(&self, _output: &[i64]) -> Box<dyn Metric> {
         let likelihood = self.likelihood;
         Box::new(GenerationMeter::new(Box::new(move |answer, ys| nats(likelihood, answer, ys))))
     }
 
-    fn goal(&self) -> Goal {
-        Goal { metric: "elbo", higher_is_better: true }
+    fn monitor(&self) -> Monitor {
+        Monitor { metric: "elbo", higher_is_better: true }
     }
 
     fn panels(&self, _xs: &Tensor, outputs: &Tensor, ys: &Tensor) -> Vec<Panel> {

@@ -14,11 +14,11 @@ use tch::Tensor;
 use tch::nn::ModuleT;
 
 use crate::data::Dataset;
-use crate::metrics::Meter;
+use crate::metrics::Metric;
 use crate::metrics::image::psnr;
 use crate::nn::model::{Model, Network};
-use crate::schedule::Clock;
-use crate::util::exit_code::{Exit, fail};
+use crate::schedule::ScheduleStep;
+use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::Invalid;
 
 pub use classification::Classification;
@@ -28,7 +28,7 @@ pub use reconstruction::Reconstruction;
 pub use regression::Regression;
 pub use segmentation::Segmentation;
 
-pub use crate::metrics::Answer;
+pub use crate::metrics::ModelOutput;
 
 /// The task as declared: `task: classification`, or `task: {classification: {label_smoothing: 0.1}}`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -69,7 +69,7 @@ impl TaskSpec {
 
 /// The metric that decides what is best.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Goal {
+pub struct Monitor {
     pub metric: &'static str,
     pub higher_is_better: bool,
 }
@@ -105,13 +105,14 @@ fn through(outputs: &Tensor, ys: &Tensor) -> Vec<Panel> {
     vec![Panel::new("given", ys), Panel::new(caption, &outputs)]
 }
 
-/// The top-level child `name` (or `_name`) of the network, which the task runs apart; exit 2 where it has none.
+/// The top-level child `name` (or `_name`) of the network, which the task runs apart; exit 2 where it has
+/// none.
 fn part<'a>(network: &'a Network, name: &str, task: &str) -> Result<&'a dyn ModuleT> {
     network.child(name).ok_or_else(|| lacks(name, task))
 }
 
-/// The shape of one code: what `encoder` gives, its first axis `per_value` times as long, and `decoder` takes. Exit 2
-/// where the model has no such parts.
+/// The shape of one code: what `encoder` gives, its first axis `per_value` times as long, and `decoder`
+/// takes. Exit 2 where the model has no such parts.
 fn code<'m>(model: &'m Model, per_value: i64, task: &str) -> Result<&'m [i64]> {
     let child = |name| model.child(name).ok_or_else(|| lacks(name, task));
     let ((_, given), (taken, _)) = (child("encoder")?, child("decoder")?);
@@ -124,7 +125,7 @@ fn code<'m>(model: &'m Model, per_value: i64, task: &str) -> Result<&'m [i64]> {
         "{task} wants {per_value} from `encoder` for each that `decoder` takes, and the one gives {given:?} and the \
          other takes {taken:?}; make the two fit"
     );
-    Err(fail(Exit::Usage, message))
+    Err(fail(ExitCode::Usage, message))
 }
 
 fn lacks(name: &str, task: &str) -> anyhow::Error {
@@ -132,13 +133,14 @@ fn lacks(name: &str, task: &str) -> anyhow::Error {
         "{task} runs the network's parts `encoder` and `decoder`, and its model has no `{name}`; name two of its \
          top-level layers so (`_{name}` keeps it out of the parameter names)"
     );
-    fail(Exit::Usage, message)
+    fail(ExitCode::Usage, message)
 }
 
-/// A loss, its metrics, its predictions. Nothing here waits for the device, `Meter::scores` and `predictions`
-/// excepted.
+/// A loss, its metrics, its predictions. Nothing here waits for the device, `Metric::scores` and
+/// `predictions` excepted.
 pub trait Task {
-    /// Whether the network has what the task runs and its output fits the data; the message ends with the remedy.
+    /// Whether the network has what the task runs and its output fits the data; the message ends with the
+    /// remedy.
     fn check(&self, model: &Model, set: &Dataset) -> Result<()>;
 
     /// The shape of what the network sees of a sample as loaded, both without batch.
@@ -146,30 +148,31 @@ pub trait Task {
         sample.to_vec()
     }
 
-    /// Makes what the network sees and should answer of a batch as loaded. May draw from libtorch's generator,
-    /// which the caller has seeded. Panics as tch does.
-    fn prepare(&self, xs: Tensor, ys: Tensor, _train: bool) -> Result<(Tensor, Tensor)> {
+    /// Makes what the network sees and should answer of a batch as loaded. May draw from libtorch's
+    /// generator, which the caller has seeded. Panics as tch does.
+    fn make_batch(&self, xs: Tensor, ys: Tensor, _train: bool) -> Result<(Tensor, Tensor)> {
         Ok((xs, ys))
     }
 
     /// Makes what the network sees of samples that nobody knows the answer to.
-    fn present(&self, xs: Tensor) -> Tensor {
+    fn make_inference_input(&self, xs: Tensor) -> Tensor {
         xs
     }
 
-    /// Runs the network on what [`Task::prepare`] made, and makes the answer of its output. May draw as that does.
-    /// Exit 2 where the network lacks a part that the task runs apart.
-    fn answer(&self, network: &Network, xs: &Tensor, train: bool) -> Result<Answer> {
+    /// Runs the network on what [`Task::make_batch`] made, and makes the answer of its output. May draw as that
+    /// does. Exit 2 where the network lacks a part that the task runs apart.
+    fn forward(&self, network: &Network, xs: &Tensor, train: bool) -> Result<ModelOutput> {
         Ok(network.forward(xs, train).into())
     }
 
-    /// Mean data loss over the batch, 0-dim. `clock` is None in evaluation, which reports the loss without label
-    /// smoothing and the like.
-    fn loss(&self, answer: &Answer, ys: &Tensor, clock: Option<Clock>) -> Tensor;
+    /// Mean data loss over the batch, 0-dim. `clock` is None in evaluation, which reports the loss without
+    /// label smoothing and the like.
+    fn loss(&self, answer: &ModelOutput, ys: &Tensor, clock: Option<ScheduleStep>) -> Tensor;
 
-    /// What the loss is a function of, where it is no mean over samples: sums over the batch, float64 `[S]`, differentiable.
-    /// Sums of several batches are added, and [`Task::joint_loss`] of them is the loss of the batches as one.
-    fn sums(&self, _answer: &Answer, _ys: &Tensor) -> Option<Tensor> {
+    /// What the loss is a function of, where it is no mean over samples: sums over the batch, float64 `[S]`,
+    /// differentiable. Sums of several batches are added, and [`Task::joint_loss`] of them is the loss of the
+    /// batches as one.
+    fn sums(&self, _answer: &ModelOutput, _ys: &Tensor) -> Option<Tensor> {
         None
     }
 
@@ -178,8 +181,8 @@ pub trait Task {
         sums.shallow_clone()
     }
 
-    /// What a batch counts in the mean over several, 0-dim, where that is known from the targets and not the number of its
-    /// samples.
+    /// What a batch counts in the mean over several, 0-dim, where that is known from the targets and not the
+    /// number of its samples.
     fn weight(&self, _ys: &Tensor) -> Option<Tensor> {
         None
     }
@@ -190,17 +193,17 @@ pub trait Task {
     }
 
     /// Whether the loss of the same answer may be another at another `clock`.
-    fn follows_the_clock(&self) -> bool {
+    fn loss_depends_on_step(&self) -> bool {
         false
     }
 
     /// `output` is the network's output shape without batch.
-    fn meter(&self, output: &[i64]) -> Box<dyn Meter>;
+    fn metrics(&self, output: &[i64]) -> Box<dyn Metric>;
 
-    fn goal(&self) -> Goal;
+    fn monitor(&self) -> Monitor;
 
-    /// One sample side by side, batch of 1 each: what the network saw, what it answers, what was wanted. Empty where
-    /// there is nothing to see. Panics as tch does.
+    /// One sample side by side, batch of 1 each: what the network saw, what it answers, what was wanted.
+    /// Empty where there is nothing to see. Panics as tch does.
     fn panels(&self, _xs: &Tensor, _outputs: &Tensor, _ys: &Tensor) -> Vec<Panel> {
         Vec::new()
     }
@@ -208,6 +211,6 @@ pub trait Task {
     /// One prediction per sample of the answer `[N, …]`. Exit 2 where the answers are pictures.
     fn predictions(&self, _outputs: &Tensor) -> Result<Vec<Prediction>> {
         let message = "this run answers with pictures: `restore` writes those of a reconstruction";
-        Err(fail(Exit::Usage, message))
+        Err(fail(ExitCode::Usage, message))
     }
 }

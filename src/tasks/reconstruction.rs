@@ -1,4 +1,5 @@
-//! Reconstruction: the image back from a degraded copy, made on the fly, on the device, or from a second folder.
+//! Reconstruction: the image back from a degraded copy, made on the fly, on the device, or from a second
+//! folder.
 //!
 //! Residual learning as in DnCNN (Zhang et al. 2017): the network answers the noise, the image is the rest.
 
@@ -7,15 +8,15 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::degrade::{ANY_SIZE, Chain};
-use super::{Answer, Goal, Panel, Task};
+use super::{ModelOutput, Monitor, Panel, Task};
 use crate::data::{Dataset, Targets};
 use crate::functional::loss::RegressionLoss;
 use crate::functional::ssim::WINDOW;
 use crate::functional::{bicubic, luma};
-use crate::metrics::{ImageMeter, ImageRules, Meter};
+use crate::metrics::{ImageMeter, ImageRules, Metric};
 use crate::nn::model::{Model, Network};
-use crate::schedule::Clock;
-use crate::util::exit_code::{Exit, fail};
+use crate::schedule::ScheduleStep;
+use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::Invalid;
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -29,15 +30,16 @@ pub struct Reconstruction {
     /// Whether the network answers what is to be subtracted from its input.
     #[serde(default)]
     pub residual: bool,
-    /// Whether the network works on the Y of RGB images (BT.601, rounded to 8 bits, as the field's MATLAB scripts).
+    /// Whether the network works on the Y of RGB images (BT.601, rounded to 8 bits, as the field's MATLAB
+    /// scripts).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub luma: bool,
     #[serde(default, skip_serializing_if = "MetricSpec::is_default")]
     pub metric: MetricSpec,
 }
 
-/// What PSNR and SSIM look at. For super-resolution, where nothing is said: the Y of RGB images, without a border
-/// as wide as the scale.
+/// What PSNR and SSIM look at. For super-resolution, where nothing is said: the Y of RGB images, without a
+/// border as wide as the scale.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MetricSpec {
@@ -108,7 +110,7 @@ impl Task for Reconstruction {
 
     fn check(&self, model: &Model, set: &Dataset) -> Result<()> {
         let output = model.output();
-        let refuse = |message: String| Err(fail(Exit::Usage, message));
+        let refuse = |message: String| Err(fail(ExitCode::Usage, message));
         let [channels, height, width] = set.shape[..] else {
             return refuse(format!(
                 "reconstruction wants images [C, H, W], and the data has {:?}",
@@ -139,7 +141,7 @@ impl Task for Reconstruction {
         self.degrade.check(target)
     }
 
-    fn prepare(&self, xs: Tensor, ys: Tensor, train: bool) -> Result<(Tensor, Tensor)> {
+    fn make_batch(&self, xs: Tensor, ys: Tensor, train: bool) -> Result<(Tensor, Tensor)> {
         if ys.dim() == 4 {
             return Ok((self.known(xs), self.target(&ys)));
         }
@@ -147,23 +149,23 @@ impl Task for Reconstruction {
         Ok((self.degrade.apply(&target, train)?, target))
     }
 
-    fn present(&self, xs: Tensor) -> Tensor {
+    fn make_inference_input(&self, xs: Tensor) -> Tensor {
         // Nothing is cut: what is to be restored may have any size, the scale need not divide it.
         self.degrade.present(self.known(xs))
     }
 
-    fn answer(&self, network: &Network, xs: &Tensor, train: bool) -> Result<Answer> {
+    fn forward(&self, network: &Network, xs: &Tensor, train: bool) -> Result<ModelOutput> {
         let outputs = network.forward(xs, train);
         // A noise map stands behind the image's own channels.
         let image = if self.residual { xs.narrow(1, 0, outputs.size()[1]) - outputs } else { outputs };
         Ok(image.into())
     }
 
-    fn loss(&self, answer: &Answer, ys: &Tensor, _clock: Option<Clock>) -> Tensor {
+    fn loss(&self, answer: &ModelOutput, ys: &Tensor, _clock: Option<ScheduleStep>) -> Tensor {
         self.loss.of(&answer.outputs, ys)
     }
 
-    fn meter(&self, _output: &[i64]) -> Box<dyn Meter> {
+    fn metrics(&self, _output: &[i64]) -> Box<dyn Metric> {
         Box::new(ImageMeter::new(self.rules()))
     }
 
@@ -177,7 +179,7 @@ impl Task for Reconstruction {
         degraded.into_iter().chain(rest).collect()
     }
 
-    fn goal(&self) -> Goal {
-        Goal { metric: "psnr", higher_is_better: true }
+    fn monitor(&self) -> Monitor {
+        Monitor { metric: "psnr", higher_is_better: true }
     }
 }

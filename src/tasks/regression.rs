@@ -4,13 +4,13 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{Answer, Goal, Prediction, Task};
+use super::{ModelOutput, Monitor, Prediction, Task};
 use crate::data::{Dataset, Targets};
 use crate::functional::loss::RegressionLoss;
-use crate::metrics::{Meter, RegressionMeter};
+use crate::metrics::{Metric, RegressionMeter};
 use crate::nn::model::Model;
-use crate::schedule::Clock;
-use crate::util::exit_code::{Exit, fail};
+use crate::schedule::ScheduleStep;
+use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::Invalid;
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -37,7 +37,7 @@ impl Task for Regression {
         let Targets::Values(values) = &set.targets else {
             let message =
                 "the data has classes as targets, and regression wants numbers; use `task: classification`";
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         };
         let wanted = &values.size()[1..];
         if wanted != output {
@@ -46,21 +46,21 @@ impl Task for Regression {
                  give its last layer {} outputs",
                 wanted.iter().product::<i64>()
             );
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         }
         Ok(())
     }
 
-    fn loss(&self, answer: &Answer, ys: &Tensor, _clock: Option<Clock>) -> Tensor {
+    fn loss(&self, answer: &ModelOutput, ys: &Tensor, _clock: Option<ScheduleStep>) -> Tensor {
         self.loss.of(&answer.outputs, ys)
     }
 
-    fn meter(&self, _output: &[i64]) -> Box<dyn Meter> {
+    fn metrics(&self, _output: &[i64]) -> Box<dyn Metric> {
         Box::new(RegressionMeter::default())
     }
 
-    fn goal(&self) -> Goal {
-        Goal { metric: "mse", higher_is_better: false }
+    fn monitor(&self) -> Monitor {
+        Monitor { metric: "mse", higher_is_better: false }
     }
 
     fn predictions(&self, outputs: &Tensor) -> Result<Vec<Prediction>> {

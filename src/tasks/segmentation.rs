@@ -1,18 +1,18 @@
-//! Segmentation: a class for every pixel; cross-entropy and soft Dice of logits (Ronneberger et al. 2015, Milletari et
-//! al. 2016).
+//! Segmentation: a class for every pixel; cross-entropy and soft Dice of logits (Ronneberger et al. 2015,
+//! Milletari et al. 2016).
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::{Answer, Goal, Panel, Task};
+use super::{ModelOutput, Monitor, Panel, Task};
 use crate::data::mask::{IGNORED, voc_colour};
 use crate::data::{Dataset, Targets};
 use crate::functional::loss;
-use crate::metrics::{Meter, SegmentationMeter};
+use crate::metrics::{Metric, SegmentationMeter};
 use crate::nn::model::{Model, Network};
-use crate::schedule::Clock;
-use crate::util::exit_code::{Exit, fail};
+use crate::schedule::ScheduleStep;
+use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::Invalid;
 
 /// The loss is `cross_entropy`·CE + `dice`·(1 − mean soft Dice).
@@ -21,7 +21,8 @@ use crate::util::yaml::Invalid;
 pub struct Segmentation {
     pub cross_entropy: f64,
     pub dice: f64,
-    /// How much a pixel of each class counts in the cross-entropy, for classes that are rare; 1 each where absent.
+    /// How much a pixel of each class counts in the cross-entropy, for classes that are rare; 1 each where
+    /// absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub class_weights: Option<Vec<f64>>,
 }
@@ -81,7 +82,7 @@ fn classes(channels: i64) -> i64 {
 impl Task for Segmentation {
     fn check(&self, model: &Model, set: &Dataset) -> Result<()> {
         let output = model.output();
-        let refuse = |message: String| Err(fail(Exit::Usage, message));
+        let refuse = |message: String| Err(fail(ExitCode::Usage, message));
         let Targets::Masks(_) = &set.targets else {
             return refuse(
                 "segmentation wants masks; say `images: {root: …, mask: {root: …, classes: […]}}`".into(),
@@ -109,7 +110,7 @@ impl Task for Segmentation {
         }
     }
 
-    fn answer(&self, network: &Network, xs: &Tensor, train: bool) -> Result<Answer> {
+    fn forward(&self, network: &Network, xs: &Tensor, train: bool) -> Result<ModelOutput> {
         let logits = network.forward(xs, train);
         // One channel is the logit of class 1 against class 0.
         let logits =
@@ -117,7 +118,7 @@ impl Task for Segmentation {
         Ok(logits.into())
     }
 
-    fn loss(&self, answer: &Answer, ys: &Tensor, _clock: Option<Clock>) -> Tensor {
+    fn loss(&self, answer: &ModelOutput, ys: &Tensor, _clock: Option<ScheduleStep>) -> Tensor {
         let logits = &answer.outputs;
         let mut loss = Tensor::zeros([], (logits.kind(), logits.device()));
         if self.cross_entropy > 0.0 {
@@ -131,7 +132,7 @@ impl Task for Segmentation {
     }
 
     /// Σ of the weighted cross-entropy, Σ of the weights, then per class 2·Σpt and Σ(p + t).
-    fn sums(&self, answer: &Answer, ys: &Tensor) -> Option<Tensor> {
+    fn sums(&self, answer: &ModelOutput, ys: &Tensor) -> Option<Tensor> {
         let logits = match answer.outputs.kind() {
             Kind::Double => answer.outputs.shallow_clone(),
             _ => answer.outputs.to_kind(Kind::Float),
@@ -160,12 +161,12 @@ impl Task for Segmentation {
         self.dice > 0.0
     }
 
-    fn meter(&self, output: &[i64]) -> Box<dyn Meter> {
+    fn metrics(&self, output: &[i64]) -> Box<dyn Metric> {
         Box::new(SegmentationMeter::new(classes(output.first().copied().unwrap_or(1)) as usize))
     }
 
-    fn goal(&self) -> Goal {
-        Goal { metric: "mean_dice", higher_is_better: true }
+    fn monitor(&self) -> Monitor {
+        Monitor { metric: "mean_dice", higher_is_better: true }
     }
 
     fn panels(&self, xs: &Tensor, outputs: &Tensor, ys: &Tensor) -> Vec<Panel> {
@@ -182,8 +183,8 @@ impl Task for Segmentation {
     }
 }
 
-/// The picture `[1, C, H, W]` in [0, 1] with every class of `[1, H, W]` but the first in its colour of Pascal VOC's palette, and what
-/// is ignored in that of its borders; `[1, 3, H, W]`.
+/// The picture `[1, C, H, W]` in [0, 1] with every class of `[1, H, W]` but the first in its colour of Pascal
+/// VOC's palette, and what is ignored in that of its borders; `[1, 3, H, W]`.
 fn tinted(xs: &Tensor, classes: &Tensor) -> Tensor {
     const BORDER: [u8; 3] = [224, 224, 192];
     let picture =

@@ -14,7 +14,7 @@ use crate::data::Split;
 use crate::train::records::Named;
 use crate::train::session::Session;
 use crate::train::trainer::Trainer;
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 use crate::util::stopwatch::{Lap, Phase, Stopwatch, settle};
 
 /// How much of what is measured.
@@ -44,11 +44,14 @@ pub struct Report {
     /// Share of the time in which the loop waited for the loader, in [0, 1].
     pub data_wait: f64,
     pub phases: Named<PhaseTime>,
-    /// The same steps without the waits that tell the phases apart; None on the CPU, where nothing is waited for.
+    /// The same steps without the waits that tell the phases apart; None on the CPU, where nothing is waited
+    /// for.
     pub free_running: Option<FreeRunning>,
-    /// The most memory that the process had resident, before the evaluation; None where the system does not tell.
+    /// The most memory that the process had resident, before the evaluation; None where the system does not
+    /// tell.
     pub peak_memory_bytes: Option<u64>,
-    /// When the first step was done, in seconds since 1970: whoever started the process knows how long it took.
+    /// When the first step was done, in seconds since 1970: whoever started the process knows how long it
+    /// took.
     pub first_step_unix_s: f64,
     pub evaluation: Option<Evaluation>,
     pub checkpoint: Option<Checkpoint>,
@@ -89,15 +92,16 @@ pub struct Evaluation {
     pub images_per_s: f64,
 }
 
-/// One checkpoint, as training writes it: hashed, synced to disk, renamed; and read back, its hashes verified.
+/// One checkpoint, as training writes it: hashed, synced to disk, renamed; and read back, its hashes
+/// verified.
 #[derive(Debug, Serialize)]
 pub struct Checkpoint {
     pub save_s: f64,
     pub load_s: f64,
 }
 
-/// Trains `extent.warmup + extent.steps` steps, over as many epochs as that takes, and measures. Whatever `run` writes is
-/// its folder's owner's to remove.
+/// Trains `extent.warmup + extent.steps` steps, over as many epochs as that takes, and measures. Whatever
+/// `run` writes is its folder's owner's to remove.
 pub fn bench(session: &Session, run: &mut Trainer, extent: Extent) -> Result<Report> {
     let device = session.device;
     let mut laps = Vec::with_capacity(extent.steps);
@@ -147,24 +151,24 @@ fn drive(run: &mut Trainer, extent: Extent, mut each: impl FnMut(&Trainer, usize
     let (mut step, mut idle) = (0, 0);
     while step < count {
         let before = step;
-        for group in run.unlearnt_batches(&loader).take(count - step) {
+        for group in run.remaining_micro_batches(&loader).take(count - step) {
             let group = group?;
             run.stopwatch().passed(Phase::Data);
             let samples = group.iter().map(|batch| batch.xs.size()[0] as u64).sum();
             if !data_only {
-                run.learn(group)?;
+                run.train_step(group)?;
             }
             run.stopwatch().passed(Phase::Other);
             each(run, step, samples);
             step += 1;
         }
         if step < count {
-            run.turn_epoch()?;
+            run.next_epoch()?;
         }
         // What is left of an epoch may be nothing; a whole one is not, unless none of its files can be read.
         idle = if step == before { idle + 1 } else { 0 };
         if idle > 1 {
-            return Err(fail(Exit::Data, "the training set gives no batch"));
+            return Err(fail(ExitCode::Data, "the training set gives no batch"));
         }
     }
     Ok(())
@@ -236,7 +240,8 @@ fn peak_memory() -> Option<u64> {
 }
 
 impl Report {
-    /// Writes the measured steps where `chrome://tracing` and Perfetto read them: the phases of a step stand under it.
+    /// Writes the measured steps where `chrome://tracing` and Perfetto read them: the phases of a step stand
+    /// under it.
     pub fn write_trace(&self, path: &Path) -> Result<()> {
         let event = |name: &str, start: Duration, took: Duration, step: usize| {
             let (ts, dur) = (start.as_nanos() as f64 / 1e3, took.as_nanos() as f64 / 1e3);

@@ -1,4 +1,5 @@
-//! The coefficients of a linear model by the names of the table's columns: what a ridge or lasso regression is fitted for.
+//! The coefficients of a linear model by the names of the table's columns: what a ridge or lasso regression
+//! is fitted for.
 
 use std::fmt;
 
@@ -45,8 +46,8 @@ struct Feature {
 }
 
 impl Coefficients {
-    /// Those of the run's checkpoint `which`, which is `best` or `last`; None, and nothing is loaded, where the network is more
-    /// than one linear layer, or the columns have no `names`.
+    /// Those of the run's checkpoint `which`, which is `best` or `last`; None, and nothing is loaded, where
+    /// the network is more than one linear layer, or the columns have no `names`.
     pub fn of(
         spec: &RunConfig,
         model: &Model,

@@ -4,10 +4,17 @@ use crate::checkpoint::{Best, State};
 use crate::config::{RunConfig, TrainSpec};
 use crate::metrics::Scores;
 use crate::schedule::{Mode, Plateau};
-use crate::tasks::Goal;
+use crate::tasks::Monitor;
 
-/// Remembers the validation result of the epoch that just ended if it is the best, and shows it to the schedule.
-pub fn judge(state: &mut State, plateau: &mut Plateau, spec: &RunConfig, goal: Goal, scores: &Scores) {
+/// Remembers the validation result of the epoch that just ended if it is the best, and shows it to the
+/// schedule.
+pub fn update_best(
+    state: &mut State,
+    plateau: &mut Plateau,
+    spec: &RunConfig,
+    goal: Monitor,
+    scores: &Scores,
+) {
     let Some(value) = scores.get(goal.metric) else { return };
     let gains = |past: &Option<Best>, by: f64| {
         past.as_ref().is_none_or(|past| match goal.higher_is_better {
@@ -32,7 +39,7 @@ pub fn judge(state: &mut State, plateau: &mut Plateau, spec: &RunConfig, goal: G
 }
 
 /// Whether early stopping has seen enough.
-pub fn has_stalled(state: &State, spec: &TrainSpec) -> bool {
+pub fn should_stop(state: &State, spec: &TrainSpec) -> bool {
     let (Some(early), Some(gain), Some(_)) = (&spec.early_stopping, &state.gain, state.score) else {
         return false;
     };

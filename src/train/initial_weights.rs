@@ -10,20 +10,21 @@ use crate::checkpoint::{Checkpoints, is_checkpoint, load};
 use crate::nn::layers::{Param, ParamKind};
 use crate::nn::model::{InitFrom, Model, ModelSpec, Network, Patterns};
 use crate::optim::OptimizerSpec;
-use crate::penalty::Group;
-use crate::pytorch::name_matching::{Fit, Named, fit_names};
+use crate::penalty::ParamGroup;
+use crate::pytorch::name_matching::{KeyMatch, Named, match_keys};
 use crate::pytorch::optimizer_state::{Known, PythonOptimizer};
 use crate::pytorch::reader::Container;
 use crate::pytorch::reparametrized::{self, Computed};
 use crate::pytorch::weights::{Part, Weights, read_part};
 use crate::pytorch::{attributes, dcp, sharded};
-use crate::schedule::Clock;
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::schedule::ScheduleStep;
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::yaml;
 
 /// Values for a network's tensors, checked to fit it.
-pub struct Initial {
-    /// By the network's names, in the file's dtypes; a part of them where the file is partial or some are reset.
+pub struct InitialWeights {
+    /// By the network's names, in the file's dtypes; a part of them where the file is partial or some are
+    /// reset.
     pub tensors: BTreeMap<String, Tensor>,
     /// The network's tensors that have none and keep their own.
     pub fresh: Vec<String>,
@@ -55,7 +56,7 @@ pub fn read_place(path: &Path, part: &Part) -> Result<Weights> {
     } else if checkpoints.are_kept() {
         checkpoints.chosen(None)?
     } else {
-        return Err(fail(Exit::Checkpoint, no_weights(path)));
+        return Err(fail(ExitCode::Checkpoint, no_weights(path)));
     };
     if part.raw {
         loaded.ema = None;
@@ -93,24 +94,25 @@ fn in_order(mut tensors: BTreeMap<String, Tensor>, model: &serde_json::Value) ->
     ordered
 }
 
-impl Initial {
-    /// Reads what `spec` names and fits it to `model`. Exit 4, with every name that does not fit, unless the spec says
-    /// that a part will do.
+impl InitialWeights {
+    /// Reads what `spec` names and fits it to `model`. Exit 4, with every name that does not fit, unless the
+    /// spec says that a part will do.
     pub fn read(model: &Model, spec: &InitFrom) -> Result<Self> {
         const KEY: &str = "model.init_from";
         let context = || format!("{KEY}: {}", spec.file);
         // An optimiser's state belongs to the weights that it moved.
         let raw = !spec.optimizer.is_nowhere();
         let part = Part { keys: spec.key.0.clone(), ignore: spec.ignore.clone(), raw };
-        let weights = read_place(Path::new(&spec.file), &part).or_exit(Exit::Checkpoint, || KEY)?;
-        weights.kept(&spec.ignore).or_exit(Exit::Usage, || KEY)?;
+        let weights =
+            read_place(Path::new(&spec.file), &part).with_exit_code(ExitCode::Checkpoint, || KEY)?;
+        weights.kept(&spec.ignore).with_exit_code(ExitCode::Usage, || KEY)?;
         let mut names: Vec<String> = weights.tensors.iter().map(|(name, _)| name.clone()).collect();
         for rule in &spec.rename {
-            rule.apply(&mut names).or_exit(Exit::Usage, || KEY)?;
+            rule.apply(&mut names).with_exit_code(ExitCode::Usage, || KEY)?;
         }
         let remedy = "`rename` mends names; `reset` lists those that start afresh, such as a head of another width; `ignore` leaves \
                       out what the file has too much; `partial: true` takes whatever fits";
-        Self::fit(model, &weights, &names, spec, remedy).or_exit(Exit::Checkpoint, context)
+        Self::fit(model, &weights, &names, spec, remedy).with_exit_code(ExitCode::Checkpoint, context)
     }
 
     /// The same for an option of the command line, which takes a file as it is.
@@ -121,7 +123,8 @@ impl Initial {
         let names: Vec<String> = weights.tensors.iter().map(|(name, _)| name.clone()).collect();
         let remedy = "`--ignore PATTERN` leaves out what the file has too much; `tikhonov convert FILE NEW --rename \
                       'regex=>replacement'` mends names; a network that differs needs a config with `model.init_from`";
-        Self::fit(model, &weights, &names, &spec, remedy).or_exit(Exit::Checkpoint, || file.display())
+        Self::fit(model, &weights, &names, &spec, remedy)
+            .with_exit_code(ExitCode::Checkpoint, || file.display())
     }
 
     fn fit(
@@ -147,7 +150,7 @@ impl Initial {
         let shapes: Vec<Vec<i64>> = sources.iter().map(|source| source.tensor.size()).collect();
         let found: Vec<Named> =
             sources.iter().map(|source| source.name).zip(shapes.iter().map(Vec::as_slice)).collect();
-        let mut fit = fit_names(&wanted, &found);
+        let mut fit = match_keys(&wanted, &found);
         let taken: BTreeSet<&str> = fit.mapping.iter().map(|&(_, from)| sources[from].name).collect();
         let (used, unused): (Vec<&Computed>, Vec<&Computed>) =
             computed.iter().partition(|computed| taken.contains(computed.name.as_str()));
@@ -158,7 +161,7 @@ impl Initial {
         });
         let reset = Patterns::new(&spec.reset);
         let kept_fresh = params.iter().filter(|param| reset.matches(&param.name)).count();
-        fit.leave_out(&wanted, |name| reset.matches(name));
+        fit.ignore(&wanted, |name| reset.matches(name));
         if fit.mapping.is_empty() || !(spec.partial || fit.is_complete()) {
             let nothing = "nothing fits: check the key, the names and the model";
             let mut remedy = if fit.mapping.is_empty() { nothing } else { remedy }.to_owned();
@@ -180,14 +183,14 @@ impl Initial {
                 fit.mapping.len(),
                 params.len()
             );
-            return Err(fail(Exit::Checkpoint, message));
+            return Err(fail(ExitCode::Checkpoint, message));
         }
         let mut tensors = BTreeMap::new();
         for &(at, from) in &fit.mapping {
             let (name, Source { tensor, name: found, .. }) = (&params[at].name, &sources[from]);
             if tensor.is_complex() {
                 let message = format!("`{found}` is complex, and the network's {name} is real");
-                return Err(fail(Exit::Checkpoint, message));
+                return Err(fail(ExitCode::Checkpoint, message));
             }
             tensors.insert(name.clone(), tensor.shallow_clone());
         }
@@ -223,7 +226,7 @@ impl Initial {
                      them in Python; with `partial: true` in `model.init_from` the config's hold",
                     weights.structure
                 );
-                return Err(fail(Exit::Checkpoint, message));
+                return Err(fail(ExitCode::Checkpoint, message));
             }
             notes.push(format!(
                 "initial weights, `partial`: the config's values hold, not the file's:\n  {lines}"
@@ -234,14 +237,14 @@ impl Initial {
         Ok(Self { tensors, fresh, notes, optimizer: BTreeMap::new(), listed })
     }
 
-    /// Takes the state of the optimiser beside the weights too, if `from` wants it: for a run with this optimiser and these
-    /// penalty groups of the model's trainable parameters. Exit 4 where it does not fit.
+    /// Takes the state of the optimiser beside the weights too, if `from` wants it: for a run with this
+    /// optimiser and these penalty groups of the model's trainable parameters. Exit 4 where it does not fit.
     pub fn take_optimizer(
         &mut self,
         model: &Model,
         from: &InitFrom,
         optimizer: &OptimizerSpec,
-        groups: &[Group],
+        groups: &[ParamGroup],
     ) -> Result<()> {
         if from.optimizer.is_nowhere() {
             return Ok(());
@@ -251,10 +254,10 @@ impl Initial {
         if path.is_dir() {
             let message =
                 "a run folder's optimizer goes on with `train --resume`; here it comes from a Python file";
-            return Err(fail(Exit::Usage, message)).or_exit(Exit::Usage, context);
+            return Err(fail(ExitCode::Usage, message)).with_exit_code(ExitCode::Usage, context);
         }
-        let mut state =
-            PythonOptimizer::open(path, from.optimizer.key()).or_exit(Exit::Checkpoint, context)?;
+        let mut state = PythonOptimizer::open(path, from.optimizer.key())
+            .with_exit_code(ExitCode::Checkpoint, context)?;
         state.rename(&from.rename);
         let trainable: Vec<&str> = model
             .params()
@@ -262,11 +265,11 @@ impl Initial {
             .filter(|param| param.is_trainable())
             .map(|param| param.name.as_str())
             .collect();
-        let start = Clock { step: 0, steps_per_epoch: 1, total_steps: 1 };
+        let start = ScheduleStep { step: 0, steps_per_epoch: 1, total_steps: 1 };
         let mut rates = BTreeMap::new();
         for group in groups {
-            let names = group.members.iter().filter_map(|&i| trainable.get(i).copied());
-            rates.extend(names.map(|name| (name, group.rates(start))));
+            let names = group.param_indices.iter().filter_map(|&i| trainable.get(i).copied());
+            rates.extend(names.map(|name| (name, group.lambdas(start))));
         }
         let known: Vec<Known> = (self.listed.iter())
             .map(|listed| Known {
@@ -275,7 +278,7 @@ impl Initial {
                 rates: rates.get(listed.name.as_str()).copied().filter(|_| listed.is_taken),
             })
             .collect();
-        let fitted = state.fit(&known, optimizer).or_exit(Exit::Checkpoint, context)?;
+        let fitted = state.fit(&known, optimizer).with_exit_code(ExitCode::Checkpoint, context)?;
         let has_state =
             |name: &str| fitted.state.keys().any(|key| key.rsplit_once('.').is_some_and(|key| key.0 == name));
         let taken = trainable.iter().filter(|name| has_state(name)).count();
@@ -300,8 +303,8 @@ impl Initial {
                     "`{name}` holds NaN or infinity, or what {:?} cannot hold; `tikhonov inspect` shows where",
                     tensor.kind()
                 );
-                return Err(fail(Exit::Checkpoint, message))
-                    .or_exit(Exit::Checkpoint, || "the initial weights");
+                return Err(fail(ExitCode::Checkpoint, message))
+                    .with_exit_code(ExitCode::Checkpoint, || "the initial weights");
             }
         }
         Ok(())
@@ -322,13 +325,13 @@ fn module_of(name: &str) -> &str {
     module.split_once(".parametrizations.").map_or(module, |(module, _)| module)
 }
 
-/// The file's tensors that are parameters: all but buffers, a tied one under its first name, as Python's `parameters()` goes.
-/// `taken` are those that the network takes, and which they become.
+/// The file's tensors that are parameters: all but buffers, a tied one under its first name, as Python's
+/// `parameters()` goes. `taken` are those that the network takes, and which they become.
 fn listed(
     params: &[Param],
     weights: &Weights,
     names: &[String],
-    fit: &Fit,
+    fit: &KeyMatch,
     taken: &BTreeMap<usize, usize>,
 ) -> Vec<Listed> {
     let stripped = fit.stripped.as_deref().unwrap_or_default();
@@ -354,7 +357,13 @@ fn listed(
     listed
 }
 
-fn notes(params: &[Param], weights: &Weights, fit: &Fit, kept_fresh: usize, spec: &InitFrom) -> Vec<String> {
+fn notes(
+    params: &[Param],
+    weights: &Weights,
+    fit: &KeyMatch,
+    kept_fresh: usize,
+    spec: &InitFrom,
+) -> Vec<String> {
     let mut first = format!(
         "initial weights: {} of {} tensors from the {} of {}",
         fit.mapping.len(),

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::train::records::{Averaged, Condition, EpochRecord, StepRecord};
+use crate::train::records::{Averaged, EpochRecord, StepRecord, WeightStats};
 use crate::train::run_folder::RunFolder;
-use crate::util::console::{plain, tell};
+use crate::util::console::{plain, print_err};
 use crate::util::terminal::{Part, line, stderr_columns};
 
 /// How often a plain line tells where an epoch stands when there is no terminal.
@@ -69,7 +69,7 @@ impl Progress {
         let text = line(&parts, None);
         if self.style == Style::Plain && self.told.elapsed() > PLAIN_EVERY {
             let of = self.bar.length().unwrap_or(0);
-            tell!("  step {}/{of} · {text}", record.step);
+            print_err!("  step {}/{of} · {text}", record.step);
             self.told = Instant::now();
         }
         // The epoch, the share, the time left and a bar that one can see need about 44 columns.
@@ -137,7 +137,7 @@ impl Progress {
         let whole = line(&parts, None);
         match self.style {
             Style::Bar => self.bar.println(line(&parts, stderr_columns())),
-            Style::Plain => tell!("{whole}"),
+            Style::Plain => print_err!("{whole}"),
             Style::Quiet => {}
         }
         folder.log(&whole)
@@ -147,7 +147,7 @@ impl Progress {
     pub fn say(&mut self, line: &str, folder: &mut RunFolder) -> Result<()> {
         match self.style {
             Style::Bar => self.bar.println(plain(line)),
-            Style::Plain => tell!("{line}"),
+            Style::Plain => print_err!("{line}"),
             Style::Quiet => {}
         }
         folder.log(line)
@@ -156,7 +156,7 @@ impl Progress {
     /// The same for what must not be missed: with `--quiet` too.
     pub fn warn(&mut self, line: &str, folder: &mut RunFolder) -> Result<()> {
         if self.style == Style::Quiet {
-            tell!("{line}");
+            print_err!("{line}");
         }
         self.say(line, folder)
     }
@@ -167,6 +167,6 @@ impl Progress {
 }
 
 /// Whether any weight is penalised.
-fn penalised(condition: &Condition) -> bool {
+fn penalised(condition: &WeightStats) -> bool {
     !condition.lambda.is_empty() || condition.penalty != 0.0
 }

@@ -1,4 +1,5 @@
-//! A run's checkpoint as the dict that a Python training script saves and goes on from: weights, optimiser, epoch.
+//! A run's checkpoint as the dict that a Python training script saves and goes on from: weights, optimiser,
+//! epoch.
 
 use anyhow::{Context, Result};
 use tch::Tensor;
@@ -7,19 +8,20 @@ use crate::checkpoint::{Loaded, State};
 use crate::config::RunConfig;
 use crate::nn::layers::ParamKind;
 use crate::nn::model::Model;
-use crate::penalty::{self, Group};
+use crate::penalty::{self, ParamGroup};
 use crate::pytorch::optimizer_state::{self, Resumable};
 use crate::pytorch::writer::Value;
-use crate::schedule::{Clock, Plateau, ScheduleSpec};
-use crate::util::exit_code::{Exit, OrExit};
+use crate::schedule::{Plateau, ScheduleSpec, ScheduleStep};
+use crate::util::exit_code::{ExitCode, WithExitCode};
 
-/// `{model, optimizer, epoch, step}`, and `ema` where the run averages its weights; beside it what Python should know, such as
-/// a penalty that `torch.optim` does not have. `model` holds the weights that the optimiser moves, never the averaged ones. Exit 4
-/// where the checkpoint is not of this network. `groups` are the penalty's, of the model's trainable parameters.
+/// `{model, optimizer, epoch, step}`, and `ema` where the run averages its weights; beside it what Python
+/// should know, such as a penalty that `torch.optim` does not have. `model` holds the weights that the
+/// optimiser moves, never the averaged ones. Exit 4 where the checkpoint is not of this network. `groups` are
+/// the penalty's, of the model's trainable parameters.
 pub fn python_checkpoint(
     spec: &RunConfig,
     model: &Model,
-    groups: &[Group],
+    groups: &[ParamGroup],
     loaded: &Loaded,
 ) -> Result<(Value, Vec<String>)> {
     let context = || format!("checkpoint {}", loaded.folder.display());
@@ -32,7 +34,7 @@ pub fn python_checkpoint(
                 Ok((param.name.clone(), tensor.shallow_clone()))
             })
             .collect::<Result<_>>()
-            .or_exit(Exit::Checkpoint, context)
+            .with_exit_code(ExitCode::Checkpoint, context)
     };
     let weights = named(&loaded.model)?;
     let mut notes = Vec::new();
@@ -50,7 +52,7 @@ pub fn python_checkpoint(
         serde_json::Value::Null => Plateau::default(),
         saved => serde_json::from_value(saved.clone())
             .context("the schedule's state")
-            .or_exit(Exit::Checkpoint, context)?,
+            .with_exit_code(ExitCode::Checkpoint, context)?,
     };
     let lr =
         clock.map_or(spec.optimizer.lr(), |clock| spec.schedule.lr(spec.optimizer.lr(), clock, &plateau));
@@ -61,9 +63,9 @@ pub fn python_checkpoint(
             spec.optimizer.lr()
         ));
     }
-    let start = Clock { step: state.step, steps_per_epoch: 1, total_steps: spec.train.epochs };
-    let mut rates: Vec<_> = groups.iter().map(|group| group.rates(clock.unwrap_or(start))).collect();
-    penalty::fill(groups, &mut rates, &state.tuned);
+    let start = ScheduleStep { step: state.step, steps_per_epoch: 1, total_steps: spec.train.epochs };
+    let mut rates: Vec<_> = groups.iter().map(|group| group.lambdas(clock.unwrap_or(start))).collect();
+    penalty::apply_tuned(groups, &mut rates, &state.tuned);
     let params: Vec<_> = (model.params().iter().zip(&weights))
         .filter(|(param, _)| param.is_trainable())
         .map(|(_, (name, tensor))| (name.clone(), tensor.shallow_clone()))
@@ -77,7 +79,8 @@ pub fn python_checkpoint(
         rates: &rates,
         state: &loaded.optimizer,
     };
-    let (optimizer, more) = optimizer_state::state_dict(&resumable).or_exit(Exit::Checkpoint, context)?;
+    let (optimizer, more) =
+        optimizer_state::state_dict(&resumable).with_exit_code(ExitCode::Checkpoint, context)?;
     notes.extend(more);
     let frozen =
         model.params().iter().filter(|param| param.kind != ParamKind::Buffer && !param.is_trainable());
@@ -100,8 +103,8 @@ pub fn python_checkpoint(
 }
 
 /// Where the schedule stands. How many steps an epoch has only the data says, or the epochs that are over.
-fn clock(state: &State, accumulate: u64, epochs: u64) -> Option<Clock> {
+fn clock(state: &State, accumulate: u64, epochs: u64) -> Option<ScheduleStep> {
     let in_epoch = (state.batch as u64).div_ceil(accumulate.max(1));
     let steps_per_epoch = state.step.checked_sub(in_epoch)?.checked_div(state.epoch)?;
-    Some(Clock { step: state.step, steps_per_epoch, total_steps: steps_per_epoch * epochs })
+    Some(ScheduleStep { step: state.step, steps_per_epoch, total_steps: steps_per_epoch * epochs })
 }

@@ -1,4 +1,5 @@
-//! What is recorded of training: a line per logged step and per epoch, with the rates in force and how the weights stand.
+//! What is recorded of training: a line per logged step and per epoch, with the rates in force and how the
+//! weights stand.
 
 use anyhow::Result;
 use serde::Serialize;
@@ -8,7 +9,7 @@ use tch::{Kind, Tensor};
 use crate::metrics::Scores;
 use crate::nn::layers::ParamKind;
 use crate::nn::model::Network;
-use crate::penalty::{self, Group, Rates};
+use crate::penalty::{self, LambdaValues, ParamGroup};
 
 /// One line of `metrics.jsonl`.
 #[derive(Clone, Debug, Serialize)]
@@ -29,7 +30,7 @@ pub struct StepRecord {
     pub loss: f64,
     /// Before the step.
     #[serde(flatten)]
-    pub condition: Condition,
+    pub condition: WeightStats,
     /// `loss + penalty`.
     pub total: f64,
     /// ‖g‖₂ over all tensors, before clipping, without the penalty.
@@ -54,11 +55,12 @@ pub struct EpochRecord {
     /// 1 after the first epoch.
     pub epoch: u64,
     pub step: u64,
-    /// Mean data loss over the epoch, as trained: augmented, smoothed. NaN (null) where every step was skipped.
+    /// Mean data loss over the epoch, as trained: augmented, smoothed. NaN (null) where every step was
+    /// skipped.
     pub loss: f64,
     /// After the last step of the epoch, of the weights as trained; `lr` and `lambda` are those of that step.
     #[serde(flatten)]
-    pub condition: Condition,
+    pub condition: WeightStats,
     /// How the averaged weights stand, which `validation` and `test` judge and a checkpoint hands out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub averaged: Option<Averaged>,
@@ -73,15 +75,16 @@ pub struct EpochRecord {
     pub validation: Option<Scores>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub test: Option<Scores>,
-    /// By the name of the convolution or linear weight, in the order of the network; of the weights as trained.
+    /// By the name of the convolution or linear weight, in the order of the network; of the weights as
+    /// trained.
     pub layers: Named<Layer>,
 }
 
 /// The rates in force, and how the weights stand under them.
 #[derive(Clone, Debug, Serialize)]
-pub struct Condition {
-    /// Σ λ₁‖w‖₁ + (λ₂/2)‖w‖₂² over the groups (½λ‖w‖₂² for decoupled decay, which has no objective of its own, and
-    /// ½(λ/η_peak)‖w‖₂² for relative decay); frozen tensors are no part of it.
+pub struct WeightStats {
+    /// Σ λ₁‖w‖₁ + (λ₂/2)‖w‖₂² over the groups (½λ‖w‖₂² for decoupled decay, which has no objective of its
+    /// own, and ½(λ/η_peak)‖w‖₂² for relative decay); frozen tensors are no part of it.
     pub penalty: f64,
     pub lr: f64,
     /// By the label of the group; groups without any are left out.
@@ -93,7 +96,7 @@ pub struct Condition {
     pub zeros: f64,
 }
 
-/// How the averaged weights stand, in the terms of [`Condition`].
+/// How the averaged weights stand, in the terms of [`WeightStats`].
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Averaged {
     pub penalty: f64,
@@ -101,8 +104,8 @@ pub struct Averaged {
     pub zeros: f64,
 }
 
-impl From<Condition> for Averaged {
-    fn from(Condition { penalty, weight_norm, zeros, .. }: Condition) -> Self {
+impl From<WeightStats> for Averaged {
+    fn from(WeightStats { penalty, weight_norm, zeros, .. }: WeightStats) -> Self {
         Self { penalty, weight_norm, zeros }
     }
 }
@@ -151,13 +154,19 @@ pub struct Layer {
     pub zeros: f64,
 }
 
-impl Condition {
-    /// `rates` are one per group, `peak` is what relative decay is relative to; waits for the device.
-    pub fn of(network: &Network, groups: &[Group], rates: &[Rates], lr: f64, peak: f64) -> Result<Self> {
+impl WeightStats {
+    /// `lambdas` are one per group, `peak` is what relative decay is relative to; waits for the device.
+    pub fn of(
+        network: &Network,
+        groups: &[ParamGroup],
+        rates: &[LambdaValues],
+        lr: f64,
+        peak: f64,
+    ) -> Result<Self> {
         let parameters = network.parameters();
         let mut penalty = 0.0;
         for (group, rates) in groups.iter().zip(rates) {
-            let ws: Vec<_> = group.members.iter().map(|&i| &parameters[i].tensor).collect();
+            let ws: Vec<_> = group.param_indices.iter().map(|&i| &parameters[i].tensor).collect();
             penalty += penalty::value(&ws, &rates.as_plain(peak))?.double_value(&[]);
         }
         let (_, ws) = decaying(network);
@@ -171,8 +180,8 @@ impl Condition {
     }
 }
 
-fn lambdas(groups: &[Group], rates: &[Rates]) -> Named<Lambdas> {
-    let of = |rates: &Rates| Lambdas { l2: rates.l2, decoupled: rates.decoupled, l1: rates.l1 };
+fn lambdas(groups: &[ParamGroup], rates: &[LambdaValues]) -> Named<Lambdas> {
+    let of = |rates: &LambdaValues| Lambdas { l2: rates.l2, decoupled: rates.decoupled, l1: rates.l1 };
     let all = groups.iter().zip(rates).map(|(group, rates)| (group.label.clone(), of(rates)));
     Named(all.filter(|(_, own)| [own.l2, own.decoupled, own.l1].iter().any(|rate| !is_zero(rate))).collect())
 }

@@ -4,22 +4,22 @@ use anyhow::Result;
 
 use crate::checkpoint::Checkpoints;
 use crate::config::{COEFFICIENTS_FILE, Config};
-use crate::data::Shelf;
+use crate::data::DatasetCache;
 use crate::report::plots;
 use crate::train::coefficients::Coefficients;
 use crate::train::progress::Progress;
 use crate::train::run_folder::LockedFolder;
 use crate::train::run_result::{self, RunResult};
-use crate::train::session::{Plan, Session};
+use crate::train::session::{ModelPlan, Session};
 use crate::train::trainer::{Start, Trainer};
-use crate::train::training_loop::{Outcome, Watch, train};
+use crate::train::training_loop::{Pruner, StopReason, train};
 use crate::util::console;
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 use crate::util::signals::Stop;
 
 /// How to go about it.
 #[derive(Clone, Copy, Debug)]
-pub struct Manner {
+pub struct RunOptions {
     /// Go on from the run folder's last checkpoint; start where there is none.
     pub resume: bool,
     /// Replace a run that is there already.
@@ -30,15 +30,16 @@ pub struct Manner {
     pub plots: bool,
 }
 
-/// Trains what `config` declares, whose plan is `plan`, and writes the result into the run folder. None where `watch`
-/// has ended the run early: then there is no result, and the last checkpoint is from the end of that epoch.
-pub fn launch(
+/// Trains what `config` declares, whose plan is `plan`, and writes the result into the run folder. None where
+/// `watch` has ended the run early: then there is no result, and the last checkpoint is from the end of that
+/// epoch.
+pub fn train_run(
     config: Config,
-    plan: Plan,
-    manner: Manner,
-    shelf: &mut Shelf,
+    plan: ModelPlan,
+    manner: RunOptions,
+    shelf: &mut DatasetCache,
     stop: &Stop,
-    watch: &mut dyn Watch,
+    watch: &mut dyn Pruner,
 ) -> Result<Option<RunResult>> {
     // A device that cannot be used is refused before anything is written.
     config.spec.device.resolve()?;
@@ -55,7 +56,7 @@ pub fn launch(
             "{} holds a run already; --resume goes on with it, --output FOLDER puts the new one elsewhere, --force replaces it",
             output.display()
         );
-        return Err(fail(Exit::Usage, message));
+        return Err(fail(ExitCode::Usage, message));
     }
     // Weights that do not fit are refused before the data is read, too.
     let initial = if holds_run { None } else { plan.initial_with_optimizer(&config)? };
@@ -108,15 +109,15 @@ pub fn launch(
     }
     let ended = ended.and_then(|ended| run.folder().sync().map(|()| ended));
     let outcome = ended.and_then(|ended| match ended {
-        Outcome::Interrupted => {
+        StopReason::Interrupted => {
             let message = format!(
                 "interrupted and saved at step {}; the same command with --resume goes on from there",
                 run.step()
             );
-            Err(fail(Exit::Interrupted, message))
+            Err(fail(ExitCode::Interrupted, message))
         }
-        Outcome::Pruned => Ok(None),
-        ended => run_result::judge(&session, &run, ended).map(Some),
+        StopReason::Pruned => Ok(None),
+        ended => run_result::final_evaluation(&session, &run, ended).map(Some),
     });
     for line in run.left_out() {
         progress.say(&line, run.folder())?;

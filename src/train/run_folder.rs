@@ -14,8 +14,8 @@ use crate::config::{CONFIG_FILE, PROGRAM_FILE};
 use crate::nn::model::scripted::fingerprint;
 use crate::train::records::Record;
 use crate::util::atomic_file;
-use crate::util::console::tell;
-use crate::util::exit_code::{Exit, OrExit};
+use crate::util::console::print_err;
+use crate::util::exit_code::{ExitCode, WithExitCode};
 use crate::util::folder_lock::lock;
 
 /// A run's folder that no other process trains in; nothing in it is touched yet.
@@ -42,15 +42,15 @@ struct Table {
     file: File,
 }
 
-/// How long a failing power supply may set the metrics back, where no checkpoint is saved meanwhile. What a killed
-/// process wrote stays in any case.
+/// How long a failing power supply may set the metrics back, where no checkpoint is saved meanwhile. What a
+/// killed process wrote stays in any case.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 impl LockedFolder {
     /// Makes the folder if need be and takes it. Exit 2 where another process has it.
     pub fn take(path: &Path) -> Result<Self> {
         atomic_file::make_folder(path)
-            .or_exit(Exit::Storage, || format!("making the run folder {}", path.display()))?;
+            .with_exit_code(ExitCode::Storage, || format!("making the run folder {}", path.display()))?;
         Ok(Self { path: path.into(), lock: lock(path, "training")? })
     }
 
@@ -60,7 +60,8 @@ impl LockedFolder {
             && ["metrics.jsonl", "log.txt", "checkpoints"].iter().any(|name| self.path.join(name).exists())
     }
 
-    /// Removes what a run leaves, and nothing else; says what stays. The result goes first: without it the run is not over.
+    /// Removes what a run leaves, and nothing else; says what stays. The result goes first: without it the
+    /// run is not over.
     pub fn clear(&self) -> Result<String> {
         const FILES: [&str; 7] = [
             "result.json",
@@ -73,9 +74,8 @@ impl LockedFolder {
         ];
         const FOLDERS: [&str; 4] = ["checkpoints", "plots", "pictures", "tensorboard"];
         let removed = |outcome: io::Result<()>, name: &str| match outcome {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(error).or_exit(Exit::Storage, || format!("removing {}", self.path.join(name).display()))
-            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error)
+                .with_exit_code(ExitCode::Storage, || format!("removing {}", self.path.join(name).display())),
             _ => Ok(()),
         };
         for name in FILES {
@@ -87,9 +87,9 @@ impl LockedFolder {
         // The last, so that what is left by a process that was killed is still known for a run.
         removed(fs::remove_file(self.path.join(CONFIG_FILE)), CONFIG_FILE)?;
         let mut rest = Vec::new();
-        for entry in fs::read_dir(&self.path).or_exit(Exit::Storage, || self.path.display())? {
+        for entry in fs::read_dir(&self.path).with_exit_code(ExitCode::Storage, || self.path.display())? {
             let name = entry
-                .or_exit(Exit::Storage, || self.path.display())?
+                .with_exit_code(ExitCode::Storage, || self.path.display())?
                 .file_name()
                 .to_string_lossy()
                 .into_owned();
@@ -115,7 +115,7 @@ impl LockedFolder {
             (Some(state), "epoch") => position.epoch <= state.epoch,
             (Some(state), _) => position.step <= state.step,
         };
-        self.open(keep).or_exit(Exit::Storage, || "opening the run folder")
+        self.open(keep).with_exit_code(ExitCode::Storage, || "opening the run folder")
     }
 
     fn open(self, keep: impl Fn(&Position) -> bool) -> Result<RunFolder> {
@@ -159,7 +159,7 @@ impl LockedFolder {
             let line = format!(
                 "{damaged} damaged line{s} of metrics.jsonl left out; the checkpoints do not depend on it"
             );
-            tell!("{line}");
+            print_err!("{line}");
             writeln!(log, "{line}").context("log.txt")?;
         }
         // The first epoch to come writes the table whole.
@@ -180,26 +180,27 @@ impl RunFolder {
     /// Stores a file of the run, such as the resolved config.
     pub fn write(&self, name: &str, text: &str) -> Result<()> {
         atomic_file::write_bytes(&self.path.join(name), text.as_bytes())
-            .or_exit(Exit::Storage, || format!("writing {name} in {}", self.path.display()))
+            .with_exit_code(ExitCode::Storage, || format!("writing {name} in {}", self.path.display()))
     }
 
-    /// Copies the program `file` of SHA-256 `sha256` into the folder, unless it is there. Exit 4 where `file` is another by now.
+    /// Copies the program `file` of SHA-256 `sha256` into the folder, unless it is there. Exit 4 where `file`
+    /// is another by now.
     pub fn keep_program(&self, name: &str, file: &str, sha256: &str) -> Result<()> {
         let own = self.path.join(name);
         let is_kept = || fingerprint(&own.to_string_lossy()).is_ok_and(|known| known == sha256);
         if is_kept() {
             return Ok(());
         }
-        let mut program = File::open(file).or_exit(Exit::Checkpoint, || file.to_owned())?;
+        let mut program = File::open(file).with_exit_code(ExitCode::Checkpoint, || file.to_owned())?;
         atomic_file::write(&own, |copy| Ok(io::copy(&mut program, copy).map(drop)?))?;
-        is_kept().then_some(()).or_exit(Exit::Checkpoint, || {
+        is_kept().then_some(()).with_exit_code(ExitCode::Checkpoint, || {
             format!("{file} changed while it was being copied into the run folder; start the run again")
         })
     }
 
     /// Appends to `metrics.jsonl`, and of an epoch a row to `metrics.csv`.
     pub fn record(&mut self, record: &Record) -> Result<()> {
-        self.append(record).or_exit(Exit::Storage, || self.writing("the metrics"))
+        self.append(record).with_exit_code(ExitCode::Storage, || self.writing("the metrics"))
     }
 
     fn append(&mut self, record: &Record) -> Result<()> {
@@ -233,7 +234,7 @@ impl RunFolder {
 
     /// Has the metrics on the disk: a checkpoint must not outlive what led to it.
     pub fn sync(&mut self) -> Result<()> {
-        self.flush().or_exit(Exit::Storage, || self.writing("the metrics to the disk"))
+        self.flush().with_exit_code(ExitCode::Storage, || self.writing("the metrics to the disk"))
     }
 
     /// What was being done when it failed. A folder that is gone is named as the cause.
@@ -256,13 +257,15 @@ impl RunFolder {
 
     /// Appends a line to `log.txt`.
     pub fn log(&mut self, line: &str) -> Result<()> {
-        self.log.write_all(format!("{line}\n").as_bytes()).or_exit(Exit::Storage, || self.writing("log.txt"))
+        self.log
+            .write_all(format!("{line}\n").as_bytes())
+            .with_exit_code(ExitCode::Storage, || self.writing("log.txt"))
     }
 }
 
-/// `metrics.csv` anew from `metrics.jsonl`: one row per epoch; nested numbers are columns such as `test.accuracy`, empty
-/// where there is none. What is told layer by layer stays in `metrics.jsonl`: a table of hundreds of columns is nobody's
-/// to read. None, and no file, where no epoch is over.
+/// `metrics.csv` anew from `metrics.jsonl`: one row per epoch; nested numbers are columns such as
+/// `test.accuracy`, empty where there is none. What is told layer by layer stays in `metrics.jsonl`: a table
+/// of hundreds of columns is nobody's to read. None, and no file, where no epoch is over.
 fn write_csv(folder: &Path) -> Result<Option<Table>> {
     let text = fs::read_to_string(folder.join("metrics.jsonl"))?;
     let path = folder.join("metrics.csv");

@@ -12,10 +12,10 @@ use crate::data::{Skipped, Split};
 use crate::metrics::Scores;
 use crate::train::coefficients::Coefficients;
 use crate::train::evaluate::evaluate;
-use crate::train::sample_images::Gallery;
+use crate::train::sample_images::SampleImages;
 use crate::train::session::Session;
 use crate::train::trainer::Trainer;
-use crate::train::training_loop::Outcome;
+use crate::train::training_loop::StopReason;
 
 /// `result.json`.
 #[derive(Clone, Debug, Serialize)]
@@ -52,7 +52,7 @@ pub struct Weights {
 }
 
 /// Evaluates the last weights, and the best where there was a validation set to choose by.
-pub fn judge(session: &Session, run: &Trainer, ended: Outcome) -> Result<RunResult> {
+pub fn final_evaluation(session: &Session, run: &Trainer, ended: StopReason) -> Result<RunResult> {
     let state = run.state();
     let last = Weights {
         epoch: state.epoch,
@@ -66,7 +66,7 @@ pub fn judge(session: &Session, run: &Trainer, ended: Outcome) -> Result<RunResu
             let score = |split| -> Result<Option<Scores>> {
                 let Some(set) = session.split(split) else { return Ok(None) };
                 let loader = session.loader(set, false)?;
-                let mut none = Gallery::default();
+                let mut none = SampleImages::default();
                 evaluate(&network, &*session.task, session.model.output(), &loader, &mut none).map(Some)
             };
             let (validation, test) = (score(Split::Validation)?, score(Split::Test)?);
@@ -79,7 +79,7 @@ pub fn judge(session: &Session, run: &Trainer, ended: Outcome) -> Result<RunResu
         epochs: state.epoch,
         steps: state.step,
         seconds: state.seconds,
-        stopped_early: ended == Outcome::Early,
+        stopped_early: ended == StopReason::EarlyStopped,
         averaged: session.config.spec.train.ema.is_some(),
         last,
         best,
@@ -89,7 +89,8 @@ pub fn judge(session: &Session, run: &Trainer, ended: Outcome) -> Result<RunResu
 }
 
 impl RunResult {
-    /// `confusion.json`: which class is taken for which, by the last weights and the best. None without classes.
+    /// `confusion.json`: which class is taken for which, by the last weights and the best. None without
+    /// classes.
     pub fn confusion(&self, classes: &[String]) -> Option<Value> {
         let report = |scores: &Option<Scores>| scores.as_ref()?.report.clone();
         let of = |weights: &Weights| {

@@ -1,4 +1,5 @@
-//! Side-by-side pictures of a few samples while they are evaluated: what the network saw, what it answers, what was wanted.
+//! Side-by-side pictures of a few samples while they are evaluated: what the network saw, what it answers,
+//! what was wanted.
 
 use std::path::Path;
 
@@ -10,10 +11,10 @@ use tch::{Device, Kind, Tensor};
 use crate::config::RunConfig;
 use crate::data::image::photo::Photo;
 use crate::data::normalize::{Normalize, NormalizeSpec};
-use crate::metrics::Answer;
+use crate::metrics::ModelOutput;
 use crate::tasks::{Panel, Task, TaskSpec};
 use crate::util::atomic_file;
-use crate::util::exit_code::{Exit, OrExit};
+use crate::util::exit_code::{ExitCode, WithExitCode};
 
 /// Pixels between panels and around them.
 const BORDER: usize = 2;
@@ -26,21 +27,21 @@ const AIR: usize = 4;
 
 /// The first samples of a split, as far as the task has something to show.
 #[derive(Default)]
-pub struct Gallery {
+pub struct SampleImages {
     wanted: usize,
     strips: Vec<Photo>,
     /// What was done to the pictures that the panels are to show as they were.
     normalize: Option<Normalize>,
 }
 
-impl Gallery {
+impl SampleImages {
     /// Of the first `wanted` samples.
     pub fn of(wanted: usize) -> Self {
         Self { wanted, ..Self::default() }
     }
 
-    /// The same for samples as `spec` prepares them: where the network sees normalised pictures and answers with something else,
-    /// the pictures are shown.
+    /// The same for samples as `spec` prepares them: where the network sees normalised pictures and answers
+    /// with something else, the pictures are shown.
     pub fn showing(self, spec: &RunConfig) -> Self {
         let normalize = match (&spec.task, &spec.data.normalize) {
             (TaskSpec::Segmentation(_), NormalizeSpec::Given(normalize)) => Some(normalize.clone()),
@@ -50,7 +51,7 @@ impl Gallery {
     }
 
     /// Takes from an evaluated batch what is still wanted; waits for the device then.
-    pub fn look(&mut self, task: &dyn Task, xs: &Tensor, answer: &Answer, ys: &Tensor) -> Result<()> {
+    pub fn observe(&mut self, task: &dyn Task, xs: &Tensor, answer: &ModelOutput, ys: &Tensor) -> Result<()> {
         let samples = answer.outputs.size().first().copied().unwrap_or(0);
         for index in 0..samples {
             if self.strips.len() == self.wanted {
@@ -78,7 +79,7 @@ impl Gallery {
         for (index, strip) in self.strips.iter().enumerate() {
             let path = folder.join(format!("{name}-{}.png", index + 1));
             let write = || atomic_file::write_with_folders(&path, &strip.encode(ImageFormat::Png)?);
-            write().or_exit(Exit::Storage, || format!("writing {}", path.display()))?;
+            write().with_exit_code(ExitCode::Storage, || format!("writing {}", path.display()))?;
         }
         Ok(())
     }

@@ -5,16 +5,16 @@ use anyhow::Result;
 use crate::metrics::Scores;
 use crate::train::progress::Progress;
 use crate::train::trainer::Trainer;
-use crate::util::exit_code::{self, Exit};
+use crate::util::exit_code::{self, ExitCode};
 use crate::util::signals::Stop;
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum StopReason {
     /// All epochs are done.
-    Done,
+    Completed,
     /// The validation metric stopped getting better.
-    Early,
+    EarlyStopped,
     /// Whoever watches had seen enough.
     Pruned,
     /// A signal came; the state is saved.
@@ -22,10 +22,10 @@ pub enum Outcome {
 }
 
 /// Is told how a run does, and may end it early.
-pub trait Watch {
-    /// The scores on the validation set after `epoch` epochs; false ends the run. Asked between two epochs, and once
-    /// more when a run goes on from there.
-    fn goes_on(&mut self, epoch: u64, scores: &Scores) -> Result<bool>;
+pub trait Pruner {
+    /// The scores on the validation set after `epoch` epochs; false ends the run. Asked between two epochs,
+    /// and once more when a run goes on from there.
+    fn should_continue(&mut self, epoch: u64, scores: &Scores) -> Result<bool>;
 
     /// After each step: `done` of the `of` steps of the whole run are made, in epoch `epoch` from 0.
     fn steps(&mut self, _epoch: u64, _done: u64, _of: u64) -> Result<()> {
@@ -34,10 +34,10 @@ pub trait Watch {
 }
 
 /// Nobody watches.
-pub struct Unwatched;
+pub struct NeverPrune;
 
-impl Watch for Unwatched {
-    fn goes_on(&mut self, _: u64, _: &Scores) -> Result<bool> {
+impl Pruner for NeverPrune {
+    fn should_continue(&mut self, _: u64, _: &Scores) -> Result<bool> {
         Ok(true)
     }
 }
@@ -47,28 +47,28 @@ pub fn train(
     run: &mut Trainer,
     progress: &mut Progress,
     stop: &Stop,
-    watch: &mut dyn Watch,
-) -> Result<Outcome> {
+    watch: &mut dyn Pruner,
+) -> Result<StopReason> {
     while !run.is_over() {
         // Asked before learning too: a run that stopped early and is resumed stops again.
-        if run.has_stalled() {
-            return Ok(Outcome::Early);
+        if run.should_stop() {
+            return Ok(StopReason::EarlyStopped);
         }
-        if let Some(scores) = run.news()? {
-            if !watch.goes_on(run.epoch(), &scores)? {
-                return Ok(Outcome::Pruned);
+        if let Some(scores) = run.latest_validation()? {
+            if !watch.should_continue(run.epoch(), &scores)? {
+                return Ok(StopReason::Pruned);
             }
             // Here and no step later: whoever resumes is to be asked about this epoch again.
             if stop.is_requested() {
                 run.save()?;
-                return Ok(Outcome::Interrupted);
+                return Ok(StopReason::Interrupted);
             }
         }
         run.begin_epoch();
         let loader = run.loader();
-        for group in run.unlearnt_batches(&loader) {
+        for group in run.remaining_micro_batches(&loader) {
             let group = group?;
-            let logged = run.learn(group)?;
+            let logged = run.train_step(group)?;
             if let Some(note) = run.take_note() {
                 progress.say(&note, run.folder())?;
             }
@@ -85,16 +85,16 @@ pub fn train(
             }
             if stop.is_requested() {
                 run.save()?;
-                return Ok(Outcome::Interrupted);
+                return Ok(StopReason::Interrupted);
             }
             if run.is_checkpoint_due() {
                 run.save()?;
             }
         }
         let record = match run.end_epoch() {
-            Err(error) if exit_code::code(&error) == Exit::Interrupted as u8 => {
+            Err(error) if exit_code::code(&error) == ExitCode::Interrupted as u8 => {
                 run.save()?;
-                return Ok(Outcome::Interrupted);
+                return Ok(StopReason::Interrupted);
             }
             record => record?,
         };
@@ -104,5 +104,5 @@ pub fn train(
         progress.epoch(&record, run.folder())?;
         run.save_if_due()?;
     }
-    Ok(Outcome::Done)
+    Ok(StopReason::Completed)
 }

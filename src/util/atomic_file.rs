@@ -9,14 +9,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::util::exit_code::{Exit, OrExit};
+use crate::util::exit_code::{ExitCode, WithExitCode};
 
-/// Where a file called `path` really lies: a link to a regular file is written through. Exit 2 for what is there and no
-/// regular file, such as a device, a pipe, a folder or a link to nothing, which a rename would replace.
+/// Where a file called `path` really lies: a link to a regular file is written through. Exit 2 for what is
+/// there and no regular file, such as a device, a pipe, a folder or a link to nothing, which a rename would
+/// replace.
 pub fn place(path: &Path) -> Result<PathBuf> {
     let Ok(found) = fs::symlink_metadata(path) else { return Ok(path.to_owned()) };
     let real = if found.is_symlink() { path.canonicalize().ok() } else { Some(path.to_owned()) };
-    real.filter(|real| real.is_file()).or_exit(Exit::Usage, || {
+    real.filter(|real| real.is_file()).with_exit_code(ExitCode::Usage, || {
         format!(
             "{} is there and is no regular file, which alone is ever replaced: give another name",
             path.display()
@@ -24,8 +25,8 @@ pub fn place(path: &Path) -> Result<PathBuf> {
     })
 }
 
-/// Lets `write` fill a temporary neighbour of `path` and moves it there once it is on the disk: see [`place`]. Errors of the disk
-/// exit with 7.
+/// Lets `write` fill a temporary neighbour of `path` and moves it there once it is on the disk: see
+/// [`place`]. Errors of the disk exit with 7.
 pub fn write(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
     write_by_path(path, |temporary| {
         let mut file = BufWriter::with_capacity(1 << 20, File::create(temporary)?);
@@ -43,12 +44,13 @@ pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
 /// The same, and the folders that lead to it.
 pub fn write_with_folders(path: &Path, bytes: &[u8]) -> Result<()> {
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).or_exit(Exit::Storage, || folder.display())?;
+        fs::create_dir_all(folder).with_exit_code(ExitCode::Storage, || folder.display())?;
     }
     write_bytes(path, bytes)
 }
 
-/// Makes a folder and those that lead to it, which are on the disk only when the folders that hold their names are.
+/// Makes a folder and those that lead to it, which are on the disk only when the folders that hold their
+/// names are.
 pub fn make_folder(path: &Path) -> Result<()> {
     if path.is_dir() {
         return Ok(());
@@ -75,7 +77,7 @@ pub fn write_by_path(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Re
         let _ = fs::remove_file(&temporary);
     }
     unfinished().retain(|other| *other != temporary);
-    result.or_exit(Exit::Storage, || format!("writing {}", path.display()))
+    result.with_exit_code(ExitCode::Storage, || format!("writing {}", path.display()))
 }
 
 /// `.NAME.HOST.PROCESS.partial`
@@ -106,8 +108,8 @@ pub fn give_up() {
     unfinished().iter().for_each(|temporary| drop(fs::remove_file(temporary)));
 }
 
-/// Removes what processes that are dead have left in a folder while they wrote: those of this machine, and of others what has not been
-/// written to for ten minutes.
+/// Removes what processes that are dead have left in a folder while they wrote: those of this machine, and of
+/// others what has not been written to for ten minutes.
 pub fn sweep(folder: &Path) {
     const STALE: Duration = Duration::from_secs(600);
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {

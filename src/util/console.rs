@@ -1,4 +1,5 @@
-//! Lines for whoever looks on. They may go away while the work is done (`| head`, a terminal that is closed): no reason to end it.
+//! Lines for whoever looks on. They may go away while the work is done (`| head`, a terminal that is closed):
+//! no reason to end it.
 
 use std::borrow::Cow;
 use std::fmt::Arguments;
@@ -8,22 +9,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 
-use crate::util::exit_code::{Exit, OrExit};
+use crate::util::exit_code::{ExitCode, WithExitCode};
 
 /// Why stdout took no more, where somebody still listens.
 static LOST: OnceLock<std::io::Error> = OnceLock::new();
 
 /// A line of the result, on stdout.
-macro_rules! say {
+macro_rules! print_out {
     ($($text:tt)*) => { $crate::util::console::out(format_args!("{}\n", format_args!($($text)*))) };
 }
 
 /// A line beside the result, on stderr.
-macro_rules! tell {
+macro_rules! print_err {
     ($($text:tt)*) => { $crate::util::console::aside(format_args!("{}\n", format_args!($($text)*))) };
 }
 
-pub(crate) use {say, tell};
+pub(crate) use {print_err, print_out};
 
 /// Text of the result, on stdout. What does not get there is told by [`complete`].
 pub fn out(text: Arguments) {
@@ -43,7 +44,8 @@ pub fn aside(text: Arguments) {
     let _ = stderr().lock().write_all(plain(&text).as_bytes());
 }
 
-/// `text` with its control characters written out, line ends and tabs apart: a file's name may hold what a terminal obeys.
+/// `text` with its control characters written out, line ends and tabs apart: a file's name may hold what a
+/// terminal obeys.
 pub fn plain(text: &str) -> Cow<'_, str> {
     let is_obeyed = |c: char| c.is_control() && c != '\n' && c != '\t';
     if !text.contains(is_obeyed) {
@@ -72,7 +74,8 @@ pub fn progress(text: Arguments) {
 pub fn complete() -> Result<()> {
     let Some(error) = LOST.get() else { return Ok(()) };
     let cause = std::io::Error::new(error.kind(), error.to_string());
-    Err(cause).or_exit(Exit::Storage, || "writing to stdout: the work is done, its report is not whole")
+    Err(cause)
+        .with_exit_code(ExitCode::Storage, || "writing to stdout: the work is done, its report is not whole")
 }
 
 #[cfg(test)]

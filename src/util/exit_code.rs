@@ -5,7 +5,7 @@ use std::fmt;
 /// Why the process ends, as its exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Exit {
+pub enum ExitCode {
     /// A wrong command line, config or model description.
     Usage = 2,
     /// Data that is missing, damaged or does not fit.
@@ -24,19 +24,19 @@ pub enum Exit {
     Interrupted = 75,
 }
 
-impl Exit {
+impl ExitCode {
     /// The kind of failure that another process of ours ended with.
     pub fn from_code(code: Option<i32>) -> Option<Self> {
-        use Exit::*;
+        use ExitCode::*;
         let all = [Usage, Data, Checkpoint, Numeric, Memory, Storage, Distributed, Interrupted];
         all.into_iter().find(|exit| Some(*exit as i32) == code)
     }
 }
 
-/// An error with its exit code. Make one with [`fail`] or [`OrExit::or_exit`].
+/// An error with its exit code. Make one with [`fail`] or [`WithExitCode::with_exit_code`].
 #[derive(Debug)]
 pub struct Failure {
-    pub exit: Exit,
+    pub exit: ExitCode,
     message: String,
 }
 
@@ -49,24 +49,36 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 /// An error that ends the process with `exit`.
-pub fn fail(exit: Exit, message: impl fmt::Display) -> anyhow::Error {
+pub fn fail(exit: ExitCode, message: impl fmt::Display) -> anyhow::Error {
     anyhow::Error::new(Failure { exit, message: message.to_string() })
 }
 
 /// Gives an error its exit code and says what was being done.
-pub trait OrExit<T> {
+pub trait WithExitCode<T> {
     /// `context` names the thing and, where there is one, the remedy; the cause follows it.
-    fn or_exit<C: fmt::Display>(self, exit: Exit, context: impl FnOnce() -> C) -> anyhow::Result<T>;
+    fn with_exit_code<C: fmt::Display>(
+        self,
+        exit: ExitCode,
+        context: impl FnOnce() -> C,
+    ) -> anyhow::Result<T>;
 }
 
-impl<T, E: Into<anyhow::Error>> OrExit<T> for Result<T, E> {
-    fn or_exit<C: fmt::Display>(self, exit: Exit, context: impl FnOnce() -> C) -> anyhow::Result<T> {
+impl<T, E: Into<anyhow::Error>> WithExitCode<T> for Result<T, E> {
+    fn with_exit_code<C: fmt::Display>(
+        self,
+        exit: ExitCode,
+        context: impl FnOnce() -> C,
+    ) -> anyhow::Result<T> {
         self.map_err(|error| error.into().context(Failure { exit, message: context().to_string() }))
     }
 }
 
-impl<T> OrExit<T> for Option<T> {
-    fn or_exit<C: fmt::Display>(self, exit: Exit, context: impl FnOnce() -> C) -> anyhow::Result<T> {
+impl<T> WithExitCode<T> for Option<T> {
+    fn with_exit_code<C: fmt::Display>(
+        self,
+        exit: ExitCode,
+        context: impl FnOnce() -> C,
+    ) -> anyhow::Result<T> {
         self.ok_or_else(|| fail(exit, context()))
     }
 }
@@ -74,24 +86,24 @@ impl<T> OrExit<T> for Option<T> {
 /// The code that `error` ends the process with: the outermost one given, else what the text tells, else 1.
 pub fn code(error: &anyhow::Error) -> u8 {
     if error.chain().any(|cause| is_out_of_memory(&cause.to_string()) || is_memory_refused(cause)) {
-        return Exit::Memory as u8;
+        return ExitCode::Memory as u8;
     }
     if error.chain().any(is_storage_full) {
-        return Exit::Storage as u8;
+        return ExitCode::Storage as u8;
     }
     error.downcast_ref::<Failure>().map_or(1, |failure| failure.exit as u8)
 }
 
-/// Whether a library's message says that memory ran out, on the CPU or on a GPU: libtorch's, C++'s, or oneDNN's, which says no more
-/// when a primitive whose descriptor is fine gets no memory.
+/// Whether a library's message says that memory ran out, on the CPU or on a GPU: libtorch's, C++'s, or
+/// oneDNN's, which says no more when a primitive whose descriptor is fine gets no memory.
 pub fn is_out_of_memory(message: &str) -> bool {
     let says = |text: &str| message.contains(text);
     ["out of memory", "can't allocate memory", "std::bad_alloc"].into_iter().any(says)
         || (says("could not create a primitive") && !says("could not create a primitive descriptor"))
 }
 
-/// What a library says of an error, without the code of ours that it came through and its own addresses: tch's operators without an
-/// error path panic with `called Result::unwrap() …: Torch("TEXT")`.
+/// What a library says of an error, without the code of ours that it came through and its own addresses:
+/// tch's operators without an error path panic with `called Result::unwrap() …: Torch("TEXT")`.
 pub fn plain(message: &str) -> String {
     let inner = message.strip_prefix("called `Result::unwrap()` on an `Err` value: ").unwrap_or(message);
     let inner = match inner.strip_prefix("Torch(\"").and_then(|inner| inner.strip_suffix("\")")) {

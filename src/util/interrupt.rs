@@ -1,12 +1,12 @@
-//! Whether a signal asks this process to stop: long work of which nothing is saved, such as reading a data set or judging a
-//! network, is given up halfway.
+//! Whether a signal asks this process to stop: long work of which nothing is saved, such as reading a data
+//! set or judging a network, is given up halfway.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use anyhow::Result;
 
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 
 static REQUESTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
@@ -27,5 +27,5 @@ pub fn check(what: &str) -> Result<()> {
     }
     let message =
         format!("interrupted while {what}; the same command with --resume goes on from what is saved");
-    Err(fail(Exit::Interrupted, message))
+    Err(fail(ExitCode::Interrupted, message))
 }

@@ -1,4 +1,5 @@
-//! The ground floor: YAML with positions, exit codes, whole files or none, signals, the terminal, random numbers.
+//! The ground floor: YAML with positions, exit codes, whole files or none, signals, the terminal, random
+//! numbers.
 
 pub mod atomic_file;
 pub mod builtin;

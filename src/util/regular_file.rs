@@ -1,4 +1,5 @@
-//! Regular files and nothing else: a pipe without a writer holds its reader for ever, and a device has no end.
+//! Regular files and nothing else: a pipe without a writer holds its reader for ever, and a device has no
+//! end.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Error, ErrorKind, Read};

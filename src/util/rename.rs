@@ -6,7 +6,7 @@ use anyhow::Result;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 
 /// A pattern, and what stands for it: `^net\.(\d+)=>layers.$1`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -61,7 +61,7 @@ impl Rule {
                 "rename {:?} fits no name; the first one in the file is {first:?}",
                 self.regex.as_str()
             );
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         }
         for name in names {
             *name = self.regex.replace_all(name, self.replacement.as_str()).into_owned();

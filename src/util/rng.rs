@@ -6,7 +6,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 /// What a draw is for, so that no two uses share a stream.
 #[derive(Clone, Copy, Debug)]
 #[repr(u64)]
-pub enum Purpose {
+pub enum RngStream {
     Order = 1,
     Augment = 2,
     Split = 3,
@@ -17,10 +17,10 @@ pub enum Purpose {
 }
 
 /// A short stream of random numbers that belongs to one sample (or one epoch) and one purpose.
-pub struct Draw(ChaCha8Rng);
+pub struct CounterRng(ChaCha8Rng);
 
-impl Draw {
-    pub fn new(seed: u64, epoch: u64, index: u64, purpose: Purpose) -> Self {
+impl CounterRng {
+    pub fn new(seed: u64, epoch: u64, index: u64, purpose: RngStream) -> Self {
         let mut key = [0; 32];
         for (bytes, word) in key.chunks_exact_mut(8).zip([seed, epoch, index, purpose as u64]) {
             bytes.copy_from_slice(&word.to_le_bytes());

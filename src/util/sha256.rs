@@ -1,4 +1,5 @@
-//! SHA-256, in lower-case hexadecimal: of whole files, and of their pieces, which many cores can verify at once.
+//! SHA-256, in lower-case hexadecimal: of whole files, and of their pieces, which many cores can verify at
+//! once.
 
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! Signals: the first asks the loop to save and stop, a second Ctrl-C, SIGTERM or end of the terminal ends the process at once.
+//! Signals: the first asks the loop to save and stop, a second Ctrl-C, SIGTERM or end of the terminal ends
+//! the process at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,14 +27,15 @@ fn is_ignored(signal: i32) -> bool {
         .is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
-/// A file that would grow beyond `ulimit -f` is from here on an error of the disk (exit 7), not the end of the process.
+/// A file that would grow beyond `ulimit -f` is from here on an error of the disk (exit 7), not the end of
+/// the process.
 pub fn outlive_file_limits() {
     // Where it cannot be registered the signal does what it always did.
     let _ = flag::register(SIGXFSZ, Arc::default());
 }
 
-/// Has SIGINT, SIGTERM and SIGHUP remove the temporary files that are being written before they end the process. For commands that have
-/// nothing else to save.
+/// Has SIGINT, SIGTERM and SIGHUP remove the temporary files that are being written before they end the
+/// process. For commands that have nothing else to save.
 pub fn clean_up_on_signals() {
     let signals = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| !is_ignored(*signal));
     let Ok(mut signals) = Signals::new(signals) else { return };
@@ -58,8 +60,9 @@ pub fn clean_up_on_signals() {
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// Listens from now on for the signals that end processes, and for those by which batch systems warn (SIGUSR1 and SIGUSR2 of
-    /// SLURM's `--signal`, SIGXCPU of a limit of CPU time); not for those that the parent process has ignored, as `nohup` does SIGHUP.
+    /// Listens from now on for the signals that end processes, and for those by which batch systems warn
+    /// (SIGUSR1 and SIGUSR2 of SLURM's `--signal`, SIGXCPU of a limit of CPU time); not for those that the
+    /// parent process has ignored, as `nohup` does SIGHUP.
     pub fn on_signals() -> Result<Self> {
         let (stop, insisted) = (Self::default(), Arc::new(AtomicBool::new(false)));
         for signal in [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| !is_ignored(*signal)) {
@@ -77,8 +80,8 @@ impl Stop {
         Ok(stop)
     }
 
-    /// The same, and the end of stdin asks too: whoever started us and holds the other end has let go, by its own death
-    /// at the latest. Also returns the lines that come from there.
+    /// The same, and the end of stdin asks too: whoever started us and holds the other end has let go, by its
+    /// own death at the latest. Also returns the lines that come from there.
     pub fn on_signals_and_end_of_stdin() -> Result<(Self, Receiver<String>)> {
         let stop = Self::on_signals()?;
         let (flag, (sender, lines)) = (stop.0.clone(), channel());

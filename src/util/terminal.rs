@@ -1,5 +1,5 @@
-//! What fits a terminal: how wide text is shown (letters of Chinese, Japanese and Korean take two columns), tables, and lines
-//! whose less important parts give way.
+//! What fits a terminal: how wide text is shown (letters of Chinese, Japanese and Korean take two columns),
+//! tables, and lines whose less important parts give way.
 
 use console::{Alignment, Term, measure_text_width, pad_str};
 
@@ -22,7 +22,7 @@ pub fn width(text: &str) -> usize {
     measure_text_width(text)
 }
 
-/// `text` at the left of `width` columns.
+/// `text` at the left of `num_params` columns.
 pub fn padded(text: &str, width: usize) -> String {
     pad_str(text, width, Alignment::Left, None).into_owned()
 }
@@ -60,7 +60,8 @@ pub fn table(head: &[&str], right: usize, rows: Vec<Vec<String>>) -> String {
     fitted(head, right, rows, None, &[])
 }
 
-/// The same in so many columns of a terminal: those of `dispensable` are left out where it is too narrow, the first of them first.
+/// The same in so many columns of a terminal: those of `dispensable` are left out where it is too narrow, the
+/// first of them first.
 pub fn fitted(
     head: &[&str],
     right: usize,

@@ -1,5 +1,5 @@
-//! Work beside other work, on as many threads as the system gives: where it refuses one (a cgroup's pids.max, `ulimit -u`), those that
-//! are there do the work, at worst the caller's.
+//! Work beside other work, on as many threads as the system gives: where it refuses one (a cgroup's pids.max,
+//! `ulimit -u`), those that are there do the work, at worst the caller's.
 
 use std::panic::resume_unwind;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,9 +7,10 @@ use std::thread::{Builder, JoinHandle, scope};
 
 use anyhow::Result;
 
-use crate::util::exit_code::{Exit, OrExit};
+use crate::util::exit_code::{ExitCode, WithExitCode};
 
-/// Runs `work` on up to `threads` threads, of which the caller's is one; each is to take from a common list until that is empty.
+/// Runs `work` on up to `threads` threads, of which the caller's is one; each is to take from a common list
+/// until that is empty.
 pub fn share(threads: usize, work: impl Fn() + Sync) {
     scope(|scope| {
         for _ in 1..threads {
@@ -21,7 +22,8 @@ pub fn share(threads: usize, work: impl Fn() + Sync) {
     });
 }
 
-/// Does `work` for every item on up to `threads` threads, whichever comes first; the results in the order of the items.
+/// Does `work` for every item on up to `threads` threads, whichever comes first; the results in the order of
+/// the items.
 pub fn each<T: Send, R: Send>(threads: usize, items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
     let mut results: Vec<Option<R>> = items.iter().map(|_| None).collect();
     let threads = threads.min(items.len());
@@ -57,7 +59,7 @@ pub fn spawn<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>> {
-    Builder::new().name(name.into()).spawn(work).or_exit(Exit::Memory, || REFUSED)
+    Builder::new().name(name.into()).spawn(work).with_exit_code(ExitCode::Memory, || REFUSED)
 }
 
 /// Why a thread or a process could not be made, and what to do.

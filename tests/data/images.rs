@@ -12,8 +12,9 @@ use tikhonov::data::loader::{Batch, Loader, LoaderOptions, Preparation};
 use super::{at, made_by, mistake, numbers, open, refusal};
 use crate::loader::{augment, batches, options};
 
-/// `images` holds three pictures whose levels tell where they are: 16 · row + column, the second one column wider, the
-/// third 255 minus that. `targets` holds 255 minus each, `masks` the level halved to 0 or 200, at 120.
+/// `images` holds three pictures whose levels tell where they are: 16 · row + column, the second one column
+/// wider, the third 255 minus that. `targets` holds 255 minus each, `masks` the level halved to 0 or 200, at
+/// 120.
 const PICTURES: &str = "
 from PIL import Image
 import os

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::json;
 use tch::{Kind, Tensor};
 use tikhonov::data::{Fit, ImageFile, Mode, Resize, Samples, pictures};
-use tikhonov::util::rng::{Draw, Purpose};
+use tikhonov::util::rng::{CounterRng, RngStream};
 
 use super::{at, labels, made_by, mistake, open, python_in, refusal, sums, xs};
 use crate::common::data_dir;
@@ -18,7 +18,8 @@ fn decode(folder: &Path, name: &str, mode: Mode) -> Tensor {
     Tensor::from_slice(&picture.planes()).view([mode.channels() as i64, height, width])
 }
 
-/// Writes one picture in every form that Pillow and tifffile write, and prints per file what Pillow makes of it.
+/// Writes one picture in every form that Pillow and tifffile write, and prints per file what Pillow makes of
+/// it.
 const FORMS: &str = "
 from PIL import Image, ImageOps
 import tifffile, warnings
@@ -101,7 +102,7 @@ fn a_part_of_a_jpeg_has_the_bits_that_it_has_in_the_whole() {
         let file = ImageFile { path: folder.path().join(name), mode: Mode::Rgb };
         let whole = file.decode().unwrap();
         for draw in 0..40 {
-            let mut random = Draw::new(5, number as u64, draw, Purpose::Augment);
+            let mut random = CounterRng::new(5, number as u64, draw, RngStream::Augment);
             let mut part = |side: usize| {
                 let len = if draw == 0 { side } else { 1 + random.below(side as u64) as usize };
                 (random.below((side - len) as u64 + 1) as usize, len)
@@ -127,7 +128,7 @@ Image.fromarray(np.random.default_rng(1).integers(0, 256, (90, 120, 3), np.uint8
     let file = ImageFile { path: folder.path().join("damaged.jpg"), mode: Mode::Rgb };
     let (mut declined, mut decoded) = (0, 0);
     for number in 0..2000 {
-        let mut random = Draw::new(6, 0, number, Purpose::Augment);
+        let mut random = CounterRng::new(6, 0, number, RngStream::Augment);
         let mut bytes = intact.clone();
         for _ in 0..=random.below(3) {
             let at = random.below(bytes.len() as u64) as usize;
@@ -238,7 +239,7 @@ open('text.png', 'w').write('not a picture'); open('void.png', 'w')
         }
     }
     // Whatever damage does to a file, it is decoded or refused; no decoder may take the program down.
-    let mut draw = Draw::new(0, 0, 0, Purpose::Generate);
+    let mut draw = CounterRng::new(0, 0, 0, RngStream::Generate);
     for name in ["a.jpg", "b.jpg", "c.png", "d.gif", "e.bmp", "f.webp", "g.tif"] {
         let whole = fs::read(folder.path().join(name)).expect("the file");
         for _ in 0..100 {

@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 use tikhonov::nn::model::{Model, ModelSpec};
-use tikhonov::util::rng::{Draw, Purpose};
+use tikhonov::util::rng::{CounterRng, RngStream};
 
-struct Dice(Draw);
+struct Dice(CounterRng);
 
 impl Dice {
     fn below(&mut self, n: u64) -> i64 {
@@ -82,7 +82,7 @@ impl Dice {
 fn what_the_checks_accept_runs_and_has_the_promised_shape() {
     let mut accepted = 0;
     for index in 0..12_000 {
-        let mut dice = Dice(Draw::new(1, 0, index, Purpose::Augment));
+        let mut dice = Dice(CounterRng::new(1, 0, index, RngStream::Augment));
         let input = match dice.below(5) {
             0 => vec![dice.one(&[1, 2, 6, 24])],
             1 => vec![dice.one(&[1, 2, 6]), dice.one(&[1, 2, 5])],
@@ -98,7 +98,7 @@ fn what_the_checks_accept_runs_and_has_the_promised_shape() {
             model.build(Device::Cpu, Kind::Float).unwrap_or_else(|error| panic!("{shown}: {error:#}"));
         for train in [false, true] {
             let xs = Tensor::ones([&[2], input.as_slice()].concat(), (Kind::Float, Device::Cpu));
-            let ys = tikhonov::libtorch::catching(|| network.forward(&xs, train));
+            let ys = tikhonov::libtorch::catch_panics(|| network.forward(&xs, train));
             let ys = ys.unwrap_or_else(|error| panic!("{shown}: {error:#}"));
             assert_eq!(ys.size(), [&[2], model.output()].concat(), "{shown}");
         }

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use tch::{Kind, Reduction, Tensor};
 use tikhonov::optim::Optimizer;
-use tikhonov::penalty::{Group, Rates, Target};
-use tikhonov::schedule::{Clock, Plateau};
-use tikhonov::util::rng::{Draw, Purpose};
+use tikhonov::penalty::{LambdaValues, ParamGroup, PenaltyParam};
+use tikhonov::schedule::{Plateau, ScheduleStep};
+use tikhonov::util::rng::{CounterRng, RngStream};
 
 use super::{Declared, declared, distance, normal};
 use crate::common;
@@ -25,7 +25,7 @@ pub(super) struct Problem {
 
 impl Problem {
     pub(super) fn new() -> Self {
-        let mut draw = Draw::new(7, 1, 0, Purpose::Generate);
+        let mut draw = CounterRng::new(7, 1, 0, RngStream::Generate);
         let ys: Vec<i64> = (0..64).map(|_| draw.below(3) as i64).collect();
         let ys = Tensor::from_slice(&ys);
         let shift = ys.to_kind(Kind::Double).view([64, 1, 1, 1]) * 0.5;
@@ -212,8 +212,8 @@ impl Case {
     }
 }
 
-pub(super) fn targets() -> Vec<Target<'static>> {
-    NAMES.iter().map(|name| Target { name, decays: name.ends_with("weight") }).collect()
+pub(super) fn targets() -> Vec<PenaltyParam<'static>> {
+    NAMES.iter().map(|name| PenaltyParam { name, is_weight: name.ends_with("weight") }).collect()
 }
 
 /// The weights after 200 steps, in one vector, and the optimiser.
@@ -229,14 +229,14 @@ fn steps(
     problem: &Problem,
     declared: &Declared,
     params: &[(String, Tensor)],
-    groups: &[Group],
+    groups: &[ParamGroup],
     optimizer: &mut Optimizer,
     range: std::ops::Range<u64>,
 ) {
     for step in range {
-        let clock = Clock { step, steps_per_epoch: 4, total_steps: STEPS };
+        let clock = ScheduleStep { step, steps_per_epoch: 4, total_steps: STEPS };
         problem.loss(params, 16 * (step as i64 % 4), 16).backward();
-        let rates: Vec<Rates> = groups.iter().map(|group| group.rates(clock)).collect();
+        let rates: Vec<LambdaValues> = groups.iter().map(|group| group.lambdas(clock)).collect();
         let lr = declared.schedule.lr(declared.optimizer.lr(), clock, &Plateau::default());
         optimizer.step(lr, &rates, declared.clip.as_ref()).unwrap();
     }
@@ -350,8 +350,8 @@ fn micro_batches_add_up_to_the_large_batch() {
         let params = problem.parameters(Kind::Double);
         let groups = declared.penalty.assign(&targets()).unwrap();
         let mut optimizer = declared.optimizer.build(shared(&params), &groups).unwrap();
-        let clock = Clock { step: 0, steps_per_epoch: 1, total_steps: 20 };
-        let rates: Vec<Rates> = groups.iter().map(|group| group.rates(clock)).collect();
+        let clock = ScheduleStep { step: 0, steps_per_epoch: 1, total_steps: 20 };
+        let rates: Vec<LambdaValues> = groups.iter().map(|group| group.lambdas(clock)).collect();
         for _ in 0..20 {
             let mut start = 0;
             for &share in shares {

@@ -1,15 +1,16 @@
-//! Cautious and relative decay, and the derivative of one step by λ₂, against loops written by hand in PyTorch.
+//! Cautious and relative decay, and the derivative of one step by λ₂, against loops written by hand in
+//! PyTorch.
 
 use tch::Kind;
-use tikhonov::optim::Stride;
-use tikhonov::schedule::{Clock, Plateau};
+use tikhonov::optim::StepOptions;
+use tikhonov::schedule::{Plateau, ScheduleStep};
 
 use super::against_torch::{NAMES, Problem, flat, shared, targets};
 use super::{declared, distance};
 use crate::common;
 
-/// Every rule as a differentiable function of (weight, gradient, state, count of steps before, η). `train` makes `steps` of
-/// them, tells dL_val/dλ through the last, and leaves the weights.
+/// Every rule as a differentiable function of (weight, gradient, state, count of steps before, η). `train`
+/// makes `steps` of them, tells dL_val/dλ through the last, and leaves the weights.
 const PYTHON: &str = r#"
 import json, math, numpy as np, torch, torch.nn.functional as F
 torch.set_num_threads(1)
@@ -189,14 +190,15 @@ fn decay_in_every_mode_and_the_derivative_of_a_step_by_lambda_equal_autograd_thr
             let mut optimizer = declared.optimizer.build(shared(&params), &groups).unwrap();
             let mut slope = 0.0;
             for step in 0..steps {
-                let clock = Clock { step, steps_per_epoch: 4, total_steps: 200 };
+                let clock = ScheduleStep { step, steps_per_epoch: 4, total_steps: 200 };
                 problem.loss(&params, 16 * (step as i64 % 4), 16).backward();
-                let rates: Vec<_> = groups.iter().map(|group| group.rates(clock)).collect();
+                let rates: Vec<_> = groups.iter().map(|group| group.lambdas(clock)).collect();
                 let lr = declared.schedule.lr(declared.optimizer.lr(), clock, &Plateau::default());
                 let traced = if step == steps - 1 { vec![traced] } else { Vec::new() };
                 let clip = declared.clip.as_ref();
-                let stride = Stride { lr, rates: &rates, clip, traced: &traced, ..Stride::default() };
-                let made = optimizer.advance(&stride).unwrap();
+                let stride =
+                    StepOptions { lr, rates: &rates, clip, differentiate: &traced, ..StepOptions::default() };
+                let made = optimizer.step_with(&stride).unwrap();
                 for shift in made.shifts.iter().flatten() {
                     assert!(NAMES[shift.param].ends_with("weight"));
                     problem.loss(&params, 48, 16).backward();
@@ -225,7 +227,7 @@ fn relative_decay_does_not_depend_on_the_rate_and_cautious_decay_spares_weights_
     // Without a gradient only decay acts: by λ·η/η_peak, whatever lr is.
     for lr in [0.5, 0.005] {
         let (w, mut optimizer) = super::single(&format!("optimizer: {{sgd: {{lr: {lr}}}}}"), &[1.0, -2.0]);
-        let rates = [tikhonov::penalty::Rates {
+        let rates = [tikhonov::penalty::LambdaValues {
             decoupled: 0.1,
             decoupled_mode: tikhonov::penalty::DecoupledMode::Relative,
             ..Default::default()
@@ -235,7 +237,7 @@ fn relative_decay_does_not_depend_on_the_rate_and_cautious_decay_spares_weights_
         assert!(super::values(&w).iter().zip([0.95, -1.9]).all(|(a, b)| (a - b).abs() < 1e-15), "{lr}");
     }
     let (w, mut optimizer) = super::single("optimizer: sgd", &[1.0, 1.0]);
-    let rates = [tikhonov::penalty::Rates {
+    let rates = [tikhonov::penalty::LambdaValues {
         decoupled: 0.1,
         decoupled_mode: tikhonov::penalty::DecoupledMode::Cautious,
         ..Default::default()

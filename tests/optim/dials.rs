@@ -1,7 +1,7 @@
 //! Steps that read their rates on the device, as a recorded step does.
 
 use tch::{Device, Kind};
-use tikhonov::optim::{Dials, Stride};
+use tikhonov::optim::{GraphScalars, StepOptions};
 
 use super::normal;
 use super::scaling::{OPTIMIZERS, Run};
@@ -24,7 +24,7 @@ fn a_step_by_numbers_on_the_device_is_the_step_by_those_of_the_host() {
             }
             let config = format!("optimizer: {{{optimizer}}}\npenalty: {penalty}\nclip: {{norm: 0.5}}");
             let (mut host, mut device) = (Run::new(&config, false), Run::new(&config, false));
-            let mut dials = Dials::new(device.rates.len(), Device::Cpu).unwrap();
+            let mut dials = GraphScalars::new(device.rates.len(), Device::Cpu).unwrap();
             for step in 0..8u64 {
                 // Everything moves, as under a schedule: a dial that is not read shows.
                 let lr = 0.05 / (1 + step) as f64;
@@ -44,15 +44,21 @@ fn a_step_by_numbers_on_the_device_is_the_step_by_those_of_the_host() {
                     loss.backward();
                 }
                 let (rates, clip) = (&host.rates, host.clip.as_ref());
-                host.optimizer.advance(&Stride { lr, rates, clip, ..Stride::default() }).unwrap();
+                host.optimizer.step_with(&StepOptions { lr, rates, clip, ..StepOptions::default() }).unwrap();
                 let named = host.named();
                 host.ema.update(&named, None).unwrap();
 
                 dials.set(&device.optimizer, lr, &device.rates, device.ema.weight()).unwrap();
                 // What the recorded step was given when it was recorded does not count.
                 let (rates, clip) = (&device.rates, device.clip.as_ref());
-                let stride = Stride { lr: 7.0, rates, clip, dials: Some(&dials), ..Stride::default() };
-                device.optimizer.advance(&stride).unwrap();
+                let stride = StepOptions {
+                    lr: 7.0,
+                    rates,
+                    clip,
+                    graph_scalars: Some(&dials),
+                    ..StepOptions::default()
+                };
+                device.optimizer.step_with(&stride).unwrap();
                 device.ema.blend(&device.named(), dials.average()).unwrap();
                 device.ema.count();
             }

@@ -1,8 +1,8 @@
 //! Steps whose float16 gradients overflowed: they change nothing at all.
 
 use tch::{Device, Kind, Tensor};
-use tikhonov::optim::{Ema, EmaSpec, LossScale, Optimizer, Stride};
-use tikhonov::penalty::{Rates, Target};
+use tikhonov::optim::{Ema, EmaSpec, GradScaler, Optimizer, StepOptions};
+use tikhonov::penalty::{LambdaValues, PenaltyParam};
 
 use super::{declared, normal};
 
@@ -27,14 +27,15 @@ const PENALTIES: [&str; 6] = [
     "{decoupled: 0.002, decoupled_mode: accumulated, l1: 0.001, l1_mode: preconditioned}",
 ];
 
-/// A weight and a bias with their optimiser, the average of both, and a scale that overflows where it is told to.
+/// A weight and a bias with their optimiser, the average of both, and a scale that overflows where it is told
+/// to.
 pub(super) struct Run {
     pub params: Vec<Tensor>,
     pub optimizer: Optimizer,
-    pub rates: Vec<Rates>,
+    pub rates: Vec<LambdaValues>,
     pub clip: Option<tikhonov::optim::Clip>,
     pub ema: Ema,
-    scale: Option<LossScale>,
+    scale: Option<GradScaler>,
     made: u64,
 }
 
@@ -49,17 +50,18 @@ impl Run {
             .zip(&params)
             .map(|(name, t)| (name.to_owned(), t.shallow_clone()))
             .collect();
-        let targets = [("w", true), ("b", false)].map(|(name, decays)| Target { name, decays });
+        let targets =
+            [("w", true), ("b", false)].map(|(name, decays)| PenaltyParam { name, is_weight: decays });
         let groups = declared.penalty.assign(&targets).unwrap();
-        let clock = tikhonov::schedule::Clock { step: 0, steps_per_epoch: 10, total_steps: 100 };
+        let clock = tikhonov::schedule::ScheduleStep { step: 0, steps_per_epoch: 10, total_steps: 100 };
         let ema = Ema::new(&EmaSpec { decay: 0.9, warmup: true }, &named).unwrap();
         Self {
-            rates: groups.iter().map(|group| group.rates(clock)).collect(),
+            rates: groups.iter().map(|group| group.lambdas(clock)).collect(),
             optimizer: declared.optimizer.build(named, &groups).unwrap().with_peak(0.2),
             clip: declared.clip,
             params,
             ema,
-            scale: scaled.then(|| LossScale::new(None, Device::Cpu).unwrap()),
+            scale: scaled.then(|| GradScaler::new(None, Device::Cpu).unwrap()),
             made: 0,
         }
     }
@@ -75,8 +77,8 @@ impl Run {
         }
         self.scale.as_ref().map_or(loss.shallow_clone(), |scale| scale.scaled(&loss)).backward();
         let (rates, clip, scale) = (&self.rates, self.clip.as_ref(), self.scale.as_ref());
-        let stride = Stride { lr: 0.05, rates, clip, scale, ..Stride::default() };
-        let step = self.optimizer.advance(&stride).unwrap();
+        let stride = StepOptions { lr: 0.05, rates, clip, scale, ..StepOptions::default() };
+        let step = self.optimizer.step_with(&stride).unwrap();
         self.ema.update(&self.named(), step.found_inf.as_ref()).unwrap();
         if let (Some(scale), Some(found_inf)) = (&mut self.scale, &step.found_inf) {
             scale.update(found_inf).unwrap();

@@ -391,8 +391,8 @@ n = fresh(); torch.nn.utils.parametrize.register_parametrization(n.fc, 'weight',
         let (code, said) = fits(&path, &[]);
         assert!(code == 0 && said.contains(&format!("computed as {how} says")), "{part}: {said}");
         let weights = read(path.with_extension("out.safetensors"));
-        // Python's own: pruning bit for bit; what a norm or σ divides to the last bit or two, for the sum in it
-        // may order its terms otherwise (memory that begins elsewhere is enough).
+        // Python's own: pruning bit for bit; what a norm or σ divides to the last bit or two, for the sum in
+        // it may order its terms otherwise (memory that begins elsewhere is enough).
         let truth = read(folder.path().join(format!("{part}.plain.pth")));
         assert_eq!(weights.tensors.len(), 9, "{part}");
         for (name, wanted) in truth.tensors {

@@ -50,7 +50,8 @@ pub fn digest(tensors: &[(String, Tensor)]) -> String {
     lines
 }
 
-/// Runs a script with [`SHOW`] in a fresh folder, which it knows as `P`. TorchScript wants the source in a file.
+/// Runs a script with [`SHOW`] in a fresh folder, which it knows as `P`. TorchScript wants the source in a
+/// file.
 pub fn script(body: &str) -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("show.py"), SHOW).unwrap();

@@ -1,7 +1,9 @@
-//! Ten thousand damaged copies of small files: no panic, bounded memory, and what a container promises is kept.
+//! Ten thousand damaged copies of small files: no panic, bounded memory, and what a container promises is
+//! kept.
 //!
-//! Zip: a file that is accepted after a truncation or a flipped bit has the original's tensors. Legacy streams have no checksum:
-//! the same is asserted for every byte but the pickled object and the raw numbers, where damage may stay unseen.
+//! Zip: a file that is accepted after a truncation or a flipped bit has the original's tensors. Legacy
+//! streams have no checksum: the same is asserted for every byte but the pickled object and the raw numbers,
+//! where damage may stay unseen.
 
 use std::ops::Range;
 

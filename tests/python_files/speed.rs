@@ -1,4 +1,5 @@
-//! Time to load a 100 MB file and sum its tensors beside PyTorch, by hand: `cargo test --release -- --ignored loading --nocapture`.
+//! Time to load a 100 MB file and sum its tensors beside PyTorch, by hand:
+//! `cargo test --release -- --ignored loading --nocapture`.
 
 use std::process::Command;
 use std::time::Instant;
@@ -9,7 +10,8 @@ use crate::common::python_path;
 const REPEATS: usize = 9;
 const FILE: &str = "TIKHONOV_SPEED_FILE";
 
-/// Loads and sums once per call; a file that is only mapped into memory has not been read yet. Prints (first, best of 10) in seconds.
+/// Loads and sums once per call; a file that is only mapped into memory has not been read yet. Prints (first,
+/// best of 10) in seconds.
 const PYTHON: &str = "
 import sys, time, torch
 from safetensors.torch import load_file

@@ -8,19 +8,19 @@ use clap::Args;
 
 use super::{ConfigOptions, MachineOptions};
 use crate::config::Override;
-use crate::data::{Shelf, Split};
+use crate::data::{DatasetCache, Split};
 use crate::libtorch::machine::keep_memory;
 use crate::train::bench::{Extent, Report, bench};
 use crate::train::run_folder::LockedFolder;
-use crate::train::session::{Plan, Session};
+use crate::train::session::{ModelPlan, Session};
 use crate::train::trainer::{Start, Trainer};
-use crate::util::console::{self, say};
-use crate::util::exit_code::{Exit, OrExit};
+use crate::util::console::{self, print_out};
+use crate::util::exit_code::{ExitCode, WithExitCode};
 
 /// Measure how fast a config trains: steps, phases, memory, evaluation.
 ///
-/// Trains as `train` does, and keeps nothing. Phases wait for a GPU; how fast it runs without these waits is told beside
-/// them.
+/// Trains as `train` does, and keeps nothing. Phases wait for a GPU; how fast it runs without these waits is
+/// told beside them.
 #[derive(Args, Debug)]
 pub struct Options {
     #[command(flatten)]
@@ -52,16 +52,16 @@ pub struct Options {
 
 pub fn run(options: &Options) -> Result<()> {
     // Training has a folder to write to; this one goes when the command ends.
-    let folder = tempfile::tempdir().or_exit(Exit::Storage, || "making a temporary folder")?;
+    let folder = tempfile::tempdir().with_exit_code(ExitCode::Storage, || "making a temporary folder")?;
     let output = Override::new("bench", "output", folder.path().to_string_lossy().into_owned());
     let no_pictures = Override::new("bench", "train.pictures", 0);
     let config = options.config.load(options.machine.overrides().chain([output, no_pictures]))?;
     config.validate_data(&Split::ALL)?;
-    let plan = Plan::of(&config)?;
+    let plan = ModelPlan::of(&config)?;
     config.spec.device.resolve()?;
     keep_memory();
     let initial = plan.initial_with_optimizer(&config)?;
-    let session = Session::open(config, plan, &mut Shelf::default())?;
+    let session = Session::open(config, plan, &mut DatasetCache::default())?;
     let taken = LockedFolder::take(folder.path())?;
     let mut run = Trainer::new(&session, taken, Start::Fresh(initial))?;
     let extent = Extent {
@@ -73,10 +73,12 @@ pub fn run(options: &Options) -> Result<()> {
     };
     let report = bench(&session, &mut run, extent)?;
     if let Some(path) = &options.profile {
-        report.write_trace(path).or_exit(Exit::Storage, || format!("writing {}", path.display()))?;
+        report
+            .write_trace(path)
+            .with_exit_code(ExitCode::Storage, || format!("writing {}", path.display()))?;
     }
     match options.json {
-        true => say!("{}", serde_json::to_string_pretty(&report)?),
+        true => print_out!("{}", serde_json::to_string_pretty(&report)?),
         false => console::out(format_args!("{}", text(&report)?)),
     }
     Ok(())

@@ -13,14 +13,14 @@ use crate::pytorch::weights::{self, Part, Weights, read_weights};
 use crate::pytorch::writer;
 use crate::train::initial_weights::read_place;
 use crate::util::atomic_file;
-use crate::util::console::say;
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::console::print_out;
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::rename::Rule;
 
 /// Convert weights between .pth, .pt and .safetensors; the extension of OUT decides.
 ///
-/// Reads everything that `inspect` reads. A .pt or .pth is a state_dict that torch.load(weights_only=True) opens. Tensors keep
-/// their dtype unless --half or --bf16 narrows the floating-point ones.
+/// Reads everything that `inspect` reads. A .pt or .pth is a state_dict that torch.load(weights_only=True)
+/// opens. Tensors keep their dtype unless --half or --bf16 narrows the floating-point ones.
 #[derive(Args, Debug)]
 pub struct Options {
     /// The file to read; of a run folder its best checkpoint, else its last
@@ -60,11 +60,11 @@ enum Format {
 pub fn run(options: &Options) -> Result<()> {
     let format = format(&options.output)?;
     if is_same_file(&options.input, &options.output) {
-        return Err(fail(Exit::Usage, "the output would replace the input: give it another name"));
+        return Err(fail(ExitCode::Usage, "the output would replace the input: give it another name"));
     }
     if options.output.exists() && !options.force {
         let message = format!("{} is there already; --force replaces it", options.output.display());
-        return Err(fail(Exit::Usage, message));
+        return Err(fail(ExitCode::Usage, message));
     }
     let part = Part { keys: options.key.clone(), ignore: options.ignore.clone(), raw: false };
     let mut weights = read_place(&options.input, &part)?;
@@ -73,7 +73,7 @@ pub fn run(options: &Options) -> Result<()> {
     weights.tensors.retain(|_| kept.next().unwrap_or(true));
     if weights.tensors.is_empty() {
         return Err(fail(
-            Exit::Checkpoint,
+            ExitCode::Checkpoint,
             format!("{}: no tensor is left to be written", options.input.display()),
         ));
     }
@@ -99,7 +99,7 @@ pub fn run(options: &Options) -> Result<()> {
         Some(error) => return Err(error),
         None => written?,
     }
-    say!(
+    print_out!(
         "{}: {} tensors from the {} of {}",
         options.output.display(),
         tensors.len(),
@@ -107,10 +107,10 @@ pub fn run(options: &Options) -> Result<()> {
         options.input.display()
     );
     for (key, count) in &weights.others {
-        say!("not converted: {count} tensors under `{key}`; --key '{key}' takes them");
+        print_out!("not converted: {count} tensors under `{key}`; --key '{key}' takes them");
     }
     if ignored > 0 {
-        say!("not converted: {ignored} tensors that --ignore names");
+        print_out!("not converted: {ignored} tensors that --ignore names");
     }
     for (name, dtype) in &weights.widened {
         let now = weights
@@ -119,7 +119,7 @@ pub fn run(options: &Options) -> Result<()> {
             .find(|(kept, _)| kept == name)
             .and_then(|(_, tensor)| weights::dtype(tensor.kind()));
         if let Some(now) = now {
-            say!("note: `{name}` is {} in the file and was written as {}", dtype.name(), now.name());
+            print_out!("note: `{name}` is {} in the file and was written as {}", dtype.name(), now.name());
         }
     }
     Ok(())
@@ -139,11 +139,11 @@ fn reads_back(file: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
         };
         if !same {
             let message = format!("`{name}` does not read back as it was written; nothing was kept");
-            return Err(fail(Exit::Checkpoint, message));
+            return Err(fail(ExitCode::Checkpoint, message));
         }
     }
     match found.keys().next() {
-        Some(name) => Err(fail(Exit::Checkpoint, format!("`{name}` reads back and was not written"))),
+        Some(name) => Err(fail(ExitCode::Checkpoint, format!("`{name}` reads back and was not written"))),
         None => Ok(()),
     }
 }
@@ -154,7 +154,7 @@ fn format(output: &Path) -> Result<Format> {
         "pt" | "pth" | "th" => Ok(Format::StateDict),
         "safetensors" => Ok(Format::Safetensors),
         _ => Err(fail(
-            Exit::Usage,
+            ExitCode::Usage,
             format!("{}: the extension must say the format: .pt, .pth or .safetensors", output.display()),
         )),
     }
@@ -182,21 +182,22 @@ fn rename(weights: &Weights, options: &Options) -> Result<Vec<(String, Tensor)>>
         if !used {
             let first = weights.tensors.first().map_or("", |(name, _)| name);
             let message = format!("--strip {prefix:?} fits no name; the first one in the file is {first:?}");
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         }
     }
     options.rename.iter().try_for_each(|rule| rule.apply(&mut names))?;
     let mut seen = HashSet::new();
     if let Some(name) = names.iter().find(|name| name.is_empty() || !seen.insert(name.as_str())) {
         return Err(fail(
-            Exit::Usage,
+            ExitCode::Usage,
             format!("after renaming, two tensors are called {name:?} or one has no name"),
         ));
     }
     Ok(names.into_iter().zip(weights.tensors.iter().map(|(_, tensor)| tensor.shallow_clone())).collect())
 }
 
-/// Converts the floating-point tensors; tied ones stay tied. Exit 4 where finite values would become infinite.
+/// Converts the floating-point tensors; tied ones stay tied. Exit 4 where finite values would become
+/// infinite.
 pub(super) fn narrow(tensors: Vec<(String, Tensor)>, kind: Kind) -> Result<Vec<(String, Tensor)>> {
     let overflows = |(_, tensor): &&(String, Tensor)| -> bool {
         let lost = || -> Result<bool, tch::TchError> {
@@ -213,7 +214,7 @@ pub(super) fn narrow(tensors: Vec<(String, Tensor)>, kind: Kind) -> Result<Vec<(
             _ => ("bfloat16", "leave --bf16 out"),
         };
         let message = format!("{} hold values too large for {dtype}: {remedy}", names.join(", "));
-        return Err(fail(Exit::Checkpoint, message));
+        return Err(fail(ExitCode::Checkpoint, message));
     }
     let mut done: HashMap<_, Tensor> = HashMap::new();
     tensors
@@ -225,7 +226,9 @@ pub(super) fn narrow(tensors: Vec<(String, Tensor)>, kind: Kind) -> Result<Vec<(
             let place = (tensor.data_ptr() as usize, tensor.size(), tensor.stride());
             let narrowed = match done.get(&place) {
                 Some(twin) => twin.shallow_clone(),
-                None => tensor.f_to_kind(kind).or_exit(Exit::Checkpoint, || format!("`{name}`"))?,
+                None => {
+                    tensor.f_to_kind(kind).with_exit_code(ExitCode::Checkpoint, || format!("`{name}`"))?
+                }
             };
             done.insert(place, narrowed.shallow_clone());
             Ok((name, narrowed))

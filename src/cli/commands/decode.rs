@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 use super::TrainedOptions;
 use super::outputs::{each, jobs, write_photo};
 use crate::data::sources::folder::files_at;
-use crate::util::exit_code::{Exit, OrExit};
+use crate::util::exit_code::{ExitCode, WithExitCode};
 use crate::util::regular_file;
 
 /// Bytes that one file may have.
@@ -37,9 +37,9 @@ pub fn run(options: &Options) -> Result<()> {
     let is_file = !out.is_dir() && ImageFormat::from_path(out).is_ok();
     let jobs = jobs(&options.inputs, out, is_file, options.force, files, |path| path.with_extension("png"))?;
     let compressor = options.trained.compressor()?;
-    each(&jobs, &ProgressBar::hidden(), "files could not be decoded", Exit::Checkpoint, |job| {
+    each(&jobs, &ProgressBar::hidden(), "files could not be decoded", ExitCode::Checkpoint, |job| {
         let file = read(&job.input)?;
-        let photo = compressor.decode(&file).or_exit(Exit::Checkpoint, || job.input.display())?;
+        let photo = compressor.decode(&file).with_exit_code(ExitCode::Checkpoint, || job.input.display())?;
         write_photo(&photo, &job.output)?;
         Ok(format!("{job}: {}x{}", photo.width, photo.height))
     })
@@ -50,5 +50,5 @@ fn files(path: &Path) -> Result<(Vec<PathBuf>, Option<String>)> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    regular_file::read(path, MAX_FILE).or_exit(Exit::Checkpoint, || path.display())
+    regular_file::read(path, MAX_FILE).with_exit_code(ExitCode::Checkpoint, || path.display())
 }

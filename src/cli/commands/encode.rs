@@ -10,16 +10,16 @@ use super::TrainedOptions;
 use super::outputs::{each, jobs};
 use crate::data::pictures_at;
 use crate::util::atomic_file;
-use crate::util::console::say;
-use crate::util::exit_code::Exit;
+use crate::util::console::print_out;
+use crate::util::exit_code::ExitCode;
 
 /// What the files are called.
 const EXTENSION: &str = "tikc";
 
 /// Compress images with a trained compression run; `decode` brings them back.
 ///
-/// Prints bits per pixel of the whole file and PSNR of what comes back: 8 bits, in the colours of the network, alpha laid on
-/// white.
+/// Prints bits per pixel of the whole file and PSNR of what comes back: 8 bits, in the colours of the
+/// network, alpha laid on white.
 #[derive(Args, Debug)]
 pub struct Options {
     #[command(flatten)]
@@ -43,7 +43,7 @@ pub fn run(options: &Options) -> Result<()> {
     })?;
     let compressor = options.trained.compressor()?;
     let mut scores = Vec::new();
-    let outcome = each(&jobs, &ProgressBar::hidden(), "files could not be encoded", Exit::Data, |job| {
+    let outcome = each(&jobs, &ProgressBar::hidden(), "files could not be encoded", ExitCode::Data, |job| {
         let compressed = compressor.encode(&job.input)?;
         atomic_file::write_with_folders(&job.output, &compressed.file)?;
         let (rate, psnr) = (compressed.bits_per_pixel(), compressed.psnr);
@@ -53,7 +53,7 @@ pub fn run(options: &Options) -> Result<()> {
     });
     if scores.len() > 1 {
         let mean = |part: fn(&(f64, f64)) -> f64| scores.iter().map(part).sum::<f64>() / scores.len() as f64;
-        say!("mean of {}: {:.4} bits per pixel, {:.3} dB", scores.len(), mean(|s| s.0), mean(|s| s.1));
+        print_out!("mean of {}: {:.4} bits per pixel, {:.3} dB", scores.len(), mean(|s| s.0), mean(|s| s.1));
     }
     outcome
 }

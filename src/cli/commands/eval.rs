@@ -8,19 +8,20 @@ use serde_json::{Value, json};
 
 use super::{MachineOptions, WeightOptions, assignment};
 use crate::data::{Dataset, Split};
-use crate::inference::loaded_model::Trained;
+use crate::inference::loaded_model::LoadedModel;
 use crate::metrics::{ClassReport, Scores};
 use crate::train::evaluate::evaluate;
-use crate::train::sample_images::Gallery;
+use crate::train::sample_images::SampleImages;
 use crate::train::session::Session;
-use crate::util::console::{self, say, tell};
-use crate::util::exit_code::{Exit, OrExit};
+use crate::util::console::{self, print_err, print_out};
+use crate::util::exit_code::{ExitCode, WithExitCode};
 use crate::util::terminal::{padded, width};
 
 /// Evaluate trained runs, or a config with weights from elsewhere.
 ///
-/// Of a run: the weights that the validation set chose, else the last, unless --checkpoint or --weights says otherwise. Of a
-/// config: those of --weights, or of its `model.init_from`. Only the part of the data that is asked for is read.
+/// Of a run: the weights that the validation set chose, else the last, unless --checkpoint or --weights says
+/// otherwise. Of a config: those of --weights, or of its `model.init_from`. Only the part of the data that is
+/// asked for is read.
 #[derive(Args, Debug)]
 pub struct Options {
     /// Run folders, or configs: YAML files or names of shipped ones
@@ -56,12 +57,12 @@ pub fn run(options: &Options) -> Result<()> {
 
 fn eval_one(run: &Path, options: &Options) -> Result<()> {
     let overrides = options.machine.overrides();
-    let Trained { config, plan, weights } =
-        Trained::open(run, &options.set, overrides, &options.weights.choice())?;
+    let LoadedModel { config, plan, weights } =
+        LoadedModel::open(run, &options.set, overrides, &options.weights.choice())?;
     let data = &config.spec.data;
     let split = options.split.unwrap_or(match (&data.test, &data.validation) {
         (None, Some(_)) => {
-            tell!(
+            print_err!(
                 "{} has no test set: the scores are of the validation set, which may have chosen the weights",
                 run.display()
             );
@@ -75,30 +76,30 @@ fn eval_one(run: &Path, options: &Options) -> Result<()> {
     weights.load_into(&network)?;
     let name = format!("{split:?}").to_lowercase();
     let set = session.split(split);
-    let set = set.or_exit(Exit::Usage, || {
+    let set = set.with_exit_code(ExitCode::Usage, || {
         let data = &session.config.spec.data;
         let others = [("test", data.test.is_some()), ("validation", data.validation.is_some())];
         let other = others.iter().find(|(_, is_there)| *is_there).map_or("train", |(name, _)| name);
         format!("{} has no {name} set; try --split {other}", run.display())
     })?;
     for note in session.mask_notes(&name, set) {
-        tell!("{note}");
+        print_err!("{note}");
     }
     let loader = session.loader(set, false)?;
     let wanted = options.pictures.as_ref().map_or(0, |_| options.count);
-    let mut gallery = Gallery::of(wanted).showing(&session.config.spec);
+    let mut gallery = SampleImages::of(wanted).showing(&session.config.spec);
     let scores = evaluate(&network, &*session.task, session.model.output(), &loader, &mut gallery)?;
     let (judged, left_out) = (scores.indices.len(), set.left_out());
     for note in &set.notes {
-        tell!("{name}: {note}");
+        print_err!("{name}: {note}");
     }
     for skipped in &left_out {
-        tell!("{name}: {skipped}");
+        print_err!("{name}: {skipped}");
     }
     if let Some(folder) = &options.pictures {
         let stem = run.file_stem().unwrap_or_default().to_string_lossy();
         let what = || format!("--pictures: {} has no pictures to show of {name}", run.display());
-        (!gallery.is_empty()).then_some(()).or_exit(Exit::Usage, what)?;
+        (!gallery.is_empty()).then_some(()).with_exit_code(ExitCode::Usage, what)?;
         gallery.save(folder, &stem)?;
     }
     if options.json {
@@ -112,13 +113,13 @@ fn eval_one(run: &Path, options: &Options) -> Result<()> {
             line["each"] = rows(&scores, set).collect();
         }
         weights.describe(&mut line);
-        say!("{line}");
+        print_out!("{line}");
     } else {
-        say!("{} on {name} ({judged} samples)", weights.on(run));
+        print_out!("{} on {name} ({judged} samples)", weights.on(run));
         console::out(format_args!("{}", table(&scores, &set.classes)));
         if options.each {
             for row in rows(&scores, set) {
-                say!("{row}");
+                print_out!("{row}");
             }
         }
     }

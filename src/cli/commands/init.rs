@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::util::builtin;
-use crate::util::exit_code::{Exit, OrExit};
+use crate::util::exit_code::{ExitCode, WithExitCode};
 
 /// Write the shipped models and configs into a folder.
 ///
@@ -31,7 +31,7 @@ pub fn run(options: &Options) -> Result<()> {
         let path = options.dir.join(folder).join(format!("{name}.yaml"));
         let context = || format!("writing {}", path.display());
         if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).or_exit(Exit::Storage, context)?;
+            fs::create_dir_all(parent).with_exit_code(ExitCode::Storage, context)?;
         }
         let mut open = fs::OpenOptions::new();
         open.write(true);
@@ -46,8 +46,9 @@ pub fn run(options: &Options) -> Result<()> {
                 writeln!(out, "kept   {}", path.display())?;
             }
             file => {
-                let mut file = file.or_exit(Exit::Storage, context)?;
-                file.write_all(text.unwrap_or_default().as_bytes()).or_exit(Exit::Storage, context)?;
+                let mut file = file.with_exit_code(ExitCode::Storage, context)?;
+                file.write_all(text.unwrap_or_default().as_bytes())
+                    .with_exit_code(ExitCode::Storage, context)?;
                 writeln!(out, "wrote  {}", path.display())?;
             }
         }

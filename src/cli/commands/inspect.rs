@@ -10,15 +10,15 @@ use tch::{Kind, Tensor};
 
 use crate::nn::model::thousands;
 use crate::pytorch::reader::ROOT;
-use crate::pytorch::weights::{Part, Unreadable, Weights, dtype, survey};
+use crate::pytorch::weights::{Part, Unreadable, Weights, dtype, read_weights_lenient};
 use crate::train::initial_weights::{is_pythons, no_weights};
-use crate::util::exit_code::{Exit, OrExit};
+use crate::util::exit_code::{ExitCode, WithExitCode};
 use crate::util::terminal;
 
 /// Show what a checkpoint holds: .pth, .pt, TorchScript or safetensors, told by content.
 ///
-/// Prints the container, where in the file the weights are, what stands beside them (epoch, accuracy …), and every tensor.
-/// Objects of unknown classes are shown by their class name; nothing in the file is ever run.
+/// Prints the container, where in the file the weights are, what stands beside them (epoch, accuracy …), and
+/// every tensor. Objects of unknown classes are shown by their class name; nothing in the file is ever run.
 #[derive(Args, Debug)]
 pub struct Options {
     /// The file; of a checkpoint's or a run's folder its weights
@@ -34,11 +34,11 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     let file = file(&options.file)?;
     let part = Part { keys: options.key.clone().into_iter().collect(), ..Part::default() };
-    let (weights, unreadable) = survey(&file, &part)?;
+    let (weights, unreadable) = read_weights_lenient(&file, &part)?;
     let rows = (weights.tensors.iter())
         .map(|(name, tensor)| Row::new(name, tensor, &weights))
         .collect::<Result<Vec<_>>>()
-        .or_exit(Exit::Checkpoint, || options.file.display())?;
+        .with_exit_code(ExitCode::Checkpoint, || options.file.display())?;
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     if options.json {
         serde_json::to_writer_pretty(&mut out, &as_json(&weights, &rows, &unreadable))?;
@@ -53,7 +53,8 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The file itself; of a checkpoint's folder its weights, of a run's folder those of the best checkpoint, else the last.
+/// The file itself; of a checkpoint's folder its weights, of a run's folder those of the best checkpoint,
+/// else the last.
 fn file(path: &Path) -> Result<PathBuf> {
     const WEIGHTS: &str = "model.safetensors";
     if !path.is_dir() {
@@ -62,7 +63,7 @@ fn file(path: &Path) -> Result<PathBuf> {
     let candidates = [WEIGHTS, "checkpoints/best/model.safetensors", "checkpoints/last/model.safetensors"];
     let found = candidates.iter().map(|candidate| path.join(candidate)).find(|file| file.is_file());
     let found = found.or_else(|| is_pythons(path).then(|| path.to_owned()));
-    found.or_exit(Exit::Checkpoint, || no_weights(path))
+    found.with_exit_code(ExitCode::Checkpoint, || no_weights(path))
 }
 
 /// One tensor. The statistics leave NaN out; of complex numbers they take both parts.

@@ -1,4 +1,5 @@
-//! `tikhonov interpolate`: the images between two, by the codes that a trained variational autoencoder gives them.
+//! `tikhonov interpolate`: the images between two, by the codes that a trained variational autoencoder gives
+//! them.
 
 use std::path::{Path, PathBuf};
 
@@ -7,12 +8,13 @@ use clap::Args;
 
 use super::TrainedOptions;
 use super::outputs::{format, may_write, write_photo};
-use crate::inference::sampler::{Generator, Route, between};
-use crate::util::console::{say, tell};
+use crate::inference::sampler::{Route, Sampler, between};
+use crate::util::console::{print_err, print_out};
 
 /// Go from one image to another through the codes of a trained generation run, as one picture.
 ///
-/// The codes are the means that the encoder gives; the first and the last image are the reconstructions of the two.
+/// The codes are the means that the encoder gives; the first and the last image are the reconstructions of
+/// the two.
 #[derive(Args, Debug)]
 pub struct Options {
     #[command(flatten)]
@@ -42,11 +44,11 @@ pub fn run(options: &Options) -> Result<()> {
     format(output)?;
     may_write(output, [from, to].map(Path::new).into_iter(), options.force)?;
     let trained = options.trained.open()?;
-    let generator = Generator::new(&trained, &options.trained.run)?;
-    tell!("{}", trained.weights.name());
+    let generator = Sampler::new(&trained, &options.trained.run)?;
+    print_err!("{}", trained.weights.name());
     let codes = between(&generator.mean(from)?, &generator.mean(to)?, (*steps).into(), *route);
     let photo = generator.grid(&codes, *steps as usize)?;
     write_photo(&photo, output)?;
-    say!("{} ({}x{}): {steps} images", output.display(), photo.width, photo.height);
+    print_out!("{} ({}x{}): {steps} images", output.display(), photo.width, photo.height);
     Ok(())
 }

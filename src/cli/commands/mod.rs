@@ -29,10 +29,10 @@ use clap::Args;
 
 use crate::config::{CONFIG_FILE, Config, Override};
 use crate::inference::compressor::Compressor;
-use crate::inference::loaded_model::{Choice, Trained};
+use crate::inference::loaded_model::{LoadedModel, WeightSelection};
 use crate::libtorch::device::DeviceSpec;
 use crate::pytorch::weights::Part;
-use crate::util::console::tell;
+use crate::util::console::print_err;
 
 /// Which config, and what the command line changes in it.
 #[derive(Args, Clone, Debug)]
@@ -64,7 +64,8 @@ pub struct WeightOptions {
     /// Weights from a file that Python or tikhonov wrote, from a run folder or a checkpoint
     #[arg(long, value_name = "FILE")]
     pub weights: Option<PathBuf>,
-    /// Dotted path of the weights in FILE, instead of the part with the most tensors; `.` is the whole (repeatable: parts are joined)
+    /// Dotted path of the weights in FILE, instead of the part with the most tensors; `.` is the whole
+    /// (repeatable: parts are joined)
     #[arg(long, value_name = "PATH", requires = "weights")]
     pub key: Vec<String>,
     /// Leave out the tensors of FILE that PATTERN names, such as 'aux*' (repeatable)
@@ -76,10 +77,10 @@ pub struct WeightOptions {
 }
 
 impl WeightOptions {
-    pub fn choice(&self) -> Choice<'_> {
+    pub fn choice(&self) -> WeightSelection<'_> {
         let Self { checkpoint, weights, key, ignore, raw } = self;
         let part = Part { keys: key.clone(), ignore: ignore.clone(), raw: *raw };
-        Choice { checkpoint: checkpoint.as_deref(), weights: weights.as_deref(), part }
+        WeightSelection { checkpoint: checkpoint.as_deref(), weights: weights.as_deref(), part }
     }
 }
 
@@ -100,19 +101,21 @@ pub struct TrainedOptions {
 
 impl TrainedOptions {
     /// Finds the weights, checks that they fit, and sets the number of threads where the config names one.
-    pub fn open(&self) -> Result<Trained> {
-        let trained = Trained::open(&self.run, &self.set, self.machine.overrides(), &self.weights.choice())?;
+    pub fn open(&self) -> Result<LoadedModel> {
+        let trained =
+            LoadedModel::open(&self.run, &self.set, self.machine.overrides(), &self.weights.choice())?;
         trained.is_complete(&self.run)?;
         trained.use_threads();
         Ok(trained)
     }
 
-    /// The compressor of a compression run; says which weights it has. Exit 2 where the run is no compression.
+    /// The compressor of a compression run; says which weights it has. Exit 2 where the run is no
+    /// compression.
     fn compressor(&self) -> Result<Compressor> {
         let trained = self.open()?;
         let weights = trained.weights.name();
         let compressor = Compressor::new(trained, &self.run)?;
-        tell!("{weights}");
+        print_err!("{weights}");
         Ok(compressor)
     }
 }

@@ -12,8 +12,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::data::image::photo::Photo;
 use crate::util::atomic_file;
-use crate::util::console::{say, tell};
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::console::{print_err, print_out};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 
 /// An input and its output.
 pub struct Job {
@@ -27,8 +27,9 @@ impl fmt::Display for Job {
     }
 }
 
-/// What goes where: `list` finds the files at an input, with a line on what it passes over. `out` is a file, or a folder in which `rename` names the place of each input. Nothing is written if an
-/// output is an input, is there already and `force` is not given, or is meant for two.
+/// What goes where: `list` finds the files at an input, with a line on what it passes over. `out` is a file,
+/// or a folder in which `rename` names the place of each input. Nothing is written if an output is an input,
+/// is there already and `force` is not given, or is meant for two.
 pub fn jobs(
     inputs: &[PathBuf],
     out: &Path,
@@ -42,7 +43,7 @@ pub fn jobs(
         let root = if input.is_dir() { input.as_path() } else { input.parent().unwrap_or(Path::new("")) };
         let (files, note) = list(input)?;
         if let Some(note) = note {
-            tell!("{note}");
+            print_err!("{note}");
         }
         for file in files {
             let relative = file.strip_prefix(root).unwrap_or(&file);
@@ -51,7 +52,7 @@ pub fn jobs(
         }
     }
     if jobs.is_empty() {
-        return Err(fail(Exit::Data, format!("there is no file to work on in {}", inputs[0].display())));
+        return Err(fail(ExitCode::Data, format!("there is no file to work on in {}", inputs[0].display())));
     }
     let mut outputs = HashMap::new();
     for job in &jobs {
@@ -59,7 +60,7 @@ pub fn jobs(
             let (one, two, output) = (other.display(), job.input.display(), job.output.display());
             let message =
                 format!("{one} and {two} would both become {output}; give a folder, or one at a time");
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         }
         may_write(&job.output, jobs.iter().map(|job| job.input.as_path()), force)?;
     }
@@ -73,27 +74,27 @@ pub fn may_write<'a>(output: &Path, mut inputs: impl Iterator<Item = &'a Path>, 
     if inputs.any(|input| input.canonicalize().is_ok_and(|input| input == there)) {
         let message =
             format!("{output} is an input, and inputs are never overwritten; choose another output");
-        return Err(fail(Exit::Usage, message));
+        return Err(fail(ExitCode::Usage, message));
     }
     if there.is_dir() {
-        return Err(fail(Exit::Usage, format!("{output} is a folder; name a file in it")));
+        return Err(fail(ExitCode::Usage, format!("{output} is a folder; name a file in it")));
     }
     if !force {
-        return Err(fail(Exit::Usage, format!("{output} is there already; --force replaces it")));
+        return Err(fail(ExitCode::Usage, format!("{output} is there already; --force replaces it")));
     }
     Ok(())
 }
 
 /// The format that the name of a picture to be written stands for.
 pub fn format(output: &Path) -> Result<ImageFormat> {
-    ImageFormat::from_path(output).or_exit(Exit::Usage, || {
+    ImageFormat::from_path(output).with_exit_code(ExitCode::Usage, || {
         format!("{}: give it the name of a picture, such as a .png", output.display())
     })
 }
 
 /// Writes a picture in the format that its name stands for.
 pub fn write_photo(photo: &Photo, output: &Path) -> Result<()> {
-    let bytes = photo.encode(format(output)?).or_exit(Exit::Usage, || output.display())?;
+    let bytes = photo.encode(format(output)?).with_exit_code(ExitCode::Usage, || output.display())?;
     atomic_file::write_with_folders(output, &bytes)
 }
 
@@ -139,14 +140,14 @@ pub fn bar(jobs: usize) -> ProgressBar {
     bar
 }
 
-/// Does one job after the other and prints the line that `work` makes of each, while `bar` moves on. What fails is told by its error,
-/// which names the input, and passed over; it ends it all with `exit`, and `failed` after the numbers. Of one job alone, the error is
-/// its own.
+/// Does one job after the other and prints the line that `work` makes of each, while `bar` moves on. What
+/// fails is told by its error, which names the input, and passed over; it ends it all with `exit`, and
+/// `failed` after the numbers. Of one job alone, the error is its own.
 pub fn each(
     jobs: &[Job],
     bar: &ProgressBar,
     failed: &str,
-    exit: Exit,
+    exit: ExitCode,
     mut work: impl FnMut(&Job) -> Result<String>,
 ) -> Result<()> {
     let (mut done, mut failures) = (0, 0);
@@ -155,14 +156,14 @@ pub fn each(
         match work(job) {
             Ok(line) => {
                 done += 1;
-                bar.suspend(|| say!("{line}"));
+                bar.suspend(|| print_out!("{line}"));
             }
             Err(error) if jobs.len() == 1 => return Err(error),
             Err(error) => {
                 // It took no time that others will take.
                 failures += 1;
                 bar.set_length((jobs.len() - failures) as u64 * UNITS);
-                bar.suspend(|| tell!("skipped {error:#}"));
+                bar.suspend(|| print_err!("skipped {error:#}"));
             }
         }
         bar.set_position(done as u64 * UNITS);

@@ -8,13 +8,14 @@ use clap::Args;
 use super::outputs::may_write;
 use crate::report::{GENERATOR, Report};
 use crate::util::atomic_file;
-use crate::util::console::say;
-use crate::util::exit_code::{Exit, OrExit};
+use crate::util::console::print_out;
+use crate::util::exit_code::{ExitCode, WithExitCode};
 
 /// Show runs and sweeps side by side, as one HTML page.
 ///
-/// Loss, penalty, metrics, learning rate and λ over time, each layer's norm and zeros, confusion matrices, pictures, what
-/// differs between the configs; for a sweep what was chosen and why. The page needs no network and no other file.
+/// Loss, penalty, metrics, learning rate and λ over time, each layer's norm and zeros, confusion matrices,
+/// pictures, what differs between the configs; for a sweep what was chosen and why. The page needs no network
+/// and no other file.
 #[derive(Args, Debug)]
 pub struct Options {
     /// Run folders and sweep folders
@@ -33,8 +34,8 @@ pub fn run(options: &Options) -> Result<()> {
     // An earlier report may always be made anew.
     may_write(&options.output, std::iter::empty(), options.force || is_report(&options.output))?;
     let at = || format!("writing {}", options.output.display());
-    atomic_file::write_bytes(&options.output, page.as_bytes()).or_exit(Exit::Storage, at)?;
-    say!("{}", options.output.display());
+    atomic_file::write_bytes(&options.output, page.as_bytes()).with_exit_code(ExitCode::Storage, at)?;
+    print_out!("{}", options.output.display());
     Ok(())
 }
 

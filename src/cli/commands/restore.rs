@@ -16,14 +16,14 @@ use crate::data::pictures_at;
 use crate::inference::restorer::Restorer;
 use crate::metrics::image::psnr;
 use crate::tasks::TaskSpec;
-use crate::util::console::{say, tell};
-use crate::util::exit_code::{Exit, OrExit, fail};
-use crate::util::rng::{Draw, Purpose};
+use crate::util::console::{print_err, print_out};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
+use crate::util::rng::{CounterRng, RngStream};
 
 /// Restore images with a trained reconstruction network.
 ///
-/// Bit depth and alpha stay. Large images are computed in tiles that overlap, so that no seam shows. Files of lossy formats
-/// become .png. What cannot be read is told and passed over; the exit code is then 3.
+/// Bit depth and alpha stay. Large images are computed in tiles that overlap, so that no seam shows. Files of
+/// lossy formats become .png. What cannot be read is told and passed over; the exit code is then 3.
 #[derive(Args, Debug)]
 pub struct Options {
     #[command(flatten)]
@@ -53,7 +53,7 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     if let Some(sigma) = options.add_noise.filter(|sigma| !(*sigma >= 0.0 && sigma.is_finite())) {
         return Err(fail(
-            Exit::Usage,
+            ExitCode::Usage,
             format!("--add-noise {sigma}: expected a number of levels, 0 or more"),
         ));
     }
@@ -66,7 +66,7 @@ pub fn run(options: &Options) -> Result<()> {
             }
             _ => format!("{place} is no reconstruction; `predict` answers for it"),
         };
-        return Err(fail(Exit::Usage, message));
+        return Err(fail(ExitCode::Usage, message));
     };
     let out = &options.output;
     let is_file = !out.is_dir() && ImageFormat::from_path(out).is_ok();
@@ -75,16 +75,16 @@ pub fn run(options: &Options) -> Result<()> {
     let mut restorer = Restorer::new(&trained.plan.model, &network, task)?;
     restorer.ensemble = options.ensemble;
     let tile = options.tiles.side(|bytes| restorer.tile(bytes));
-    tell!("{}", trained.weights.name());
+    print_err!("{}", trained.weights.name());
 
     let bar = bar(jobs.len());
     let mut scores = Vec::new();
     let mut images = 0..;
-    let outcome = each(&jobs, &bar, "images could not be restored", Exit::Data, |job| {
+    let outcome = each(&jobs, &bar, "images could not be restored", ExitCode::Data, |job| {
         let image = images.next().unwrap_or_default();
-        let photo = Photo::read(&job.input).or_exit(Exit::Data, || job.input.display())?;
+        let photo = Photo::read(&job.input).with_exit_code(ExitCode::Data, || job.input.display())?;
         // Each has noise of its own.
-        let seed = Draw::new(options.seed, 0, image, Purpose::Generate).bits();
+        let seed = CounterRng::new(options.seed, 0, image, RngStream::Generate).bits();
         let noise = options.add_noise.map(|sigma| (sigma, seed));
         let (line, score) = one(&restorer, job, &photo, noise, tile, &bar)
             .with_context(|| job.input.display().to_string())?;
@@ -93,7 +93,7 @@ pub fn run(options: &Options) -> Result<()> {
     });
     if scores.len() > 1 {
         let mean = |part: fn(&(f64, f64)) -> f64| scores.iter().map(part).sum::<f64>() / scores.len() as f64;
-        say!("mean of {}: {:.3} dB before, {:.3} dB after", scores.len(), mean(|s| s.0), mean(|s| s.1));
+        print_out!("mean of {}: {:.3} dB before, {:.3} dB after", scores.len(), mean(|s| s.0), mean(|s| s.1));
     }
     outcome
 }

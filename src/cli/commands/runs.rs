@@ -11,13 +11,13 @@ use serde::Serialize;
 
 use crate::plot::number;
 use crate::report::history::{History, Swept};
-use crate::util::exit_code::{Exit, OrExit};
+use crate::util::exit_code::{ExitCode, WithExitCode};
 use crate::util::terminal::{fitted, stdout_columns};
 
 /// List the runs below a folder.
 ///
-/// Best: on the validation set, or without one on the test set, by the metric of the run's own task. Trials of sweeps are
-/// listed with --all.
+/// Best: on the validation set, or without one on the test set, by the metric of the run's own task. Trials
+/// of sweeps are listed with --all.
 #[derive(Args, Debug)]
 pub struct Options {
     /// Where to look
@@ -79,8 +79,9 @@ struct Row {
 
 pub fn run(options: &Options) -> Result<()> {
     let root = &options.folder;
-    fs::read_dir(root)
-        .or_exit(Exit::Usage, || format!("{}: give the folder that holds the runs", root.display()))?;
+    fs::read_dir(root).with_exit_code(ExitCode::Usage, || {
+        format!("{}: give the folder that holds the runs", root.display())
+    })?;
     let mut folders = Vec::new();
     find(root, options.all, 0, &mut folders);
     let mut rows: Vec<Row> = folders.iter().map(|folder| Row::of(root, folder)).collect();

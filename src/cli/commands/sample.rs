@@ -7,12 +7,13 @@ use clap::Args;
 
 use super::TrainedOptions;
 use super::outputs::{format, may_write, write_photo};
-use crate::inference::sampler::Generator;
-use crate::util::console::{say, tell};
+use crate::inference::sampler::Sampler;
+use crate::util::console::{print_err, print_out};
 
 /// Draw images from a trained generation run, as one picture.
 ///
-/// The codes are those of `torch.manual_seed(SEED); torch.randn(COUNT, …)`. With --grid they lie on a plane instead.
+/// The codes are those of `torch.manual_seed(SEED); torch.randn(COUNT, …)`. With --grid they lie on a plane
+/// instead.
 #[derive(Args, Debug)]
 pub struct Options {
     #[command(flatten)]
@@ -42,8 +43,8 @@ pub fn run(options: &Options) -> Result<()> {
     format(&options.output)?;
     may_write(&options.output, std::iter::empty(), options.force)?;
     let trained = options.trained.open()?;
-    let generator = Generator::new(&trained, &options.trained.run)?;
-    tell!("{}", trained.weights.name());
+    let generator = Sampler::new(&trained, &options.trained.run)?;
+    print_err!("{}", trained.weights.name());
     let (codes, columns, what) = match options.grid {
         Some(side) => {
             let rest = match generator.code() {
@@ -63,6 +64,6 @@ pub fn run(options: &Options) -> Result<()> {
     };
     let photo = generator.grid(&codes, columns as usize)?;
     write_photo(&photo, &options.output)?;
-    say!("{} ({}x{}): {what}", options.output.display(), photo.width, photo.height);
+    print_out!("{} ({}x{}): {what}", options.output.display(), photo.width, photo.height);
     Ok(())
 }

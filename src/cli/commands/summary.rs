@@ -11,8 +11,8 @@ use serde_json::json;
 use super::ConfigOptions;
 use crate::nn::layers::Param;
 use crate::nn::model::Summary;
-use crate::penalty::{DecoupledMode, Group, L1Mode, Lambda};
-use crate::train::session::Plan;
+use crate::penalty::{DecoupledMode, L1Mode, Lambda, ParamGroup};
+use crate::train::session::ModelPlan;
 
 /// Show the layers, parameters and penalties of a config.
 #[derive(Args, Debug)]
@@ -39,12 +39,12 @@ struct GroupRow<'a> {
 
 pub fn run(options: &Options) -> Result<()> {
     let config = options.config.load([])?;
-    let Plan { model, groups } = Plan::of(&config)?;
+    let ModelPlan { model, groups } = ModelPlan::of(&config)?;
     let trainable: Vec<&Param> = model.params().iter().filter(|param| param.is_trainable()).collect();
     let rows: Vec<GroupRow> = groups.iter().map(|group| row(group, &trainable)).collect();
     let penalties: HashMap<&str, String> = groups
         .iter()
-        .flat_map(|group| group.members.iter().map(move |&member| (member, words(group))))
+        .flat_map(|group| group.param_indices.iter().map(move |&member| (member, words(group))))
         .map(|(member, words)| (trainable[member].name.as_str(), words))
         .collect();
     let summary = Summary::new(&model, |name| penalties.get(name).cloned());
@@ -65,8 +65,8 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn row<'a>(group: &'a Group, trainable: &[&'a Param]) -> GroupRow<'a> {
-    let members = || group.members.iter().map(|&member| trainable[member]);
+fn row<'a>(group: &'a ParamGroup, trainable: &[&'a Param]) -> GroupRow<'a> {
+    let members = || group.param_indices.iter().map(|&member| trainable[member]);
     GroupRow {
         label: &group.label,
         l2: group.l2,
@@ -80,7 +80,7 @@ fn row<'a>(group: &'a Group, trainable: &[&'a Param]) -> GroupRow<'a> {
 }
 
 /// `l2 1e-4, l1 1e-5 (proximal)`, or `none`.
-fn words(group: &Group) -> String {
+fn words(group: &ParamGroup) -> String {
     let mut parts = Vec::new();
     for (name, lambda) in [("l2", group.l2), ("decoupled", group.decoupled)] {
         if lambda.is_active() {

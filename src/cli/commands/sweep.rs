@@ -1,4 +1,5 @@
-//! `tikhonov sweep`: many runs that differ in λ, or in any other key, side by side; and which of them to choose.
+//! `tikhonov sweep`: many runs that differ in λ, or in any other key, side by side; and which of them to
+//! choose.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -19,23 +20,25 @@ use crate::sweep::runner::{Place, Runner, Slot};
 use crate::sweep::search::Search;
 use crate::sweep::search_space::{Axis, Point, draw, grid};
 use crate::sweep::spec::{FinalFit, SweepSpec};
-use crate::sweep::{Design, Folder, Outcome, words};
-use crate::train::session::Plan;
-use crate::util::console::{self, say};
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::sweep::{Design, Folder, Outcome, join_pairs};
+use crate::train::session::ModelPlan;
+use crate::util::console::{self, print_out};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::signals::Stop;
 use crate::util::terminal::stdout_columns;
 use crate::util::yaml::Document;
 
 /// Train over a grid of λ, or of any other keys, and choose.
 ///
-/// Every trial is a run of its own, several at a time. It is judged by its validation set, or with --folds by k-fold
-/// cross-validation, after which the chosen point is trained once more on everything. Kill it anywhere: --resume goes on.
+/// Every trial is a run of its own, several at a time. It is judged by its validation set, or with --folds by
+/// k-fold cross-validation, after which the chosen point is trained once more on everything. Kill it
+/// anywhere: --resume goes on.
 #[derive(Args, Debug)]
 pub struct Options {
     #[command(flatten)]
     pub config: ConfigOptions,
-    /// A key and its values (repeatable): penalty.l2=1e-6:1e-1:log:9, optimizer.sgd.lr=0.1,0.03; instead of the config's
+    /// A key and its values (repeatable): penalty.l2=1e-6:1e-1:log:9, optimizer.sgd.lr=0.1,0.03; instead of
+    /// the config's
     #[arg(long, value_name = "KEY=VALUES")]
     pub over: Vec<String>,
     /// Which points are tried
@@ -59,7 +62,8 @@ pub struct Options {
     /// Give trials up that do badly: median, halving, or with settings {halving: {warmup: 1, factor: 3}}
     #[arg(long, value_name = "RULE")]
     pub prune: Option<String>,
-    /// Along one λ from the strongest to the weakest, each trial from the weights of the one before; for convex problems
+    /// Along one λ from the strongest to the weakest, each trial from the weights of the one before; for
+    /// convex problems
     #[arg(long)]
     pub path: bool,
     /// Which point is trained once more, without a validation set; with --folds the best, otherwise none
@@ -102,7 +106,7 @@ pub fn run(options: &Options) -> Result<()> {
     {
         let message = "--final-fit one-se takes the strongest penalty: vary one λ, such as penalty.l2, with two trials or more per \
                        point (--folds, --seeds); of other keys more is not simpler: take `best`";
-        return Err(fail(Exit::Usage, message));
+        return Err(fail(ExitCode::Usage, message));
     }
     let slots = slots(options, &config, design.breadth())?;
     let path = options.output.clone().unwrap_or_else(|| {
@@ -121,20 +125,20 @@ pub fn run(options: &Options) -> Result<()> {
     console::out(format_args!("{}", outcome.table(&design, stdout_columns())));
     let Some(choice) = outcome.choice else {
         let message = "no point came through; the table says how they ended. Where they diverged, lower the learning rate";
-        return Err(fail(Exit::Numeric, message));
+        return Err(fail(ExitCode::Numeric, message));
     };
     tell(&design, &outcome, "* best", choice.best);
     if let Some(at) = choice.one_standard_error {
         tell(&design, &outcome, "+ strongest within one standard error", at);
     }
     for remark in outcome.view(&design).remarks() {
-        say!("{remark}");
+        print_out!("{remark}");
     }
     let at = match wanted {
         FinalFit::None => None,
         FinalFit::Best => Some(choice.best),
-        FinalFit::OneSe => Some(choice.one_standard_error.or_exit(
-            Exit::Usage,
+        FinalFit::OneSe => Some(choice.one_standard_error.with_exit_code(
+            ExitCode::Usage,
             || "--final-fit one-se: the best point has no standard error; take `best`",
         )?),
     };
@@ -146,16 +150,16 @@ pub fn run(options: &Options) -> Result<()> {
         }
         let status = command.args(["--set", "data.validation=null"]).stdin(Stdio::null()).status()?;
         if !status.success() {
-            let code = Exit::from_code(status.code()).unwrap_or(Exit::Usage);
+            let code = ExitCode::from_code(status.code()).unwrap_or(ExitCode::Usage);
             return Err(fail(code, format!("the final fit failed; its log is in {}", output.display())));
         }
     }
-    say!("saved in {}", folder.path.display());
+    print_out!("saved in {}", folder.path.display());
     Ok(())
 }
 
 fn tell(design: &Design, outcome: &Outcome, what: &str, at: usize) {
-    say!("{what}: {}", words(&design.named(&outcome.standings[at].point)));
+    print_out!("{what}: {}", join_pairs(&design.named(&outcome.standings[at].point)));
 }
 
 /// What the config declares, and what the command line says instead.
@@ -172,14 +176,14 @@ fn settled(options: &Options, config: &Config) -> Result<SweepSpec> {
     spec.final_fit = options.final_fit.or(spec.final_fit);
     spec.path |= options.path;
     if spec.path && spec.search != Search::Grid {
-        return Err(fail(Exit::Usage, "--path goes along a grid; leave the search out"));
+        return Err(fail(ExitCode::Usage, "--path goes along a grid; leave the search out"));
     }
     if let Some(rule) = &options.prune {
         let document = Document::parse("--prune", format!("prune: {rule}"))?;
         spec.prune = Some(document.decode_at::<Prune>("prune")?);
     }
     if let Some(prune) = &spec.prune {
-        prune.validate().map_err(|invalid| fail(Exit::Usage, format!("prune: {invalid}")))?;
+        prune.validate().map_err(|invalid| fail(ExitCode::Usage, format!("prune: {invalid}")))?;
     }
     Ok(spec)
 }
@@ -188,12 +192,12 @@ fn settled(options: &Options, config: &Config) -> Result<SweepSpec> {
 fn points(sweep: &SweepSpec, axes: &[Axis], seed: u64) -> Result<(Vec<Point>, usize)> {
     let count = || {
         let message = "a search needs to know when to end: say how many points with --trials N";
-        sweep.trials.map(|count| count as usize).or_exit(Exit::Usage, || message)
+        sweep.trials.map(|count| count as usize).with_exit_code(ExitCode::Usage, || message)
     };
     let points = match sweep.search {
         Search::Grid if sweep.trials.is_some() => {
             let message = "a grid has as many points as it has; --search random or tpe takes --trials";
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         }
         Search::Grid => grid(axes),
         Search::Random => (0..count()?).map(|index| draw(axes, index, seed)).collect(),
@@ -201,7 +205,7 @@ fn points(sweep: &SweepSpec, axes: &[Axis], seed: u64) -> Result<(Vec<Point>, us
     };
     if points.len() > 10_000 {
         let message = format!("a grid of {} points; --random N draws some of them", points.len());
-        return Err(fail(Exit::Usage, message));
+        return Err(fail(ExitCode::Usage, message));
     }
     let count = points.len();
     Ok((points, count))
@@ -216,11 +220,11 @@ fn design(options: &Options, sweep: &SweepSpec, config: &Config) -> Result<Desig
     if axes.is_empty() {
         let message = "nothing to vary: say --over KEY=VALUES, such as --over penalty.l2=1e-6:1e-1:log:9, or declare \
                        `sweep: {over: {…}}` in the config";
-        return Err(fail(Exit::Usage, message));
+        return Err(fail(ExitCode::Usage, message));
     }
     let mut keys = HashSet::new();
     if let Some(twice) = axes.iter().find(|axis| !keys.insert(&axis.key)) {
-        return Err(fail(Exit::Usage, format!("--over names {} twice", twice.key)));
+        return Err(fail(ExitCode::Usage, format!("--over names {} twice", twice.key)));
     }
     let spec = &config.spec;
     let (mut points, count) = points(sweep, &axes, spec.seed)?;
@@ -230,16 +234,16 @@ fn design(options: &Options, sweep: &SweepSpec, config: &Config) -> Result<Desig
     if spec.data.validation.is_none() && sweep.folds.is_none() {
         let message = "a sweep judges by the validation set: declare one, such as --set data.validation.fraction=0.1, or \
                        cross-validate with --folds 5";
-        return Err(fail(Exit::Usage, message));
+        return Err(fail(ExitCode::Usage, message));
     }
     if let (Some(path), Some(_)) = (spec.penalty.tuned(), sweep.folds) {
         let message = format!(
             "penalty.{path} is tuned on the validation set, and the final fit of a cross-validation has none; leave --folds out, or \
              give λ numbers to choose from"
         );
-        return Err(fail(Exit::Usage, message));
+        return Err(fail(ExitCode::Usage, message));
     }
-    let goal = spec.task.build().goal();
+    let goal = spec.task.build().monitor();
     let metric = sweep.metric.clone().unwrap_or_else(|| goal.metric.to_owned());
     let is_cost = ["loss", "mse", "rmse", "mae"].contains(&metric.as_str());
     let higher_is_better = if metric == goal.metric { goal.higher_is_better } else { !is_cost };
@@ -268,7 +272,7 @@ fn design(options: &Options, sweep: &SweepSpec, config: &Config) -> Result<Desig
         let sets = [options.config.set.clone(), design.sets(trial)].concat();
         let with = ConfigOptions { set: sets, ..options.config.clone() };
         let point = with.load(options.machine.overrides())?;
-        Plan::of(&point)?;
+        ModelPlan::of(&point)?;
     }
     design.points = known;
     Ok(design)
@@ -281,13 +285,13 @@ fn slots(options: &Options, config: &Config, trials: usize) -> Result<Vec<Slot>>
     for &device in &options.devices {
         let tch::Device::Cuda(index) = device.resolve()? else {
             return Err(fail(
-                Exit::Usage,
+                ExitCode::Usage,
                 "--devices are GPUs; on the CPU, --jobs N runs N trials at a time",
             ));
         };
         let count = match options.trial_memory {
             Some(gib) if gib > 0.0 => {
-                let free = gpu(index).map_err(|reason| fail(Exit::Usage, reason))?.memory_free as f64;
+                let free = gpu(index).map_err(|reason| fail(ExitCode::Usage, reason))?.memory_free as f64;
                 (free / gib / f64::from(1 << 30)).floor().min(256.0) as usize
             }
             Some(_) => 0,
@@ -295,7 +299,7 @@ fn slots(options: &Options, config: &Config, trials: usize) -> Result<Vec<Slot>>
         };
         if count == 0 {
             return Err(fail(
-                Exit::Usage,
+                ExitCode::Usage,
                 format!("cuda:{index} has no room for one trial of this --trial-memory"),
             ));
         }

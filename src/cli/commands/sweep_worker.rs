@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::config::{Config, Override};
-use crate::data::Shelf;
+use crate::data::DatasetCache;
 use crate::libtorch::machine::keep_memory;
 use crate::metrics::Scores;
 use crate::sweep::worker::{Report, Request, Verdict};
-use crate::train::run::{Manner, launch};
-use crate::train::session::Plan;
-use crate::train::training_loop::Watch;
+use crate::train::run::{RunOptions, train_run};
+use crate::train::session::ModelPlan;
+use crate::train::training_loop::Pruner;
 use crate::util::exit_code;
 use crate::util::signals::Stop;
 
@@ -21,7 +21,7 @@ use crate::util::signals::Stop;
 pub fn run() -> Result<()> {
     keep_memory();
     let (stop, lines) = Stop::on_signals_and_end_of_stdin()?;
-    let mut shelf = Shelf::default();
+    let mut shelf = DatasetCache::default();
     while let Ok(line) = lines.recv() {
         let request: Request = serde_json::from_str(&line).context("a line that asks for no trial")?;
         let report = match trial(request, &mut shelf, &stop, &lines) {
@@ -38,7 +38,7 @@ pub fn run() -> Result<()> {
 }
 
 /// Whether the trial came to its own end.
-fn trial(request: Request, shelf: &mut Shelf, stop: &Stop, lines: &Receiver<String>) -> Result<bool> {
+fn trial(request: Request, shelf: &mut DatasetCache, stop: &Stop, lines: &Receiver<String>) -> Result<bool> {
     let Request { config, sets, output, threads, device } = request;
     let device = device.map(|device| Override::new("--device", "device", String::from(device)));
     let overrides = [
@@ -46,10 +46,10 @@ fn trial(request: Request, shelf: &mut Shelf, stop: &Stop, lines: &Receiver<Stri
         Override::new("--output", "output", output.to_string_lossy().into_owned()),
     ];
     let config = Config::load(&config, &sets, overrides.into_iter().chain(device))?;
-    let plan = Plan::of(&config)?;
-    let manner = Manner { resume: true, force: false, quiet: true, plots: false };
+    let plan = ModelPlan::of(&config)?;
+    let manner = RunOptions { resume: true, force: false, quiet: true, plots: false };
     let result =
-        launch(config, plan, manner, shelf, stop, &mut Asking { lines, stop, told: Instant::now() })?;
+        train_run(config, plan, manner, shelf, stop, &mut Asking { lines, stop, told: Instant::now() })?;
     Ok(result.is_some())
 }
 
@@ -64,8 +64,8 @@ struct Asking<'a> {
 /// Between two lines about steps: more often is not seen.
 const STEPS_EVERY: Duration = Duration::from_millis(900);
 
-impl Watch for Asking<'_> {
-    fn goes_on(&mut self, epoch: u64, scores: &Scores) -> Result<bool> {
+impl Pruner for Asking<'_> {
+    fn should_continue(&mut self, epoch: u64, scores: &Scores) -> Result<bool> {
         tell(&Report::Epoch { epoch, scores: serde_json::to_value(scores)? })?;
         match self.lines.recv() {
             Ok(line) => Ok(serde_json::from_str::<Verdict>(&line)? == Verdict::GoOn),

@@ -7,12 +7,12 @@ use clap::Args;
 
 use super::{ConfigOptions, MachineOptions};
 use crate::config::Override;
-use crate::data::{Shelf, Split};
+use crate::data::{DatasetCache, Split};
 use crate::libtorch::machine::keep_memory;
-use crate::train::run::{Manner, launch};
-use crate::train::session::Plan;
-use crate::train::training_loop::Unwatched;
-use crate::util::console::{self, say};
+use crate::train::run::{RunOptions, train_run};
+use crate::train::session::ModelPlan;
+use crate::train::training_loop::NeverPrune;
+use crate::util::console::{self, print_out};
 use crate::util::signals::Stop;
 
 /// Train the network of a config.
@@ -61,7 +61,7 @@ impl Options {
 pub fn run(options: &Options) -> Result<()> {
     let config = options.config.load(options.overrides())?;
     config.validate_data(&Split::ALL)?;
-    let plan = Plan::of(&config)?;
+    let plan = ModelPlan::of(&config)?;
     if options.dry_run {
         plan.initial_with_optimizer(&config)?;
         console::out(format_args!("{}", config.resolved()?));
@@ -69,10 +69,11 @@ pub fn run(options: &Options) -> Result<()> {
     }
     keep_memory();
     let stop = Stop::on_signals()?;
-    let manner = Manner { resume: options.resume, force: options.force, quiet: options.quiet, plots: true };
-    let result = launch(config, plan, manner, &mut Shelf::default(), &stop, &mut Unwatched)?;
+    let manner =
+        RunOptions { resume: options.resume, force: options.force, quiet: options.quiet, plots: true };
+    let result = train_run(config, plan, manner, &mut DatasetCache::default(), &stop, &mut NeverPrune)?;
     if let Some(result) = result {
-        say!("{result}");
+        print_out!("{result}");
     }
     Ok(())
 }

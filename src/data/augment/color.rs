@@ -4,11 +4,11 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::values::Range;
-use crate::util::rng::Draw;
+use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
-/// A number b means a factor from max(0, 1 - b) to 1 + b, for the hue a shift from -b to b turns; a pair is the
-/// range itself. torchvision shuffles the four for each picture; here they are applied as they stand.
+/// A number b means a factor from max(0, 1 - b) to 1 + b, for the hue a shift from -b to b turns; a pair is
+/// the range itself. torchvision shuffles the four for each picture; here they are applied as they stand.
 #[derive(Deserialize, Serialize, Clone, Debug, Default, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct ColorJitter {
@@ -59,7 +59,7 @@ impl ColorJitter {
     }
 
     /// The factors of brightness, contrast and saturation, and the shift of the hue.
-    pub fn draw(&self, draw: &mut Draw) -> [f64; 4] {
+    pub fn draw(&self, draw: &mut CounterRng) -> [f64; 4] {
         let mut factor = |range: Option<Range>| range.map_or(1.0, |range| factors(range).draw(1.0, draw));
         let drawn = [factor(self.brightness), factor(self.contrast), factor(self.saturation)];
         [drawn[0], drawn[1], drawn[2], self.hue.map_or(0.0, |range| range.draw(0.0, draw))]

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::values::Size;
-use crate::util::rng::Draw;
+use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
 /// Pads by `padding` pixels on every side, then cuts a rectangle at a random place.
@@ -16,7 +16,8 @@ pub struct Crop {
     /// The size of what is cut; the picture's own where it is not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<Size>,
-    /// The level of constant padding, 0 to 255 (floating-point pictures get fill/255); masks are ignored there.
+    /// The level of constant padding, 0 to 255 (floating-point pictures get fill/255); masks are ignored
+    /// there.
     #[serde(default)]
     pub fill: u8,
     #[serde(default)]
@@ -83,7 +84,7 @@ impl Crop {
         Ok(())
     }
 
-    /// The height and width of what is cut from a picture of `height` × `width`.
+    /// The height and width of what is cut from a picture of `height` × `num_params`.
     pub fn output(&self, height: usize, width: usize) -> Result<[usize; 2], String> {
         let sides = self.size.map_or([height, width], Size::sides);
         for (cut, side) in sides.into_iter().zip([height, width]) {
@@ -107,7 +108,7 @@ impl Crop {
     }
 
     /// Row and column of the upper left corner, counted from the picture's own: from `-padding`.
-    pub fn draw(&self, [height, width]: [usize; 2], draw: &mut Draw) -> [f64; 2] {
+    pub fn draw(&self, [height, width]: [usize; 2], draw: &mut CounterRng) -> [f64; 2] {
         // The sizes were checked by `output` when the loader was made.
         let sides = self.size.map_or([height, width], Size::sides);
         let mut corner = |side: usize, cut: usize| {
@@ -117,8 +118,8 @@ impl Crop {
         [corner(height, sides[0]), corner(width, sides[1])]
     }
 
-    /// `xs` `[B, C, H, W]`, `params` `[B, 2]`; `fill`, and that of the last channel where it is a target, in the units of
-    /// `xs`.
+    /// `xs` `[B, C, H, W]`, `params` `[B, 2]`; `fill`, and that of the last channel where it is a target, in
+    /// the units of `xs`.
     pub fn apply(&self, xs: &Tensor, params: &Tensor, fill: f64, target: Option<f64>) -> Tensor {
         let size = xs.size();
         let (batch, channels, height, width) = (size[0], size[1], size[2], size[3]);

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use super::values::{Size, probability};
 use crate::libtorch::memory::Number;
-use crate::util::rng::Draw;
+use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
 /// Blanks a square whose centre is anywhere in the picture, with probability `p`. It works on normalised
@@ -30,7 +30,7 @@ impl Cutout {
     }
 
     /// First and last + 1 of the rows, then of the columns; an empty rectangle where nothing is blanked.
-    pub fn draw(&self, sides: [usize; 2], draw: &mut Draw) -> [f64; 4] {
+    pub fn draw(&self, sides: [usize; 2], draw: &mut CounterRng) -> [f64; 4] {
         let blank = draw.uniform() < self.p;
         let mut rectangle = [0.0; 4];
         for (axis, (side, cut)) in sides.into_iter().zip(self.size.sides()).enumerate() {
@@ -59,7 +59,7 @@ impl Cutout {
         xs.masked_fill(&rows.logical_and(&columns), 0.0)
     }
 
-    /// The same for one picture of `height` × `width` planes in memory.
+    /// The same for one picture of `height` × `num_params` planes in memory.
     pub fn blank<T: Number>(&self, planes: &mut [T], [height, width]: [usize; 2], params: &[f64]) {
         let &[top, bottom, left, right] = params else { return };
         if left >= right {

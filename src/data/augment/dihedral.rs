@@ -3,17 +3,17 @@
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::util::rng::Draw;
+use crate::util::rng::CounterRng;
 
-/// One of the eight symmetries of the square, drawn for every sample. For patches and textures, where up is no
-/// direction.
+/// One of the eight symmetries of the square, drawn for every sample. For patches and textures, where up is
+/// no direction.
 #[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Dihedral {}
 
 impl Dihedral {
     /// 1 or 0 each: transposed, then mirrored left to right, then top to bottom.
-    pub fn draw(&self, draw: &mut Draw) -> [f64; 3] {
+    pub fn draw(&self, draw: &mut CounterRng) -> [f64; 3] {
         let bits = draw.bits();
         [0, 1, 2].map(|bit| (bits >> (63 - bit) & 1) as f64)
     }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::values::probability;
-use crate::util::rng::Draw;
+use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
 /// Each axis that is named is flipped with probability `p`, independently of the other.
@@ -32,7 +32,7 @@ impl Flip {
     }
 
     /// 1 or 0 for left to right, 1 or 0 for top to bottom.
-    pub fn draw(&self, draw: &mut Draw) -> [f64; 2] {
+    pub fn draw(&self, draw: &mut CounterRng) -> [f64; 2] {
         // Both are drawn whatever is asked for, so that adding one axis leaves the other's draws alone.
         let (horizontal, vertical) = (draw.uniform() < self.p, draw.uniform() < self.p);
         [f64::from(horizontal && self.horizontal), f64::from(vertical && self.vertical)]

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::util::rng::Draw;
+use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
 /// Each sample becomes λ of itself and 1 - λ of a partner, λ ~ Beta(alpha, alpha) drawn once per batch.
@@ -39,7 +39,7 @@ fn positive(alpha: f64) -> Result<(), Invalid> {
 }
 
 /// The partner of each sample of a batch of `n`, on the device of the batch.
-fn partners(xs: &Tensor, draw: &mut Draw) -> Tensor {
+fn partners(xs: &Tensor, draw: &mut CounterRng) -> Tensor {
     Tensor::from_slice(&draw.permutation(xs.size()[0] as usize)).to_device(xs.device())
 }
 
@@ -54,7 +54,7 @@ impl Mixup {
     }
 
     /// `xs` `[B, ...]` and `ys` `[B, K]`, both floating point.
-    pub fn apply(&self, xs: &Tensor, ys: &Tensor, draw: &mut Draw) -> (Tensor, Tensor) {
+    pub fn apply(&self, xs: &Tensor, ys: &Tensor, draw: &mut CounterRng) -> (Tensor, Tensor) {
         let lambda = beta(self.alpha, draw);
         let partners = partners(xs, draw);
         let (other_xs, other_ys) = (xs.index_select(0, &partners), ys.index_select(0, &partners));
@@ -68,7 +68,7 @@ impl Cutmix {
     }
 
     /// `xs` `[B, C, H, W]` and `ys` `[B, K]`, both floating point.
-    pub fn apply(&self, xs: &Tensor, ys: &Tensor, draw: &mut Draw) -> (Tensor, Tensor) {
+    pub fn apply(&self, xs: &Tensor, ys: &Tensor, draw: &mut CounterRng) -> (Tensor, Tensor) {
         let lambda = beta(self.alpha, draw);
         let partners = partners(xs, draw);
         let side = 0.5 * (1.0 - lambda).sqrt();
@@ -94,13 +94,13 @@ pub fn one_hot(ys: &Tensor, classes: usize, kind: Kind) -> Tensor {
 }
 
 /// Beta(alpha, alpha) from two Gamma variates, in logarithms: for a small alpha both underflow.
-fn beta(alpha: f64, draw: &mut Draw) -> f64 {
+fn beta(alpha: f64, draw: &mut CounterRng) -> f64 {
     let (a, b) = (ln_gamma_variate(alpha, draw), ln_gamma_variate(alpha, draw));
     1.0 / (1.0 + (b - a).exp())
 }
 
 /// The logarithm of a Gamma(shape, 1) variate: Marsaglia and Tsang 2000, with their boost for shape < 1.
-fn ln_gamma_variate(shape: f64, draw: &mut Draw) -> f64 {
+fn ln_gamma_variate(shape: f64, draw: &mut CounterRng) -> f64 {
     if shape < 1.0 {
         let boost = (1.0 - draw.uniform()).ln() / shape;
         return ln_gamma_variate(shape + 1.0, draw) + boost;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::util::rng::{Draw, Purpose};
+use crate::util::rng::{CounterRng, RngStream};
 use crate::util::yaml::Invalid;
 
 /// Adds independent normal noise of standard deviation `sigma` to every normalised value, of pictures and of
@@ -26,17 +26,17 @@ impl Noise {
     }
 
     /// A seed for the sample's own noise; 52 bits, so that a float64 holds it exactly.
-    pub fn draw(&self, draw: &mut Draw) -> [f64; 1] {
+    pub fn draw(&self, draw: &mut CounterRng) -> [f64; 1] {
         [(draw.bits() >> 12) as f64]
     }
 
-    /// `xs` `[B, ...]`; `seeds` has one number of [`draw`](Self::draw) per sample. The noise is made on the CPU, so
-    /// that it does not depend on the device.
+    /// `xs` `[B, ...]`; `seeds` has one number of [`draw`](Self::draw) per sample. The noise is made on the
+    /// CPU, so that it does not depend on the device.
     pub fn apply(&self, xs: &Tensor, seeds: &[f64]) -> Tensor {
         let per_sample = xs.numel() / seeds.len().max(1);
         let mut noise = vec![0f32; xs.numel()];
         for (&seed, noise) in seeds.iter().zip(noise.chunks_exact_mut(per_sample.max(1))) {
-            let mut draw = Draw::new(seed as u64, 0, 0, Purpose::Augment);
+            let mut draw = CounterRng::new(seed as u64, 0, 0, RngStream::Augment);
             for pair in noise.chunks_mut(2) {
                 let two = normals(draw.bits()).map(|normal| self.sigma as f32 * normal);
                 pair.copy_from_slice(&two[..pair.len()]);
@@ -46,7 +46,8 @@ impl Noise {
     }
 }
 
-/// Two independent standard normal numbers (Box and Muller 1958) from the halves of 64 random bits, up to ±6.7.
+/// Two independent standard normal numbers (Box and Muller 1958) from the halves of 64 random bits, up to
+/// ±6.7.
 fn normals(bits: u64) -> [f32; 2] {
     const UNIT: f32 = 1.0 / (1u64 << 32) as f32;
     let (high, low) = ((bits >> 32) as f32, bits as u32 as f32);

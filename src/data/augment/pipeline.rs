@@ -4,8 +4,8 @@ use anyhow::Result;
 use tch::{Kind, Tensor};
 
 use super::{Augment, RandomResizedCrop, Stage, mix};
-use crate::util::exit_code::{Exit, fail};
-use crate::util::rng::Draw;
+use crate::util::exit_code::{ExitCode, fail};
+use crate::util::rng::CounterRng;
 
 /// A batch of pictures `[B, C, H, W]`: uint8 levels, or floating-point values with white at 1.
 pub struct Pixels {
@@ -53,8 +53,9 @@ struct Step {
 }
 
 impl Pipeline {
-    /// `input` is the shape of a sample: `[C, H, W]` or `[F]`. `files` says that samples are decoded on demand: a
-    /// random resized crop is then left to the decoder. Exit 2 where a step does not suit the samples.
+    /// `input` is the shape of a sample: `[C, H, W]` or `[F]`. `files` says that samples are decoded on
+    /// demand: a random resized crop is then left to the decoder. Exit 2 where a step does not suit the
+    /// samples.
     pub fn new(augment: &[Augment], input: &[i64], files: bool) -> Result<Self> {
         let mut pipeline = Self { steps: Vec::new(), output: input.to_vec(), width: 0, target_fill: None };
         for augment in augment {
@@ -62,7 +63,7 @@ impl Pipeline {
             pipeline.push(augment, files).map_err(|reason| {
                 let name = augment.name();
                 fail(
-                    Exit::Usage,
+                    ExitCode::Usage,
                     format!("augment.{place}.{name}: samples are {:?}: {reason}", pipeline.output),
                 )
             })?;
@@ -107,7 +108,8 @@ impl Pipeline {
         Ok(())
     }
 
-    /// The same, for samples whose last channel is a mask: where a crop pads with a constant, the mask gets `fill`.
+    /// The same, for samples whose last channel is a mask: where a crop pads with a constant, the mask gets
+    /// `fill`.
     pub fn filling_targets_with(self, fill: u8) -> Self {
         Self { target_fill: Some(fill), ..self }
     }
@@ -122,7 +124,7 @@ impl Pipeline {
     }
 
     /// How many numbers [`draw`](Self::draw) appends.
-    pub fn width(&self) -> usize {
+    pub fn num_params(&self) -> usize {
         self.width
     }
 
@@ -151,9 +153,9 @@ impl Pipeline {
         steps.map(|step| &step.augment)
     }
 
-    /// Draws the numbers of one sample and appends them. `file` is the size of the picture in the file, which the
-    /// decoder's crop needs.
-    pub fn draw(&self, draw: &mut Draw, file: [usize; 2], numbers: &mut Vec<f64>) {
+    /// Draws the numbers of one sample and appends them. `file` is the size of the picture in the file, which
+    /// the decoder's crop needs.
+    pub fn draw(&self, draw: &mut CounterRng, file: [usize; 2], numbers: &mut Vec<f64>) {
         for Step { augment, sides, by_decoder, .. } in &self.steps {
             match augment {
                 Augment::Flip(step) => numbers.extend(step.draw(draw)),
@@ -171,7 +173,8 @@ impl Pipeline {
         }
     }
 
-    /// The changes to pixels, but the decoder's. `params` `[B, width]` float64 on the device of the pictures.
+    /// The changes to pixels, but the decoder's. `params` `[B, num_params]` float64 on the device of the
+    /// pictures.
     pub fn pixels(&self, mut pixels: Pixels, params: &Tensor) -> Pixels {
         for step in self.steps.iter().filter(|step| !step.by_decoder) {
             let params = step.params(params);
@@ -194,8 +197,8 @@ impl Pipeline {
         pixels
     }
 
-    /// The changes to normalised samples `[B, ...]`. `numbers` are those of [`draw`](Self::draw), sample after
-    /// sample.
+    /// The changes to normalised samples `[B, ...]`. `numbers` are those of [`draw`](Self::draw), sample
+    /// after sample.
     pub fn normalized(&self, mut xs: Tensor, params: &Tensor, numbers: &[f64]) -> Tensor {
         for step in &self.steps {
             match &step.augment {
@@ -211,8 +214,9 @@ impl Pipeline {
         xs
     }
 
-    /// One mixture, chosen by `draw` where there are several. `xs` `[B, ...]`, `ys` `[B, K]`, both floating point.
-    pub fn mix(&self, xs: Tensor, ys: Tensor, draw: &mut Draw) -> (Tensor, Tensor) {
+    /// One mixture, chosen by `draw` where there are several. `xs` `[B, ...]`, `ys` `[B, K]`, both floating
+    /// point.
+    pub fn mix(&self, xs: Tensor, ys: Tensor, draw: &mut CounterRng) -> (Tensor, Tensor) {
         let mixtures: Vec<_> = self.stage(Stage::Mixture).collect();
         let chosen = if mixtures.len() > 1 { draw.below(mixtures.len() as u64) as usize } else { 0 };
         match mixtures.get(chosen) {
@@ -232,7 +236,7 @@ impl Pipeline {
         self.steps.iter().map(move |step| (&step.augment, &numbers[step.columns.clone()]))
     }
 
-    /// The numbers of some samples as `[B, width]` float64, on the CPU; `width` must not be 0.
+    /// The numbers of some samples as `[B, num_params]` float64, on the CPU; `num_params` must not be 0.
     pub fn tensor(&self, numbers: &[f64]) -> Tensor {
         Tensor::from_slice(numbers).view([-1, self.width as i64])
     }

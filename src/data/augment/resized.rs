@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::values::Size;
-use crate::util::rng::Draw;
+use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
 /// A rectangle of random area and proportions, scaled to `size`.
@@ -49,7 +49,7 @@ impl RandomResizedCrop {
 
     /// Top, left, height and width of the rectangle, in whole pixels, as torchvision chooses them: ten tries,
     /// then the largest centred rectangle of allowed proportions.
-    pub fn draw(&self, [height, width]: [usize; 2], draw: &mut Draw) -> [f64; 4] {
+    pub fn draw(&self, [height, width]: [usize; 2], draw: &mut CounterRng) -> [f64; 4] {
         let (tall, wide) = (height as f64, width as f64);
         for _ in 0..10 {
             let area = tall * wide * draw.between(self.scale[0], self.scale[1]);
@@ -71,8 +71,8 @@ impl RandomResizedCrop {
         [((tall - h) / 2.0).floor(), ((wide - w) / 2.0).floor(), h.max(1.0), w.max(1.0)]
     }
 
-    /// `xs` `[B, C, H, W]` floating point, `params` `[B, 4]` float64. The filter is separable, so each picture is
-    /// rows × picture × columns with two small matrices of its own.
+    /// `xs` `[B, C, H, W]` floating point, `params` `[B, 4]` float64. The filter is separable, so each
+    /// picture is rows × picture × columns with two small matrices of its own.
     pub fn apply(&self, xs: &Tensor, params: &Tensor) -> Tensor {
         let size = xs.size();
         let [to_height, to_width] =

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::values::Range;
-use crate::util::rng::Draw;
+use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
 /// Rotates by an angle from `-degrees` to `degrees`, or from the given range; positive is counter-clockwise.
@@ -23,7 +23,7 @@ impl Rotation {
     }
 
     /// The angle in degrees.
-    pub fn draw(&self, draw: &mut Draw) -> [f64; 1] {
+    pub fn draw(&self, draw: &mut CounterRng) -> [f64; 1] {
         [self.degrees.draw(0.0, draw)]
     }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::util::rng::Draw;
+use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
 /// A number around a neutral value, or the range `[low, high]` itself, as torchvision's transforms take them.
@@ -22,7 +22,7 @@ impl Range {
         }
     }
 
-    pub fn draw(self, neutral: f64, draw: &mut Draw) -> f64 {
+    pub fn draw(self, neutral: f64, draw: &mut CounterRng) -> f64 {
         let [low, high] = self.bounds(neutral);
         draw.between(low, high)
     }
@@ -48,7 +48,7 @@ impl Range {
     }
 }
 
-/// The height and width of a picture: one number for a square, or `[height, width]`.
+/// The height and width of a picture: one number for a square, or `[height, num_params]`.
 #[derive(Deserialize, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[serde(untagged, expecting = "expected a whole number or a pair [height, width]")]
 pub enum Size {

@@ -1,9 +1,10 @@
 //! One image file as 8-bit pixels: decoded by its content, turned upright, grey or RGB.
 //!
-//! The format is told by the first bytes, not by the name (but for TGA, which has no signature). Of animations the
-//! first frame counts. EXIF orientation is applied. Palettes are expanded, 16-bit values become round(v / 257), floats
-//! are clamped to [0, 1], transparent pixels are blended with white. Grey becomes RGB by repetition, RGB becomes grey
-//! by ITU-R BT.601-2 luma as Pillow rounds it. A picture may need 512 MiB when decoded, a file may have 1 GiB.
+//! The format is told by the first bytes, not by the name (but for TGA, which has no signature). Of
+//! animations the first frame counts. EXIF orientation is applied. Palettes are expanded, 16-bit values
+//! become round(v / 257), floats are clamped to [0, 1], transparent pixels are blended with white. Grey
+//! becomes RGB by repetition, RGB becomes grey by ITU-R BT.601-2 luma as Pillow rounds it. A picture may need
+//! 512 MiB when decoded, a file may have 1 GiB.
 
 use std::cell::RefCell;
 use std::io::{Cursor, Read};
@@ -51,8 +52,8 @@ pub enum Resize {
     /// Both sides to the wanted size, whatever that does to the proportions.
     #[default]
     Squash,
-    /// The picture scaled until it just covers the wanted size, then its centre, as torchvision's `Resize` and
-    /// `CenterCrop`.
+    /// The picture scaled until it just covers the wanted size, then its centre, as torchvision's `Resize`
+    /// and `CenterCrop`.
     Crop,
 }
 
@@ -68,7 +69,7 @@ thread_local! {
     static RESIZER: RefCell<fir::Resizer> = RefCell::new(fir::Resizer::new());
 }
 
-/// 8-bit pixels, `height × width × channels` in `data`, channels innermost.
+/// 8-bit pixels, `height × num_params × channels` in `data`, channels innermost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Picture {
     pub channels: usize,
@@ -95,8 +96,9 @@ impl ImageFile {
             .unwrap_or_else(|_| Err(anyhow!("the decoder gave up on it")))
     }
 
-    /// Only the rectangle that `choose` picks from the picture's height and width: top, left, height and width. The same
-    /// bits as a part of the whole picture, in half the time. None where that needs the whole picture, or where something is amiss.
+    /// Only the rectangle that `choose` picks from the picture's height and width: top, left, height and
+    /// width. The same bits as a part of the whole picture, in half the time. None where that needs the whole
+    /// picture, or where something is amiss.
     pub fn decode_part(&self, choose: impl FnOnce([usize; 2]) -> Option<[usize; 4]>) -> Option<Picture> {
         if self.mode != Mode::Rgb {
             return None;
@@ -114,7 +116,8 @@ impl ImageFile {
         catch_unwind(AssertUnwindSafe(decode)).ok().flatten()
     }
 
-    /// (height, width) from the file's header, before it is turned upright. Cheap; a damaged body goes unnoticed.
+    /// (height, width) from the file's header, before it is turned upright. Cheap; a damaged body goes
+    /// unnoticed.
     pub fn probe(&self) -> Result<(usize, usize)> {
         Ok(self.header()?.0)
     }
@@ -267,7 +270,8 @@ impl Picture {
         }
     }
 
-    /// The rectangle `height × width` whose upper left corner is (`top`, `left`); it is clipped to the picture.
+    /// The rectangle `height × num_params` whose upper left corner is (`top`, `left`); it is clipped to the
+    /// picture.
     pub fn crop(&self, top: usize, left: usize, height: usize, width: usize) -> Picture {
         let (top, left) = (top.min(self.height), left.min(self.width));
         let (height, width) = (height.min(self.height - top), width.min(self.width - left));
@@ -295,8 +299,8 @@ impl Picture {
         self.cut(0, 0, self.height, self.width, height, width)
     }
 
-    /// The rectangle `of_height × of_width` whose upper left corner is (`top`, `left`), scaled as by [`resize`](Self::resize) and
-    /// without a look at what lies around it. It is clipped to the picture.
+    /// The rectangle `of_height × of_width` whose upper left corner is (`top`, `left`), scaled as by
+    /// [`resize`](Self::resize) and without a look at what lies around it. It is clipped to the picture.
     fn cut(
         &self,
         top: usize,
@@ -327,7 +331,7 @@ impl Picture {
         Picture { channels: self.channels, height, width, data: scaled.into_vec() }
     }
 
-    /// The pixels as planes: `channels × height × width`, one sample of a `[N, C, H, W]` tensor.
+    /// The pixels as planes: `channels × height × num_params`, one sample of a `[N, C, H, W]` tensor.
     pub fn planes(&self) -> Vec<u8> {
         let mut planes = vec![0; self.data.len()];
         self.write_planes(&mut planes);
@@ -355,7 +359,7 @@ fn on_white(rgba: &[u8]) -> Vec<u8> {
 }
 
 impl Fit {
-    /// The whole picture as one sample, `self.height × self.width`.
+    /// The whole picture as one sample, `self.height × self.num_params`.
     pub fn whole(&self, picture: &Picture) -> Picture {
         let fitted = match self.resize {
             Resize::Squash => picture.resize(self.height, self.width),

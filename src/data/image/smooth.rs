@@ -1,5 +1,5 @@
-//! Smoothing of images before training: Gaussian, box or median. Borders are mirrored (d c b a | a b c d | d c b a), as
-//! `scipy.ndimage` does by default.
+//! Smoothing of images before training: Gaussian, box or median. Borders are mirrored (d c b a | a b c d | d
+//! c b a), as `scipy.ndimage` does by default.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -7,12 +7,12 @@ use tch::{Kind, Tensor};
 
 use super::picture::Picture;
 use crate::libtorch::device::cores;
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 use crate::util::threads;
 use crate::util::yaml::Invalid;
 
-/// A filter that every image of every set passes through once, at its final size, before any augmentation of resident
-/// sets. Files decoded on demand are smoothed after the random resized crop.
+/// A filter that every image of every set passes through once, at its final size, before any augmentation of
+/// resident sets. Files decoded on demand are smoothed after the random resized crop.
 #[derive(Deserialize, Serialize, Clone, Copy, Debug, PartialEq)]
 #[serde(rename_all = "snake_case")]
 pub enum SmoothSpec {
@@ -61,7 +61,7 @@ impl SmoothSpec {
     pub(crate) fn tensor(&self, images: &Tensor) -> Result<Tensor> {
         let size = images.size();
         let (&[_, _, height, width], kind) = (size.as_slice(), images.kind()) else {
-            return Err(fail(Exit::Data, format!("images [N, C, H, W] can be smoothed, not {size:?}")));
+            return Err(fail(ExitCode::Data, format!("images [N, C, H, W] can be smoothed, not {size:?}")));
         };
         let (height, width) = (height as usize, width as usize);
         let mut pixels = vec![0f32; images.numel()];

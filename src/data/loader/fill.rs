@@ -1,15 +1,16 @@
-//! From 8-bit planes to the batch in one pass: flips, crops, normalisation and cutout without a tensor between.
+//! From 8-bit planes to the batch in one pass: flips, crops, normalisation and cutout without a tensor
+//! between.
 
 use anyhow::{Result, anyhow};
 use tch::{Kind, Tensor};
 
-use super::Common;
+use super::LoaderContext;
 use crate::data::Picture;
 use crate::data::augment::{Augment, Pixels, Stage};
 use crate::libtorch::memory::{Number, Slots};
 
 /// How the slots of a batch are filled from pictures of one shape.
-pub struct Fill {
+pub struct BatchWriter {
     channels: usize,
     /// Height and width of the pictures, then of what is made of them.
     from: [usize; 2],
@@ -34,10 +35,10 @@ pub enum Buffer {
     Double(Slots<f64>),
 }
 
-impl Fill {
-    /// For pictures `[C, H, W]`. Where the pipeline has steps that only libtorch can do, or the batch goes to a
-    /// GPU, it collects the levels.
-    pub fn new(shape: &[i64; 3], common: &Common) -> Result<Self> {
+impl BatchWriter {
+    /// For pictures `[C, H, W]`. Where the pipeline has steps that only libtorch can do, or the batch goes to
+    /// a GPU, it collects the levels.
+    pub fn new(shape: &[i64; 3], common: &LoaderContext) -> Result<Self> {
         let [channels, height, width] = shape.map(|n| n as usize);
         let pixels = || common.pipeline.stage(Stage::Pixels);
         let simple = pixels()
@@ -89,8 +90,8 @@ impl Fill {
         &self,
         buffer: &Buffer,
         slot: usize,
-        levels: Levels<'_>,
-        common: &Common,
+        levels: PixelData<'_>,
+        common: &LoaderContext,
         numbers: &[f64],
     ) -> Result<()> {
         let bytes = levels.bytes().len();
@@ -100,8 +101,8 @@ impl Fill {
         let taken = || anyhow!("a batch has no free slot {slot}");
         match (buffer, &self.tables) {
             (Buffer::Levels(slots), _) => match (slots.slot(slot).ok_or_else(taken)?, levels) {
-                (out, Levels::Planes(planes)) => out.copy_from_slice(planes),
-                (out, Levels::Picture(picture)) => picture.write_planes(out),
+                (out, PixelData::Planes(planes)) => out.copy_from_slice(planes),
+                (out, PixelData::Picture(picture)) => picture.write_planes(out),
             },
             (Buffer::Float(slots), Tables::Float(tables)) => {
                 self.sample(slots.slot(slot).ok_or_else(taken)?, levels, tables, common, numbers);
@@ -117,20 +118,20 @@ impl Fill {
     fn sample<T: Number>(
         &self,
         out: &mut [T],
-        levels: Levels<'_>,
+        levels: PixelData<'_>,
         tables: &[[T; 256]],
-        common: &Common,
+        common: &LoaderContext,
         numbers: &[f64],
     ) {
         let maps = self.moves.then(|| self.maps(common, numbers));
         let (maps, plane) = (maps.as_ref(), self.from[0] * self.from[1]);
         let target_fill = common.pipeline.target_fill();
         match levels {
-            Levels::Picture(Picture { channels: 3, data, .. }) => {
+            PixelData::Picture(Picture { channels: 3, data, .. }) => {
                 let pixels = data.as_chunks::<3>().0;
                 self.place((0..3).map(|lane| Plane { pixels, lane }), out, tables, maps, target_fill);
             }
-            Levels::Picture(picture) if picture.channels > 1 => {
+            PixelData::Picture(picture) if picture.channels > 1 => {
                 self.place(Plane::each(&picture.planes(), plane), out, tables, maps, target_fill);
             }
             levels => self.place(Plane::each(levels.bytes(), plane), out, tables, maps, target_fill),
@@ -158,14 +159,14 @@ impl Fill {
             match maps {
                 None => plane.look_up(0, out, table),
                 Some(Maps { down, across, transposed: true }) => {
-                    self.turned(out, plane, table, down, across, fill);
+                    self.write_transposed(out, plane, table, down, across, fill);
                 }
-                Some(maps) => self.moved(out, plane, table, &maps.down, &runs, fill),
+                Some(maps) => self.write_rows(out, plane, table, &maps.down, &runs, fill),
             }
         }
     }
 
-    fn maps(&self, common: &Common, numbers: &[f64]) -> Maps {
+    fn maps(&self, common: &LoaderContext, numbers: &[f64]) -> Maps {
         let mut rows: Vec<i32> = (0..self.from[0] as i32).collect();
         let mut columns: Vec<i32> = (0..self.from[1] as i32).collect();
         let mut transposed = false;
@@ -207,8 +208,8 @@ impl Fill {
         Maps { down: rows, across: columns, transposed }
     }
 
-    /// As [`moved`](Self::moved), rows of the picture running down the sample's columns.
-    fn turned<T: Number, const STEP: usize>(
+    /// As [`write_rows`](Self::moved), rows of the picture running down the sample's columns.
+    fn write_transposed<T: Number, const STEP: usize>(
         &self,
         out: &mut [T],
         plane: Plane<'_, STEP>,
@@ -230,7 +231,7 @@ impl Fill {
         }
     }
 
-    fn moved<T: Number, const STEP: usize>(
+    fn write_rows<T: Number, const STEP: usize>(
         &self,
         out: &mut [T],
         plane: Plane<'_, STEP>,
@@ -260,17 +261,17 @@ impl Fill {
 
 /// 8-bit pixels of one picture.
 #[derive(Clone, Copy)]
-pub enum Levels<'a> {
-    /// `channels × height × width`.
+pub enum PixelData<'a> {
+    /// `channels × height × num_params`.
     Planes(&'a [u8]),
     Picture(&'a Picture),
 }
 
-impl<'a> Levels<'a> {
+impl<'a> PixelData<'a> {
     fn bytes(self) -> &'a [u8] {
         match self {
-            Levels::Planes(planes) => planes,
-            Levels::Picture(picture) => &picture.data,
+            PixelData::Planes(planes) => planes,
+            PixelData::Picture(picture) => &picture.data,
         }
     }
 }
@@ -314,7 +315,8 @@ impl Buffer {
     }
 }
 
-/// Where each row (`down`) and each column (`across`) of the sample comes from; negative entries show a [`fill`].
+/// Where each row (`down`) and each column (`across`) of the sample comes from; negative entries show a
+/// [`fill`].
 struct Maps {
     down: Vec<i32>,
     across: Vec<i32>,

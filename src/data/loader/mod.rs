@@ -14,18 +14,19 @@ use super::augment::{Augment, Pipeline, soft};
 use super::mask::IGNORED;
 use super::normalize::Normalize;
 use super::{Dataset, Samples, Skipped, Targets};
-use crate::libtorch::catching;
-use crate::util::exit_code::{Exit, fail};
-use crate::util::rng::{Draw, Purpose};
+use crate::libtorch::catch_panics;
+use crate::util::exit_code::{ExitCode, fail};
+use crate::util::rng::{CounterRng, RngStream};
 use resident::Resident;
-use stream::{Stream, Streaming};
+use stream::{ImageSource, Prefetcher};
 
 /// One step's worth of samples, on the loader's device.
 pub struct Batch {
     /// `[B, ...shape]` in the loader's kind, normalised.
     pub xs: Tensor,
-    /// Image targets `[B, C, H, W]` in the loader's kind, masks int64 `[B, H, W]`, -100 where they are ignored; else int64 `[B]` classes, or `[B, K]` probabilities after mixup or CutMix, or `[B, T]` values, the latter two in
-    /// the loader's kind. -100 for every sample of a set whose targets are unknown.
+    /// Image targets `[B, C, H, W]` in the loader's kind, masks int64 `[B, H, W]`, -100 where they are
+    /// ignored; else int64 `[B]` classes, or `[B, K]` probabilities after mixup or CutMix, or `[B, T]`
+    /// values, the latter two in the loader's kind. -100 for every sample of a set whose targets are unknown.
     pub ys: Tensor,
     /// Which samples of the set these are.
     pub indices: Vec<i64>,
@@ -57,23 +58,23 @@ pub struct LoaderOptions {
 /// Makes the batches of one set.
 pub struct Loader {
     source: Source,
-    common: Common,
+    common: LoaderContext,
     samples: usize,
     workers: usize,
     drop_last: bool,
-    targets: OnDevice,
+    targets: DeviceTargets,
 }
 
 enum Source {
     Resident(Resident),
-    Files(Arc<Stream>),
+    Files(Arc<ImageSource>),
     /// Images of their own sizes, a batch each.
-    Whole(Box<Stream>),
+    Whole(Box<ImageSource>),
 }
 
 /// What every source needs to know.
 #[derive(Clone)]
-struct Common {
+struct LoaderContext {
     pipeline: Arc<Pipeline>,
     normalize: Option<Normalize>,
     train: bool,
@@ -85,7 +86,7 @@ struct Common {
 }
 
 /// Targets where the batches are.
-enum OnDevice {
+enum DeviceTargets {
     /// So many channels of a sample are its target.
     Stacked(i64),
     /// The last channel of a sample is its mask.
@@ -97,27 +98,27 @@ enum OnDevice {
 }
 
 /// Samples before mixing, and who they are.
-struct Assembled {
+struct RawBatch {
     xs: Tensor,
     indices: Vec<i64>,
 }
 
 impl Loader {
-    /// `prep.augment` is ignored unless `options.train`. Exit 2 where a step of it does not suit the samples, 3
-    /// where the set is empty, 6 where it does not fit on the device.
+    /// `prep.augment` is ignored unless `options.train`. Exit 2 where a step of it does not suit the samples,
+    /// 3 where the set is empty, 6 where it does not fit on the device.
     pub fn new(set: &Dataset, prep: &Preparation, options: LoaderOptions) -> Result<Self> {
         let LoaderOptions { batch_size, train, drop_last, seed, device, kind, workers } = options;
-        ensure!(!set.is_empty(), fail(Exit::Data, "the data set holds no sample"));
-        ensure!(batch_size > 0, fail(Exit::Usage, "batch_size: a batch needs at least one sample"));
+        ensure!(!set.is_empty(), fail(ExitCode::Data, "the data set holds no sample"));
+        ensure!(batch_size > 0, fail(ExitCode::Usage, "batch_size: a batch needs at least one sample"));
         ensure!(
             matches!(kind, Kind::Float | Kind::Double),
-            fail(Exit::Usage, format!("samples are made as float32 or float64, not {kind:?}"))
+            fail(ExitCode::Usage, format!("samples are made as float32 or float64, not {kind:?}"))
         );
         if let Some(Normalize { mean, std }) = &prep.normalize {
             let channels = set.shape.first().map_or(0, |&channels| channels as usize);
             ensure!(
                 mean.len() == channels && std.len() == channels,
-                fail(Exit::Usage, format!("normalize: {} numbers for {channels} channels", mean.len()))
+                fail(ExitCode::Usage, format!("normalize: {} numbers for {channels} channels", mean.len()))
             );
         }
         let augment = if train { prep.augment.as_slice() } else { &[] };
@@ -130,7 +131,10 @@ impl Loader {
         let is_whole = set.shape.get(1) == Some(&0);
         ensure!(
             !(is_whole && train),
-            fail(Exit::Usage, "images of any size make no batches: cut them, as in `images: {patch: 64}`")
+            fail(
+                ExitCode::Usage,
+                "images of any size make no batches: cut them, as in `images: {patch: 64}`"
+            )
         );
         let pipeline = Pipeline::new(augment, &shape, matches!(set.samples, Samples::Files(_)))?;
         let pipeline = Arc::new(match set.targets {
@@ -141,9 +145,9 @@ impl Loader {
         let classes = class_count(set);
         ensure!(
             !pipeline.mixes() || !matches!(set.targets, Targets::Unknown),
-            fail(Exit::Usage, "augment: mixup and cutmix need targets, and this set has none")
+            fail(ExitCode::Usage, "augment: mixup and cutmix need targets, and this set has none")
         );
-        let common = Common {
+        let common = LoaderContext {
             pipeline,
             normalize: prep.normalize.clone().map(|normalize| paired::leave_targets(normalize, stacked)),
             train,
@@ -153,21 +157,21 @@ impl Loader {
             kind,
             classes,
         };
-        let (source, targets) = catching(|| -> Result<_> {
+        let (source, targets) = catch_panics(|| -> Result<_> {
             let source = match &set.samples {
                 Samples::Resident(xs) => Source::Resident(Resident::new(xs, &common)?),
                 Samples::Files(files) => {
-                    let stream = Stream::new(files.clone(), &shape, set.names.clone(), &common)?;
+                    let stream = ImageSource::new(files.clone(), &shape, set.names.clone(), &common)?;
                     if is_whole { Source::Whole(Box::new(stream)) } else { Source::Files(Arc::new(stream)) }
                 }
             };
             let targets = match &set.targets {
-                Targets::Classes(ys) if device == Device::Cpu => OnDevice::Classes(ys.clone()),
-                Targets::Classes(ys) => OnDevice::Tensor(Tensor::from_slice(ys).to_device(device)),
-                Targets::Values(ys) => OnDevice::Tensor(ys.to_kind(kind).to_device(device)),
-                Targets::Images { .. } => OnDevice::Stacked(stacked),
-                Targets::Masks(_) => OnDevice::Mask,
-                Targets::Unknown => OnDevice::Unknown,
+                Targets::Classes(ys) if device == Device::Cpu => DeviceTargets::Classes(ys.clone()),
+                Targets::Classes(ys) => DeviceTargets::Tensor(Tensor::from_slice(ys).to_device(device)),
+                Targets::Values(ys) => DeviceTargets::Tensor(ys.to_kind(kind).to_device(device)),
+                Targets::Images { .. } => DeviceTargets::Stacked(stacked),
+                Targets::Masks(_) => DeviceTargets::Mask,
+                Targets::Unknown => DeviceTargets::Unknown,
             };
             Ok((source, targets))
         })??;
@@ -202,14 +206,15 @@ impl Loader {
         self.batches(epoch, from_step..self.steps())
     }
 
-    /// One batch of an epoch; None behind its end, or where all its files were undecodable, within the budget.
+    /// One batch of an epoch; None behind its end, or where all its files were undecodable, within the
+    /// budget.
     pub fn batch(&self, epoch: u64, step: usize) -> Result<Option<Batch>> {
         self.batches(epoch, step..self.steps().min(step + 1)).next().transpose()
     }
 
     fn batches(&self, epoch: u64, steps: std::ops::Range<usize>) -> Batches<'_> {
         let order = if self.common.train {
-            Draw::new(self.common.seed, epoch, 0, Purpose::Order).permutation(self.samples)
+            CounterRng::new(self.common.seed, epoch, 0, RngStream::Order).permutation(self.samples)
         } else {
             (0..self.samples as i64).collect()
         };
@@ -218,7 +223,7 @@ impl Loader {
             Source::Resident(_) | Source::Whole(_) => None,
             Source::Files(stream) => {
                 let batch_size = self.common.batch_size;
-                Some(Streaming::start(stream, order.clone(), epoch, steps.clone(), batch_size, self.workers))
+                Some(Prefetcher::start(stream, order.clone(), epoch, steps.clone(), batch_size, self.workers))
             }
         };
         Batches { loader: self, order, epoch, steps, stream }
@@ -248,7 +253,7 @@ pub struct Batches<'a> {
     order: Arc<Vec<i64>>,
     epoch: u64,
     steps: std::ops::Range<usize>,
-    stream: Option<Streaming>,
+    stream: Option<Prefetcher>,
 }
 
 impl Iterator for Batches<'_> {
@@ -258,7 +263,7 @@ impl Iterator for Batches<'_> {
         loop {
             let step = self.steps.next()?;
             // libtorch's own failures, such as a full GPU, arrive as panics of tch.
-            match catching(|| self.batch(step)).and_then(|batch| batch) {
+            match catch_panics(|| self.batch(step)).and_then(|batch| batch) {
                 Ok(Some(batch)) => return Some(Ok(batch)),
                 // Every file of the batch was undecodable, within the budget.
                 Ok(None) => {}
@@ -282,7 +287,7 @@ impl Batches<'_> {
         let Loader { source, common, .. } = self.loader;
         let first = step * common.batch_size;
         let indices = &self.order[first..self.order.len().min(first + common.batch_size)];
-        let Assembled { xs, indices } = match (source, &mut self.stream) {
+        let RawBatch { xs, indices } = match (source, &mut self.stream) {
             (Source::Resident(resident), _) => resident.assemble(common, self.epoch, indices)?,
             (Source::Files(_), Some(stream)) => stream.next(common)?,
             (Source::Whole(stream), _) => match stream.whole(indices[0] as usize)? {
@@ -296,7 +301,7 @@ impl Batches<'_> {
         }
         let (xs, ys) = self.loader.targets.gather(xs, &indices, common)?;
         let (xs, ys) = if common.pipeline.mixes() {
-            let mut draw = Draw::new(common.seed, self.epoch, step as u64, Purpose::Mix);
+            let mut draw = CounterRng::new(common.seed, self.epoch, step as u64, RngStream::Mix);
             common.pipeline.mix(xs, soft(&ys, common.classes, common.kind), &mut draw)
         } else {
             (xs, ys)
@@ -305,27 +310,29 @@ impl Batches<'_> {
     }
 }
 
-impl OnDevice {
+impl DeviceTargets {
     /// The samples `xs` without what they hold of their targets, and their targets.
-    fn gather(&self, xs: Tensor, indices: &[i64], common: &Common) -> Result<(Tensor, Tensor)> {
+    fn gather(&self, xs: Tensor, indices: &[i64], common: &LoaderContext) -> Result<(Tensor, Tensor)> {
         let ys = match self {
-            OnDevice::Stacked(channels) => return Ok(paired::part(&xs, *channels)),
-            OnDevice::Mask => {
+            DeviceTargets::Stacked(channels) => return Ok(paired::part(&xs, *channels)),
+            DeviceTargets::Mask => {
                 let (xs, levels) = paired::part(&xs, 1);
                 return Ok((xs, paired::mask(&levels)));
             }
-            OnDevice::Classes(ys) => {
+            DeviceTargets::Classes(ys) => {
                 let ys: Vec<i64> = indices.iter().map(|&index| ys[index as usize]).collect();
                 Tensor::from_slice(&ys)
             }
-            OnDevice::Tensor(ys) => common.rows(ys, indices),
-            OnDevice::Unknown => Tensor::full([indices.len() as i64], -100, (Kind::Int64, common.device)),
+            DeviceTargets::Tensor(ys) => common.rows(ys, indices),
+            DeviceTargets::Unknown => {
+                Tensor::full([indices.len() as i64], -100, (Kind::Int64, common.device))
+            }
         };
         Ok((xs, ys))
     }
 }
 
-impl Common {
+impl LoaderContext {
     /// The rows `indices` of a tensor on the device: a view of it where they follow each other.
     fn rows(&self, tensor: &Tensor, indices: &[i64]) -> Tensor {
         match indices {
@@ -344,11 +351,11 @@ impl Common {
         tensor.pin_memory(self.device).to_device_(self.device, tensor.kind(), true, false)
     }
 
-    /// Everything between raw samples and mixtures by operations of libtorch, on the device. `xs` `[B, C, H, W]`
-    /// uint8 or floating point; `numbers` those of the augmentation, sample after sample.
+    /// Everything between raw samples and mixtures by operations of libtorch, on the device. `xs`
+    /// `[B, C, H, W]` uint8 or floating point; `numbers` those of the augmentation, sample after sample.
     fn finish(&self, xs: Tensor, numbers: &[f64]) -> Tensor {
         let pixels = super::augment::Pixels::new(xs, self.kind);
-        if self.pipeline.width() == 0 {
+        if self.pipeline.num_params() == 0 {
             return self.normalized(pixels.into_unit());
         }
         let params = self.upload(&self.pipeline.tensor(numbers));

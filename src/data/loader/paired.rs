@@ -1,5 +1,5 @@
-//! Samples whose target is an image or a mask: the two travel as one picture, the target in the last channels, so that
-//! a cut or a flip is the same for both.
+//! Samples whose target is an image or a mask: the two travel as one picture, the target in the last
+//! channels, so that a cut or a flip is the same for both.
 
 use anyhow::Result;
 use tch::{Kind, Tensor};
@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 use crate::data::augment::Augment;
 use crate::data::mask::IGNORED;
 use crate::data::normalize::Normalize;
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 
 /// Refuses steps that would change the target otherwise than the image, or interpolate between classes.
 pub fn check(augment: &[Augment]) -> Result<()> {
@@ -19,7 +19,7 @@ pub fn check(augment: &[Augment]) -> Result<()> {
                 "augment: `{}` does not go with targets that are images; flip, crop and dihedral do",
                 step.name()
             );
-            Err(fail(Exit::Usage, message))
+            Err(fail(ExitCode::Usage, message))
         }
     }
 }
@@ -37,7 +37,8 @@ pub fn part(xs: &Tensor, channels: i64) -> (Tensor, Tensor) {
     (xs.narrow(1, 0, own).contiguous(), xs.narrow(1, own, channels).contiguous())
 }
 
-/// Classes as levels, `[B, 1, H, W]` in [0, 1], as int64 `[B, H, W]`; what is ignored as -100, PyTorch's `ignore_index`.
+/// Classes as levels, `[B, 1, H, W]` in [0, 1], as int64 `[B, H, W]`; what is ignored as -100, PyTorch's
+/// `ignore_index`.
 pub fn mask(levels: &Tensor) -> Tensor {
     let classes = (levels * 255.0).round().to_kind(Kind::Int64).squeeze_dim(1);
     let ignored = classes.eq(i64::from(IGNORED));

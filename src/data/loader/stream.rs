@@ -1,8 +1,8 @@
 //! Samples in files: worker threads decode them into batches, a few batches ahead of the training.
 //!
 //! Workers take one sample after the other, so that all of them work on the batch that is needed next; each
-//! writes into its own slot of the batch, and whoever finishes a batch sends it. What a sample becomes depends on
-//! (seed, epoch, index) alone, so the number of workers changes nothing but the time.
+//! writes into its own slot of the batch, and whoever finishes a batch sends it. What a sample becomes
+//! depends on (seed, epoch, index) alone, so the number of workers changes nothing but the time.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,43 +14,43 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result, anyhow};
 use tch::{Device, Kind, Tensor};
 
-use super::fill::{Buffer, Fill, Levels};
-use super::{Assembled, Common};
+use super::fill::{BatchWriter, Buffer, PixelData};
+use super::{LoaderContext, RawBatch};
 use crate::data::{Damaged, Files, Fit, Framing, Picture, Skipped};
-use crate::libtorch::catching;
-use crate::libtorch::stream::{Courier, Parcel};
-use crate::util::exit_code::{Exit, Failure, OrExit, fail};
-use crate::util::rng::{Draw, Purpose};
+use crate::libtorch::catch_panics;
+use crate::libtorch::stream::{AsyncUpload, PendingTensor};
+use crate::util::exit_code::{ExitCode, Failure, WithExitCode, fail};
+use crate::util::rng::{CounterRng, RngStream};
 use crate::util::threads::unpoisoned;
 
 /// How many batches are made ahead of the one that is asked for.
 const AHEAD: usize = 2;
 
 /// The files of a loader, and which of them were found to be undecodable.
-pub struct Stream {
+pub struct ImageSource {
     files: Arc<Files>,
     framing: Framing,
-    fill: Fill,
-    common: Common,
+    fill: BatchWriter,
+    common: LoaderContext,
     /// Copies batches to the GPU while it computes.
-    courier: Option<Courier>,
+    courier: Option<AsyncUpload>,
     names: Vec<String>,
 }
 
 /// The threads and channels of one epoch. Dropping it stops the threads and waits for them.
-pub struct Streaming {
+pub struct Prefetcher {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     finished: Receiver<(usize, Result<Finished>)>,
     /// Batches that came before their turn.
     early: BTreeMap<usize, Finished>,
     /// The pixels of the next batch, where they are on their way to the GPU already.
-    sent: Option<Parcel>,
+    sent: Option<PendingTensor>,
     steps: Range<usize>,
 }
 
 struct Shared {
-    stream: Arc<Stream>,
+    stream: Arc<ImageSource>,
     order: Arc<Vec<i64>>,
     epoch: u64,
     batch_size: usize,
@@ -64,14 +64,14 @@ struct Schedule {
     step: usize,
     slot: usize,
     /// The batch of the next slot, once its first slot was handed out.
-    batch: Option<Arc<Filling>>,
+    batch: Option<Arc<PendingBatch>>,
     /// The batch that the training waits for or works on.
     wanted: usize,
     stopped: bool,
 }
 
 /// A batch some of whose slots are not filled yet.
-struct Filling {
+struct PendingBatch {
     step: usize,
     buffer: Buffer,
     samples: Vec<Mutex<Option<Sample>>>,
@@ -93,26 +93,26 @@ struct Finished {
 
 /// One sample to be made.
 struct Job {
-    batch: Arc<Filling>,
+    batch: Arc<PendingBatch>,
     slot: usize,
     index: usize,
 }
 
-impl Stream {
+impl ImageSource {
     /// `shape` is that of a sample and its target, where that is an image, stacked.
-    pub fn new(files: Arc<Files>, shape: &[i64], names: Vec<String>, common: &Common) -> Result<Self> {
+    pub fn new(files: Arc<Files>, shape: &[i64], names: Vec<String>, common: &LoaderContext) -> Result<Self> {
         let decoded = common.pipeline.decoded(shape);
         let &[channels, height, width] = decoded.as_slice() else {
-            return Err(fail(Exit::Data, format!("pictures cannot have the shape {shape:?}")));
+            return Err(fail(ExitCode::Data, format!("pictures cannot have the shape {shape:?}")));
         };
-        let fill = Fill::new(&[channels, height, width], common)?;
+        let fill = BatchWriter::new(&[channels, height, width], common)?;
         let framing = match &files.framing {
             Framing::Fit(fit) => {
                 Framing::Fit(Fit { height: height as usize, width: width as usize, ..fit.clone() })
             }
             framing => framing.clone(),
         };
-        let courier = Courier::to(common.device)?;
+        let courier = AsyncUpload::to(common.device)?;
         Ok(Self { files, framing, fill, common: common.clone(), courier, names })
     }
 
@@ -132,7 +132,7 @@ impl Stream {
         let count = self.files.files.len();
         for index in (index..count).chain(0..index) {
             if !self.is_damaged(index)? {
-                match catching(|| self.picture(index)).and_then(|picture| picture) {
+                match catch_panics(|| self.picture(index)).and_then(|picture| picture) {
                     Ok(picture) => return Ok(Some((index, picture))),
                     // Of one picture alone: no file that is damaged, and not to be forgiven.
                     Err(error) if error.is::<Failure>() => return Err(error),
@@ -143,7 +143,7 @@ impl Stream {
                 return Ok(None);
             }
         }
-        Err(fail(Exit::Data, format!("none of the {count} files could be decoded")))
+        Err(fail(ExitCode::Data, format!("none of the {count} files could be decoded")))
     }
 
     fn picture(&self, index: usize) -> Result<Arc<Picture>> {
@@ -158,12 +158,12 @@ impl Stream {
     }
 
     /// File `index` as a batch of its own, at its own size.
-    pub fn whole(&self, index: usize) -> Result<Option<Assembled>> {
+    pub fn whole(&self, index: usize) -> Result<Option<RawBatch>> {
         let Some((index, picture)) = self.decode(index)? else { return Ok(None) };
         let size = [1, picture.channels as i64, picture.height as i64, picture.width as i64];
         let levels = Tensor::f_from_data_size(&picture.planes(), &size, Kind::Uint8)?;
         let xs = self.common.finish(levels.to_device(self.common.device), &[]);
-        Ok(Some(Assembled { xs, indices: vec![index as i64] }))
+        Ok(Some(RawBatch { xs, indices: vec![index as i64] }))
     }
 
     fn record(&self, index: usize, error: &anyhow::Error) -> Result<()> {
@@ -204,19 +204,20 @@ impl Stream {
             damaged.len() - self.files.forgiven,
             listed.concat(),
         );
-        Err(fail(Exit::Data, message))
+        Err(fail(ExitCode::Data, message))
     }
 
-    /// Where a random resized crop is made from the file and the rest of it is not needed: the sample and its numbers.
+    /// Where a random resized crop is made from the file and the rest of it is not needed: the sample and its
+    /// numbers.
     fn part(&self, index: usize, epoch: u64) -> Option<(Picture, Vec<f64>)> {
         let (Framing::Fit(fit), [], Some(_)) =
             (&self.framing, self.files.partners.as_slice(), self.common.pipeline.decoder_crop())
         else {
             return None;
         };
-        let mut numbers = Vec::with_capacity(self.common.pipeline.width());
+        let mut numbers = Vec::with_capacity(self.common.pipeline.num_params());
         let part = self.files.files[index].decode_part(|sides| {
-            let mut draw = Draw::new(self.common.seed, epoch, index as u64, Purpose::Augment);
+            let mut draw = CounterRng::new(self.common.seed, epoch, index as u64, RngStream::Augment);
             self.common.pipeline.draw(&mut draw, sides, &mut numbers);
             numbers.first_chunk().map(|corner: &[f64; 4]| corner.map(|number| number as usize))
         })?;
@@ -225,17 +226,17 @@ impl Stream {
 
     /// Decodes, crops or resizes, and fills the slot.
     fn make(&self, job: &Job, epoch: u64) -> Result<()> {
-        // A file that was found damaged is asked again: its parts may be whole, and what becomes of a sample must not depend on
-        // what was seen before.
+        // A file that was found damaged is asked again: its parts may be whole, and what becomes of a sample
+        // must not depend on what was seen before.
         if let Some((picture, numbers)) = self.part(job.index, epoch) {
-            return self.put(job, job.index, &picture, numbers);
+            return self.write_sample(job, job.index, &picture, numbers);
         }
         let per_image = self.files.per_image();
         let Some((file, picture)) = self.decode(job.index / per_image)? else { return Ok(()) };
         let index = file * per_image + job.index % per_image;
         let pipeline = &self.common.pipeline;
-        let mut numbers = Vec::with_capacity(pipeline.width());
-        let mut draw = Draw::new(self.common.seed, epoch, index as u64, Purpose::Augment);
+        let mut numbers = Vec::with_capacity(pipeline.num_params());
+        let mut draw = CounterRng::new(self.common.seed, epoch, index as u64, RngStream::Augment);
         let picture = match &self.framing {
             Framing::Patches { size, .. } => {
                 let mut place = |side: usize| draw.below((side - size) as u64 + 1) as usize;
@@ -255,23 +256,23 @@ impl Stream {
             }
             Framing::Whole => &picture,
         };
-        self.put(job, index, picture, numbers)
+        self.write_sample(job, index, picture, numbers)
     }
 
-    fn put(&self, job: &Job, index: usize, picture: &Picture, numbers: Vec<f64>) -> Result<()> {
+    fn write_sample(&self, job: &Job, index: usize, picture: &Picture, numbers: Vec<f64>) -> Result<()> {
         let file = || self.files.files[index / self.files.per_image()].path.display();
         self.fill
-            .write(&job.batch.buffer, job.slot, Levels::Picture(picture), &self.common, &numbers)
-            .or_exit(Exit::Data, || format!("{}: not a sample", file()))?;
+            .write(&job.batch.buffer, job.slot, PixelData::Picture(picture), &self.common, &numbers)
+            .with_exit_code(ExitCode::Data, || format!("{}: not a sample", file()))?;
         *unpoisoned(&job.batch.samples[job.slot]) = Some(Sample { index: index as i64, numbers });
         Ok(())
     }
 }
 
-impl Streaming {
+impl Prefetcher {
     /// Starts `workers` threads on the batches `steps` of an epoch.
     pub fn start(
-        stream: &Arc<Stream>,
+        stream: &Arc<ImageSource>,
         order: Arc<Vec<i64>>,
         epoch: u64,
         steps: Range<usize>,
@@ -301,9 +302,9 @@ impl Streaming {
     }
 
     /// The next batch of the epoch, all but mixed.
-    pub fn next(&mut self, common: &Common) -> Result<Assembled> {
+    pub fn next(&mut self, common: &LoaderContext) -> Result<RawBatch> {
         let step = self.steps.next().context("the epoch is over")?;
-        self.shared.want(step);
+        self.shared.request(step);
         let finished = loop {
             if let Some(finished) = self.early.remove(&step) {
                 break finished;
@@ -330,14 +331,14 @@ impl Streaming {
             numbers.extend(sample.numbers);
         }
         if self.shared.stream.fill.finishes() || indices.is_empty() {
-            return Ok(Assembled { xs, indices });
+            return Ok(RawBatch { xs, indices });
         }
         let xs = match self.sent.take() {
             Some(sent) => sent.receive()?,
             None => xs.to_device_(common.device, xs.kind(), true, false),
         };
         self.send_ahead(step + 1)?;
-        Ok(Assembled { xs: common.finish(xs, &numbers), indices })
+        Ok(RawBatch { xs: common.finish(xs, &numbers), indices })
     }
 
     /// Starts to copy batch `step` to the GPU, if it is made already.
@@ -355,7 +356,7 @@ impl Streaming {
     }
 }
 
-impl Drop for Streaming {
+impl Drop for Prefetcher {
     fn drop(&mut self) {
         self.shared.stop();
         for worker in self.workers.drain(..) {
@@ -367,9 +368,9 @@ impl Drop for Streaming {
 
 impl Shared {
     fn work(&self, sender: &Sender<(usize, Result<Finished>)>) {
-        while let Some(job) = self.take(true) {
+        while let Some(job) = self.next_job(true) {
             let (step, done) = match job {
-                Ok(job) => match self.perform(job) {
+                Ok(job) => match self.run_job(job) {
                     Some(done) => done,
                     None => continue,
                 },
@@ -385,9 +386,9 @@ impl Shared {
     /// Without workers: makes samples until a batch is finished.
     fn one_batch(&self) -> Option<(usize, Result<Finished>)> {
         loop {
-            match self.take(false)? {
+            match self.next_job(false)? {
                 Ok(job) => {
-                    if let Some(done) = self.perform(job) {
+                    if let Some(done) = self.run_job(job) {
                         return Some(done);
                     }
                 }
@@ -397,7 +398,7 @@ impl Shared {
     }
 
     /// The next sample to be made, None when there is none left; waits while enough is made ahead.
-    fn take(&self, wait: bool) -> Option<Result<Job, (usize, anyhow::Error)>> {
+    fn next_job(&self, wait: bool) -> Option<Result<Job, (usize, anyhow::Error)>> {
         let mut schedule = unpoisoned(&self.schedule);
         while wait && !schedule.stopped && schedule.step > schedule.wanted + AHEAD {
             schedule = self.wake.wait(schedule).unwrap_or_else(PoisonError::into_inner);
@@ -425,17 +426,17 @@ impl Shared {
         Some(Ok(Job { batch, slot, index: self.order[first + slot] as usize }))
     }
 
-    fn batch(&self, step: usize, count: usize) -> Result<Filling> {
+    fn batch(&self, step: usize, count: usize) -> Result<PendingBatch> {
         let pinned = self.stream.common.device != Device::Cpu;
         let buffer = self.stream.fill.buffer(count, pinned)?;
         let samples = (0..count).map(|_| Mutex::new(None)).collect();
-        Ok(Filling { step, buffer, samples, failed: AtomicBool::new(false) })
+        Ok(PendingBatch { step, buffer, samples, failed: AtomicBool::new(false) })
     }
 
     /// Makes one sample; returns the batch if that was its last, or what went wrong.
-    fn perform(&self, job: Job) -> Option<(usize, Result<Finished>)> {
+    fn run_job(&self, job: Job) -> Option<(usize, Result<Finished>)> {
         let step = job.batch.step;
-        if let Err(error) = catching(|| self.stream.make(&job, self.epoch)).and_then(|made| made) {
+        if let Err(error) = catch_panics(|| self.stream.make(&job, self.epoch)).and_then(|made| made) {
             job.batch.failed.store(true, Ordering::Relaxed);
             return Some((step, Err(error)));
         }
@@ -449,7 +450,7 @@ impl Shared {
         Some((step, Ok(Finished { xs: batch.buffer.into_tensor(), samples })))
     }
 
-    fn want(&self, step: usize) {
+    fn request(&self, step: usize) {
         unpoisoned(&self.schedule).wanted = step;
         self.wake.notify_all();
     }

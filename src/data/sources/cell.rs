@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 use csv::ByteRecord;
 
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 use crate::util::regular_file;
 
 /// What stands in column `column`, as a finite number; `decimal` stands before its decimals.
@@ -54,7 +54,7 @@ pub fn label(record: &ByteRecord, column: usize, names: &[String], path: &Path) 
 
 pub fn refuse(record: &ByteRecord, column: &str, path: &Path, what: &str) -> anyhow::Error {
     let line = record.position().map_or(0, |position| line(position, path));
-    fail(Exit::Data, format!("{}:{line}: column `{column}` {what}", path.display()))
+    fail(ExitCode::Data, format!("{}:{line}: column `{column}` {what}", path.display()))
 }
 
 /// The line that a record starts on. The reader's position is where it began to look, before any blank lines.
@@ -76,10 +76,11 @@ pub fn unreadable(path: &Path, error: &csv::Error) -> anyhow::Error {
         }
         _ => format!("{}: {error}", path.display()),
     };
-    fail(Exit::Data, message)
+    fail(ExitCode::Data, message)
 }
 
-/// What a table that seems to have one column, called `line`, is probably delimited by; for the end of a message.
+/// What a table that seems to have one column, called `line`, is probably delimited by; for the end of a
+/// message.
 pub fn delimiter_of(line: &str) -> String {
     if let Some(mark) = line.strip_prefix("sep=") {
         return format!("; the line `sep={mark}` is Excel's: remove it");
@@ -90,8 +91,8 @@ pub fn delimiter_of(line: &str) -> String {
     }
 }
 
-/// The class names that `labels` hold: by value where all are numbers, else by name. Exit 3 where one number is written in
-/// two ways.
+/// The class names that `labels` hold: by value where all are numbers, else by name. Exit 3 where one number
+/// is written in two ways.
 pub fn ordered_classes(labels: &[String], path: &Path) -> Result<Vec<String>> {
     let mut classes = labels.to_vec();
     classes.sort();
@@ -107,7 +108,7 @@ pub fn ordered_classes(labels: &[String], path: &Path) -> Result<Vec<String>> {
             classes[pair[0]],
             classes[pair[1]]
         );
-        return Err(fail(Exit::Data, message));
+        return Err(fail(ExitCode::Data, message));
     }
     Ok(order.iter().map(|&index| classes[index].clone()).collect())
 }

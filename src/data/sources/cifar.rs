@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::path::FilePaths;
-use super::{ClassNames, Opening, Source, class_names, positive_limit, resident};
+use super::{ClassNames, OpenOptions, Source, class_names, positive_limit, resident};
 use crate::data::{Dataset, Targets};
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::regular_file;
 use crate::util::yaml::Invalid;
 
@@ -75,7 +75,7 @@ impl Source for Cifar10Spec {
         Some((SHAPE.to_vec(), Some(10)))
     }
 
-    fn open(&self, _: &Opening) -> Result<Dataset> {
+    fn open(&self, _: &OpenOptions) -> Result<Dataset> {
         read(&self.files, &Record { labels: 1, label: 0, classes: 10 }, &self.classes, self.limit)
     }
 }
@@ -91,7 +91,7 @@ impl Source for Cifar100Spec {
         Some((SHAPE.to_vec(), Some(if matches!(self.labels, Labels::Coarse) { 20 } else { 100 })))
     }
 
-    fn open(&self, _: &Opening) -> Result<Dataset> {
+    fn open(&self, _: &OpenOptions) -> Result<Dataset> {
         let record = match self.labels {
             Labels::Coarse => Record { labels: 2, label: 0, classes: 20 },
             Labels::Fine => Record { labels: 2, label: 1, classes: 100 },
@@ -114,7 +114,7 @@ fn read(
     for file in files.iter() {
         let path = file.resolve()?;
         let bytes = regular_file::read(&path, MAX_FILE)
-            .or_exit(Exit::Data, || format!("{}: cannot be read", path.display()))?;
+            .with_exit_code(ExitCode::Data, || format!("{}: cannot be read", path.display()))?;
         check(&path, &bytes, record)?;
         for sample in bytes.chunks_exact(record.labels + PIXELS).take(limit - labels.len()) {
             labels.push(i64::from(sample[record.label]));
@@ -133,14 +133,14 @@ fn check(path: &Path, bytes: &[u8], record: &Record) -> Result<()> {
     if bytes.starts_with(&[0x80]) || bytes.starts_with(&[0x1f, 0x8b]) {
         let message =
             format!("{name}: is the Python or the packed version; unpack the binary version (*.bin)");
-        return Err(fail(Exit::Data, message));
+        return Err(fail(ExitCode::Data, message));
     }
     if bytes.is_empty() || !bytes.len().is_multiple_of(size) {
         let message = format!(
             "{name}: {} bytes are no whole number of records of {size} bytes: it is truncated or of another data set; fetch it again",
             bytes.len()
         );
-        return Err(fail(Exit::Data, message));
+        return Err(fail(ExitCode::Data, message));
     }
     let wrong = bytes.chunks_exact(size).position(|sample| sample[record.label] >= record.classes);
     if let Some(index) = wrong {
@@ -149,7 +149,7 @@ fn check(path: &Path, bytes: &[u8], record: &Record) -> Result<()> {
             "{name}: record {index} has label {label}, there are {} classes: it is damaged or of another data set; fetch it again",
             record.classes
         );
-        return Err(fail(Exit::Data, message));
+        return Err(fail(ExitCode::Data, message));
     }
     Ok(())
 }

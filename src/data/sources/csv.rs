@@ -11,14 +11,14 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::cell::{delimiter_of, label, number, ordered_classes, refuse, unreadable};
-use super::{FilePath, Opening, Source, Split, positive_limit, resident};
+use super::{FilePath, OpenOptions, Source, Split, positive_limit, resident};
 use crate::data::{Dataset, Targets};
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::yaml::{Invalid, nearest};
 use crate::util::{interrupt, regular_file};
 
-/// `{csv: {file: FILE, target: price}}`: inputs `[N, F]`, targets `[N, T]` or classes. Every cell that is used must
-/// hold a finite number; nothing is filled in.
+/// `{csv: {file: FILE, target: price}}`: inputs `[N, F]`, targets `[N, T]` or classes. Every cell that is
+/// used must hold a finite number; nothing is filled in.
 #[derive(Deserialize, Serialize, Clone, Debug)]
 #[serde(deny_unknown_fields, expecting = "a mapping, such as `{file: table.csv, target: price}`")]
 pub struct CsvSpec {
@@ -39,8 +39,8 @@ pub struct CsvSpec {
     /// Columns that are neither inputs nor targets, where `features` does not list the inputs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<String>,
-    /// Columns of text with the values that occur in them: each value is an input, called `column=value`, that is 1 in its rows and 0
-    /// in the others.
+    /// Columns of text with the values that occur in them: each value is an input, called `column=value`,
+    /// that is 1 in its rows and 0 in the others.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub one_hot: BTreeMap<String, Vec<String>>,
     /// Whether the target names classes. They are put in order: by value where all are numbers, else by name.
@@ -154,7 +154,7 @@ impl Source for CsvSpec {
         }
     }
 
-    fn open(&self, opening: &Opening) -> Result<Dataset> {
+    fn open(&self, opening: &OpenOptions) -> Result<Dataset> {
         let path = self.file.resolve()?;
         // A name that is mistaken must not show as a column of groups that is no number.
         if let (Split::Train, Some(group)) = (opening.part, &opening.group) {
@@ -181,7 +181,7 @@ impl Source for CsvSpec {
 }
 
 fn group_column(names: &[String], group: &str, path: &Path) -> Result<usize> {
-    names.iter().position(|name| name == group).or_exit(Exit::Usage, || {
+    names.iter().position(|name| name == group).with_exit_code(ExitCode::Usage, || {
         let (file, known) = (path.display(), names.join(", "));
         format!("data.validation.fold.group: {file} has no column `{group}` (there are {known})")
     })
@@ -208,14 +208,15 @@ impl CsvSpec {
         let names = self.names(&mut reader, path)?;
         let columns = self
             .columns(names, group)
-            .map_err(|error| fail(Exit::Data, format!("{}: {error}", path.display())))?;
+            .map_err(|error| fail(ExitCode::Data, format!("{}: {error}", path.display())))?;
         let (mut xs, mut ys, mut labels) = (Vec::new(), Vec::new(), Vec::new());
         let (mut record, mut rows) = (ByteRecord::new(), 0);
         while rows < self.limit.unwrap_or(usize::MAX)
             && reader.read_byte_record(&mut record).map_err(|error| unreadable(path, &error))?
         {
-            xs.try_reserve(columns.features.len())
-                .or_exit(Exit::Memory, || format!("out of memory after {rows} rows; set `csv.limit`"))?;
+            xs.try_reserve(columns.features.len()).with_exit_code(ExitCode::Memory, || {
+                format!("out of memory after {rows} rows; set `csv.limit`")
+            })?;
             for feature in &columns.features {
                 xs.push(self.input(&record, feature, &columns.names, path)?);
             }
@@ -234,7 +235,7 @@ impl CsvSpec {
             }
         }
         if rows == 0 {
-            return Err(fail(Exit::Data, format!("{}: has no rows", path.display())));
+            return Err(fail(ExitCode::Data, format!("{}: has no rows", path.display())));
         }
         let xs = Tensor::f_from_slice(&xs)?.f_view([rows as i64, columns.features.len() as i64])?;
         let mut set = if self.classes {
@@ -252,13 +253,13 @@ impl CsvSpec {
 
     fn reader(&self, path: &Path) -> Result<Reader<File>> {
         let unreadable = || format!("{}: cannot be read", path.display());
-        let mut file = regular_file::open(path).or_exit(Exit::Data, unreadable)?;
+        let mut file = regular_file::open(path).with_exit_code(ExitCode::Data, unreadable)?;
         let mut start = Vec::new();
-        (&mut file).take(2).read_to_end(&mut start).or_exit(Exit::Data, unreadable)?;
+        (&mut file).take(2).read_to_end(&mut start).with_exit_code(ExitCode::Data, unreadable)?;
         if start == [0xff, 0xfe] || start == [0xfe, 0xff] {
-            return Err(fail(Exit::Data, format!("{}: is UTF-16; save it as UTF-8", path.display())));
+            return Err(fail(ExitCode::Data, format!("{}: is UTF-16; save it as UTF-8", path.display())));
         }
-        file.rewind().or_exit(Exit::Data, unreadable)?;
+        file.rewind().with_exit_code(ExitCode::Data, unreadable)?;
         Ok(ReaderBuilder::new()
             .has_headers(self.header)
             .delimiter(u8::try_from(self.delimiter).unwrap_or(b','))

@@ -1,4 +1,5 @@
-//! A folder of pictures with one folder per class, as torchvision's `ImageFolder`; and pictures without classes.
+//! A folder of pictures with one folder per class, as torchvision's `ImageFolder`; and pictures without
+//! classes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,21 +11,22 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{FilePath, Opening, Source, positive, positive_limit, room};
+use super::{FilePath, OpenOptions, Source, positive, positive_limit, try_with_capacity};
 use crate::data::format::pictures_of;
 use crate::data::image::picture::{Fit, ImageFile, Mode, Resize};
 use crate::data::{Dataset, Files, Framing, Samples, Skipped, Targets};
 use crate::libtorch::device::cores;
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::threads;
 use crate::util::yaml::Invalid;
 use crate::util::{console, interrupt};
 
 /// `{folder: {root: DIR, size: 64}}`: pictures `[N, 3, H, W]` or, with `mode: grey`, `[N, 1, H, W]`.
 ///
-/// The folders in `root` are the classes, in the order of their names; every file below them is a picture, at any depth.
-/// Files beside the class folders, hidden files, Thumbs.db, desktop.ini and what is no picture by its extension are passed
-/// over; what else cannot be decoded is skipped within the budget `max_skipped` and listed.
+/// The folders in `root` are the classes, in the order of their names; every file below them is a picture, at
+/// any depth. Files beside the class folders, hidden files, Thumbs.db, desktop.ini and what is no picture by
+/// its extension are passed over; what else cannot be decoded is skipped within the budget `max_skipped` and
+/// listed.
 #[derive(Deserialize, Serialize, Clone, Debug)]
 #[serde(deny_unknown_fields, expecting = "a mapping, such as `{root: im/train, size: 64}`")]
 pub struct FolderSpec {
@@ -79,12 +81,12 @@ impl Source for FolderSpec {
         (classes > 0).then(|| (shape.to_vec(), Some(classes)))
     }
 
-    fn open(&self, opening: &Opening) -> Result<Dataset> {
+    fn open(&self, opening: &OpenOptions) -> Result<Dataset> {
         let root = self.root.resolve()?;
         let (mut files, mut labels, mut classes) = (Vec::new(), Vec::new(), Vec::new());
         let mut notes = Vec::new();
-        let place =
-            fs::canonicalize(&root).or_exit(Exit::Data, || format!("{}: cannot be read", root.display()))?;
+        let place = fs::canonicalize(&root)
+            .with_exit_code(ExitCode::Data, || format!("{}: cannot be read", root.display()))?;
         for folder in entries(&root)?.into_iter().filter(|path| path.is_dir()) {
             let mut members = Vec::new();
             walk(&folder, &mut vec![place.clone()], &mut members)?;
@@ -93,7 +95,7 @@ impl Source for FolderSpec {
                 let what = note.map_or("no file".into(), |note| format!("no picture: {note}"));
                 let message =
                     format!("{}: the class folder holds {what}; remove it or fill it", folder.display());
-                return Err(fail(Exit::Data, message));
+                return Err(fail(ExitCode::Data, message));
             }
             notes.extend(note.map(|note| format!("class `{}`: {note}", file_name(&folder))));
             members.truncate(self.limit_per_class.unwrap_or(usize::MAX));
@@ -104,7 +106,7 @@ impl Source for FolderSpec {
         if classes.is_empty() {
             let message =
                 format!("{}: holds no folder; each class is a folder of pictures in it", root.display());
-            return Err(fail(Exit::Data, message));
+            return Err(fail(ExitCode::Data, message));
         }
         let [height, width] = self.size.sides();
         let fit = Fit { height, width, resize: self.resize, smooth: opening.smooth };
@@ -137,9 +139,9 @@ impl Source for FolderSpec {
 /// Bytes of decoded pictures for prediction that are held at once.
 const RESIDENT_PICTURES: u64 = 1 << 30;
 
-/// Pictures for prediction: files, and folders of files at any depth, without classes. They are decoded at once, but
-/// for more than 1 GiB of samples, which stay files. Undecodable ones are listed in `skipped`; there is no budget, but
-/// it is exit 3 when none can be decoded.
+/// Pictures for prediction: files, and folders of files at any depth, without classes. They are decoded at
+/// once, but for more than 1 GiB of samples, which stay files. Undecodable ones are listed in `skipped`;
+/// there is no budget, but it is exit 3 when none can be decoded.
 pub fn pictures(paths: &[PathBuf], mode: Mode, fit: &Fit) -> Result<Dataset> {
     let (mut files, mut notes) = (Vec::new(), Vec::new());
     for path in paths {
@@ -151,7 +153,7 @@ pub fn pictures(paths: &[PathBuf], mode: Mode, fit: &Fit) -> Result<Dataset> {
     let read = if bytes <= RESIDENT_PICTURES { decode_all(&files, fit)? } else { probe_all(&files) };
     if read.failures().count() == files.len() {
         let message = format!("no picture among {} files{}", files.len(), first_few(&files, &read));
-        return Err(fail(Exit::Data, message));
+        return Err(fail(ExitCode::Data, message));
     }
     let mut set = assemble(&files, read, fit, mode, files.len(), |path| path.to_string_lossy().into_owned())?;
     set.notes = notes;
@@ -159,15 +161,15 @@ pub fn pictures(paths: &[PathBuf], mode: Mode, fit: &Fit) -> Result<Dataset> {
     Ok(set)
 }
 
-/// The file `path`, whatever it is, or all pictures below the folder, sorted by folder and name; and a line on what else
-/// lies there.
+/// The file `path`, whatever it is, or all pictures below the folder, sorted by folder and name; and a line
+/// on what else lies there.
 pub fn pictures_at(path: &Path) -> Result<(Vec<PathBuf>, Option<String>)> {
     let files = files_at(path)?;
     Ok(if path.is_dir() { pictures_of(files) } else { (files, None) })
 }
 
-/// The file `path`, or all files below the folder, sorted by folder and name. That a file is not there is told when it is
-/// read.
+/// The file `path`, or all files below the folder, sorted by folder and name. That a file is not there is
+/// told when it is read.
 pub fn files_at(path: &Path) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
@@ -209,7 +211,7 @@ pub(super) fn over_budget(root: &Path, files: &[ImageFile], read: &Read, budget:
         files.len(),
         first_few(files, read)
     );
-    fail(Exit::Data, message)
+    fail(ExitCode::Data, message)
 }
 
 fn first_few(files: &[ImageFile], read: &Read) -> String {
@@ -274,7 +276,7 @@ fn decode_all(files: &[ImageFile], fit: &Fit) -> Result<Read> {
     let channels = files.first().map_or(1, |file| file.mode.channels());
     let sample = channels * fit.height * fit.width;
     let bytes = files.len().checked_mul(sample);
-    let mut pixels = room(bytes, "take a smaller `data.memory_gib`, or a smaller size")?;
+    let mut pixels = try_with_capacity(bytes, "take a smaller `data.memory_gib`, or a smaller size")?;
     pixels.resize(files.len() * sample, 0);
     let reasons = on_all_cores(files.iter().zip(pixels.chunks_mut(sample)), files.len(), |(file, pixels)| {
         file.decode().map(|picture| fit.whole(&picture).write_planes(pixels))
@@ -312,8 +314,8 @@ impl Clock {
     }
 }
 
-/// Does the work for each item, whichever core comes first; the reasons of those that failed, in their places. A signal ends it
-/// early: the code that opens the set checks for it.
+/// Does the work for each item, whichever core comes first; the reasons of those that failed, in their
+/// places. A signal ends it early: the code that opens the set checks for it.
 pub(super) fn on_all_cores<T: Send>(
     items: impl Iterator<Item = T> + Send,
     count: usize,
@@ -338,11 +340,11 @@ pub(super) fn on_all_cores<T: Send>(
     reasons
 }
 
-/// All files below `folder`, sorted by folder, then by name. `above` holds the folders that lead here, so that a link
-/// back to one of them ends.
+/// All files below `folder`, sorted by folder, then by name. `above` holds the folders that lead here, so
+/// that a link back to one of them ends.
 pub(super) fn walk(folder: &Path, above: &mut Vec<PathBuf>, files: &mut Vec<PathBuf>) -> Result<()> {
-    let place =
-        fs::canonicalize(folder).or_exit(Exit::Data, || format!("{}: cannot be read", folder.display()))?;
+    let place = fs::canonicalize(folder)
+        .with_exit_code(ExitCode::Data, || format!("{}: cannot be read", folder.display()))?;
     if above.contains(&place) {
         return Ok(());
     }
@@ -360,8 +362,8 @@ pub(super) fn walk(folder: &Path, above: &mut Vec<PathBuf>, files: &mut Vec<Path
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let unreadable = || format!("{}: cannot be read", folder.display());
     let mut paths = Vec::new();
-    for entry in fs::read_dir(folder).or_exit(Exit::Data, unreadable)? {
-        let path = entry.or_exit(Exit::Data, unreadable)?.path();
+    for entry in fs::read_dir(folder).with_exit_code(ExitCode::Data, unreadable)? {
+        let path = entry.with_exit_code(ExitCode::Data, unreadable)?.path();
         let name = file_name(&path);
         let is_litter = name.eq_ignore_ascii_case("thumbs.db") || name.eq_ignore_ascii_case("desktop.ini");
         if !name.starts_with('.') && !is_litter {

@@ -9,10 +9,10 @@ use flate2::bufread::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{ClassNames, FilePath, Opening, Source, class_count, class_names, positive_limit, resident};
+use super::{ClassNames, FilePath, OpenOptions, Source, class_count, class_names, positive_limit, resident};
 use crate::data::{Dataset, Targets};
 use crate::libtorch::bytes;
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::regular_file;
 use crate::util::threads::unpoisoned;
 use crate::util::yaml::Invalid;
@@ -48,7 +48,7 @@ impl Source for IdxSpec {
         Some((vec![1, height as i64, width as i64], Some(classes.len())))
     }
 
-    fn open(&self, _: &Opening) -> Result<Dataset> {
+    fn open(&self, _: &OpenOptions) -> Result<Dataset> {
         let (images, labels) = (self.images.resolve()?, self.labels.resolve()?);
         let ([count, height, width], pixels) = read_idx::<3>(&images, self.limit, "pictures [N, H, W]")?;
         let ([named], labels_read) = read_idx::<1>(&labels, self.limit, "labels [N]")?;
@@ -57,7 +57,7 @@ impl Source for IdxSpec {
             let message = format!(
                 "{images} has {count} pictures, {labels} has {named} labels: they do not belong together"
             );
-            return Err(fail(Exit::Data, message));
+            return Err(fail(ExitCode::Data, message));
         }
         let labels = Vec::<i64>::try_from(labels_read.f_to_kind(Kind::Int64)?)?;
         let xs = pixels.f_view([labels.len() as i64, 1, height as i64, width as i64])?;
@@ -69,12 +69,12 @@ impl Source for IdxSpec {
 /// The dimensions that the header tells and the bytes of the first `limit` entries, flat.
 fn read_idx<const D: usize>(path: &Path, limit: Option<usize>, wanted: &str) -> Result<([usize; D], Tensor)> {
     let name = path.display();
-    let damaged = |what: &str| fail(Exit::Data, format!("{name}: {what}; fetch the file again"));
+    let damaged = |what: &str| fail(ExitCode::Data, format!("{name}: {what}; fetch the file again"));
     let unreadable = || format!("{name}: cannot be read");
-    let file = regular_file::open(path).or_exit(Exit::Data, unreadable)?;
-    let size = file.metadata().or_exit(Exit::Data, unreadable)?.len();
+    let file = regular_file::open(path).with_exit_code(ExitCode::Data, unreadable)?;
+    let size = file.metadata().with_exit_code(ExitCode::Data, unreadable)?.len();
     let mut file = BufReader::with_capacity(1 << 20, file);
-    let zipped = file.fill_buf().or_exit(Exit::Data, unreadable)?.starts_with(&[0x1f, 0x8b]);
+    let zipped = file.fill_buf().with_exit_code(ExitCode::Data, unreadable)?.starts_with(&[0x1f, 0x8b]);
     // Deflate packs at most 1032 to 1, so the file's size bounds what a header may promise.
     let bound = if zipped { size.saturating_mul(1032) } else { size };
     let mut reader: Box<dyn Read + Send> =
@@ -86,7 +86,7 @@ fn read_idx<const D: usize>(path: &Path, limit: Option<usize>, wanted: &str) -> 
         let message = format!(
             "{name}: is not an idx file (it starts with {magic:02x?}); give the ubyte or ubyte.gz file"
         );
-        return Err(fail(Exit::Data, message));
+        return Err(fail(ExitCode::Data, message));
     }
     if magic[2] != 8 || usize::from(magic[3]) != D {
         let message = format!(
@@ -94,7 +94,7 @@ fn read_idx<const D: usize>(path: &Path, limit: Option<usize>, wanted: &str) -> 
              are images and labels swapped?",
             magic[2], magic[3]
         );
-        return Err(fail(Exit::Data, message));
+        return Err(fail(ExitCode::Data, message));
     }
     let mut dims = [0; D];
     for dim in &mut dims {
@@ -105,7 +105,7 @@ fn read_idx<const D: usize>(path: &Path, limit: Option<usize>, wanted: &str) -> 
     let entry: u128 = dims[1..].iter().map(|&dim| dim as u128).product();
     let promised = entry * dims[0] as u128;
     if promised == 0 {
-        return Err(fail(Exit::Data, format!("{name}: holds no samples (dimensions {dims:?})")));
+        return Err(fail(ExitCode::Data, format!("{name}: holds no samples (dimensions {dims:?})")));
     }
     let header = 4 + 4 * D as u64;
     if promised + u128::from(header) > u128::from(bound) {
@@ -131,7 +131,7 @@ fn read_idx<const D: usize>(path: &Path, limit: Option<usize>, wanted: &str) -> 
         };
         Err(damaged(&format!("is truncated or damaged after {at} of {promised} bytes{cause}")))
     })?;
-    let data = data.into_iter().next().or_exit(Exit::Data, unreadable)?;
+    let data = data.into_iter().next().with_exit_code(ExitCode::Data, unreadable)?;
     if taken == dims[0] {
         // Reading to the end also makes gzip compare its checksum.
         let trailing = reader.read(&mut [0]).map_err(|error| damaged(&format!("is damaged ({error})")))?;

@@ -8,17 +8,18 @@ use serde::{Deserialize, Serialize};
 
 use super::folder::{budget, over_budget, probe_all};
 use super::masks::{MaskSpec, Naming, found, partners, same_sizes};
-use super::{FilePath, Opening, Source, Split, positive, positive_limit};
+use super::{FilePath, OpenOptions, Source, Split, positive, positive_limit};
 use crate::data::format::pictures_of;
 use crate::data::image::picture::{ImageFile, Mode};
 use crate::data::{Dataset, Files, Framing, Samples, Skipped, Targets};
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::Invalid;
 
 /// `{images: {root: DIR, patch: 64}}`: every picture below `root`, at any depth, sorted by folder and name.
 ///
-/// With `patch` an epoch has `per_image` squares of each, cut at random places; without, each is one sample at its own
-/// size, in a batch of its own, which is for evaluation. Decoded pictures are kept within the budget `memory_gib`.
+/// With `patch` an epoch has `per_image` squares of each, cut at random places; without, each is one sample
+/// at its own size, in a batch of its own, which is for evaluation. Decoded pictures are kept within the
+/// budget `memory_gib`.
 #[derive(Deserialize, Serialize, Clone, Debug)]
 #[serde(deny_unknown_fields, expecting = "a mapping, such as `{root: photos, patch: 64}`")]
 pub struct ImagesSpec {
@@ -29,7 +30,8 @@ pub struct ImagesSpec {
     pub patch: Option<usize>,
     #[serde(default = "one")]
     pub per_image: usize,
-    /// A folder with the image that each should become: of the same name, extensions apart, and the same size.
+    /// A folder with the image that each should become: of the same name, extensions apart, and the same
+    /// size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<FilePath>,
     /// A folder with the mask of each, likewise; what its pixels mean is said beside it.
@@ -75,13 +77,13 @@ impl Source for ImagesSpec {
         Some((vec![self.mode.channels() as i64, side, side], classes))
     }
 
-    fn open(&self, opening: &Opening) -> Result<Dataset> {
+    fn open(&self, opening: &OpenOptions) -> Result<Dataset> {
         if opening.smooth.is_some() {
-            return Err(fail(Exit::Usage, "data.smooth does not go with `images`; remove it"));
+            return Err(fail(ExitCode::Usage, "data.smooth does not go with `images`; remove it"));
         }
         if opening.keep_files {
             let message = "data.augment: `random_resized_crop` does not go with `images`, which `patch` cuts";
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         }
         let root = self.root.resolve()?;
         let chosen = |paths: Vec<PathBuf>| -> Vec<PathBuf> {
@@ -102,7 +104,7 @@ impl Source for ImagesSpec {
         if paths.is_empty() {
             let (why, place) = (note.map_or(String::new(), |note| format!("; {note}")), root.display());
             let message = format!("{place}: holds no picture (after `skip` and `limit`){why}");
-            return Err(fail(Exit::Data, message));
+            return Err(fail(ExitCode::Data, message));
         }
         let notes = note.into_iter().collect();
         let all = as_files(&paths, self.mode);
@@ -145,7 +147,7 @@ impl Source for ImagesSpec {
                         mask.root.resolve()?.display(),
                         masks.notes("train", &mask.classes).join("; ")
                     );
-                    return Err(fail(Exit::Data, message));
+                    return Err(fail(ExitCode::Data, message));
                 }
                 let encoding = Arc::new(masks.encoding.clone());
                 (others, Targets::Masks(Arc::new(masks)), mask.classes.clone(), Some(encoding))

@@ -4,16 +4,16 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{Opening, Source, positive, resident, room};
+use super::{OpenOptions, Source, positive, resident, try_with_capacity};
 use crate::data::{Dataset, Targets};
-use crate::util::rng::{Draw, Purpose};
+use crate::util::rng::{CounterRng, RngStream};
 use crate::util::yaml::Invalid;
 
 /// The stream of the true weights, apart from those of the samples, whose epoch is the set's number.
 const WEIGHTS: u64 = u64::MAX;
 
-/// `{line: {slope: 3, intercept: 5, noise: 1, count: 100, low: 0, high: 2}}`: y = slope·x + intercept + noise·ε with x
-/// uniform in [low, high) and ε standard normal. Inputs `[N, 1]`, targets `[N, 1]`.
+/// `{line: {slope: 3, intercept: 5, noise: 1, count: 100, low: 0, high: 2}}`: y = slope·x + intercept +
+/// noise·ε with x uniform in [low, high) and ε standard normal. Inputs `[N, 1]`, targets `[N, 1]`.
 #[derive(Deserialize, Serialize, Clone, Debug)]
 #[serde(
     deny_unknown_fields,
@@ -32,8 +32,9 @@ pub struct LineSpec {
     pub seed: u64,
 }
 
-/// `{linear: {features: 50, informative: 5, noise: 0.1, count: 200}}`: y = x·w + noise·ε with x and ε standard normal.
-/// `informative` of the weights lie in ±[1, 3), the others are zero. Inputs `[N, F]`, targets `[N, 1]`.
+/// `{linear: {features: 50, informative: 5, noise: 0.1, count: 200}}`: y = x·w + noise·ε with x and ε
+/// standard normal. `informative` of the weights lie in ±[1, 3), the others are zero. Inputs `[N, F]`,
+/// targets `[N, 1]`.
 #[derive(Deserialize, Serialize, Clone, Debug)]
 #[serde(
     deny_unknown_fields,
@@ -63,11 +64,12 @@ impl Source for LineSpec {
         positive("count", self.count)
     }
 
-    fn open(&self, opening: &Opening) -> Result<Dataset> {
+    fn open(&self, opening: &OpenOptions) -> Result<Dataset> {
         let smaller = "take a smaller `line.count`";
-        let (mut xs, mut ys) = (room(Some(self.count), smaller)?, room(Some(self.count), smaller)?);
+        let (mut xs, mut ys) =
+            (try_with_capacity(Some(self.count), smaller)?, try_with_capacity(Some(self.count), smaller)?);
         for index in 0..self.count as u64 {
-            let mut draw = Draw::new(self.seed, opening.part as u64, index, Purpose::Generate);
+            let mut draw = CounterRng::new(self.seed, opening.part as u64, index, RngStream::Generate);
             let x = draw.between(self.low, self.high);
             xs.push(x);
             ys.push(self.slope * x + self.intercept + self.noise * draw.normal());
@@ -79,7 +81,7 @@ impl Source for LineSpec {
 impl LinearSpec {
     /// The true weights, one per feature.
     pub fn weights(&self) -> Vec<f64> {
-        let mut draw = Draw::new(self.seed, WEIGHTS, 0, Purpose::Generate);
+        let mut draw = CounterRng::new(self.seed, WEIGHTS, 0, RngStream::Generate);
         let mut weights = vec![0.0; self.features];
         for &feature in draw.permutation(self.features).iter().take(self.informative) {
             let sign = if draw.below(2) == 0 { -1.0 } else { 1.0 };
@@ -103,13 +105,15 @@ impl Source for LinearSpec {
         Ok(())
     }
 
-    fn open(&self, opening: &Opening) -> Result<Dataset> {
+    fn open(&self, opening: &OpenOptions) -> Result<Dataset> {
         let smaller = "take a smaller `linear.count` or `linear.features`";
-        let (mut xs, mut ys) =
-            (room(self.count.checked_mul(self.features), smaller)?, room(Some(self.count), smaller)?);
+        let (mut xs, mut ys) = (
+            try_with_capacity(self.count.checked_mul(self.features), smaller)?,
+            try_with_capacity(Some(self.count), smaller)?,
+        );
         let weights = self.weights();
         for index in 0..self.count as u64 {
-            let mut draw = Draw::new(self.seed, opening.part as u64, index, Purpose::Generate);
+            let mut draw = CounterRng::new(self.seed, opening.part as u64, index, RngStream::Generate);
             let mut y = self.noise * draw.normal();
             for weight in &weights {
                 let x = draw.normal();

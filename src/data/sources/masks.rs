@@ -1,5 +1,5 @@
-//! Which mask or target goes with which picture, and how the masks of a set are to be read: decided once, over all of
-//! them, so that no file means something else than its neighbour.
+//! Which mask or target goes with which picture, and how the masks of a set are to be read: decided once,
+//! over all of them, so that no file means something else than its neighbour.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,11 +14,11 @@ use super::folder::{on_all_cores, walk};
 use crate::data::format::pictures_of;
 use crate::data::image::picture::ImageFile;
 use crate::data::mask::{Encoding, IGNORED, Level, MaskImage, Masks, Unclaimed};
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::Invalid;
 
-/// Masks that are read before training starts; of more, so many evenly spread. All of them are checked when their turn
-/// comes.
+/// Masks that are read before training starts; of more, so many evenly spread. All of them are checked when
+/// their turn comes.
 const LOOKED_AT: usize = 512;
 
 /// Where the masks are, and what their pixels mean.
@@ -28,8 +28,9 @@ pub struct MaskSpec {
     pub root: FilePath,
     /// Names of the classes.
     pub classes: Vec<String>,
-    /// What stands for each class in a mask: numbers (class numbers, palette indices, grey levels of 8 or 16 bits), or
-    /// colours. Where absent: the class numbers 0 to n − 1, or levels evenly from 0 to 255 where the masks hold those.
+    /// What stands for each class in a mask: numbers (class numbers, palette indices, grey levels of 8 or 16
+    /// bits), or colours. Where absent: the class numbers 0 to n − 1, or levels evenly from 0 to 255 where
+    /// the masks hold those.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub levels: Vec<Level>,
     /// What stands for pixels that count neither in the loss nor in a metric: one level, or several.
@@ -121,7 +122,8 @@ impl MaskSpec {
         ]
     }
 
-    /// Reads the masks, all or 512 of them, and decides what they mean. Exit 3 where they hold what no class claims.
+    /// Reads the masks, all or 512 of them, and decides what they mean. Exit 3 where they hold what no class
+    /// claims.
     pub fn look(&self, masks: &[ImageFile]) -> Result<Masks> {
         let sample = masks.len().min(LOOKED_AT);
         let chosen: Vec<&Path> =
@@ -187,7 +189,7 @@ impl MaskSpec {
                 "{place}: the masks are colours: {all}; say which is which class, as in `mask: {{levels: [\"#000000\", {}]}}`",
                 shown.join(", ")
             );
-            return fail(Exit::Data, message);
+            return fail(ExitCode::Data, message);
         }
         let mut message = format!("{place}: {}", readings[0].0.complaint(&all));
         if undeclared {
@@ -200,7 +202,7 @@ impl MaskSpec {
         if all.levels.keys().eq([&Level::Number(255)]) && self.ignore.is_none() {
             message += "; 255 usually marks what counts nowhere: `mask: {ignore: 255}`";
         }
-        fail(Exit::Data, message)
+        fail(ExitCode::Data, message)
     }
 }
 
@@ -209,7 +211,7 @@ pub fn found(root: &Path) -> Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     walk(root, &mut Vec::new(), &mut paths)?;
     match paths.is_empty() {
-        true => Err(fail(Exit::Data, format!("{}: holds no file", root.display()))),
+        true => Err(fail(ExitCode::Data, format!("{}: holds no file", root.display()))),
         false => Ok(paths),
     }
 }
@@ -227,7 +229,8 @@ pub struct Naming<'a> {
 }
 
 impl Naming<'_> {
-    /// The name of the partner of the picture `path`, both without extension; None where the picture lacks the suffix.
+    /// The name of the partner of the picture `path`, both without extension; None where the picture lacks
+    /// the suffix.
     fn of(&self, path: &Path, root: &Path) -> Option<PathBuf> {
         let stem = stem(path, root);
         let name = stem.file_name()?.to_string_lossy();
@@ -235,8 +238,8 @@ impl Naming<'_> {
     }
 }
 
-/// The file below `others` that goes with each of `files`. Exit 3 lists those that have none, or names two that both
-/// could be it.
+/// The file below `others` that goes with each of `files`. Exit 3 lists those that have none, or names two
+/// that both could be it.
 pub fn partners(files: &[ImageFile], root: &Path, others: &Path, naming: Naming) -> Result<Vec<PathBuf>> {
     let mut known: BTreeMap<PathBuf, Vec<PathBuf>> = BTreeMap::new();
     let (all, _) = pictures_of(found(others)?);
@@ -257,7 +260,7 @@ pub fn partners(files: &[ImageFile], root: &Path, others: &Path, naming: Naming)
                     two.display(),
                     file.path.display()
                 );
-                return Err(fail(Exit::Data, message));
+                return Err(fail(ExitCode::Data, message));
             }
             (&[one], _) | (&[], [one, ..]) => chosen.push(one.clone()),
             (&[], []) => lonely.push(file),
@@ -283,7 +286,7 @@ pub fn partners(files: &[ImageFile], root: &Path, others: &Path, naming: Naming)
         others.display(),
         there.unwrap_or_default()
     );
-    Err(fail(Exit::Data, message))
+    Err(fail(ExitCode::Data, message))
 }
 
 /// Exit 3 where a picture and its mask or target differ in size; both are named, with what EXIF says of them.
@@ -304,7 +307,7 @@ pub fn same_sizes(files: &[ImageFile], partners: &[ImageFile], what: &str) -> Re
         problems.len(),
         files.len()
     );
-    Err(fail(Exit::Data, message))
+    Err(fail(ExitCode::Data, message))
 }
 
 /// What is wrong between the two, where their sizes differ; what has no header is left to the decoder.

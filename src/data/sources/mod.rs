@@ -32,7 +32,7 @@ pub use shapes::ShapesSpec;
 
 use super::{Dataset, Samples, Targets};
 use crate::data::image::smooth::SmoothSpec;
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::regular_file;
 use crate::util::yaml::Invalid;
 
@@ -41,31 +41,31 @@ pub(super) trait Source: Sync {
     /// Checks values and that files exist; key paths are relative to the source.
     fn validate(&self) -> Result<(), Invalid>;
     /// Reads or generates the samples. The fingerprint is left empty.
-    fn open(&self, opening: &Opening) -> Result<Dataset>;
+    fn open(&self, opening: &OpenOptions) -> Result<Dataset>;
     /// Whether the samples decide which class has which index, so that two sets may disagree.
     fn finds_classes(&self) -> bool {
         false
     }
-    /// The shape of the samples, 0 for sides that differ, and the number of classes, where both are known without reading the
-    /// samples.
+    /// The shape of the samples, 0 for sides that differ, and the number of classes, where both are known
+    /// without reading the samples.
     fn outline(&self) -> Option<(Vec<i64>, Option<usize>)> {
         None
     }
-    /// The group of each sample of `set`, which this source gave, or of each of its files: `what` is a regular
-    /// expression on their names. Exit 2 where there are none, 3 where one of them has no group.
+    /// The group of each sample of `set`, which this source gave, or of each of its files: `what` is a
+    /// regular expression on their names. Exit 2 where there are none, 3 where one of them has no group.
     fn groups(&self, set: &Dataset, what: &str) -> Result<Vec<String>> {
         if set.names.is_empty() {
             let message =
                 "data.validation.fold.group: these samples have neither columns nor file names to go by";
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         }
-        let pattern = Regex::new(what).or_exit(Exit::Usage, || "data.validation.fold.group")?;
+        let pattern = Regex::new(what).with_exit_code(ExitCode::Usage, || "data.validation.fold.group")?;
         let group = |name: &String| {
             let found = pattern.captures(name);
             let found = found.and_then(|found| {
                 found.get(1).or_else(|| found.get(0)).map(|group| group.as_str().to_owned())
             });
-            found.or_exit(Exit::Data, || {
+            found.with_exit_code(ExitCode::Data, || {
                 format!("`{what}` (data.validation.fold.group) finds no group in {name}")
             })
         };
@@ -83,7 +83,7 @@ pub enum Split {
 }
 
 /// What the `data:` section says beside the source.
-pub(super) struct Opening {
+pub(super) struct OpenOptions {
     pub part: Split,
     /// Bytes that decoded pictures may fill.
     pub memory: u64,
@@ -151,8 +151,8 @@ impl ClassNames {
             Self::File(file) => {
                 let path = file.resolve()?;
                 let unreadable = || format!("{}: the class names cannot be read", path.display());
-                let text = regular_file::read(&path, MAX_NAMES).or_exit(Exit::Data, unreadable)?;
-                let text = String::from_utf8(text).or_exit(Exit::Data, unreadable)?;
+                let text = regular_file::read(&path, MAX_NAMES).with_exit_code(ExitCode::Data, unreadable)?;
+                let text = String::from_utf8(text).with_exit_code(ExitCode::Data, unreadable)?;
                 Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
             }
         }
@@ -168,7 +168,7 @@ fn class_names(declared: &Option<ClassNames>, count: usize) -> Result<Vec<String
     if names.len() < count {
         let message =
             format!("labels go up to {}, but only {} class names are declared", count - 1, names.len());
-        return Err(fail(Exit::Data, message));
+        return Err(fail(ExitCode::Data, message));
     }
     Ok(names)
 }
@@ -193,11 +193,12 @@ fn resident(xs: Tensor, targets: Targets, classes: Vec<String>) -> Dataset {
     }
 }
 
-/// An empty vector with room for `count` values; exit 6, with what to make smaller, where the memory does not give it.
-fn room<T>(count: Option<usize>, smaller: &str) -> Result<Vec<T>> {
+/// An empty vector with room for `count` values; exit 6, with what to make smaller, where the memory does not
+/// give it.
+fn try_with_capacity<T>(count: Option<usize>, smaller: &str) -> Result<Vec<T>> {
     let mut values = Vec::new();
     let reserved = count.is_some_and(|count| values.try_reserve_exact(count).is_ok());
-    reserved.then_some(values).or_exit(Exit::Memory, || {
+    reserved.then_some(values).with_exit_code(ExitCode::Memory, || {
         let size = count.and_then(|count| count.checked_mul(size_of::<T>()));
         let size = size.map_or_else(
             || "more than can be addressed".into(),

@@ -9,18 +9,20 @@ use tch::{Kind, Tensor};
 use zip::ZipArchive;
 
 use super::{
-    ClassNames, FilePath, Opening, Source, class_count, class_names, positive_limit, resident, room,
+    ClassNames, FilePath, OpenOptions, Source, class_count, class_names, positive_limit, resident,
+    try_with_capacity,
 };
 use crate::data::{Dataset, Targets};
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::regular_file;
 use crate::util::yaml::Invalid;
 
 /// `{npy: {xs: FILE, ys: FILE}}` or `{npy: {file: FILE.npz, xs: KEY, ys: KEY}}`.
 ///
-/// xs: uint8 images `[N, H, W]` or, as `layout` says, `[N, C, H, W]` or `[N, H, W, C]`; floating-point images of the
-/// same shapes, taken as they are (16-bit floats and other integers become float32); rows `[N, F]` or `[N]` of any
-/// number type. ys: integers `[N]` are classes, floats `[N]` or `[N, T]` values, unless `targets` says otherwise.
+/// xs: uint8 images `[N, H, W]` or, as `layout` says, `[N, C, H, W]` or `[N, H, W, C]`; floating-point images
+/// of the same shapes, taken as they are (16-bit floats and other integers become float32); rows `[N, F]` or
+/// `[N]` of any number type. ys: integers `[N]` are classes, floats `[N]` or `[N, T]` values, unless
+/// `targets` says otherwise.
 #[derive(Deserialize, Serialize, Clone, Debug)]
 #[serde(deny_unknown_fields, expecting = "a mapping, such as `{xs: xs.npy, ys: ys.npy}`")]
 pub struct NpySpec {
@@ -72,7 +74,7 @@ impl Source for NpySpec {
         positive_limit(self.limit)
     }
 
-    fn open(&self, _: &Opening) -> Result<Dataset> {
+    fn open(&self, _: &OpenOptions) -> Result<Dataset> {
         let (xs, xs_name) = self.array(&self.xs)?;
         let (ys, ys_name) = self.array(&self.ys)?;
         let (count, named) = (xs.size().first().copied(), ys.size().first().copied());
@@ -82,7 +84,7 @@ impl Source for NpySpec {
                 xs.size(),
                 ys.size()
             );
-            return Err(fail(Exit::Data, message));
+            return Err(fail(ExitCode::Data, message));
         }
         let take = |array: Tensor| match self.limit {
             Some(limit) if (limit as i64) < array.size()[0] => array.f_narrow(0, 0, limit as i64),
@@ -102,14 +104,15 @@ impl NpySpec {
             Some(archive) => {
                 let path = archive.resolve()?;
                 let name = format!("{}[{}]", path.display(), place.0);
-                let array =
-                    from_archive(&path, &place.0).or_exit(Exit::Data, || format!("{name}: {remedy}"))?;
+                let array = from_archive(&path, &place.0)
+                    .with_exit_code(ExitCode::Data, || format!("{name}: {remedy}"))?;
                 Ok((array, name))
             }
             None => {
                 let path = place.resolve()?;
                 let name = path.display().to_string();
-                let array = from_file(&path).or_exit(Exit::Data, || format!("{name}: {remedy}"))?;
+                let array =
+                    from_file(&path).with_exit_code(ExitCode::Data, || format!("{name}: {remedy}"))?;
                 Ok((array, name))
             }
         }
@@ -124,7 +127,7 @@ impl NpySpec {
             (4, Layout::Nhwc) => xs.f_permute([0, 3, 1, 2])?,
             _ => {
                 let message = format!("{name}: samples are images or rows, the array is {:?}", xs.size());
-                return Err(fail(Exit::Data, message));
+                return Err(fail(ExitCode::Data, message));
             }
         };
         if let [_, channels, height, width] = *xs.size()
@@ -134,7 +137,7 @@ impl NpySpec {
             let message = format!(
                 "{name}: read as {channels} channels of {height} x {width} pixels; declare the other layout (nchw or nhwc)"
             );
-            return Err(fail(Exit::Data, message));
+            return Err(fail(ExitCode::Data, message));
         }
         let kind = match (xs.kind(), xs.dim()) {
             (kind @ (Kind::Float | Kind::Double), _) | (kind @ Kind::Uint8, 4) => kind,
@@ -161,7 +164,7 @@ impl NpySpec {
                 let labels = Vec::<i64>::try_from(ys.f_reshape([-1])?.f_to_kind(Kind::Int64)?)?;
                 if let Some(index) = labels.iter().position(|&label| !(0..1 << 20).contains(&label)) {
                     let message = format!("{name}: entry {index} is {}, classes count from 0", labels[index]);
-                    return Err(fail(Exit::Data, message));
+                    return Err(fail(ExitCode::Data, message));
                 }
                 let classes = class_names(&self.classes, class_count(&labels))?;
                 Ok((Targets::Classes(labels), classes))
@@ -169,10 +172,10 @@ impl NpySpec {
             (TargetKind::Classes, _) => {
                 let message =
                     format!("{name}: classes are integers [N], the array is {:?} {size:?}", ys.kind());
-                Err(fail(Exit::Data, message))
+                Err(fail(ExitCode::Data, message))
             }
             (TargetKind::Values, _) => {
-                Err(fail(Exit::Data, format!("{name}: targets are [N] or [N, T], the array is {size:?}")))
+                Err(fail(ExitCode::Data, format!("{name}: targets are [N] or [N, T], the array is {size:?}")))
             }
         }
     }
@@ -187,7 +190,7 @@ fn finite(array: &Tensor, name: &str) -> Result<()> {
     if bool::try_from(wrong.f_any()?)? {
         let first = i64::try_from(wrong.f_to_kind(Kind::Uint8)?.f_argmax(0, false)?)?;
         return Err(fail(
-            Exit::Data,
+            ExitCode::Data,
             format!("{name}: sample {first} holds NaN or infinity; mend or remove it"),
         ));
     }
@@ -335,7 +338,7 @@ impl Header {
             self.shape,
             self.descr
         );
-        let mut data = room(usize::try_from(bytes).ok(), "give a file with fewer samples")?;
+        let mut data = try_with_capacity(usize::try_from(bytes).ok(), "give a file with fewer samples")?;
         let read = reader.by_ref().take(bytes).read_to_end(&mut data).context("is damaged")?;
         ensure!(read as u64 == bytes, "ends after {read} of {bytes} bytes");
         // Past the end, an archive compares its checksum.

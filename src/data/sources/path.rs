@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 use crate::util::regular_file;
 use crate::util::yaml::{Invalid, expand_env};
 
@@ -25,7 +25,7 @@ pub enum FilePaths {
 impl FilePath {
     /// The path with its environment references replaced.
     pub fn resolve(&self) -> Result<PathBuf> {
-        expand_env(&self.0).map(PathBuf::from).map_err(|message| fail(Exit::Usage, message))
+        expand_env(&self.0).map(PathBuf::from).map_err(|message| fail(ExitCode::Usage, message))
     }
 
     /// The path of an existing file, declared under `key`.

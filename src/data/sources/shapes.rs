@@ -1,8 +1,10 @@
-//! Generated pictures: ten kinds of shape at any place, size and contrast, turned by up to 40 degrees, among clutter and noise.
+//! Generated pictures: ten kinds of shape at any place, size and contrast, turned by up to 40 degrees, among
+//! clutter and noise.
 //!
-//! Nothing is downloaded and nothing is stored: each picture is a pure function of (seed, set, index), drawn from signed
-//! distances with antialiased edges. Light on dark is as likely as dark on light and the position is free, so that a
-//! linear model learns little; noise, clutter and small sizes keep convolutional networks below 100 %.
+//! Nothing is downloaded and nothing is stored: each picture is a pure function of (seed, set, index), drawn
+//! from signed distances with antialiased edges. Light on dark is as likely as dark on light and the position
+//! is free, so that a linear model learns little; noise, clutter and small sizes keep convolutional networks
+//! below 100 %.
 
 use std::f64::consts::TAU;
 
@@ -10,10 +12,10 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{Opening, Source, positive, resident, room};
+use super::{OpenOptions, Source, positive, resident, try_with_capacity};
 use crate::data::{Dataset, Targets};
 use crate::libtorch::device::cores;
-use crate::util::rng::{Draw, Purpose};
+use crate::util::rng::{CounterRng, RngStream};
 use crate::util::threads;
 use crate::util::yaml::Invalid;
 
@@ -76,17 +78,17 @@ impl Source for ShapesSpec {
         Some((vec![1, self.size as i64, self.size as i64], Some(self.classes)))
     }
 
-    fn open(&self, opening: &Opening) -> Result<Dataset> {
+    fn open(&self, opening: &OpenOptions) -> Result<Dataset> {
         let outlines: Vec<Shape> = (0..self.classes).map(Shape::new).collect();
         let pixels = self.size * self.size;
-        let mut data = room(self.count.checked_mul(pixels), SMALLER)?;
-        let mut labels = room(Some(self.count), SMALLER)?;
+        let mut data = try_with_capacity(self.count.checked_mul(pixels), SMALLER)?;
+        let mut labels = try_with_capacity(Some(self.count), SMALLER)?;
         data.resize(self.count * pixels, 0);
         let share = self.count.div_ceil(cores());
         threads::each(cores(), data.chunks_mut(share * pixels).enumerate().collect(), |(part, data)| {
             for (offset, picture) in data.chunks_mut(pixels).enumerate() {
                 let index = part * share + offset;
-                let draw = Draw::new(self.seed, opening.part as u64, index as u64, Purpose::Generate);
+                let draw = CounterRng::new(self.seed, opening.part as u64, index as u64, RngStream::Generate);
                 self.picture(draw, &outlines[index % self.classes], picture);
             }
         });
@@ -99,7 +101,7 @@ impl Source for ShapesSpec {
 }
 
 impl ShapesSpec {
-    fn picture(&self, mut draw: Draw, shape: &Shape, picture: &mut [u8]) {
+    fn picture(&self, mut draw: CounterRng, shape: &Shape, picture: &mut [u8]) {
         let size = self.size as f64;
         let scale = size / 28.0;
         // Background: a plane of grey between two thirds of the range.
@@ -159,7 +161,7 @@ impl ShapesSpec {
     }
 
     /// A straight stroke of clutter anywhere.
-    fn line(&self, draw: &mut Draw, canvas: &mut [f64]) {
+    fn line(&self, draw: &mut CounterRng, canvas: &mut [f64]) {
         let size = self.size as f64;
         let scale = size / 28.0;
         let start = [draw.between(0.0, size), draw.between(0.0, size)];

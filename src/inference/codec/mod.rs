@@ -1,9 +1,9 @@
 //! The file of a compressed image: whose network made it, the sizes, and the code, channel by channel.
 //!
-//! Little-endian: `TIKC`, version (u8), network (8 bytes), width and height of the image (u32 each), the number of the
-//! code's axes (u8) and their lengths (u32 each), least and greatest value of each channel (i8 each), the values as
-//! `range` codes them, CRC-32 of all that. Frequencies are learnt on the way, by reader and writer alike, so that
-//! no table takes room.
+//! Little-endian: `TIKC`, version (u8), network (8 bytes), width and height of the image (u32 each), the
+//! number of the code's axes (u8) and their lengths (u32 each), least and greatest value of each channel (i8
+//! each), the values as `range` codes them, CRC-32 of all that. Frequencies are learnt on the way, by reader
+//! and writer alike, so that no table takes room.
 
 mod range;
 
@@ -101,7 +101,8 @@ impl<'a> Packed<'a> {
         Ok(Self { header, bounds, body })
     }
 
-    /// The values, in the order of [`pack`]. Allocates as many bytes as the header's shape has values: look at it first.
+    /// The values, in the order of [`pack`]. Allocates as many bytes as the header's shape has values: look
+    /// at it first.
     pub fn values(&self) -> Vec<i8> {
         let places = self.header.places();
         let mut values = Vec::with_capacity(self.bounds.len() * places);

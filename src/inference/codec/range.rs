@@ -1,5 +1,6 @@
-//! A range coder (Martin 1979) of small numbers whose frequencies are learnt while they pass (Krichevsky & Trofimov
-//! 1981): each channel costs its entropy and about half a bit per kind of value and doubling of its length.
+//! A range coder (Martin 1979) of small numbers whose frequencies are learnt while they pass (Krichevsky &
+//! Trofimov 1981): each channel costs its entropy and about half a bit per kind of value and doubling of its
+//! length.
 
 /// Interval and remainder stay below it.
 const TOP: u64 = 1 << 56;
@@ -52,7 +53,8 @@ impl Counts {
 }
 
 impl Share {
-    /// Start and length of the share of an interval as long as `range`. The last one takes what the division leaves.
+    /// Start and length of the share of an interval as long as `range`. The last one takes what the division
+    /// leaves.
     fn of(&self, range: u64) -> (u64, u64) {
         let step = range / self.total;
         let start = step * self.start;

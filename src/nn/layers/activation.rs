@@ -5,7 +5,7 @@ use tch::nn::{self, Module, ModuleT};
 use tch::{Kind, Tensor};
 
 use super::args::{argument, same, shown};
-use super::{Layer, Misfit, Shape, Twin};
+use super::{Layer, Shape, ShapeError, TorchModule};
 use crate::nn::layers::codegen::Literal;
 
 /// Keeps the shape of its input.
@@ -133,7 +133,7 @@ impl Activation {
 }
 
 impl Layer for Activation {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         let finite = |name, value: f64| match value.is_finite() {
             true => Ok(()),
             false => Err(argument(name, format!("{value} is not a finite number"))),
@@ -169,7 +169,7 @@ impl Layer for Activation {
         same(input)
     }
 
-    fn script(&self, _input: &[i64]) -> String {
+    fn torchscript(&self, _input: &[i64]) -> String {
         match *self {
             Self::Identity {} => String::new(),
             Self::LeakyRelu { negative_slope } => format!("x = torch.leaky_relu(x, {negative_slope:?})"),
@@ -186,31 +186,31 @@ impl Layer for Activation {
         }
     }
 
-    fn twin(&self, _input: &[i64]) -> Twin {
+    fn torch_module(&self, _input: &[i64]) -> TorchModule {
         match *self {
-            Self::Identity {} => Twin::new("nn.Identity"),
-            Self::Relu {} => Twin::new("nn.ReLU"),
-            Self::Relu6 {} => Twin::new("nn.ReLU6"),
+            Self::Identity {} => TorchModule::new("nn.Identity"),
+            Self::Relu {} => TorchModule::new("nn.ReLU"),
+            Self::Relu6 {} => TorchModule::new("nn.ReLU6"),
             Self::LeakyRelu { negative_slope } => {
-                Twin::new("nn.LeakyReLU").or("negative_slope", negative_slope, slope())
+                TorchModule::new("nn.LeakyReLU").or("negative_slope", negative_slope, slope())
             }
-            Self::Elu { alpha } => Twin::new("nn.ELU").or("alpha", alpha, unit()),
-            Self::Selu {} => Twin::new("nn.SELU"),
+            Self::Elu { alpha } => TorchModule::new("nn.ELU").or("alpha", alpha, unit()),
+            Self::Selu {} => TorchModule::new("nn.SELU"),
             Self::Gelu { approximate } => {
-                Twin::new("nn.GELU").or("approximate", approximate.name(), Approximate::None.name())
+                TorchModule::new("nn.GELU").or("approximate", approximate.name(), Approximate::None.name())
             }
-            Self::Silu {} => Twin::new("nn.SiLU"),
-            Self::Mish {} => Twin::new("nn.Mish"),
-            Self::Sigmoid {} => Twin::new("nn.Sigmoid"),
-            Self::Tanh {} => Twin::new("nn.Tanh"),
-            Self::Softplus { beta } => Twin::new("nn.Softplus").or("beta", beta, unit()),
-            Self::Hardswish {} => Twin::new("nn.Hardswish"),
-            Self::Hardsigmoid {} => Twin::new("nn.Hardsigmoid"),
-            Self::Hardtanh { min_val, max_val } => {
-                Twin::new("nn.Hardtanh").or("min_val", min_val, minus_unit()).or("max_val", max_val, unit())
-            }
-            Self::Softmax { dim } => Twin::new("nn.Softmax").with("dim", dim),
-            Self::LogSoftmax { dim } => Twin::new("nn.LogSoftmax").with("dim", dim),
+            Self::Silu {} => TorchModule::new("nn.SiLU"),
+            Self::Mish {} => TorchModule::new("nn.Mish"),
+            Self::Sigmoid {} => TorchModule::new("nn.Sigmoid"),
+            Self::Tanh {} => TorchModule::new("nn.Tanh"),
+            Self::Softplus { beta } => TorchModule::new("nn.Softplus").or("beta", beta, unit()),
+            Self::Hardswish {} => TorchModule::new("nn.Hardswish"),
+            Self::Hardsigmoid {} => TorchModule::new("nn.Hardsigmoid"),
+            Self::Hardtanh { min_val, max_val } => TorchModule::new("nn.Hardtanh")
+                .or("min_val", min_val, minus_unit())
+                .or("max_val", max_val, unit()),
+            Self::Softmax { dim } => TorchModule::new("nn.Softmax").with("dim", dim),
+            Self::LogSoftmax { dim } => TorchModule::new("nn.LogSoftmax").with("dim", dim),
         }
     }
 

@@ -5,7 +5,7 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{Pair, image, pair_in_range};
-use super::{Layer, Misfit, Shape, Twin};
+use super::{Layer, Shape, ShapeError, TorchModule};
 
 /// `[C, H, W]` to `[C, output_size]`; 1 is global average pooling.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -21,7 +21,7 @@ pub struct AdaptiveMaxPool2d {
     pub output_size: Pair,
 }
 
-fn output(output_size: Pair, input: &[i64]) -> Result<Shape, Misfit> {
+fn output(output_size: Pair, input: &[i64]) -> Result<Shape, ShapeError> {
     let [channels, ..] = image(input)?;
     pair_in_range("output_size", output_size, 1)?;
     let [height, width] = output_size.0;
@@ -29,16 +29,16 @@ fn output(output_size: Pair, input: &[i64]) -> Result<Shape, Misfit> {
 }
 
 impl Layer for AdaptiveAvgPool2d {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         output(self.output_size, input)
     }
 
-    fn script(&self, _input: &[i64]) -> String {
+    fn torchscript(&self, _input: &[i64]) -> String {
         format!("x = torch.adaptive_avg_pool2d(x, {:?})", self.output_size.0)
     }
 
-    fn twin(&self, _input: &[i64]) -> Twin {
-        Twin::new("nn.AdaptiveAvgPool2d").with("output_size", self.output_size)
+    fn torch_module(&self, _input: &[i64]) -> TorchModule {
+        TorchModule::new("nn.AdaptiveAvgPool2d").with("output_size", self.output_size)
     }
 
     fn build(&self, _path: &nn::Path, _input: &[i64]) -> Box<dyn ModuleT> {
@@ -47,16 +47,16 @@ impl Layer for AdaptiveAvgPool2d {
 }
 
 impl Layer for AdaptiveMaxPool2d {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         output(self.output_size, input)
     }
 
-    fn script(&self, _input: &[i64]) -> String {
+    fn torchscript(&self, _input: &[i64]) -> String {
         format!("x = torch.adaptive_max_pool2d(x, {:?})[0]", self.output_size.0)
     }
 
-    fn twin(&self, _input: &[i64]) -> Twin {
-        Twin::new("nn.AdaptiveMaxPool2d").with("output_size", self.output_size)
+    fn torch_module(&self, _input: &[i64]) -> TorchModule {
+        TorchModule::new("nn.AdaptiveMaxPool2d").with("output_size", self.output_size)
     }
 
     fn build(&self, _path: &nn::Path, _input: &[i64]) -> Box<dyn ModuleT> {

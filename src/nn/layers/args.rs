@@ -4,12 +4,13 @@ use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use super::{Misfit, Shape};
+use super::{Shape, ShapeError};
 
-/// The largest channel count, kernel, stride or padding that a layer takes: far beyond use, far from overflow.
+/// The largest channel count, kernel, stride or padding that a layer takes: far beyond use, far from
+/// overflow.
 pub const MAX: i64 = 1 << 24;
 
-/// A number for both directions, or `[height, width]`.
+/// A number for both directions, or `[height, num_params]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pair<T = i64>(pub [T; 2]);
 
@@ -52,12 +53,12 @@ pub fn zero_by_zero() -> Pair {
     Pair([0, 0])
 }
 
-pub fn argument(name: &'static str, message: impl Into<String>) -> Misfit {
-    Misfit::Argument { name, message: message.into() }
+pub fn argument(name: &'static str, message: impl Into<String>) -> ShapeError {
+    ShapeError::Argument { name, message: message.into() }
 }
 
 /// Refuses a value below `min` or beyond [`MAX`].
-pub fn in_range(name: &'static str, value: i64, min: i64) -> Result<(), Misfit> {
+pub fn in_range(name: &'static str, value: i64, min: i64) -> Result<(), ShapeError> {
     if (min..=MAX).contains(&value) {
         return Ok(());
     }
@@ -65,12 +66,12 @@ pub fn in_range(name: &'static str, value: i64, min: i64) -> Result<(), Misfit> 
 }
 
 /// [`in_range`] for both of a pair.
-pub fn pair_in_range(name: &'static str, pair: Pair, min: i64) -> Result<(), Misfit> {
+pub fn pair_in_range(name: &'static str, pair: Pair, min: i64) -> Result<(), ShapeError> {
     pair.0.iter().try_for_each(|value| in_range(name, *value, min))
 }
 
 /// Refuses a number outside `[0, 1]`, NaN included.
-pub fn share(name: &'static str, value: f64) -> Result<(), Misfit> {
+pub fn share(name: &'static str, value: f64) -> Result<(), ShapeError> {
     if (0.0..=1.0).contains(&value) {
         return Ok(());
     }
@@ -78,7 +79,7 @@ pub fn share(name: &'static str, value: f64) -> Result<(), Misfit> {
 }
 
 /// Refuses a negative or infinite number, NaN included.
-pub fn not_negative(name: &'static str, value: f64) -> Result<(), Misfit> {
+pub fn not_negative(name: &'static str, value: f64) -> Result<(), ShapeError> {
     if value >= 0.0 && value.is_finite() {
         return Ok(());
     }
@@ -86,7 +87,7 @@ pub fn not_negative(name: &'static str, value: f64) -> Result<(), Misfit> {
 }
 
 /// Checks a size that the user may state and that the input decides.
-pub fn agrees(name: &'static str, stated: Option<i64>, actual: i64) -> Result<(), Misfit> {
+pub fn agrees(name: &'static str, stated: Option<i64>, actual: i64) -> Result<(), ShapeError> {
     match stated {
         Some(stated) if stated != actual => Err(argument(
             name,
@@ -97,7 +98,7 @@ pub fn agrees(name: &'static str, stated: Option<i64>, actual: i64) -> Result<()
 }
 
 /// `groups` must divide the channels on both sides.
-pub fn groups_divide(groups: i64, channels: i64, name: &str) -> Result<(), Misfit> {
+pub fn groups_divide(groups: i64, channels: i64, name: &str) -> Result<(), ShapeError> {
     in_range("groups", groups, 1)?;
     if channels % groups == 0 {
         return Ok(());
@@ -106,10 +107,10 @@ pub fn groups_divide(groups: i64, channels: i64, name: &str) -> Result<(), Misfi
 }
 
 /// The input as `[C, H, W]`.
-pub fn image(input: &[i64]) -> Result<[i64; 3], Misfit> {
+pub fn image(input: &[i64]) -> Result<[i64; 3], ShapeError> {
     match *input {
         [channels, height, width] => Ok([channels, height, width]),
-        _ => Err(Misfit::Input {
+        _ => Err(ShapeError::Input {
             wants: "[C, H, W]".into(),
             remedy: "move it before the `flatten`, or put an `unflatten` or `reshape` before it".into(),
         }),
@@ -129,7 +130,7 @@ pub fn sweep(input: i64, padding: i128, kernel: i64, dilation: i64, stride: i64)
 }
 
 /// The misfit of a window that is larger than its padded input.
-pub fn too_large(kernel: Pair, dilation: Pair, padded: [i128; 2]) -> Misfit {
+pub fn too_large(kernel: Pair, dilation: Pair, padded: [i128; 2]) -> ShapeError {
     let [reach_h, reach_w] =
         [0, 1].map(|axis| i128::from(dilation.0[axis]) * (i128::from(kernel.0[axis]) - 1) + 1);
     let [height, width] = padded;
@@ -153,6 +154,6 @@ pub(crate) fn shown(shape: &[i64]) -> String {
     format!("{shape:?}")
 }
 
-pub fn same(input: &[i64]) -> Result<Shape, Misfit> {
+pub fn same(input: &[i64]) -> Result<Shape, ShapeError> {
     Ok(input.to_vec())
 }

@@ -6,7 +6,7 @@ use tch::nn::{self, Module, ModuleT};
 
 use super::args::{Pair, in_range, one_by_one, yes, zero_by_zero};
 use super::max_pool2d::Window;
-use super::{Layer, Misfit, Shape, Twin};
+use super::{Layer, Shape, ShapeError, TorchModule};
 use crate::nn::layers::codegen::Literal;
 
 /// `[C, H, W]` to `[C, H', W']`.
@@ -40,14 +40,14 @@ impl AvgPool2d {
 }
 
 impl Layer for AvgPool2d {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         if let Some(divisor) = self.divisor_override {
             in_range("divisor_override", divisor, 1)?;
         }
         self.window().output(input)
     }
 
-    fn script(&self, _input: &[i64]) -> String {
+    fn torchscript(&self, _input: &[i64]) -> String {
         let w = self.window();
         let (kernel, stride, padding) = (w.kernel_size.0, w.stride.0, w.padding.0);
         let [ceil, count] = [w.ceil_mode, self.count_include_pad].map(|flag| flag.literal());
@@ -55,8 +55,8 @@ impl Layer for AvgPool2d {
         format!("x = torch.avg_pool2d(x, {kernel:?}, {stride:?}, {padding:?}, {ceil}, {count}, {divisor})")
     }
 
-    fn twin(&self, _input: &[i64]) -> Twin {
-        Twin::new("nn.AvgPool2d")
+    fn torch_module(&self, _input: &[i64]) -> TorchModule {
+        TorchModule::new("nn.AvgPool2d")
             .with("kernel_size", self.kernel_size)
             .or("stride", self.stride, None)
             .or("padding", self.padding, zero_by_zero())

@@ -5,9 +5,9 @@ use tch::nn::{self, ModuleT};
 use tch::{Kind, Tensor, no_grad};
 
 use super::args::{agrees, image, not_negative, same, share, yes};
-use super::{Layer, Misfit, Param, ParamKind, Shape, Twin};
+use super::{Layer, Param, ParamKind, Shape, ShapeError, TorchModule};
 use crate::libtorch::norm::{self, Channels};
-use crate::libtorch::raised;
+use crate::libtorch::or_panic;
 use crate::nn::layers::codegen::tensor;
 
 /// Normalises each channel of `[C, H, W]` over the batch and the image.
@@ -39,15 +39,15 @@ fn momentum() -> f64 {
 }
 
 impl BatchNorm2d {
-    fn check(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn check(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         agrees("num_features", self.num_features, input[0])?;
         not_negative("eps", self.eps)?;
         share("momentum", self.momentum)?;
         same(input)
     }
 
-    fn twin_of(&self, class: &'static str, input: &[i64]) -> Twin {
-        Twin::new(class)
+    fn twin_of(&self, class: &'static str, input: &[i64]) -> TorchModule {
+        TorchModule::new(class)
             .with("num_features", input[0])
             .or("eps", self.eps, eps())
             .or("momentum", self.momentum, momentum())
@@ -71,7 +71,7 @@ impl BatchNorm2d {
 }
 
 impl Layer for BatchNorm2d {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         image(input)?;
         self.check(input)
     }
@@ -94,7 +94,7 @@ impl Layer for BatchNorm2d {
         if input[1..].iter().all(|extent| *extent == 1) { 2 } else { 1 }
     }
 
-    fn script(&self, _input: &[i64]) -> String {
+    fn torchscript(&self, _input: &[i64]) -> String {
         let [weight, bias] = ["weight", "bias"].map(|name| tensor(name, self.affine));
         let (eps, momentum) = (self.eps, self.momentum);
         format!(
@@ -108,7 +108,7 @@ else:
         )
     }
 
-    fn twin(&self, input: &[i64]) -> Twin {
+    fn torch_module(&self, input: &[i64]) -> TorchModule {
         self.twin_of("nn.BatchNorm2d", input)
     }
 
@@ -118,10 +118,10 @@ else:
 }
 
 impl Layer for BatchNorm1d {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         if !matches!(input.len(), 1 | 2) {
             let remedy = "use `batch_norm2d` for images, or put `flatten` before it";
-            return Err(Misfit::Input { wants: "[F]".into(), remedy: remedy.into() });
+            return Err(ShapeError::Input { wants: "[F]".into(), remedy: remedy.into() });
         }
         self.0.check(input)
     }
@@ -134,11 +134,11 @@ impl Layer for BatchNorm1d {
         self.0.min_batch(input)
     }
 
-    fn script(&self, input: &[i64]) -> String {
-        self.0.script(input)
+    fn torchscript(&self, input: &[i64]) -> String {
+        self.0.torchscript(input)
     }
 
-    fn twin(&self, input: &[i64]) -> Twin {
+    fn torch_module(&self, input: &[i64]) -> TorchModule {
         self.0.twin_of("nn.BatchNorm1d", input)
     }
 
@@ -147,7 +147,8 @@ impl Layer for BatchNorm1d {
     }
 }
 
-/// tch's batch norm with the `num_batches_tracked` that it lacks, and with the addition and the ReLU that may follow it.
+/// tch's batch norm with the `num_batches_tracked` that it lacks, and with the addition and the ReLU that may
+/// follow it.
 #[derive(Debug)]
 pub(super) struct Norm {
     norm: nn::BatchNorm,
@@ -158,7 +159,8 @@ pub(super) struct Norm {
 
 impl Norm {
     fn new(mut norm: nn::BatchNorm, path: &nn::Path, spec: &BatchNorm2d) -> Self {
-        // tch makes the statistics in fp32 whatever the store's kind; set_data reaches the store's own handles.
+        // tch makes the statistics in fp32 whatever the store's kind; set_data reaches the store's own
+        // handles.
         for statistics in [&mut norm.running_mean, &mut norm.running_var] {
             let converted = statistics.to_kind(path.kind());
             statistics.set_data(&converted);
@@ -205,7 +207,7 @@ impl Norm {
             momentum: self.momentum,
             eps: self.eps,
         };
-        raised(norm::batch_norm(xs, addend, &channels, relu))
+        or_panic(norm::batch_norm(xs, addend, &channels, relu))
     }
 
     fn normalised(&self, xs: &Tensor, train: bool) -> Tensor {

@@ -4,7 +4,7 @@ use super::args::Pair;
 
 /// The PyTorch module that stands for a layer: `nn.Conv2d(3, 16, 3, padding=1)`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Twin {
+pub struct TorchModule {
     /// `nn.Conv2d`, or a class of our own.
     pub class: &'static str,
     pub args: Vec<Arg>,
@@ -21,7 +21,7 @@ pub struct Arg {
     pub default: Option<String>,
 }
 
-impl Twin {
+impl TorchModule {
     pub fn new(class: &'static str) -> Self {
         Self { class, args: Vec::new(), definition: None }
     }

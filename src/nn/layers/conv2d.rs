@@ -10,8 +10,8 @@ use super::args::{
     Pair, agrees, argument, count, groups_divide, image, in_range, one_by_one, pair_in_range, size, sweep,
     too_large, yes,
 };
-use super::{Layer, Misfit, Param, ParamKind, Shape, Twin, init};
-use crate::libtorch::{raised, winograd};
+use super::{Layer, Param, ParamKind, Shape, ShapeError, TorchModule, init};
+use crate::libtorch::{or_panic, winograd};
 use crate::nn::layers::codegen::{Arg, Literal, tensor};
 
 /// `[C, H, W]` to `[out_channels, H', W']`.
@@ -165,7 +165,7 @@ impl Conv2d {
         self.inner_padding().is_some() && self.groups == 1
     }
 
-    fn check(&self, [channels, height, width]: [i64; 3]) -> Result<(), Misfit> {
+    fn check(&self, [channels, height, width]: [i64; 3]) -> Result<(), ShapeError> {
         agrees("in_channels", self.in_channels, channels)?;
         in_range("out_channels", self.out_channels, 1)?;
         pair_in_range("kernel_size", self.kernel_size, 1)?;
@@ -200,7 +200,7 @@ impl Conv2d {
 }
 
 impl Layer for Conv2d {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         let [channels, height, width] = image(input)?;
         self.check([channels, height, width])?;
         let pads = self.sides().map(|(near, far)| i128::from(near) + i128::from(far));
@@ -231,7 +231,7 @@ impl Layer for Conv2d {
         count(&[output[0], output[1], output[2], input[0] / self.groups, h, w])
     }
 
-    fn script(&self, _input: &[i64]) -> String {
+    fn torchscript(&self, _input: &[i64]) -> String {
         let (stride, dilation, groups) = (self.stride.0, self.dilation.0, self.groups);
         let bias = tensor("bias", self.bias);
         let (pad, inner) = match self.inner_padding() {
@@ -246,12 +246,12 @@ impl Layer for Conv2d {
         )
     }
 
-    fn twin(&self, input: &[i64]) -> Twin {
+    fn torch_module(&self, input: &[i64]) -> TorchModule {
         let padding = match self.padding {
             Padding::Same => "same".literal(),
             Padding::Sides(pads) => pads.literal(),
         };
-        let mut twin = Twin::new("nn.Conv2d")
+        let mut twin = TorchModule::new("nn.Conv2d")
             .with("in_channels", input[0])
             .with("out_channels", self.out_channels)
             .with("kernel_size", self.kernel_size)
@@ -278,8 +278,8 @@ impl Layer for Conv2d {
     }
 }
 
-/// A convolution that takes channels-last inputs on the CPU: oneDNN is a third faster there, and batch norm, activations and
-/// pooling keep the strides for the next one.
+/// A convolution that takes channels-last inputs on the CPU: oneDNN is a third faster there, and batch norm,
+/// activations and pooling keep the strides for the next one.
 #[derive(Debug)]
 pub(super) struct ChannelsLast {
     conv: nn::Conv2D,
@@ -302,7 +302,7 @@ impl ChannelsLast {
         if stride == [1, 1]
             && dilation == [1, 1]
             && padding[0] == padding[1]
-            && let Some(ys) = raised(winograd::conv2d(&xs, ws, bs, padding[0]))
+            && let Some(ys) = or_panic(winograd::conv2d(&xs, ws, bs, padding[0]))
         {
             return ys;
         }

@@ -8,10 +8,11 @@ use super::args::{
     Pair, agrees, argument, count, groups_divide, image, in_range, one_by_one, pair_in_range, shown, size,
     yes, zero_by_zero,
 };
-use super::{Layer, Misfit, Param, ParamKind, Shape, Twin, init};
+use super::{Layer, Param, ParamKind, Shape, ShapeError, TorchModule, init};
 use crate::nn::layers::codegen::tensor;
 
-/// `[C, H, W]` to `[out_channels, (H-1)·stride - 2·padding + dilation·(kernel_size-1) + output_padding + 1, …]`.
+/// `[C, H, W]` to
+/// `[out_channels, (H-1)·stride - 2·padding + dilation·(kernel_size-1) + output_padding + 1, …]`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ConvTranspose2d {
@@ -49,7 +50,7 @@ impl ConvTranspose2d {
 }
 
 impl Layer for ConvTranspose2d {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         let [channels, height, width] = image(input)?;
         agrees("in_channels", self.in_channels, channels)?;
         in_range("out_channels", self.out_channels, 1)?;
@@ -94,7 +95,7 @@ impl Layer for ConvTranspose2d {
         count(&[input[0], input[1], input[2], self.out_channels / self.groups, h, w])
     }
 
-    fn script(&self, _input: &[i64]) -> String {
+    fn torchscript(&self, _input: &[i64]) -> String {
         let [stride, padding, output_padding, dilation] =
             [self.stride, self.padding, self.output_padding, self.dilation].map(|pair| shown(&pair.0));
         let (bias, groups) = (tensor("bias", self.bias), self.groups);
@@ -103,8 +104,8 @@ impl Layer for ConvTranspose2d {
         )
     }
 
-    fn twin(&self, input: &[i64]) -> Twin {
-        Twin::new("nn.ConvTranspose2d")
+    fn torch_module(&self, input: &[i64]) -> TorchModule {
+        TorchModule::new("nn.ConvTranspose2d")
             .with("in_channels", input[0])
             .with("out_channels", self.out_channels)
             .with("kernel_size", self.kernel_size)

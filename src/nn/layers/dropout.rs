@@ -1,11 +1,12 @@
-//! Dropout of single values and of whole channels, as `torch.nn.Dropout` and `Dropout2d` (Srivastava et al., 2014).
+//! Dropout of single values and of whole channels, as `torch.nn.Dropout` and `Dropout2d` (Srivastava et al.,
+//! 2014).
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{self, ModuleT};
 
 use super::args::{image, same, share};
-use super::{Layer, Misfit, Shape, Twin};
+use super::{Layer, Shape, ShapeError, TorchModule};
 
 /// Zeroes values with probability `p` in training.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -28,17 +29,17 @@ fn half() -> f64 {
 }
 
 impl Layer for Dropout {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         share("p", self.p)?;
         same(input)
     }
 
-    fn script(&self, _input: &[i64]) -> String {
+    fn torchscript(&self, _input: &[i64]) -> String {
         format!("x = torch.dropout(x, {:?}, self.training)", self.p)
     }
 
-    fn twin(&self, _input: &[i64]) -> Twin {
-        Twin::new("nn.Dropout").with("p", self.p)
+    fn torch_module(&self, _input: &[i64]) -> TorchModule {
+        TorchModule::new("nn.Dropout").with("p", self.p)
     }
 
     fn is_random(&self) -> bool {
@@ -51,18 +52,18 @@ impl Layer for Dropout {
 }
 
 impl Layer for Dropout2d {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         image(input)?;
         share("p", self.p)?;
         same(input)
     }
 
-    fn script(&self, _input: &[i64]) -> String {
+    fn torchscript(&self, _input: &[i64]) -> String {
         format!("x = torch.feature_dropout(x, {:?}, self.training)", self.p)
     }
 
-    fn twin(&self, _input: &[i64]) -> Twin {
-        Twin::new("nn.Dropout2d").with("p", self.p)
+    fn torch_module(&self, _input: &[i64]) -> TorchModule {
+        TorchModule::new("nn.Dropout2d").with("p", self.p)
     }
 
     fn is_random(&self) -> bool {

@@ -5,7 +5,7 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{argument, shown, size};
-use super::{Layer, Misfit, Shape, Twin};
+use super::{Layer, Shape, ShapeError, TorchModule};
 
 /// Joins the dimensions from `start_dim` to `end_dim`, counted with the batch as 0.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -26,7 +26,7 @@ fn last() -> i64 {
 }
 
 /// A dimension counted with the batch as 0, or from the end, as an index into a shape without the batch.
-pub(super) fn axis(name: &'static str, dim: i64, input: &[i64]) -> Result<usize, Misfit> {
+pub(super) fn axis(name: &'static str, dim: i64, input: &[i64]) -> Result<usize, ShapeError> {
     let rank = input.len() as i64;
     let index = if dim < 0 { dim.saturating_add(rank) } else { dim - 1 };
     if (0..rank).contains(&index) {
@@ -40,7 +40,7 @@ pub(super) fn axis(name: &'static str, dim: i64, input: &[i64]) -> Result<usize,
 }
 
 impl Layer for Flatten {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         let (start, end) = (axis("start_dim", self.start_dim, input)?, axis("end_dim", self.end_dim, input)?);
         if start > end {
             return Err(argument(
@@ -53,12 +53,16 @@ impl Layer for Flatten {
         Ok([&input[..start], &[size(joined)], &input[end + 1..]].concat())
     }
 
-    fn script(&self, _input: &[i64]) -> String {
+    fn torchscript(&self, _input: &[i64]) -> String {
         format!("x = torch.flatten(x, {}, {})", self.start_dim, self.end_dim)
     }
 
-    fn twin(&self, _input: &[i64]) -> Twin {
-        Twin::new("nn.Flatten").or("start_dim", self.start_dim, first()).or("end_dim", self.end_dim, last())
+    fn torch_module(&self, _input: &[i64]) -> TorchModule {
+        TorchModule::new("nn.Flatten").or("start_dim", self.start_dim, first()).or(
+            "end_dim",
+            self.end_dim,
+            last(),
+        )
     }
 
     fn build(&self, _path: &nn::Path, _input: &[i64]) -> Box<dyn ModuleT> {

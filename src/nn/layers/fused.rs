@@ -1,4 +1,5 @@
-//! A batch norm run together with its neighbours: the convolution before it, the addition and the ReLU after it.
+//! A batch norm run together with its neighbours: the convolution before it, the addition and the ReLU after
+//! it.
 
 use tch::nn::{self, ModuleT};
 use tch::{Device, Kind, Tensor};
@@ -12,14 +13,14 @@ use crate::libtorch;
 const PIXELS: i64 = 1024;
 
 #[derive(Debug)]
-pub(crate) struct Joint {
+pub(crate) struct FusedConvBn {
     conv: Option<ChannelsLast>,
     norm: Norm,
 }
 
-impl Joint {
-    /// Of a batch norm, and of the convolution before it where there is one; each with its path and its input. None where they
-    /// are something else.
+impl FusedConvBn {
+    /// Of a batch norm, and of the convolution before it where there is one; each with its path and its
+    /// input. None where they are something else.
     pub fn new(
         conv: Option<(&LayerSpec, &nn::Path, &[i64])>,
         (norm, path, input): (&LayerSpec, &nn::Path, &[i64]),
@@ -33,7 +34,8 @@ impl Joint {
         Some(Self { conv, norm: norm.norm(path, input) })
     }
 
-    /// `relu(norm(conv(xs)) + addend)`, as asked for. Evaluation folds the norm into the convolution's weights.
+    /// `relu(norm(conv(xs)) + addend)`, as asked for. Evaluation folds the norm into the convolution's
+    /// weights.
     pub fn forward(&self, xs: &Tensor, addend: Option<&Tensor>, relu: bool, train: bool) -> Tensor {
         let Some(conv) = &self.conv else { return self.norm.forward(xs, addend, relu, train) };
         if train || libtorch::is_recording() || !pays(xs) {
@@ -57,7 +59,7 @@ fn pays(xs: &Tensor) -> bool {
 /// The batch norm, and the ReLU after it where there is one.
 #[derive(Debug)]
 pub(crate) struct Normed {
-    pub joint: Joint,
+    pub joint: FusedConvBn,
     pub relu: bool,
 }
 

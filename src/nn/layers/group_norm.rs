@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tch::nn::{self, ModuleT};
 
 use super::args::{agrees, argument, in_range, not_negative, same, yes};
-use super::{Layer, Misfit, Param, ParamKind, Shape, Twin};
+use super::{Layer, Param, ParamKind, Shape, ShapeError, TorchModule};
 use crate::nn::layers::codegen::tensor;
 
 /// Normalises groups of channels of `[C, ...]` within each sample.
@@ -26,7 +26,7 @@ fn eps() -> f64 {
 }
 
 impl Layer for GroupNorm {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         agrees("num_channels", self.num_channels, input[0])?;
         not_negative("eps", self.eps)?;
         in_range("num_groups", self.num_groups, 1)?;
@@ -47,13 +47,13 @@ impl Layer for GroupNorm {
         ]
     }
 
-    fn script(&self, _input: &[i64]) -> String {
+    fn torchscript(&self, _input: &[i64]) -> String {
         let [weight, bias] = ["weight", "bias"].map(|name| tensor(name, self.affine));
         format!("x = torch.group_norm(x, {}, {weight}, {bias}, {:?}, True)", self.num_groups, self.eps)
     }
 
-    fn twin(&self, input: &[i64]) -> Twin {
-        Twin::new("nn.GroupNorm")
+    fn torch_module(&self, input: &[i64]) -> TorchModule {
+        TorchModule::new("nn.GroupNorm")
             .with("num_groups", self.num_groups)
             .with("num_channels", input[0])
             .or("eps", self.eps, eps())

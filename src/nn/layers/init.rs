@@ -2,8 +2,8 @@
 
 use tch::{Device, Kind, Tensor, no_grad};
 
-/// Overwrites `tensor` with a draw on the CPU in fp32, whatever its own device and kind: PyTorch's modules are
-/// made so and moved afterwards.
+/// Overwrites `tensor` with a draw on the CPU in fp32, whatever its own device and kind: PyTorch's modules
+/// are made so and moved afterwards.
 pub(crate) fn fill(tensor: &Tensor, draw: impl FnOnce(&mut Tensor)) {
     let mut drawn = Tensor::empty(tensor.size(), (Kind::Float, Device::Cpu));
     draw(&mut drawn);
@@ -30,8 +30,8 @@ pub(crate) fn fans(weight: &Tensor) -> (f64, f64) {
     (fan(1), fan(0))
 }
 
-/// PyTorch's `reset_parameters` of convolutions and linear layers: `kaiming_uniform_(weight, a=√5)`, then the bias
-/// uniform in ±1/√fan_in.
+/// PyTorch's `reset_parameters` of convolutions and linear layers: `kaiming_uniform_(weight, a=√5)`, then the
+/// bias uniform in ±1/√fan_in.
 pub(crate) fn reset_parameters(weight: &Tensor, bias: Option<&Tensor>) {
     let (fan_in, _) = fans(weight);
     // Every operation as in torch.nn.init: the bound must agree to the last bit.

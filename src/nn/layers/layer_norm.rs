@@ -5,7 +5,7 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{argument, not_negative, same, shown, yes};
-use super::{Layer, Misfit, Param, ParamKind, Shape, Twin};
+use super::{Layer, Param, ParamKind, Shape, ShapeError, TorchModule};
 use crate::nn::layers::codegen::tensor;
 
 /// Normalises the trailing dimensions of each sample.
@@ -46,7 +46,7 @@ impl LayerNorm {
 }
 
 impl Layer for LayerNorm {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         not_negative("eps", self.eps)?;
         let shape = self.shape(input);
         if shape.is_empty() || !input.ends_with(&shape) {
@@ -73,14 +73,14 @@ impl Layer for LayerNorm {
         params
     }
 
-    fn script(&self, input: &[i64]) -> String {
+    fn torchscript(&self, input: &[i64]) -> String {
         let weight = tensor("weight", self.elementwise_affine);
         let bias = tensor("bias", self.elementwise_affine && self.bias);
         format!("x = torch.layer_norm(x, {:?}, {weight}, {bias}, {:?}, True)", self.shape(input), self.eps)
     }
 
-    fn twin(&self, input: &[i64]) -> Twin {
-        Twin::new("nn.LayerNorm")
+    fn torch_module(&self, input: &[i64]) -> TorchModule {
+        TorchModule::new("nn.LayerNorm")
             .with("normalized_shape", self.shape(input).as_slice())
             .or("eps", self.eps, eps())
             .or("elementwise_affine", self.elementwise_affine, true)

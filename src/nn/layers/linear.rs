@@ -5,8 +5,8 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{agrees, count, in_range, yes};
-use super::{Layer, Misfit, Param, ParamKind, Shape, Twin, init};
-use crate::libtorch::{dense, raised};
+use super::{Layer, Param, ParamKind, Shape, ShapeError, TorchModule, init};
+use crate::libtorch::{dense, or_panic};
 use crate::nn::layers::codegen::tensor;
 
 /// `[F]` to `[out_features]`.
@@ -22,9 +22,9 @@ pub struct Linear {
 }
 
 impl Layer for Linear {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         let [features] = *input else {
-            return Err(Misfit::Input { wants: "[F]".into(), remedy: "put `flatten` before it".into() });
+            return Err(ShapeError::Input { wants: "[F]".into(), remedy: "put `flatten` before it".into() });
         };
         agrees("in_features", self.in_features, features)?;
         in_range("out_features", self.out_features, 1)?;
@@ -43,12 +43,12 @@ impl Layer for Linear {
         count(&[input[0], output[0]])
     }
 
-    fn script(&self, _input: &[i64]) -> String {
+    fn torchscript(&self, _input: &[i64]) -> String {
         format!("x = torch.linear(x, self.weight, {})", tensor("bias", self.bias))
     }
 
-    fn twin(&self, input: &[i64]) -> Twin {
-        Twin::new("nn.Linear")
+    fn torch_module(&self, input: &[i64]) -> TorchModule {
+        TorchModule::new("nn.Linear")
             .with("in_features", input[0])
             .with("out_features", self.out_features)
             .or("bias", self.bias, true)
@@ -79,7 +79,7 @@ pub(crate) struct Dense {
 impl Module for Dense {
     fn forward(&self, xs: &Tensor) -> Tensor {
         let nn::Linear { ws, bs } = &self.linear;
-        if let Some(ys) = raised(dense::linear(xs, ws, bs.as_ref(), self.relu)) {
+        if let Some(ys) = or_panic(dense::linear(xs, ws, bs.as_ref(), self.relu)) {
             return ys;
         }
         let mut ys = self.linear.forward(xs);

@@ -5,7 +5,7 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{Pair, argument, image, one_by_one, pair_in_range, shown, size, too_large, zero_by_zero};
-use super::{Layer, Misfit, Shape, Twin};
+use super::{Layer, Shape, ShapeError, TorchModule};
 use crate::nn::layers::codegen::Literal;
 
 /// `[C, H, W]` to `[C, H', W']`.
@@ -35,7 +35,7 @@ pub(super) struct Window {
 }
 
 impl Window {
-    pub fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    pub fn output(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         let [channels, height, width] = image(input)?;
         pair_in_range("kernel_size", self.kernel_size, 1)?;
         pair_in_range("stride", self.stride, 1)?;
@@ -85,11 +85,11 @@ impl MaxPool2d {
 }
 
 impl Layer for MaxPool2d {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         self.window().output(input)
     }
 
-    fn script(&self, _input: &[i64]) -> String {
+    fn torchscript(&self, _input: &[i64]) -> String {
         let w = self.window();
         let [kernel, stride, padding, dilation] =
             [w.kernel_size, w.stride, w.padding, w.dilation].map(|pair| shown(&pair.0));
@@ -97,8 +97,8 @@ impl Layer for MaxPool2d {
         format!("x = torch.max_pool2d(x, {kernel}, {stride}, {padding}, {dilation}, {ceil})")
     }
 
-    fn twin(&self, _input: &[i64]) -> Twin {
-        Twin::new("nn.MaxPool2d")
+    fn torch_module(&self, _input: &[i64]) -> TorchModule {
+        TorchModule::new("nn.MaxPool2d")
             .with("kernel_size", self.kernel_size)
             .or("stride", self.stride, None)
             .or("padding", self.padding, zero_by_zero())

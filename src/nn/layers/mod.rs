@@ -30,8 +30,8 @@ use tch::nn::{self, ModuleT};
 
 pub use activation::Activation;
 pub(crate) use args::shown;
-pub use codegen::{Arg, Twin};
-pub(crate) use fused::{Joint, Normed};
+pub use codegen::{Arg, TorchModule};
+pub(crate) use fused::{FusedConvBn, Normed};
 
 /// The shape of one sample, without the batch dimension: `[C, H, W]` or `[F]`.
 pub type Shape = Vec<i64>;
@@ -73,18 +73,18 @@ impl Param {
 
 /// Why a layer cannot stand where it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Misfit {
+pub enum ShapeError {
     /// The input has the wrong form: what the layer wants, and the remedy.
     Input { wants: String, remedy: String },
     /// An argument is out of range or does not go with the input.
     Argument { name: &'static str, message: String },
 }
 
-/// What every layer can say about itself. `input` is the shape of one sample that passed [`Layer::output`].
+/// What every layer can say about itself. `input` is the shape of one sample that passed [`Layer::output_shape`].
 pub trait Layer {
     /// The shape rule; it also refuses arguments that libtorch would refuse. Never overflows: a size beyond
     /// i64 comes out as `i64::MAX`, which the model refuses.
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit>;
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError>;
 
     /// Parameters and buffers in the order of PyTorch's `state_dict()`.
     fn params(&self, _input: &[i64]) -> Vec<Param> {
@@ -106,13 +106,13 @@ pub trait Layer {
         false
     }
 
-    /// Its computation as TorchScript: lines that turn the tensor `x` into the output, over `self.weight` and the other
-    /// tensors of [`Layer::params`] and `self.training`, with libtorch's own operators only (`torch.conv2d`). As free in
-    /// batch and image size as the module of [`Layer::build`].
-    fn script(&self, input: &[i64]) -> String;
+    /// Its computation as TorchScript: lines that turn the tensor `x` into the output, over `self.weight` and
+    /// the other tensors of [`Layer::params`] and `self.training`, with libtorch's own operators only
+    /// (`torch.conv2d`). As free in batch and image size as the module of [`Layer::build`].
+    fn torchscript(&self, input: &[i64]) -> String;
 
     /// The PyTorch module with the same arithmetic and the same tensor names.
-    fn twin(&self, input: &[i64]) -> Twin;
+    fn torch_module(&self, input: &[i64]) -> TorchModule;
 
     /// Makes the module, its tensors under `path`, drawing from torch's generator in PyTorch's order.
     /// Panics as tch does where libtorch runs out of memory.

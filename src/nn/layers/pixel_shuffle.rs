@@ -5,7 +5,7 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{argument, image, in_range, size};
-use super::{Layer, Misfit, Shape, Twin};
+use super::{Layer, Shape, ShapeError, TorchModule};
 
 /// `[C·r², H, W]` to `[C, H·r, W·r]`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -22,7 +22,7 @@ pub struct PixelUnshuffle {
 }
 
 impl Layer for PixelShuffle {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         let [channels, height, width] = image(input)?;
         let factor = self.upscale_factor;
         in_range("upscale_factor", factor, 1)?;
@@ -34,12 +34,12 @@ impl Layer for PixelShuffle {
         Ok(vec![channels / (factor * factor), grown(height), grown(width)])
     }
 
-    fn script(&self, _input: &[i64]) -> String {
+    fn torchscript(&self, _input: &[i64]) -> String {
         format!("x = torch.pixel_shuffle(x, {})", self.upscale_factor)
     }
 
-    fn twin(&self, _input: &[i64]) -> Twin {
-        Twin::new("nn.PixelShuffle").with("upscale_factor", self.upscale_factor)
+    fn torch_module(&self, _input: &[i64]) -> TorchModule {
+        TorchModule::new("nn.PixelShuffle").with("upscale_factor", self.upscale_factor)
     }
 
     fn build(&self, _path: &nn::Path, _input: &[i64]) -> Box<dyn ModuleT> {
@@ -48,7 +48,7 @@ impl Layer for PixelShuffle {
 }
 
 impl Layer for PixelUnshuffle {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         let [channels, height, width] = image(input)?;
         let factor = self.downscale_factor;
         in_range("downscale_factor", factor, 1)?;
@@ -59,12 +59,12 @@ impl Layer for PixelUnshuffle {
         Ok(vec![size(i128::from(channels) * i128::from(factor * factor)), height / factor, width / factor])
     }
 
-    fn script(&self, _input: &[i64]) -> String {
+    fn torchscript(&self, _input: &[i64]) -> String {
         format!("x = torch.pixel_unshuffle(x, {})", self.downscale_factor)
     }
 
-    fn twin(&self, _input: &[i64]) -> Twin {
-        Twin::new("nn.PixelUnshuffle").with("downscale_factor", self.downscale_factor)
+    fn torch_module(&self, _input: &[i64]) -> TorchModule {
+        TorchModule::new("nn.PixelUnshuffle").with("downscale_factor", self.downscale_factor)
     }
 
     fn build(&self, _path: &nn::Path, _input: &[i64]) -> Box<dyn ModuleT> {

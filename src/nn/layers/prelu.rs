@@ -5,7 +5,7 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{argument, same};
-use super::{Layer, Misfit, Param, ParamKind, Shape, Twin};
+use super::{Layer, Param, ParamKind, Shape, ShapeError, TorchModule};
 
 /// One slope for all, or one per channel.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -26,7 +26,7 @@ fn quarter() -> f64 {
 }
 
 impl Layer for Prelu {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         let channels = input[0];
         if self.num_parameters != 1 && self.num_parameters != channels {
             let message =
@@ -43,12 +43,12 @@ impl Layer for Prelu {
         vec![Param::new("weight", [self.num_parameters], ParamKind::Norm)]
     }
 
-    fn script(&self, _input: &[i64]) -> String {
+    fn torchscript(&self, _input: &[i64]) -> String {
         "x = torch.prelu(x, self.weight)".into()
     }
 
-    fn twin(&self, _input: &[i64]) -> Twin {
-        Twin::new("nn.PReLU").or("num_parameters", self.num_parameters, one()).or(
+    fn torch_module(&self, _input: &[i64]) -> TorchModule {
+        TorchModule::new("nn.PReLU").or("num_parameters", self.num_parameters, one()).or(
             "init",
             self.init,
             quarter(),

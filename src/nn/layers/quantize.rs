@@ -1,12 +1,12 @@
-//! The bottleneck of a compressing autoencoder: whole numbers, which noise of ±½ stands for in training (Ballé et al.
-//! 2017).
+//! The bottleneck of a compressing autoencoder: whole numbers, which noise of ±½ stands for in training
+//! (Ballé et al. 2017).
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{self, ModuleT};
 
 use super::args::same;
-use super::{Layer, Misfit, Shape, Twin};
+use super::{Layer, Shape, ShapeError, TorchModule};
 
 /// Rounds to whole numbers from −128 to 127; in training adds uniform noise in [−½, ½) instead.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -27,16 +27,16 @@ pub(crate) fn quantize(xs: &Tensor, train: bool) -> Tensor {
 }
 
 impl Layer for Quantize {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         same(input)
     }
 
-    fn script(&self, _input: &[i64]) -> String {
+    fn torchscript(&self, _input: &[i64]) -> String {
         "x = (x + (torch.rand_like(x) - 0.5)) if self.training else torch.clamp(torch.round(x), -128.0, 127.0)".into()
     }
 
-    fn twin(&self, _input: &[i64]) -> Twin {
-        Twin::defined("Quantize", DEFINITION)
+    fn torch_module(&self, _input: &[i64]) -> TorchModule {
+        TorchModule::defined("Quantize", DEFINITION)
     }
 
     fn is_random(&self) -> bool {

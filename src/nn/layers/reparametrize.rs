@@ -1,12 +1,12 @@
-//! The bottleneck of a variational autoencoder: a draw from the distribution that the encoder describes (Kingma &
-//! Welling 2014).
+//! The bottleneck of a variational autoencoder: a draw from the distribution that the encoder describes
+//! (Kingma & Welling 2014).
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{self, ModuleT};
 
 use super::args::shown;
-use super::{Layer, Misfit, Shape, Twin};
+use super::{Layer, Shape, ShapeError, TorchModule};
 
 /// Means and log-variances `[2·Z, …]` to `[Z, …]`: a normal draw in training, the means in evaluation.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -35,24 +35,24 @@ pub(crate) fn draw(xs: &Tensor) -> Tensor {
 }
 
 impl Layer for Reparametrize {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         match input {
             [width, rest @ ..] if width % 2 == 0 => Ok([&[width / 2], rest].concat()),
-            _ => Err(Misfit::Input {
+            _ => Err(ShapeError::Input {
                 wants: "as many means as log-variances, one behind the other".into(),
                 remedy: format!("{} is odd; `concat` two layers of the same width", shown(input)),
             }),
         }
     }
 
-    fn script(&self, _input: &[i64]) -> String {
+    fn torchscript(&self, _input: &[i64]) -> String {
         "mean, log_var = torch.chunk(x, 2, 1)\n\
          x = (mean + torch.exp(0.5 * log_var) * torch.randn_like(mean)) if self.training else mean"
             .into()
     }
 
-    fn twin(&self, _input: &[i64]) -> Twin {
-        Twin::defined("Reparametrize", DEFINITION)
+    fn torch_module(&self, _input: &[i64]) -> TorchModule {
+        TorchModule::defined("Reparametrize", DEFINITION)
     }
 
     fn is_random(&self) -> bool {

@@ -6,7 +6,7 @@ use tch::nn::{self, Module, ModuleT};
 
 use super::args::{argument, in_range, shown, size};
 use super::flatten::axis;
-use super::{Layer, Misfit, Shape, Twin};
+use super::{Layer, Shape, ShapeError, TorchModule};
 use crate::nn::layers::codegen::Arg;
 
 /// The sample in another shape; one size may be -1, which is inferred.
@@ -31,7 +31,7 @@ fn first() -> i64 {
 }
 
 /// `sizes` with its -1 replaced so that they hold `total` values.
-fn fit(name: &'static str, sizes: &[i64], total: i128) -> Result<Shape, Misfit> {
+fn fit(name: &'static str, sizes: &[i64], total: i128) -> Result<Shape, ShapeError> {
     if sizes.is_empty() || sizes.len() > 8 {
         return Err(argument(name, format!("has {} sizes: expected 1 to 8", sizes.len())));
     }
@@ -66,18 +66,18 @@ class Reshape(nn.Module):
 ";
 
 impl Layer for Reshape {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         let total = input.iter().fold(1i128, |product, extent| product.saturating_mul((*extent).into()));
         fit("shape", &self.shape, total)
     }
 
-    fn script(&self, _input: &[i64]) -> String {
+    fn torchscript(&self, _input: &[i64]) -> String {
         let sizes: Vec<_> = self.shape.iter().map(i64::to_string).collect();
         format!("x = torch.reshape(x, [x.size(0), {}])", sizes.join(", "))
     }
 
-    fn twin(&self, _input: &[i64]) -> Twin {
-        Twin::defined("Reshape", RESHAPE).with("shape", self.shape.as_slice())
+    fn torch_module(&self, _input: &[i64]) -> TorchModule {
+        TorchModule::defined("Reshape", RESHAPE).with("shape", self.shape.as_slice())
     }
 
     fn build(&self, _path: &nn::Path, _input: &[i64]) -> Box<dyn ModuleT> {
@@ -86,20 +86,20 @@ impl Layer for Reshape {
 }
 
 impl Layer for Unflatten {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         let at = axis("dim", self.dim, input)?;
         let split = fit("unflattened_size", &self.unflattened_size, input[at].into())?;
         Ok([&input[..at], &split, &input[at + 1..]].concat())
     }
 
-    fn script(&self, _input: &[i64]) -> String {
+    fn torchscript(&self, _input: &[i64]) -> String {
         format!("x = torch.unflatten(x, {}, {:?})", self.dim, self.unflattened_size)
     }
 
-    fn twin(&self, _input: &[i64]) -> Twin {
+    fn torch_module(&self, _input: &[i64]) -> TorchModule {
         // torch.nn wants a tuple here.
         let sizes: Vec<_> = self.unflattened_size.iter().map(|size| format!("{size},")).collect();
-        let mut twin = Twin::new("nn.Unflatten").with("dim", self.dim);
+        let mut twin = TorchModule::new("nn.Unflatten").with("dim", self.dim);
         let value = format!("({})", sizes.join(" "));
         twin.args.push(Arg { name: "unflattened_size", value, default: None });
         twin

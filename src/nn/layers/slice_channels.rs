@@ -5,7 +5,7 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{argument, image, in_range};
-use super::{Layer, Misfit, Shape, Twin};
+use super::{Layer, Shape, ShapeError, TorchModule};
 
 /// The channels from `start` up to `end`, `end` not included, of `[C, H, W]`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -29,7 +29,7 @@ class SliceChannels(nn.Module):
 ";
 
 impl Layer for SliceChannels {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         let [channels, height, width] = image(input)?;
         in_range("start", self.start, 0)?;
         if self.end <= self.start || self.end > channels {
@@ -39,12 +39,12 @@ impl Layer for SliceChannels {
         Ok(vec![self.end - self.start, height, width])
     }
 
-    fn script(&self, _input: &[i64]) -> String {
+    fn torchscript(&self, _input: &[i64]) -> String {
         format!("x = x[:, {}:{}]", self.start, self.end)
     }
 
-    fn twin(&self, _input: &[i64]) -> Twin {
-        Twin::defined("SliceChannels", DEFINITION).with("start", self.start).with("end", self.end)
+    fn torch_module(&self, _input: &[i64]) -> TorchModule {
+        TorchModule::defined("SliceChannels", DEFINITION).with("start", self.start).with("end", self.end)
     }
 
     fn build(&self, _path: &nn::Path, _input: &[i64]) -> Box<dyn ModuleT> {

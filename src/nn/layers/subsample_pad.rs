@@ -1,12 +1,12 @@
-//! The shortcut without parameters of the CIFAR ResNets (option A of He et al., 2016): every second pixel, and zero
-//! channels on both sides.
+//! The shortcut without parameters of the CIFAR ResNets (option A of He et al., 2016): every second pixel,
+//! and zero channels on both sides.
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{argument, image, in_range, size};
-use super::{Layer, Misfit, Shape, Twin};
+use super::{Layer, Shape, ShapeError, TorchModule};
 
 /// `[C, H, W]` to `[out_channels, ⌈H/stride⌉, ⌈W/stride⌉]`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -34,7 +34,7 @@ class SubsamplePad(nn.Module):
 ";
 
 impl Layer for SubsamplePad {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         let [channels, height, width] = image(input)?;
         in_range("out_channels", self.out_channels, 1)?;
         in_range("stride", self.stride, 1)?;
@@ -50,17 +50,15 @@ impl Layer for SubsamplePad {
         Ok(vec![self.out_channels, kept(height), kept(width)])
     }
 
-    fn script(&self, input: &[i64]) -> String {
+    fn torchscript(&self, input: &[i64]) -> String {
         let (stride, pad) = (self.stride, (self.out_channels - input[0]) / 2);
         format!("x = torch.constant_pad_nd(x[:, :, ::{stride}, ::{stride}], [0, 0, 0, 0, {pad}, {pad}])")
     }
 
-    fn twin(&self, input: &[i64]) -> Twin {
-        Twin::defined("SubsamplePad", DEFINITION).with("channels", (self.out_channels - input[0]) / 2).or(
-            "stride",
-            self.stride,
-            two(),
-        )
+    fn torch_module(&self, input: &[i64]) -> TorchModule {
+        TorchModule::defined("SubsamplePad", DEFINITION)
+            .with("channels", (self.out_channels - input[0]) / 2)
+            .or("stride", self.stride, two())
     }
 
     fn build(&self, _path: &nn::Path, input: &[i64]) -> Box<dyn ModuleT> {

@@ -5,7 +5,7 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{Pair, argument, image, pair_in_range};
-use super::{Layer, Misfit, Shape, Twin};
+use super::{Layer, Shape, ShapeError, TorchModule};
 use crate::nn::layers::codegen::Literal;
 
 /// `[C, H, W]` to `[C, size]`, or to `[C, ⌊H·scale⌋, ⌊W·scale⌋]`.
@@ -32,7 +32,7 @@ pub enum Mode {
 }
 
 impl Layer for Upsample {
-    fn output(&self, input: &[i64]) -> Result<Shape, Misfit> {
+    fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         let [channels, height, width] = image(input)?;
         if self.align_corners && self.mode == Mode::Nearest {
             return Err(argument("align_corners", "goes with mode `bilinear` only"));
@@ -63,7 +63,7 @@ impl Layer for Upsample {
         }
     }
 
-    fn script(&self, _input: &[i64]) -> String {
+    fn torchscript(&self, _input: &[i64]) -> String {
         let corners = self.align_corners.literal();
         let scales = self.scale_factor.map_or([1.0, 1.0], |scale| scale.0);
         match (self.mode, self.size) {
@@ -80,9 +80,9 @@ impl Layer for Upsample {
         }
     }
 
-    fn twin(&self, _input: &[i64]) -> Twin {
+    fn torch_module(&self, _input: &[i64]) -> TorchModule {
         let mode = if self.mode == Mode::Nearest { "nearest" } else { "bilinear" };
-        Twin::new("nn.Upsample")
+        TorchModule::new("nn.Upsample")
             .or("size", self.size, None)
             .or("scale_factor", self.scale_factor, None)
             .or("mode", mode, "nearest")
@@ -101,7 +101,8 @@ impl Module for Resize {
     fn forward(&self, xs: &Tensor) -> Tensor {
         let spec = &self.0;
         let size = spec.size.map(|size| size.0);
-        // By the scale, not by the size that follows from it: the two sample other places where they disagree.
+        // By the scale, not by the size that follows from it: the two sample other places where they
+        // disagree.
         let scales = spec.scale_factor.map_or([1.0, 1.0], |scale| scale.0);
         match (spec.mode, size) {
             (Mode::Nearest, Some(size)) => xs.upsample_nearest2d(size, None, None),

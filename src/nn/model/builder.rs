@@ -7,9 +7,10 @@ use tch::nn::{self, ModuleT};
 
 use super::segments::Chain;
 use super::tree::{Node, Op};
-use crate::nn::layers::{Activation, Joint, LayerSpec, Normed};
+use crate::nn::layers::{Activation, FusedConvBn, LayerSpec, Normed};
 
-/// How many layers of `nodes` each of the modules holds that were made of them, by label; those that joined one do not count.
+/// How many layers of `nodes` each of the modules holds that were made of them, by label; those that joined
+/// one do not count.
 pub(super) fn weights<'a>(nodes: &[Node], labels: impl Iterator<Item = &'a String>) -> Vec<usize> {
     let of = |label: &String| nodes.iter().find(|node| node.name() == label.as_str());
     labels.map(|label| of(label).map_or(1, |node| node.leaves().len())).collect()
@@ -40,22 +41,23 @@ impl Builder<'_> {
         }
     }
 
-    /// One module after the other, by label without `_`. A batch norm joins the convolution before it and the ReLU after it,
-    /// under the label of the first of them; any other ReLU joins the sum before it, or overwrites what a convolution or
-    /// linear map before it hands over.
+    /// One module after the other, by label without `_`. A batch norm joins the convolution before it and the
+    /// ReLU after it, under the label of the first of them; any other ReLU joins the sum before it, or
+    /// overwrites what a convolution or linear map before it hands over.
     pub fn sequence(&self, nodes: &[Node]) -> Vec<(String, Box<dyn ModuleT>)> {
         let mut modules: Vec<(String, Box<dyn ModuleT>)> = Vec::new();
         let mut rest = nodes;
         while let [node, after @ ..] = rest {
-            let (module, after) = self.joined(rest).unwrap_or_else(|| (self.module(node), after));
+            let (module, after) = self.fuse(rest).unwrap_or_else(|| (self.module(node), after));
             modules.push((node.name().to_owned(), module));
             rest = after;
         }
         modules
     }
 
-    /// The first of `nodes` as one module with some that follow it, and those that are left; None where it stands alone.
-    fn joined<'n>(&self, nodes: &'n [Node]) -> Option<(Box<dyn ModuleT>, &'n [Node])> {
+    /// The first of `nodes` as one module with some that follow it, and those that are left; None where it
+    /// stands alone.
+    fn fuse<'n>(&self, nodes: &'n [Node]) -> Option<(Box<dyn ModuleT>, &'n [Node])> {
         let (first, after) = nodes.split_first()?;
         if let Some((norm, after)) = after.split_first()
             && let Some(joint) = self.joint(Some(first), norm)
@@ -78,15 +80,16 @@ impl Builder<'_> {
         }
     }
 
-    /// None where these are not a batch norm that learns, and a convolution that it can join where one is given.
-    fn joint(&self, conv: Option<&Node>, norm: &Node) -> Option<Joint> {
+    /// None where these are not a batch norm that learns, and a convolution that it can join where one is
+    /// given.
+    fn joint(&self, conv: Option<&Node>, norm: &Node) -> Option<FusedConvBn> {
         let norm_spec = self.learning(norm)?;
         let conv = match conv {
             Some(conv) => Some((self.learning(conv)?, self.path(conv), conv.input.as_slice())),
             None => None,
         };
         let conv = conv.as_ref().map(|(spec, path, input)| (*spec, path, *input));
-        Joint::new(conv, (norm_spec, &self.path(norm), &norm.input))
+        FusedConvBn::new(conv, (norm_spec, &self.path(norm), &norm.input))
     }
 
     fn is_plain(&self, node: &Node) -> bool {
@@ -131,7 +134,7 @@ impl Builder<'_> {
     }
 }
 
-fn with_relu(joint: Joint, after: &[Node]) -> (Box<dyn ModuleT>, &[Node]) {
+fn with_relu(joint: FusedConvBn, after: &[Node]) -> (Box<dyn ModuleT>, &[Node]) {
     let rest = without_relu(after);
     (Box::new(Normed { joint, relu: rest.is_some() }), rest.unwrap_or(after))
 }
@@ -182,7 +185,7 @@ impl ModuleT for Residual {
 #[derive(Debug)]
 struct NormResidual {
     before: Sequential,
-    joint: Joint,
+    joint: FusedConvBn,
     shortcut: Option<Box<dyn ModuleT>>,
     relu: bool,
 }

@@ -1,15 +1,16 @@
 //! The model language: arguments, formulas, blocks, repeats and names become a plain tree of layer specs.
 //!
-//! - A mapping names its layers as PyTorch names attributes, a list numbers them like `nn.Sequential`; either inside
-//!   the other is a sequence with its own prefix. A name that starts with `_` adds nothing to the parameter names.
+//! - A mapping names its layers as PyTorch names attributes, a list numbers them like `nn.Sequential`; either
+//!   inside the other is a sequence with its own prefix. A name that starts with `_` adds nothing to the
+//!   parameter names.
 //! - A layer is `relu` or `{conv2d: {out_channels: 16, kernel_size: 3}}`; input sizes are inferred.
-//! - `{residual: {layers: …, shortcut: …}}` adds, `{concat: […]}` joins channels, `{sequential: …}` is a sequence;
-//!   their children live at their own prefix.
-//! - `{repeat: {times: 3, layers: …}}` in a list, or under a silent name, goes on in its parent: lists keep counting,
-//!   mapping names count by `{i}` (from 0; `{i + 1}` too).
+//! - `{residual: {layers: …, shortcut: …}}` adds, `{concat: […]}` joins channels, `{sequential: …}` is a
+//!   sequence; their children live at their own prefix.
+//! - `{repeat: {times: 3, layers: …}}` in a list, or under a silent name, goes on in its parent: lists keep
+//!   counting, mapping names count by `{i}` (from 0; `{i + 1}` too).
 //! - No child is called as a composite or nearly so (naming.rs): a slip must not become a name.
-//! - `args:` declares arguments with defaults (null: must be given), used as `$width` or `"${width * 2}"`; `blocks:`
-//!   declares layer types with arguments of their own.
+//! - `args:` declares arguments with defaults (null: must be given), used as `$num_params` or
+//!   `"${num_params * 2}"`; `blocks:` declares layer types with arguments of their own.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
-//! Arithmetic in model files: `${width * 2}`. Whole numbers stay whole; overflow and division by zero are errors.
+//! Arithmetic in model files: `${num_params * 2}`. Whole numbers stay whole; overflow and division by zero
+//! are errors.
 
 use serde_json::{Map, Number, Value};
 

@@ -1,4 +1,5 @@
-//! `init:` of a model file: weights drawn otherwise than PyTorch's default, as the reference code of a network does.
+//! `init:` of a model file: weights drawn otherwise than PyTorch's default, as the reference code of a
+//! network does.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};

@@ -1,4 +1,5 @@
-//! `model: {init_from: …}` as declared: which file the weights come from, and what of the network they are for.
+//! `model: {init_from: …}` as declared: which file the weights come from, and what of the network they are
+//! for.
 
 use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
@@ -28,10 +29,12 @@ pub struct InitFrom {
     /// Patterns of names that keep their fresh values, such as `fc.*`, whatever the file holds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reset: Vec<String>,
-    /// Patterns of names that training leaves alone. A layer all of whose tensors match keeps its running statistics.
+    /// Patterns of names that training leaves alone. A layer all of whose tensors match keeps its running
+    /// statistics.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub freeze: Vec<String>,
-    /// Also take the state of the Python optimiser beside the weights: `true`, or its dotted path in the file.
+    /// Also take the state of the Python optimiser beside the weights: `true`, or its dotted path in the
+    /// file.
     #[serde(default, skip_serializing_if = "OptimizerFrom::is_nowhere")]
     pub optimizer: OptimizerFrom,
 }

@@ -60,8 +60,8 @@ struct Description {
 }
 
 impl Model {
-    /// Reads, expands and checks what `spec` names. Every mistake is exit 2 and says file, line, layer, what came
-    /// in and what was wanted.
+    /// Reads, expands and checks what `spec` names. Every mistake is exit 2 and says file, line, layer, what
+    /// came in and what was wanted.
     pub fn from_spec(spec: &ModelSpec) -> Result<Self> {
         spec.model().map_err(|problem| problem.into_error("model"))
     }
@@ -141,7 +141,8 @@ impl Model {
             .map(|child| (child.input.as_slice(), child.output.as_slice()))
     }
 
-    /// The shape that the top-level layer `name` makes of one sample of shape `input`; None where it does not fit.
+    /// The shape that the top-level layer `name` makes of one sample of shape `input`; None where it does not
+    /// fit.
     pub fn child_output(&self, name: &str, input: &[i64]) -> Option<Shape> {
         self.root.children.iter().find(|child| child.name() == name)?.output_of(input)
     }

@@ -1,5 +1,5 @@
-//! Which names a child may have. A name that is nearly a composite's is refused where a slip would give another network:
-//! `residul: {layers: […]}` would be a sequence without its skip.
+//! Which names a child may have. A name that is nearly a composite's is refused where a slip would give
+//! another network: `residul: {layers: […]}` would be a sequence without its skip.
 
 use std::collections::BTreeMap;
 

@@ -10,12 +10,12 @@ use tch::{Device, Kind, Tensor, no_grad};
 use super::builder::{Builder, weights};
 use super::padding::Padding;
 use super::scripted::{self, Scripted};
-use super::segments::{self, Chain, Plan};
+use super::segments::{self, Chain, Segmentation};
 use super::tree::Op;
 use super::{Model, join};
-use crate::libtorch::catching;
+use crate::libtorch::catch_panics;
 use crate::nn::layers::ParamKind;
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 
 /// A network that computes.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub struct Network {
     /// The top-level layers, by label without `_`.
     layers: Chain<(String, Box<dyn ModuleT>)>,
     /// How it is cut in training, where it is.
-    plan: Option<Plan>,
+    plan: Option<Segmentation>,
     /// How images of any size are made to fit, where the network takes them.
     fit: Option<Padding>,
     parameters: Vec<Parameter>,
@@ -41,10 +41,10 @@ pub struct Parameter {
 }
 
 impl Model {
-    /// Makes the network on `device` in `kind`, its weights drawn from torch's CPU generator in fp32 as PyTorch
-    /// draws them: seed it first (`tch::manual_seed`). Fails where memory does.
+    /// Makes the network on `device` in `kind`, its weights drawn from torch's CPU generator in fp32 as
+    /// PyTorch draws them: seed it first (`tch::manual_seed`). Fails where memory does.
     pub fn build(&self, device: Device, kind: Kind) -> Result<Network> {
-        catching(|| self.assemble(device, kind))
+        catch_panics(|| self.assemble(device, kind))
             .and_then(|network| network)
             .context("cannot build the network")
     }
@@ -95,9 +95,10 @@ impl Model {
 }
 
 impl Network {
-    /// `[N, ...input]` to `[N, ...output]`. Fully convolutional networks take any image size: one that halves images
-    /// sees them padded by repetition at the bottom and at the right, and what it makes of the padding is cut off. Panics
-    /// as tch does where libtorch refuses (memory, a sample of another shape): see [`crate::libtorch::catching`].
+    /// `[N, ...input]` to `[N, ...output]`. Fully convolutional networks take any image size: one that halves
+    /// images sees them padded by repetition at the bottom and at the right, and what it makes of the padding
+    /// is cut off. Panics as tch does where libtorch refuses (memory, a sample of another shape): see
+    /// [`crate::libtorch::catch_panics`].
     pub fn forward(&self, xs: &Tensor, train: bool) -> Tensor {
         let through = |xs: &Tensor| {
             self.layers.through(xs, train, |layers, xs, train| {
@@ -109,11 +110,11 @@ impl Network {
         })
     }
 
-    /// From now on a forward pass that trains keeps the activations at the ends of segments alone; the others are computed again
-    /// in the backward pass. The outermost lists of four layers or more are cut, into so many `segments` each, else into as
-    /// many as the root of their length.
+    /// From now on a forward pass that trains keeps the activations at the ends of segments alone; the others
+    /// are computed again in the backward pass. The outermost lists of four layers or more are cut, into so
+    /// many `segments` each, else into as many as the root of their length.
     pub fn recompute(&mut self, segments: Option<usize>) {
-        self.plan = Some(Plan { segments, buffers: Rc::new(self.buffers()) });
+        self.plan = Some(Segmentation { segments, buffers: Rc::new(self.buffers()) });
     }
 
     /// Whether it takes `xs` `[N, ...input]` without padding.
@@ -131,14 +132,14 @@ impl Network {
         &self.parameters
     }
 
-    /// What a forward pass in training changes by itself: the running statistics of batch norms. They share memory with the
-    /// network.
+    /// What a forward pass in training changes by itself: the running statistics of batch norms. They share
+    /// memory with the network.
     pub fn buffers(&self) -> Vec<Tensor> {
         self.buffers.iter().map(Tensor::shallow_clone).collect()
     }
 
-    /// Parameters and buffers under the names of PyTorch's `state_dict()`, in its order; they share memory with the
-    /// network.
+    /// Parameters and buffers under the names of PyTorch's `state_dict()`, in its order; they share memory
+    /// with the network.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         self.state.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
     }
@@ -152,9 +153,9 @@ impl Network {
         self.vars.kind()
     }
 
-    /// Copies values in; device and kind of the network stay. Strict: what is missing, unexpected or of another
-    /// shape is listed, all at once, and nothing is changed (exit 4). As in PyTorch, `num_batches_tracked` may be
-    /// missing, which old files lack.
+    /// Copies values in; device and kind of the network stay. Strict: what is missing, unexpected or of
+    /// another shape is listed, all at once, and nothing is changed (exit 4). As in PyTorch,
+    /// `num_batches_tracked` may be missing, which old files lack.
     pub fn load_state(&self, state: &BTreeMap<String, Tensor>) -> Result<()> {
         let mut wrong = Vec::new();
         for (name, tensor) in &self.state {
@@ -173,7 +174,7 @@ impl Network {
         if !wrong.is_empty() {
             let list = wrong.join("\n  ");
             return Err(fail(
-                Exit::Checkpoint,
+                ExitCode::Checkpoint,
                 format!(
                     "the weights are not of this network, {} differences:\n  {list}\ncheck the model's name and arguments",
                     wrong.len()

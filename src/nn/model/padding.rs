@@ -1,4 +1,5 @@
-//! Images of any size through networks that halve them: padded to what the network divides, cut back afterwards.
+//! Images of any size through networks that halve them: padded to what the network divides, cut back
+//! afterwards.
 
 use tch::Tensor;
 

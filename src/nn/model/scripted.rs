@@ -1,9 +1,11 @@
-//! Networks that a Python user scripted (`torch.jit.script(net).save(FILE)`): their code is run as it is, their tensors
-//! train as ours do. TorchScript is a program; it comes in through `model: {torchscript: FILE}` and nowhere else.
+//! Networks that a Python user scripted (`torch.jit.script(net).save(FILE)`): their code is run as it is,
+//! their tensors train as ours do. TorchScript is a program; it comes in through `model: {torchscript: FILE}`
+//! and nowhere else.
 //!
-//! TorchScript does not keep which buffers were registered with `persistent=False`: to Python's torch.jit.load and to us all are part
-//! of `state_dict()`. So they stand in weights that are exported, and `init_from` wants them in its file; the state_dict of the Python
-//! module lacks them (load_state_dict(strict=False) there, or take its weights from the scripted module).
+//! TorchScript does not keep which buffers were registered with `persistent=False`: to Python's
+//! torch.jit.load and to us all are part of `state_dict()`. So they stand in weights that are exported, and
+//! `init_from` wants them in its file; the state_dict of the Python module lacks them
+//! (load_state_dict(strict=False) there, or take its weights from the scripted module).
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -19,7 +21,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 use crate::libtorch::is_recording;
 use crate::libtorch::script::{Entry, Module};
 use crate::nn::layers::{Param, ParamKind, Shape};
-use crate::util::exit_code::{Exit, OrExit};
+use crate::util::exit_code::{ExitCode, WithExitCode};
 use crate::util::sha256;
 
 /// A TorchScript file that was looked into.
@@ -36,11 +38,11 @@ pub(crate) struct Script {
 /// SHA-256 of a file, in hex. Exit 4 where it cannot be read.
 pub(crate) fn fingerprint(file: &str) -> Result<String> {
     sha256::of_file(Path::new(file))
-        .or_exit(Exit::Checkpoint, || format!("the TorchScript {file} cannot be read"))
+        .with_exit_code(ExitCode::Checkpoint, || format!("the TorchScript {file} cannot be read"))
 }
 
-/// Loads `file` on `device` with its floating-point tensors in `kind`. libtorch's reader trusts what it reads, so that the file is
-/// seen to be whole first. Exit 4.
+/// Loads `file` on `device` with its floating-point tensors in `kind`. libtorch's reader trusts what it
+/// reads, so that the file is seen to be whole first. Exit 4.
 pub(crate) fn load(file: &str, device: Device, kind: Kind) -> Result<Module> {
     let load = || -> Result<Module> {
         whole(Path::new(file))?;
@@ -48,7 +50,7 @@ pub(crate) fn load(file: &str, device: Device, kind: Kind) -> Result<Module> {
         module.set_kind(kind)?;
         Ok(module)
     };
-    load().or_exit(Exit::Checkpoint, || {
+    load().with_exit_code(ExitCode::Checkpoint, || {
         format!("{file} is no TorchScript that can be used; write one with torch.jit.script(net).save(FILE)")
     })
 }
@@ -91,7 +93,7 @@ impl Script {
             let modules = modules.into_iter().filter(|(path, _)| owners.contains(path.as_str())).collect();
             Ok(Self { file: file.to_owned(), params, modules, output })
         };
-        describe().or_exit(Exit::Checkpoint, || file.to_owned())
+        describe().with_exit_code(ExitCode::Checkpoint, || file.to_owned())
     }
 }
 
@@ -100,7 +102,8 @@ fn owner(name: &str) -> &str {
     name.rsplit_once('.').map_or("", |(path, _)| path)
 }
 
-/// The modules all of whose own tensors are frozen: they stay in evaluation mode, as a frozen layer of ours does.
+/// The modules all of whose own tensors are frozen: they stay in evaluation mode, as a frozen layer of ours
+/// does.
 pub(super) fn frozen(params: &[Param]) -> Vec<String> {
     let mut owners: BTreeMap<&str, bool> = BTreeMap::new();
     for param in params {
@@ -109,9 +112,9 @@ pub(super) fn frozen(params: &[Param]) -> Vec<String> {
     owners.into_iter().filter(|(_, frozen)| *frozen).map(|(path, _)| path.to_owned()).collect()
 }
 
-/// Whether the parameter `own` of a module of class `class` is a weight to the penalty. Of convolutions and linear maps the class
-/// says it; of other modules (recurrent, attention, one's own) the shape: a matrix is one, while scales and shifts, such
-/// as `[C, 1, 1]`, have one side. Embeddings are tables and no maps.
+/// Whether the parameter `own` of a module of class `class` is a weight to the penalty. Of convolutions and
+/// linear maps the class says it; of other modules (recurrent, attention, one's own) the shape: a matrix is
+/// one, while scales and shifts, such as `[C, 1, 1]`, have one side. Embeddings are tables and no maps.
 fn is_weight(class: &str, own: &str, shape: &[i64]) -> bool {
     let is = |words: &[&str]| words.iter().any(|word| class.contains(word));
     match own {
@@ -121,8 +124,8 @@ fn is_weight(class: &str, own: &str, shape: &[i64]) -> bool {
     }
 }
 
-/// The tensors as the penalty sees them. What `requires_grad` excludes is frozen; a second name of one tensor counts as a
-/// buffer, so that it is learnt once.
+/// The tensors as the penalty sees them. What `requires_grad` excludes is frozen; a second name of one tensor
+/// counts as a buffer, so that it is learnt once.
 fn params(entries: &[Entry], modules: &[(String, String)]) -> Vec<Param> {
     let classes: HashMap<&str, &str> =
         modules.iter().map(|(path, class)| (path.as_str(), class.as_str())).collect();
@@ -211,9 +214,10 @@ impl Scripted {
 }
 
 impl ModuleT for Scripted {
-    /// Panics, as tch's own modules do, with an error of exit 4 that [`crate::libtorch::catching`] hands on.
+    /// Panics, as tch's own modules do, with an error of exit 4 that [`crate::libtorch::catch_panics`] hands
+    /// on.
     fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
-        let answer = self.answer(xs, train).or_exit(Exit::Checkpoint, || {
+        let answer = self.answer(xs, train).with_exit_code(ExitCode::Checkpoint, || {
             let mode = if train { "training" } else { "evaluation" };
             format!(
                 "the TorchScript {} fails in {mode} on a batch {:?}; mend it in Python, and write it again with \

@@ -1,4 +1,5 @@
-//! Where a network is cut for activation checkpointing: in the backward pass one segment at a time has its activations in memory.
+//! Where a network is cut for activation checkpointing: in the backward pass one segment at a time has its
+//! activations in memory.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -14,7 +15,7 @@ const SHORTEST: usize = 4;
 
 /// How the lists of a network are to be cut.
 #[derive(Clone, Debug)]
-pub(super) struct Plan {
+pub(super) struct Segmentation {
     /// Segments per list; the root of its length where absent.
     pub segments: Option<usize>,
     /// What a forward pass changes by itself.
@@ -22,11 +23,11 @@ pub(super) struct Plan {
 }
 
 thread_local! {
-    static PLAN: RefCell<Option<Plan>> = const { RefCell::new(None) };
+    static PLAN: RefCell<Option<Segmentation>> = const { RefCell::new(None) };
 }
 
 /// Puts the plan back that was there before.
-struct Restore(Option<Plan>);
+struct Restore(Option<Segmentation>);
 
 impl Drop for Restore {
     fn drop(&mut self) {
@@ -35,7 +36,7 @@ impl Drop for Restore {
 }
 
 /// Runs `f`, in which the outermost lists of four layers or more are cut as `plan` says; with None, none is.
-pub(super) fn planned<T>(plan: Option<Plan>, f: impl FnOnce() -> T) -> T {
+pub(super) fn planned<T>(plan: Option<Segmentation>, f: impl FnOnce() -> T) -> T {
     let _restore = Restore(PLAN.replace(plan));
     f()
 }
@@ -58,7 +59,8 @@ impl<L: Send + 'static> Chain<L> {
         &self.layers
     }
 
-    /// What `fold` makes of `xs` through all layers; in segments, where this thread has a plan and gradients are recorded.
+    /// What `fold` makes of `xs` through all layers; in segments, where this thread has a plan and gradients
+    /// are recorded.
     pub fn through(&self, xs: &Tensor, train: bool, fold: fn(&[L], &Tensor, bool) -> Tensor) -> Tensor {
         let is_cut = train && self.layers.len() >= SHORTEST && is_recording();
         let Some(plan) = PLAN.with_borrow(|plan| plan.clone().filter(|_| is_cut)) else {

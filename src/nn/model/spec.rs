@@ -6,19 +6,19 @@ use serde_json::{Map, Value, json};
 
 use super::{InitFrom, Model, scope, scripted};
 use crate::util::builtin;
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::{self, Document, Invalid, nearest};
 
-/// The network, and the weights that it starts from if not fresh ones: every form of [`ModelSource`] that is a mapping
-/// takes `init_from` beside its own keys.
+/// The network, and the weights that it starts from if not fresh ones: every form of [`ModelSource`] that is
+/// a mapping takes `init_from` beside its own keys.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelSpec {
     pub source: ModelSource,
     pub init_from: Option<InitFrom>,
 }
 
-/// `small-cnn`, `my.yaml`, `{name: resnet18, args: {classes: 5}}`, `{file: my.yaml, args: {…}}`, or a whole model
-/// in place: `{input: […], layers: {…}}`.
+/// `small-cnn`, `my.yaml`, `{name: resnet18, args: {classes: 5}}`, `{file: my.yaml, args: {…}}`, or a whole
+/// model in place: `{input: […], layers: {…}}`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ModelSource {
     Shipped {
@@ -30,8 +30,8 @@ pub enum ModelSource {
         args: Map<String, Value>,
     },
     Inline(Map<String, Value>),
-    /// `{torchscript: net.pt, input: [3, 32, 32]}`: a program of a Python user, and the samples that it takes. `sha256` is
-    /// what a run folder knows it by.
+    /// `{torchscript: net.pt, input: [3, 32, 32]}`: a program of a Python user, and the samples that it
+    /// takes. `sha256` is what a run folder knows it by.
     Torchscript {
         file: String,
         input: Vec<i64>,
@@ -148,7 +148,7 @@ pub(super) enum Problem {
 impl Problem {
     pub fn into_error(self, key: &str) -> anyhow::Error {
         match self {
-            Self::Config(invalid) => fail(Exit::Usage, invalid.under(key)),
+            Self::Config(invalid) => fail(ExitCode::Usage, invalid.under(key)),
             Self::File(error) => error,
         }
     }
@@ -189,7 +189,7 @@ impl ModelSpec {
             Value::Object(map) => {
                 Ok(Self { source: ModelSource::Inline(map), init_from: self.init_from.clone() })
             }
-            _ => Err(fail(Exit::Usage, "a model is a mapping with `input` and `layers`")),
+            _ => Err(fail(ExitCode::Usage, "a model is a mapping with `input` and `layers`")),
         }
     }
 
@@ -213,7 +213,7 @@ impl ModelSource {
                     "{file} is not the program that this run was started with; put that one back under this \
                      name (a run folder keeps its own as program.pt)"
                 );
-                return Err(Problem::File(fail(Exit::Checkpoint, message)));
+                return Err(Problem::File(fail(ExitCode::Checkpoint, message)));
             }
             return Model::from_script(file, input).map_err(Problem::File);
         }

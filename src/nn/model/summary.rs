@@ -22,7 +22,8 @@ pub struct Summary {
     pub trainable: i64,
     /// Values of buffers, such as running statistics.
     pub buffers: i64,
-    /// Multiply-accumulates of convolutions and linear layers for one sample; None for a scripted network, whose are not known.
+    /// Multiply-accumulates of convolutions and linear layers for one sample; None for a scripted network,
+    /// whose are not known.
     pub multiply_adds: Option<u64>,
 }
 

@@ -2,7 +2,7 @@
 
 use super::expand::{Body, Item};
 use super::scripted::Script;
-use crate::nn::layers::{LayerSpec, Misfit, Param, Shape, shown};
+use crate::nn::layers::{LayerSpec, Param, Shape, ShapeError, shown};
 use crate::util::yaml::Invalid;
 
 /// More values than this in one tensor of one sample, or in one weight, are a mistake and not a network.
@@ -72,7 +72,7 @@ impl Node {
     pub fn output_of(&self, input: &[i64]) -> Option<Shape> {
         let (first, rest) = match &self.op {
             Op::Layer(spec) => {
-                return spec.layer().output(input).ok().filter(|output| volume(output).is_some());
+                return spec.layer().output_shape(input).ok().filter(|output| volume(output).is_some());
             }
             Op::Sequential => {
                 return self.children.iter().try_fold(input.to_vec(), |shape, child| child.output_of(&shape));
@@ -233,10 +233,10 @@ fn sequence(place: Place, items: Vec<Item>, input: &[i64], from: &str) -> Result
 
 fn layer(place: Place, spec: LayerSpec, input: &[i64], from: &str) -> Result<Node, Invalid> {
     let kind = spec.kind();
-    let output = spec.layer().output(input).map_err(|misfit| match misfit {
-        Misfit::Input { wants, remedy } => place
+    let output = spec.layer().output_shape(input).map_err(|misfit| match misfit {
+        ShapeError::Input { wants, remedy } => place
             .invalid(None, format!("{kind} wants {wants} but got {} from {from}; {remedy}", shown(input))),
-        Misfit::Argument { name, message } => place.invalid(Some(format!("{kind}.{name}")), message),
+        ShapeError::Argument { name, message } => place.invalid(Some(format!("{kind}.{name}")), message),
     })?;
     if volume(&output).is_none() {
         let message =

@@ -1,17 +1,17 @@
-//! Finds the classes of a network's Python source: modules of one structure share a class, whose arguments are the values in which
-//! they differ.
+//! Finds the classes of a network's Python source: modules of one structure share a class, whose arguments
+//! are the values in which they differ.
 
 use std::collections::HashSet;
 
 use super::camel_case;
 use super::plan::{self, Module, Slot, Words, attribute, is_plain, method_name};
-use crate::nn::layers::{Arg, Twin};
+use crate::nn::layers::{Arg, TorchModule};
 use crate::nn::model::{Node, Op};
 
 /// An expression that makes a module.
 #[derive(Clone, Debug)]
 pub enum Part {
-    Twin(Twin),
+    Twin(TorchModule),
     Sequential(Vec<Part>),
     /// Of the class with this number: the values of all constructors inside, to be seen in order.
     Class {
@@ -258,10 +258,10 @@ fn signature(part: &Part, values: &mut Vec<Arg>) -> String {
     }
 }
 
-fn twin(node: &Node) -> Twin {
+fn twin(node: &Node) -> TorchModule {
     match &node.op {
-        Op::Layer(spec) => spec.layer().twin(&node.input),
-        _ => Twin::new("nn.Identity"),
+        Op::Layer(spec) => spec.layer().torch_module(&node.input),
+        _ => TorchModule::new("nn.Identity"),
     }
 }
 

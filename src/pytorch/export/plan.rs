@@ -1,7 +1,8 @@
-//! A network as PyTorch sees it: modules by the dotted segments of the parameter names, and what each computes.
+//! A network as PyTorch sees it: modules by the dotted segments of the parameter names, and what each
+//! computes.
 //!
-//! The tree of a model has more nodes than names: silent sequences, residuals and layers without tensors belong to
-//! the module around them.
+//! The tree of a model has more nodes than names: silent sequences, residuals and layers without tensors
+//! belong to the module around them.
 
 use crate::nn::layers::Param;
 use crate::nn::model::{Node, Op, join};

@@ -7,10 +7,10 @@ use anyhow::Result;
 use super::About;
 use super::classes::{Class, Classes, Part};
 use super::plan::{Module, is_plain};
-use crate::nn::layers::{Arg, Twin};
+use crate::nn::layers::{Arg, TorchModule};
 use crate::nn::model::{Model, Op};
 use crate::util::atomic_file;
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 
 /// Columns of the source.
 const WIDTH: usize = 100;
@@ -33,20 +33,20 @@ pub fn source(model: &Model, module: &str, title: &str, notes: &[String], about:
             "this network is the program {}, which has a source already: its author's. Export the weights, or --to torchscript",
             script.file
         );
-        return Err(fail(Exit::Usage, message));
+        return Err(fail(ExitCode::Usage, message));
     }
     let root = Module::of(model.root());
     let classes = Classes::of(&root).map_err(|path| {
         let message = format!(
             "`{path}` cannot be written in Python: nn.Module has that name already; rename the layer"
         );
-        fail(Exit::Usage, message)
+        fail(ExitCode::Usage, message)
     })?;
     let mut text = head(model, module, title, notes);
     let mut definitions: Vec<&str> = Vec::new();
     for leaf in model.root().leaves() {
         let Op::Layer(spec) = &leaf.op else { continue };
-        let definition = spec.layer().twin(&leaf.input).definition;
+        let definition = spec.layer().torch_module(&leaf.input).definition;
         definitions.extend(definition.filter(|definition| !definitions.contains(definition)));
     }
     let bodies: Vec<String> = classes.all.iter().map(|class| declaration(class, &classes.all)).collect();
@@ -196,7 +196,7 @@ impl Values<'_> {
         }
     }
 
-    fn twin(&mut self, twin: &Twin) -> String {
+    fn twin(&mut self, twin: &TorchModule) -> String {
         let mut args = Vec::new();
         for arg in &twin.args {
             let (value, is_param) = self.value(self.next, arg);

@@ -1,5 +1,5 @@
-//! TorchScript without Python: one module per segment of the parameter names, compiled from text, never traced, so that
-//! nothing is baked in but what was asked for.
+//! TorchScript without Python: one module per segment of the parameter names, compiled from text, never
+//! traced, so that nothing is baked in but what was asked for.
 
 use std::path::Path;
 
@@ -11,11 +11,11 @@ use super::about::Fact;
 use super::plan::{self, Module, Words, attribute, method_name};
 use crate::data::Resize;
 use crate::data::normalize::Normalize;
-use crate::libtorch::{catching, script};
+use crate::libtorch::{catch_panics, script};
 use crate::nn::layers::ParamKind;
 use crate::nn::model::{Model, Network, Node, Op, join, scripted};
 use crate::util::atomic_file;
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 
 /// What is done to the network on its way into the file.
 #[derive(Clone, Debug, Default)]
@@ -26,8 +26,8 @@ pub struct Options {
     pub softmax: bool,
     /// Weights as constants, evaluation only, batch norms folded into convolutions.
     pub freeze: bool,
-    /// Of `torch.jit.optimize_for_inference` what a file can hold: freezing, and linear weights transposed. Its oneDNN weights
-    /// cannot be saved.
+    /// Of `torch.jit.optimize_for_inference` what a file can hold: freezing, and linear weights transposed.
+    /// Its oneDNN weights cannot be saved.
     pub optimize: bool,
     /// Becomes attributes of the module, as far as no layer has the name, and the extra file [`EXTRA`].
     pub about: About,
@@ -37,8 +37,9 @@ pub struct Options {
 /// _extra_files={...})` reads it.
 pub const EXTRA: &str = "metadata.json";
 
-/// Input in 0..1 as floating-point numbers, or in 0..255 as uint8, images of any size: scaled to 0..1, resized to the
-/// network's input (bilinear with antialiasing), normalised, and brought to the kind of the weights.
+/// Input in 0..1 as floating-point numbers, or in 0..255 as uint8, images of any size: scaled to 0..1,
+/// resized to the network's input (bilinear with antialiasing), normalised, and brought to the kind of the
+/// weights.
 #[derive(Clone, Debug)]
 pub struct Preprocess {
     pub normalize: Option<Normalize>,
@@ -54,19 +55,19 @@ pub struct Agreement {
     pub train: Option<f64>,
 }
 
-/// Writes `network` to `path` as TorchScript, loads the file again and compares the two on random input: exit 4 where they
-/// differ by more than rounding does, and no file.
+/// Writes `network` to `path` as TorchScript, loads the file again and compares the two on random input: exit
+/// 4 where they differ by more than rounding does, and no file.
 pub fn write(path: &Path, model: &Model, network: &Network, options: &Options) -> Result<Agreement> {
     let built = match &model.root().op {
         Op::Script(script) => filled(&script.file, network, options)?,
         _ => build(model, &Module::of(model.root()), network, options)
-            .or_exit(Exit::Usage, || "this network cannot be written as TorchScript")?,
+            .with_exit_code(ExitCode::Usage, || "this network cannot be written as TorchScript")?,
     };
     let built = match options.freeze || options.optimize {
         true => {
             let kept: Vec<&str> = options.about.facts().into_iter().map(|(name, _)| name).collect();
             let frozen = built.frozen(options.optimize, &kept);
-            frozen.or_exit(Exit::Checkpoint, || "freezing the TorchScript")?
+            frozen.with_exit_code(ExitCode::Checkpoint, || "freezing the TorchScript")?
         }
         false => {
             built.set_training(false)?;
@@ -74,7 +75,9 @@ pub fn write(path: &Path, model: &Model, network: &Network, options: &Options) -
         }
     };
     let extra = serde_json::to_string(&options.about.json())?;
-    let bytes = built.to_bytes(EXTRA, &extra).or_exit(Exit::Checkpoint, || "making the TorchScript file")?;
+    let bytes = built
+        .to_bytes(EXTRA, &extra)
+        .with_exit_code(ExitCode::Checkpoint, || "making the TorchScript file")?;
     // Kept apart: what differs is a matter of the model, not of the disk.
     let mut verdict = None;
     let written = atomic_file::write_by_path(path, |temporary| {
@@ -96,7 +99,7 @@ pub fn write(path: &Path, model: &Model, network: &Network, options: &Options) -
 /// built of `model`. Exit 4 where it does not load or differs by more than rounding does.
 pub fn check(path: &Path, model: &Model, network: &Network, options: &Options) -> Result<Agreement> {
     let written = script::Module::load(path, network.device())
-        .or_exit(Exit::Checkpoint, || "the file does not load again; nothing was written")?;
+        .with_exit_code(ExitCode::Checkpoint, || "the file does not load again; nothing was written")?;
     compare(&written, model, network, options)
 }
 
@@ -105,7 +108,7 @@ fn filled(file: &str, network: &Network, options: &Options) -> Result<script::Mo
     if options.preprocess.is_some() || options.softmax {
         let message =
             "--preprocess and --softmax would change the program of a TorchScript model; leave them out";
-        return Err(fail(Exit::Usage, message));
+        return Err(fail(ExitCode::Usage, message));
     }
     let module = scripted::load(file, Device::Cpu, network.kind())?;
     let state = network.state();
@@ -209,7 +212,7 @@ struct Script;
 impl Words for Script {
     fn own(&mut self, node: &Node) -> String {
         match &node.op {
-            Op::Layer(spec) => spec.layer().script(&node.input),
+            Op::Layer(spec) => spec.layer().torchscript(&node.input),
             _ => String::new(),
         }
     }
@@ -344,11 +347,11 @@ fn compare(
         );
         match apart <= allowed {
             true => Ok(()),
-            false => Err(fail(Exit::Checkpoint, message)),
+            false => Err(fail(ExitCode::Checkpoint, message)),
         }
     };
     let answer = |network: &Network, xs: &Tensor, train: bool| {
-        catching(|| {
+        catch_panics(|| {
             let ys = no_grad(|| network.forward(xs, train));
             if options.softmax { ys.softmax(1, None::<Kind>) } else { ys }
         })

@@ -1,4 +1,5 @@
-//! Which parameter's state each number in a Python file is, and where the file's optimiser differs from the config's.
+//! Which parameter's state each number in a Python file is, and where the file's optimiser differs from the
+//! config's.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,10 +9,10 @@ use tch::{Kind, Tensor};
 use super::read::{Entry, PythonOptimizer};
 use super::{Family, shown};
 use crate::optim::{Argument, OptimizerSpec};
-use crate::penalty::Rates;
-use crate::pytorch::name_matching::{Fit, Named, fit_names};
+use crate::penalty::LambdaValues;
+use crate::pytorch::name_matching::{KeyMatch, Named, match_keys};
 use crate::pytorch::weights;
-use crate::util::exit_code::{Exit, OrExit};
+use crate::util::exit_code::{ExitCode, WithExitCode};
 
 /// Names in one line of a message.
 const NAMED: usize = 4;
@@ -22,7 +23,7 @@ pub struct Known<'a> {
     pub name: &'a str,
     pub shape: &'a [i64],
     /// Its penalty at the first step. None where this run does not train it: its state is left out.
-    pub rates: Option<Rates>,
+    pub rates: Option<LambdaValues>,
 }
 
 /// State that an [`Optimizer`](crate::optim::Optimizer) takes, and what the user should know of it.
@@ -34,11 +35,11 @@ pub struct Fitted {
 }
 
 impl PythonOptimizer {
-    /// The state for `params`, which stand in Python's order of definition: that of `model.parameters()`. Their numbers or names
-    /// and shapes must fit; values in which the file's optimiser differs from `spec` are notes. Errors exit with 4 and list
-    /// everything that does not fit.
+    /// The state for `params`, which stand in Python's order of definition: that of `model.parameters()`.
+    /// Their numbers or names and shapes must fit; values in which the file's optimiser differs from `spec`
+    /// are notes. Errors exit with 4 and list everything that does not fit.
     pub fn fit(&self, params: &[Known], spec: &OptimizerSpec) -> Result<Fitted> {
-        self.fitted(params, spec).or_exit(Exit::Checkpoint, || match self.key.as_str() {
+        self.fitted(params, spec).with_exit_code(ExitCode::Checkpoint, || match self.key.as_str() {
             "" => "the optimizer's state does not fit".to_owned(),
             key => format!("the optimizer's state under `{key}` does not fit"),
         })
@@ -144,8 +145,8 @@ impl PythonOptimizer {
         }
     }
 
-    /// Orders in which `listed` may have been given to several param groups: as defined; by penalty; matrices apart from
-    /// vectors. Within a group the order of definition holds.
+    /// Orders in which `listed` may have been given to several param groups: as defined; by penalty; matrices
+    /// apart from vectors. Within a group the order of definition holds.
     fn candidates(&self, params: &[Known], listed: &[usize]) -> Vec<Vec<usize>> {
         let mut orders = vec![listed.to_vec()];
         let mut partition = |mut parts: Vec<Vec<usize>>| {
@@ -160,7 +161,7 @@ impl PythonOptimizer {
         };
         let (matrices, vectors) = listed.iter().partition(|&&i| params[i].shape.len() > 1);
         partition(vec![matrices, vectors]);
-        let mut by_rates: Vec<(Option<Rates>, Vec<usize>)> = Vec::new();
+        let mut by_rates: Vec<(Option<LambdaValues>, Vec<usize>)> = Vec::new();
         for &i in listed {
             match by_rates.iter_mut().find(|(rates, _)| *rates == params[i].rates) {
                 Some((_, part)) => part.push(i),
@@ -211,8 +212,8 @@ impl PythonOptimizer {
                 let Some(param) = index.map(|i| &params[i]) else { continue };
                 let Some(rates) = param.rates else { continue };
                 let (ours, own_form) = match rates {
-                    Rates { decoupled, .. } if decoupled > 0.0 => (decoupled, "decoupled"),
-                    Rates { l2, .. } => (l2, "l2"),
+                    LambdaValues { decoupled, .. } if decoupled > 0.0 => (decoupled, "decoupled"),
+                    LambdaValues { l2, .. } => (l2, "l2"),
                 };
                 if theirs == ours && (ours == 0.0 || form.is_none_or(|form| form == own_form)) {
                     continue;
@@ -332,7 +333,7 @@ fn by_name(params: &[Known], names: &[&str], shapes: &[Option<&[i64]>]) -> Resul
     let found: Vec<Named> = (names.iter().zip(shapes))
         .map(|(&name, shape)| (name, shape.or_else(|| own.get(name).copied()).unwrap_or_default()))
         .collect();
-    let fit = fit_names(&wanted, &found);
+    let fit = match_keys(&wanted, &found);
     let has_state = |name: &str| names.iter().zip(shapes).any(|(n, shape)| *n == name && shape.is_some());
     let unexpected = fit.unexpected.iter().filter(|(name, _)| has_state(name)).cloned().collect();
     let stripped = fit.stripped.as_deref().unwrap_or("");
@@ -340,7 +341,7 @@ fn by_name(params: &[Known], names: &[&str], shapes: &[Option<&[i64]>]) -> Resul
         .filter(|(name, ..)| has_state(name) || has_state(&format!("{stripped}{name}")))
         .cloned()
         .collect();
-    let wrong = Fit { unexpected, mismatched, ..Fit::default() };
+    let wrong = KeyMatch { unexpected, mismatched, ..KeyMatch::default() };
     if !wrong.is_complete() {
         bail!("{wrong}");
     }

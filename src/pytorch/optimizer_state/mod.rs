@@ -1,7 +1,8 @@
-//! The state of an optimiser as `torch.optim` saves it: `optimizer.state_dict()` beside the weights, read and written.
+//! The state of an optimiser as `torch.optim` saves it: `optimizer.state_dict()` beside the weights, read and
+//! written.
 //!
-//! Python numbers the parameters through its param groups; here they have names. `read` is what a file says, `fit` whose state
-//! is whose, [`write`] the way back.
+//! Python numbers the parameters through its param groups; here they have names. `read` is what a file says,
+//! `fit` whose state is whose, [`write`] the way back.
 
 mod fit;
 mod read;

@@ -10,7 +10,7 @@ use crate::optim::Argument;
 use crate::pytorch::reader::PythonFile;
 use crate::pytorch::reader::heap::{TensorInfo, Value};
 use crate::pytorch::weights;
-use crate::util::exit_code::{Exit, OrExit};
+use crate::util::exit_code::{ExitCode, WithExitCode};
 use crate::util::rename::Rule;
 
 /// An optimiser's state in a Python file.
@@ -40,11 +40,12 @@ pub(super) enum Entry {
 }
 
 impl PythonOptimizer {
-    /// Looks into the file at `path`. `key` is the dotted path of `optimizer.state_dict()`; without it the only one in the file
-    /// is taken. Errors exit with 4.
+    /// Looks into the file at `path`. `key` is the dotted path of `optimizer.state_dict()`; without it the
+    /// only one in the file is taken. Errors exit with 4.
     pub fn open(path: &Path, key: Option<&str>) -> Result<PythonOptimizer> {
         let file = weights::open_python(path)?;
-        of_file(file, key).or_exit(Exit::Checkpoint, || format!("{}: the optimizer's state", path.display()))
+        of_file(file, key)
+            .with_exit_code(ExitCode::Checkpoint, || format!("{}: the optimizer's state", path.display()))
     }
 
     /// Renames the parameters that the file has names for; rules that fit none of them are for other tensors.

@@ -7,7 +7,7 @@ use tch::Tensor;
 
 use super::Family;
 use crate::optim::{Argument, OptimizerSpec};
-use crate::penalty::{DecoupledMode, Group, Rates};
+use crate::penalty::{DecoupledMode, LambdaValues, ParamGroup};
 use crate::pytorch::writer::Value;
 
 /// An optimiser between two steps.
@@ -20,21 +20,22 @@ pub struct Resumable<'a> {
     /// What it trains, in definition order.
     pub params: &'a [(String, Tensor)],
     /// The penalty groups, a partition of `params`, and what each has for the next step.
-    pub groups: &'a [Group],
-    pub rates: &'a [Rates],
+    pub groups: &'a [ParamGroup],
+    pub rates: &'a [LambdaValues],
     /// As [`Optimizer::state`](crate::optim::Optimizer::state) names it.
     pub state: &'a BTreeMap<String, Tensor>,
 }
 
 /// Parameters with one weight decay.
-struct ParamGroup {
+struct PythonGroup {
     members: Vec<usize>,
     weight_decay: f64,
     decoupled: bool,
 }
 
-/// The value of `optimizer.state_dict()`, and what of the penalty it cannot say. Penalty groups of the same weight decay are one
-/// param group; with only one, `torch.optim.Adam(model.parameters())` loads it. Each group also holds `param_names`.
+/// The value of `optimizer.state_dict()`, and what of the penalty it cannot say. Penalty groups of the same
+/// weight decay are one param group; with only one, `torch.optim.Adam(model.parameters())` loads it. Each
+/// group also holds `param_names`.
 pub fn state_dict(of: &Resumable) -> Result<(Value, Vec<String>)> {
     let mut notes = Vec::new();
     let groups = param_groups(of, &mut notes)?;
@@ -67,11 +68,11 @@ pub fn state_dict(of: &Resumable) -> Result<(Value, Vec<String>)> {
     Ok((Value::dict([("state", Value::Dict(state)), ("param_groups", groups)]), notes))
 }
 
-fn param_groups(of: &Resumable, notes: &mut Vec<String>) -> Result<Vec<ParamGroup>> {
+fn param_groups(of: &Resumable, notes: &mut Vec<String>) -> Result<Vec<PythonGroup>> {
     ensure!(of.groups.len() == of.rates.len(), "{} groups, {} rates", of.groups.len(), of.rates.len());
     let decouples = matches!(of.spec, OptimizerSpec::Adam(_) | OptimizerSpec::AdamW(_));
     let class = of.spec.python_class();
-    let mut merged: Vec<ParamGroup> = Vec::new();
+    let mut merged: Vec<PythonGroup> = Vec::new();
     for (group, rates) in of.groups.iter().zip(of.rates) {
         if rates.l1 > 0.0 {
             notes.push(format!(
@@ -99,12 +100,12 @@ fn param_groups(of: &Resumable, notes: &mut Vec<String>) -> Result<Vec<ParamGrou
         // Without any decay both forms are the same, so that AdamW's groups are all decoupled.
         let adamw = matches!(of.spec, OptimizerSpec::AdamW(_));
         let (weight_decay, decoupled) = match rates {
-            Rates { decoupled, .. } if *decoupled > 0.0 => {
+            LambdaValues { decoupled, .. } if *decoupled > 0.0 => {
                 let is_relative = rates.decoupled_mode == DecoupledMode::Relative && of.peak > 0.0;
                 let decay = if is_relative { decoupled / of.peak } else { *decoupled };
                 (if decouples { decay } else { 0.0 }, decouples)
             }
-            Rates { l2, .. } => (*l2, adamw),
+            LambdaValues { l2, .. } => (*l2, adamw),
         };
         if decoupled && !adamw {
             notes.push(format!(
@@ -116,8 +117,10 @@ fn param_groups(of: &Resumable, notes: &mut Vec<String>) -> Result<Vec<ParamGrou
             own.weight_decay == weight_decay && (own.decoupled == decoupled || weight_decay == 0.0)
         });
         match twin {
-            Some(own) => own.members.extend(&group.members),
-            None => merged.push(ParamGroup { members: group.members.clone(), weight_decay, decoupled }),
+            Some(own) => own.members.extend(&group.param_indices),
+            None => {
+                merged.push(PythonGroup { members: group.param_indices.clone(), weight_decay, decoupled })
+            }
         }
     }
     for group in &mut merged {
@@ -150,7 +153,7 @@ fn slots<'a>(of: &Resumable<'a>, member: usize) -> Result<Vec<(&'static str, Val
 /// All that a param group of PyTorch 2.11 holds, in its order.
 fn arguments(
     of: &Resumable,
-    group: &ParamGroup,
+    group: &PythonGroup,
     ids: Vec<Value>,
     names: Vec<Value>,
 ) -> Vec<(&'static str, Value)> {

@@ -1,16 +1,16 @@
-//! The few names that mean data here: tensors, storages, plain containers, numpy scalars. Everything else becomes
-//! an inert [`Record`](super::heap::Record). Nothing is imported and nothing is called.
+//! The few names that mean data here: tensors, storages, plain containers, numpy scalars. Everything else
+//! becomes an inert [`Record`](super::heap::Record). Nothing is imported and nothing is called.
 
 use anyhow::{Context, Result, bail};
 
 use super::dtype::Dtype;
 use super::heap::{Object, Storage, StorageRef, TensorInfo, Value};
-use super::pickle::Machine;
+use super::pickle::Unpickler;
 
 /// As PyTorch's own limit for what its kernels iterate over.
 const MAX_DIMS: usize = 64;
 
-impl Machine<'_> {
+impl Unpickler<'_> {
     /// What `class(*args)` describes, pushed on the stack.
     pub(super) fn construct(&mut self, class: Value, args: Value) -> Result<()> {
         let Some(global) = self.heap.global(class) else {
@@ -125,7 +125,8 @@ impl Machine<'_> {
         self.push(value)
     }
 
-    /// A dict from its constructor's arguments: nothing, a factory, another dict, or (Python 2) a list of pairs.
+    /// A dict from its constructor's arguments: nothing, a factory, another dict, or (Python 2) a list of
+    /// pairs.
     fn dict(&mut self, args: Value) -> Result<()> {
         let mut items = Vec::new();
         let args = self.heap.sequence(args).unwrap_or_default();
@@ -196,7 +197,8 @@ impl Machine<'_> {
         (&*global.module == "torch").then(|| Dtype::from_name(&global.name)).flatten()
     }
 
-    /// (storage, offset, size, stride, …) with every bound checked; the storage's own bytes are checked when it is read.
+    /// (storage, offset, size, stride, …) with every bound checked; the storage's own bytes are checked when
+    /// it is read.
     fn tensor(&mut self, args: Value, dtype: Option<Dtype>) -> Result<Value> {
         let Some(Object::Storage(storage)) = self.argument(args, 0).and_then(|value| self.heap.object(value))
         else {

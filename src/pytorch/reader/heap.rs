@@ -1,11 +1,11 @@
-//! The inert object tree that a pickle describes: an arena, so that sharing, cycles and any depth cost nothing
-//! to hold and nothing to drop.
+//! The inert object tree that a pickle describes: an arena, so that sharing, cycles and any depth cost
+//! nothing to hold and nothing to drop.
 
 use std::borrow::Cow;
 
 use super::dtype::Dtype;
 
-/// A value: small ones in place, the others an index into the [`Heap`].
+/// A value: small ones in place, the others an index into the [`ObjectArena`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Value {
     None,
@@ -102,11 +102,11 @@ pub struct Storage {
 }
 
 #[derive(Default)]
-pub struct Heap {
+pub struct ObjectArena {
     objects: Vec<Object>,
 }
 
-impl Heap {
+impl ObjectArena {
     /// `None` when four billion objects are reached.
     pub fn push(&mut self, object: Object) -> Option<Value> {
         let index = u32::try_from(self.objects.len()).ok()?;

@@ -1,14 +1,14 @@
-//! The stream that `torch.save` wrote before PyTorch 1.6: five pickles (magic number, protocol, system, object, storage keys)
-//! and the raw storages, each behind its element count.
+//! The stream that `torch.save` wrote before PyTorch 1.6: five pickles (magic number, protocol, system,
+//! object, storage keys) and the raw storages, each behind its element count.
 //!
-//! The stream has no checksum. What can be promised: it is complete (any truncation is an error), every storage that
-//! the object names is there exactly once with the size the object declares, and every view lies inside its
-//! storage. A bit flipped inside the raw numbers, a name or a shape cannot be seen.
+//! The stream has no checksum. What can be promised: it is complete (any truncation is an error), every
+//! storage that the object names is there exactly once with the size the object declares, and every view lies
+//! inside its storage. A bit flipped inside the raw numbers, a name or a shape cannot be seen.
 
 use anyhow::{Context, Result, bail};
 
 use super::heap::{Object, Value};
-use super::pickle::Machine;
+use super::pickle::Unpickler;
 use super::source::{Input, Source};
 
 /// 0x1950a86a20f9469cfc6c, as a pickle holds it: little-endian.
@@ -18,7 +18,7 @@ const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0
 pub type Range = (u64, u64);
 
 /// Runs the five pickles; returns the object and the place of each of the machine's storages.
-pub fn read(source: &Source, machine: &mut Machine) -> Result<(Value, Vec<Range>)> {
+pub fn read(source: &Source, machine: &mut Unpickler) -> Result<(Value, Vec<Range>)> {
     let budget = machine.budget;
     let mut input = Input::new(source, 0, budget);
     let magic = machine.run(&mut input).context("not a PyTorch file")?;

@@ -92,8 +92,8 @@ impl PythonFile {
 
     /// The module tree: parameters, buffers, then the submodules, as `state_dict()` goes.
     fn walk(&self, kind: Kind, root: Value, take: Take) -> Result<()> {
-        // A stack of (prefix, module, depth), children pushed in reverse. A module that contains itself ends at
-        // the depth; one that is shared appears under each of its names, and every visit is charged.
+        // A stack of (prefix, module, depth), children pushed in reverse. A module that contains itself ends
+        // at the depth; one that is shared appears under each of its names, and every visit is charged.
         let mut stack = vec![(String::new(), root, 0)];
         while let Some((prefix, module, depth)) = stack.pop() {
             if depth > MAX_DEPTH {

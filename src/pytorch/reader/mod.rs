@@ -1,11 +1,12 @@
-//! Reads what `torch.save` wrote (zip and legacy), the weights of TorchScript archives and safetensors headers,
-//! without running any of it.
+//! Reads what `torch.save` wrote (zip and legacy), the weights of TorchScript archives and safetensors
+//! headers, without running any of it.
 //!
-//! The core of this room knows no libtorch: a file becomes an inert object tree ([`heap`]) plus the place of every storage,
-//! so that it can be fuzzed alone. Reading needs at most four times the file's size and 64 MiB, whatever the file says.
+//! The core of this room knows no libtorch: a file becomes an inert object tree ([`heap`]) plus the place of
+//! every storage, so that it can be fuzzed alone. Reading needs at most four times the file's size and 64
+//! MiB, whatever the file says.
 //!
-//! What a zip archive promises: every entry that is used matches its CRC-32, so damage is an error. What the legacy
-//! stream promises: see `legacy.rs`.
+//! What a zip archive promises: every entry that is used matches its CRC-32, so damage is an error. What the
+//! legacy stream promises: see `legacy.rs`.
 
 mod describe;
 pub mod dtype;
@@ -32,8 +33,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use heap::{Heap, Object, Storage, Value};
-use pickle::Machine;
+use heap::{Object, ObjectArena, Storage, Value};
+use pickle::Unpickler;
 use source::{Budget, Input, Source};
 use zip::Archive;
 
@@ -69,7 +70,7 @@ impl Container {
 /// A file's object tree and its storages, whose bytes are still in the file.
 pub struct PythonFile {
     pub container: Container,
-    pub heap: Heap,
+    pub heap: ObjectArena,
     pub root: Value,
     pub storages: Vec<Storage>,
     pub(crate) budget: Budget,
@@ -146,7 +147,7 @@ pub fn read_source(source: Source) -> Result<PythonFile> {
     let budget = Budget::for_file(source.size());
     match detect(&source)? {
         Container::Legacy => {
-            let mut machine = Machine::new(&budget);
+            let mut machine = Unpickler::new(&budget);
             let (root, ranges) = legacy::read(&source, &mut machine)?;
             let (heap, storages) = (machine.heap, machine.storages);
             let (container, places) = (Container::Legacy, Places::Legacy(ranges));
@@ -167,10 +168,10 @@ pub fn read_source(source: Source) -> Result<PythonFile> {
 }
 
 /// The object tree of a bare pickle without storages.
-pub fn read_pickle(path: &Path) -> Result<(Heap, Value)> {
+pub fn read_pickle(path: &Path) -> Result<(ObjectArena, Value)> {
     let source = Source::open(path)?;
     let budget = Budget::for_file(source.size());
-    let mut machine = Machine::new(&budget);
+    let mut machine = Unpickler::new(&budget);
     let root = machine.run(&mut Input::new(&source, 0, &budget))?;
     Ok((machine.heap, root))
 }
@@ -202,7 +203,7 @@ fn read_zip(source: Source, budget: Budget) -> Result<PythonFile> {
     }
     let entry = named("data.pkl").context("no data.pkl")?;
     let pickle = Source::Bytes(entry.read(&source, &budget)?);
-    let mut machine = Machine::new(&budget);
+    let mut machine = Unpickler::new(&budget);
     let mut input = Input::new(&pickle, 0, &budget);
     let root = machine.run(&mut input).with_context(|| format!("entry {:?}", entry.name))?;
     let (heap, storages) = (machine.heap, machine.storages);
@@ -225,7 +226,7 @@ fn read_other_zip(archive: Archive, source: Source, budget: Budget) -> Result<Py
         archive.entries.iter().find_map(|entry| entry.name.strip_suffix(name)).map(str::to_owned)
     };
     if let Some(prefix) = prefix_of(pt2::CONFIG) {
-        let mut machine = Machine::new(&budget);
+        let mut machine = Unpickler::new(&budget);
         let (root, entries) = pt2::read(&archive, &prefix, &source, &mut machine)?;
         let (heap, storages) = (machine.heap, machine.storages);
         let (container, places) = (Container::Export, Places::Zip { archive, entries });

@@ -4,10 +4,10 @@ use anyhow::{Context, Result, bail};
 
 use super::dtype::Dtype;
 use super::globals::{contiguous, inside};
-use super::heap::{Heap, Object, Storage, TensorInfo, Value};
-use super::pickle::Machine;
+use super::heap::{Object, ObjectArena, Storage, TensorInfo, Value};
+use super::pickle::Unpickler;
 
-impl Machine<'_> {
+impl Unpickler<'_> {
     /// The tensor that an array of class `class` with the state (version, shape, dtype, is_fortran, bytes)
     /// is; None for dtypes that no tensor has.
     pub(super) fn ndarray(&mut self, class: Value, state: Value) -> Result<Option<TensorInfo>> {
@@ -65,13 +65,13 @@ impl Machine<'_> {
 }
 
 /// Whether a record's class is numpy's array.
-pub(super) fn is_array(heap: &Heap, class: Value) -> bool {
+pub(super) fn is_array(heap: &ObjectArena, class: Value) -> bool {
     heap.global(class).is_some_and(|global| &*global.module == "numpy" && &*global.name == "ndarray")
 }
 
 /// The element type that a `numpy.dtype` is, and whether its bytes are little-endian; None for texts, objects
 /// and records.
-pub(super) fn numpy_dtype(heap: &Heap, dtype: Value) -> Option<(Dtype, bool)> {
+pub(super) fn numpy_dtype(heap: &ObjectArena, dtype: Value) -> Option<(Dtype, bool)> {
     let record = heap.record(dtype)?;
     let code = heap.str(*heap.sequence(record.args)?.first()?)?;
     let order = heap.sequence(record.state).and_then(|state| heap.str(*state.get(1)?));

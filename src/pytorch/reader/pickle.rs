@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::heap::{Global, Heap, Object, Record, Storage, Value};
+use super::heap::{Global, Object, ObjectArena, Record, Storage, Value};
 use super::source::{Budget, Input};
 
 /// What a growing vector may hold at once per element: the old block (half) and the new one (double).
@@ -18,8 +18,8 @@ const OBJECT: u64 = size_of::<Object>() as u64;
 const BLOCK: u64 = 32;
 
 /// The machine and what it has built so far. One machine may run several pickles of one stream.
-pub struct Machine<'a> {
-    pub heap: Heap,
+pub struct Unpickler<'a> {
+    pub heap: ObjectArena,
     pub storages: Vec<Storage>,
     pub(super) by_key: HashMap<Box<str>, u32>,
     /// The storages whose bytes are objects of the heap.
@@ -33,10 +33,10 @@ pub struct Machine<'a> {
     charged: (usize, usize),
 }
 
-impl<'a> Machine<'a> {
-    pub fn new(budget: &'a Budget) -> Machine<'a> {
-        Machine {
-            heap: Heap::default(),
+impl<'a> Unpickler<'a> {
+    pub fn new(budget: &'a Budget) -> Unpickler<'a> {
+        Unpickler {
+            heap: ObjectArena::default(),
             storages: Vec::new(),
             by_key: HashMap::new(),
             by_object: HashMap::new(),

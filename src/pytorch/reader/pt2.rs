@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 use super::dtype::Dtype;
 use super::globals::inside;
 use super::heap::{Object, Storage, TensorInfo, Value};
-use super::pickle::Machine;
+use super::pickle::Unpickler;
 use super::source::Source;
 use super::zip::Archive;
 
@@ -21,7 +21,7 @@ pub(super) fn read(
     archive: &Archive,
     prefix: &str,
     source: &Source,
-    machine: &mut Machine,
+    machine: &mut Unpickler,
 ) -> Result<(Value, Vec<Option<usize>>)> {
     let entry = archive.entry(&format!("{prefix}{CONFIG}")).context("no table of the weights")?;
     // What a JSON tree takes beside its text.
@@ -48,7 +48,7 @@ fn tensor(
     archive: &Archive,
     prefix: &str,
     row: &Json,
-    machine: &mut Machine,
+    machine: &mut Unpickler,
     entries: &mut Vec<Option<usize>>,
 ) -> Result<TensorInfo> {
     if row["use_pickle"] == true {

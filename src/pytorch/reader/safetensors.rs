@@ -1,5 +1,6 @@
-//! The header of a safetensors file, with its sizes checked before anything is allocated. The safetensors crate decides what is valid;
-//! the file itself stays on disk, where the crate would want it in memory as a whole.
+//! The header of a safetensors file, with its sizes checked before anything is allocated. The safetensors
+//! crate decides what is valid; the file itself stays on disk, where the crate would want it in memory as a
+//! whole.
 
 use std::collections::HashSet;
 use std::fmt;

@@ -73,8 +73,8 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// For a file of `size` bytes: three times its size and 48 MiB. The tensors themselves, at most the file's
-    /// size again, come on top.
+    /// For a file of `size` bytes: three times its size and 48 MiB. The tensors themselves, at most the
+    /// file's size again, come on top.
     pub fn for_file(size: u64) -> Budget {
         let limit = size.saturating_mul(3).saturating_add(48 << 20);
         Budget { left: AtomicU64::new(limit), limit }

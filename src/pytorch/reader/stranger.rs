@@ -7,7 +7,7 @@ use super::numpy::{is_array, numpy_dtype};
 
 /// A tensor that is no view of one storage.
 #[derive(Clone, Debug)]
-pub struct Stranger {
+pub struct UnsupportedTensor {
     pub name: String,
     /// Empty where the file does not say it.
     pub shape: Vec<i64>,
@@ -30,7 +30,7 @@ impl PythonFile {
     }
 
     /// Shape and dtype of a tensor that cannot be read, as far as its arguments tell them.
-    pub(super) fn sketch(&self, value: Value) -> (Vec<i64>, Option<Dtype>) {
+    pub(super) fn shape_hint(&self, value: Value) -> (Vec<i64>, Option<Dtype>) {
         let heap = &self.heap;
         let args = heap.record(value).and_then(|record| heap.sequence(record.args)).unwrap_or_default();
         // Sparse tensors have (layout, their parts), the others their parts.

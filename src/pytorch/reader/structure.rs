@@ -1,4 +1,5 @@
-//! Finds the weights in an object tree: a bare state_dict, one nested under some key, a pickled module, a scripted one.
+//! Finds the weights in an object tree: a bare state_dict, one nested under some key, a pickled module, a
+//! scripted one.
 
 use std::collections::HashSet;
 
@@ -7,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use super::heap::{TensorInfo, Value};
 use super::lookup::{ROOT, join};
 use super::members::Item;
-use super::stranger::Stranger;
+use super::stranger::UnsupportedTensor;
 use super::{Container, PythonFile};
 
 /// Between mappings of equally many tensors the averaged ones win, as in timm, BasicSR and YOLO, and as runs
@@ -38,7 +39,7 @@ pub struct Found {
     /// In the order of PyTorch's `state_dict()`; each tensor once per name.
     pub tensors: Vec<(String, TensorInfo)>,
     /// Tensors of kinds that cannot be read: quantized, sparse and the like.
-    pub strangers: Vec<Stranger>,
+    pub strangers: Vec<UnsupportedTensor>,
     /// Whether the tensors are numpy's.
     pub is_numpy: bool,
     /// The other candidates: path ([`ROOT`](super::ROOT) for the root itself) and number of tensors.
@@ -133,9 +134,9 @@ impl PythonFile {
             match item {
                 Item::Tensor(tensor) => tensors.push((name, tensor.clone())),
                 Item::Stranger(value, what) => {
-                    let (shape, dtype) = self.sketch(value);
+                    let (shape, dtype) = self.shape_hint(value);
                     self.budget.charge(8 * shape.len() as u64)?;
-                    strangers.push(Stranger { name, shape, dtype, what });
+                    strangers.push(UnsupportedTensor { name, shape, dtype, what });
                 }
             }
             Ok(())
@@ -216,7 +217,8 @@ impl PythonFile {
     }
 
     pub(super) fn is_module(&self, value: Value) -> bool {
-        // No module has thousands of attributes, and looking through as many at every visit would take for ever.
+        // No module has thousands of attributes, and looking through as many at every visit would take for
+        // ever.
         let attributes = self.heap.attributes(value).and_then(|state| self.heap.items(state));
         attributes.is_some_and(|items| items.len() <= 4096)
             && ["_parameters", "_buffers", "_modules"]

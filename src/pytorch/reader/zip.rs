@@ -1,10 +1,11 @@
 //! The zip archives of `torch.save` and TorchScript, read through their central directory.
 //!
-//! Own code instead of the `zip` crate, for three reasons: entries must be addressable as plain ranges of the file, so that
-//! a storage is read straight into its tensor; what a hostile archive may do (overlapping entries, local headers
-//! that disagree with the directory, duplicate names) must be refused rather than tolerated, or a single flipped
-//! bit could exchange two storages; and memory is charged to one budget. Understood are stored and deflated entries, zip64 and data
-//! descriptors; encryption, splitting and other methods are refused by name. Every entry that is read is held to its CRC-32.
+//! Own code instead of the `zip` crate, for three reasons: entries must be addressable as plain ranges of the
+//! file, so that a storage is read straight into its tensor; what a hostile archive may do (overlapping
+//! entries, local headers that disagree with the directory, duplicate names) must be refused rather than
+//! tolerated, or a single flipped bit could exchange two storages; and memory is charged to one budget.
+//! Understood are stored and deflated entries, zip64 and data descriptors; encryption, splitting and other
+//! methods are refused by name. Every entry that is read is held to its CRC-32.
 
 use std::collections::HashMap;
 use std::io::Read;

@@ -1,6 +1,8 @@
-//! Writes what `torch.save` writes: a zip that `torch.load(weights_only=True)` opens, a state_dict as an OrderedDict.
+//! Writes what `torch.save` writes: a zip that `torch.load(weights_only=True)` opens, a state_dict as an
+//! OrderedDict.
 //!
-//! Nothing is buffered but the pickle: each storage goes from the tensor's memory to the file, aligned to 64 bytes.
+//! Nothing is buffered but the pickle: each storage goes from the tensor's memory to the file, aligned to 64
+//! bytes.
 
 mod pickle;
 mod zip;
@@ -79,8 +81,8 @@ pub fn write_with(path: &Path, tensors: &[(String, Tensor)], metadata: Value) ->
     }
 }
 
-/// Writes `value` to `path`, atomically. Tensors whose memory overlaps share a storage, with their strides; the others are stored
-/// contiguously. Any device; quantized tensors are refused.
+/// Writes `value` to `path`, atomically. Tensors whose memory overlaps share a storage, with their strides;
+/// the others are stored contiguously. Any device; quantized tensors are refused.
 pub fn save(path: &Path, value: &Value) -> Result<()> {
     let mut tensors = Vec::new();
     value.tensors("the tensor", &mut tensors);
@@ -135,7 +137,8 @@ impl Store {
 
 impl Plan {
     fn new(tensors: &[(&str, &Tensor)]) -> Result<Plan> {
-        // Address ranges, by start: overlapping ones belong to one storage, and what lies between their ends does too.
+        // Address ranges, by start: overlapping ones belong to one storage, and what lies between their ends
+        // does too.
         struct Span {
             index: usize,
             device: Device,

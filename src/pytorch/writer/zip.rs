@@ -1,4 +1,5 @@
-//! The zip archive of a `.pt` as it is written: stored entries, each on a multiple of 64 bytes, so that Python can map them.
+//! The zip archive of a `.pt` as it is written: stored entries, each on a multiple of 64 bytes, so that
+//! Python can map them.
 
 use std::io::Write;
 

@@ -1,4 +1,5 @@
-//! What a run, or a sweep, has left in its folder, as far as it can be read: a killed run and one of an earlier version too.
+//! What a run, or a sweep, has left in its folder, as far as it can be read: a killed run and one of an
+//! earlier version too.
 
 mod sweep;
 
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 use crate::config::CONFIG_FILE;
 use crate::plot::number;
 use crate::tasks::TaskSpec;
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 
 pub use sweep::{Swept, SweptPoint};
 
@@ -62,14 +63,14 @@ impl History {
         if !Self::is_run(path) {
             let message =
                 format!("{} holds no run: neither config.yaml nor metrics.jsonl is there", path.display());
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         }
         let config = fs::read_to_string(path.join(CONFIG_FILE)).unwrap_or_default();
         let config = serde_yaml::from_str(config.trim_start_matches('\u{feff}')).unwrap_or(Value::Null);
         let metrics = path.join("metrics.jsonl");
         let text = match fs::read(&metrics) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            bytes => bytes.or_exit(Exit::Storage, || metrics.display())?,
+            bytes => bytes.with_exit_code(ExitCode::Storage, || metrics.display())?,
         };
         let text = String::from_utf8_lossy(&text);
         let (mut steps, mut epochs) = (Vec::new(), Vec::new());
@@ -120,7 +121,7 @@ impl History {
             task => task.clone(),
         };
         let task: TaskSpec = serde_json::from_value(task).ok()?;
-        let goal = task.build().goal();
+        let goal = task.build().monitor();
         Some((goal.metric.to_owned(), goal.higher_is_better))
     }
 
@@ -251,7 +252,8 @@ pub fn name_of(path: &Path) -> String {
     whole.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
 
-/// Whether a process trains there. Shared, and for a moment: a run that starts now is not kept from it for long.
+/// Whether a process trains there. Shared, and for a moment: a run that starts now is not kept from it for
+/// long.
 fn is_locked(path: &Path) -> bool {
     let Ok(file) = File::open(path.join(".lock")) else { return false };
     matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::{json_of, name_of};
 use crate::sweep::choice::{Score, Standing, choose, same_folds};
 use crate::sweep::plot::View;
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 
 pub struct Swept {
     pub path: PathBuf,
@@ -51,7 +51,7 @@ impl Swept {
             axes.iter().filter_map(|axis| Some(axis["key"].as_str()?.to_owned())).collect();
         if keys.is_empty() || keys.len() != axes.len() {
             let message = format!("{} is not a sweep's description", path.join("sweep.json").display());
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         }
         let trials = fs::read(path.join("trials.jsonl")).unwrap_or_default();
         let trials = String::from_utf8_lossy(&trials);

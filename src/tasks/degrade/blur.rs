@@ -1,4 +1,5 @@
-//! Blur by a Gaussian or by motion, with MATLAB's kernels (`fspecial`); borders are mirrored about the edge pixel.
+//! Blur by a Gaussian or by motion, with MATLAB's kernels (`fspecial`); borders are mirrored about the edge
+//! pixel.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -6,7 +7,7 @@ use tch::Tensor;
 
 use super::Degradation;
 use crate::functional::filter;
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::Invalid;
 
 /// The kernel.
@@ -19,7 +20,8 @@ pub enum Blur {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         size: Option<i64>,
     },
-    /// A camera that moved `length` pixels in the direction `angle`, degrees counter-clockwise from the right.
+    /// A camera that moved `length` pixels in the direction `angle`, degrees counter-clockwise from the
+    /// right.
     Motion {
         length: f64,
         #[serde(default)]
@@ -98,7 +100,7 @@ impl Degradation for Blur {
                     "a blur over {}x{} pixels is too wide for {height}x{width} images; blur less, or use larger ones",
                     kernel[0], kernel[1]
                 );
-                return Err(fail(Exit::Usage, message));
+                return Err(fail(ExitCode::Usage, message));
             }
         }
         Ok(())

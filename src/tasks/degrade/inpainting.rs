@@ -10,7 +10,7 @@ use super::Degradation;
 use super::level::Level;
 use crate::data::sources::FilePath;
 use crate::data::{ImageFile, Mode, Picture};
-use crate::util::exit_code::{Exit, OrExit};
+use crate::util::exit_code::{ExitCode, WithExitCode};
 use crate::util::yaml::Invalid;
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -34,13 +34,14 @@ pub enum Missing {
         count: u32,
         size: Level,
     },
-    /// `count` straight lines of `width` pixels between two random places.
+    /// `count` straight lines of `num_params` pixels between two random places.
     Strokes {
         #[serde(default = "several")]
         count: u32,
         width: Level,
     },
-    /// Where this picture is white (128 or more). Larger images repeat it, smaller ones see its upper left part.
+    /// Where this picture is white (128 or more). Larger images repeat it, smaller ones see its upper left
+    /// part.
     Mask(FilePath),
 }
 
@@ -77,7 +78,8 @@ impl Inpainting {
         let path = path.resolve()?;
         let file = ImageFile { path: path.clone(), mode: Mode::Grey };
         let picture = file.decode().with_context(|| path.display().to_string());
-        let picture = picture.or_exit(Exit::Data, || "the mask of missing pixels cannot be read")?;
+        let picture =
+            picture.with_exit_code(ExitCode::Data, || "the mask of missing pixels cannot be read")?;
         Ok(self.mask.get_or_init(|| picture))
     }
 

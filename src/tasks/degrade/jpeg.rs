@@ -1,7 +1,7 @@
 //! JPEG artefacts: a real encoder and decoder, on the CPU, image beside image.
 //!
-//! Pixels are clamped and rounded to 8 bits first. Baseline JPEG with libjpeg's tables at the given quality; grey, or
-//! YCbCr with chroma at full resolution (4:4:4).
+//! Pixels are clamped and rounded to 8 bits first. Baseline JPEG with libjpeg's tables at the given quality;
+//! grey, or YCbCr with chroma at full resolution (4:4:4).
 
 use std::io::Cursor;
 
@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 use super::Degradation;
 use super::level::Level;
 use crate::libtorch::device::cores;
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 use crate::util::threads;
 use crate::util::yaml::Invalid;
 
@@ -31,7 +31,7 @@ impl Default for Jpeg {
     }
 }
 
-/// One image on its way through the encoder: `height × width × channels` bytes, channels innermost.
+/// One image on its way through the encoder: `height × num_params × channels` bytes, channels innermost.
 struct Job<'a> {
     pixels: &'a mut [u8],
     quality: u8,
@@ -62,7 +62,7 @@ impl Degradation for Jpeg {
                 "jpeg takes grey and RGB images of sides up to 65535, and these are [{channels}, {height}, {width}]; \
                  use another degradation"
             );
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         }
         Ok(())
     }

@@ -1,9 +1,10 @@
 //! What is done to an image before the network sees it: one file per degradation, several make a chain.
 //!
-//! Written as a name, as `{gaussian: {sigma: 25}}`, or as a list of those, applied in its order. Everything happens in
-//! batches, where the images are, and draws from libtorch's generator alone: whoever seeds it repeats the degradation.
-//! A value given as `[low, high]` is drawn per image, uniformly, while training; evaluation takes the middle, so that
-//! its scores are comparable. Where pixels go missing they go missing in evaluation too.
+//! Written as a name, as `{gaussian: {sigma: 25}}`, or as a list of those, applied in its order. Everything
+//! happens in batches, where the images are, and draws from libtorch's generator alone: whoever seeds it
+//! repeats the degradation. A value given as `[low, high]` is drawn per image, uniformly, while training;
+//! evaluation takes the middle, so that its scores are comparable. Where pixels go missing they go missing in
+//! evaluation too.
 
 mod blur;
 mod gaussian;

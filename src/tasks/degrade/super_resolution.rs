@@ -1,7 +1,7 @@
 //! Low resolution: the image shrunk by bicubic as MATLAB's `imresize` does it, to be enlarged again.
 //!
-//! Sides that the scale does not divide lose their last rows and columns first (`modcrop`). Nothing is rounded or
-//! clamped: bicubic's small overshoot stays.
+//! Sides that the scale does not divide lose their last rows and columns first (`modcrop`). Nothing is
+//! rounded or clamped: bicubic's small overshoot stays.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use tch::Tensor;
 
 use super::Degradation;
 use crate::functional::bicubic;
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::Invalid;
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -25,7 +25,8 @@ pub struct SuperResolution {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Input {
-    /// The small image enlarged to its old size by bicubic, for SRCNN (Dong et al. 2014) and VDSR (Kim et al. 2016).
+    /// The small image enlarged to its old size by bicubic, for SRCNN (Dong et al. 2014) and VDSR (Kim et al.
+    /// 2016).
     #[default]
     Upscaled,
     /// The small image, which the network enlarges, as ESPCN does (Shi et al. 2016).
@@ -44,7 +45,7 @@ impl Degradation for SuperResolution {
         if height.min(width) < self.scale {
             let message =
                 format!("super_resolution by {} leaves nothing of {height}x{width} images", self.scale);
-            return Err(fail(Exit::Usage, message + "; use larger ones"));
+            return Err(fail(ExitCode::Usage, message + "; use larger ones"));
         }
         Ok(())
     }

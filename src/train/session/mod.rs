@@ -11,26 +11,26 @@ use crate::checkpoint::{Checkpoints, Loaded};
 use crate::config::{Config, RunConfig};
 use crate::data::loader::{Loader, LoaderOptions, Preparation};
 use crate::data::normalize::NormalizeSpec;
-use crate::data::{Dataset, Sets, Shelf, Skipped, Split, Targets};
+use crate::data::{Dataset, DatasetCache, Skipped, Split, Splits, Targets};
 use crate::libtorch::autocast::allow_tf32;
 use crate::libtorch::device;
 use crate::libtorch::winograd;
 use crate::nn::layers::{Param, ParamKind};
 use crate::nn::model::{Model, Network};
-use crate::penalty::{Group, PenaltySpec, Target};
+use crate::penalty::{ParamGroup, PenaltyParam, PenaltySpec};
 use crate::tasks::Task;
-use crate::train::initial_weights::Initial;
-use crate::util::exit_code::{self, Exit, OrExit, fail};
-use crate::util::rng::{Draw, Purpose};
+use crate::train::initial_weights::InitialWeights;
+use crate::util::exit_code::{self, ExitCode, WithExitCode, fail};
+use crate::util::rng::{CounterRng, RngStream};
 use crate::util::yaml::Invalid;
 
 /// What can be known of a config without its data: the checked network, and which tensor gets which λ.
-pub struct Plan {
+pub struct ModelPlan {
     pub model: Model,
-    pub groups: Vec<Group>,
+    pub groups: Vec<ParamGroup>,
 }
 
-impl Plan {
+impl ModelPlan {
     /// Exit code 2, with file and line, for everything that cannot work.
     pub fn of(config: &Config) -> Result<Self> {
         let model = Model::from_spec(&config.spec.model)?;
@@ -43,18 +43,18 @@ impl Plan {
     pub fn of_run(spec: &RunConfig) -> Result<Self> {
         let model = Model::from_spec(&spec.model)?;
         let groups =
-            penalty_groups(&spec.penalty, &model).map_err(|invalid| fail(Exit::Checkpoint, invalid))?;
+            penalty_groups(&spec.penalty, &model).map_err(|invalid| fail(ExitCode::Checkpoint, invalid))?;
         Ok(Self { model, groups })
     }
 
     /// The weights that the config's `init_from` names, checked to fit; None where it names none.
-    pub fn initial(&self, config: &Config) -> Result<Option<Initial>> {
+    pub fn initial(&self, config: &Config) -> Result<Option<InitialWeights>> {
         let init_from = config.spec.model.init_from.as_ref();
-        init_from.map(|init_from| Initial::read(&self.model, init_from)).transpose()
+        init_from.map(|init_from| InitialWeights::read(&self.model, init_from)).transpose()
     }
 
     /// The same to train from: with the optimiser's state, where the config wants it.
-    pub fn initial_with_optimizer(&self, config: &Config) -> Result<Option<Initial>> {
+    pub fn initial_with_optimizer(&self, config: &Config) -> Result<Option<InitialWeights>> {
         let mut initial = self.initial(config)?;
         if let (Some(initial), Some(init_from)) = (&mut initial, &config.spec.model.init_from) {
             initial.take_optimizer(&self.model, init_from, &config.spec.optimizer, &self.groups)?;
@@ -64,27 +64,30 @@ impl Plan {
 }
 
 /// All parameters of the model, frozen ones too, and which of them gets which λ.
-fn all_groups<'m>(penalty: &PenaltySpec, model: &'m Model) -> Result<(Vec<&'m Param>, Vec<Group>), Invalid> {
+fn all_groups<'m>(
+    penalty: &PenaltySpec,
+    model: &'m Model,
+) -> Result<(Vec<&'m Param>, Vec<ParamGroup>), Invalid> {
     let all: Vec<_> = model.params().iter().filter(|param| param.kind != ParamKind::Buffer).collect();
     let targets: Vec<_> = all
         .iter()
-        .map(|param| Target { name: &param.name, decays: param.kind == ParamKind::Weight })
+        .map(|param| PenaltyParam { name: &param.name, is_weight: param.kind == ParamKind::Weight })
         .collect();
     let groups = penalty.assign(&targets)?;
     Ok((all, groups))
 }
 
-/// Which of the model's trainable parameters gets which λ. Frozen ones count when patterns are matched, so that freezing a
-/// layer makes no pattern wrong; no group holds them.
-fn penalty_groups(penalty: &PenaltySpec, model: &Model) -> Result<Vec<Group>, Invalid> {
+/// Which of the model's trainable parameters gets which λ. Frozen ones count when patterns are matched, so
+/// that freezing a layer makes no pattern wrong; no group holds them.
+fn penalty_groups(penalty: &PenaltySpec, model: &Model) -> Result<Vec<ParamGroup>, Invalid> {
     let (all, mut groups) = all_groups(penalty, model)?;
     let mut trainable = 0..;
     let index: Vec<Option<usize>> =
         all.iter().map(|param| if param.is_trainable() { trainable.next() } else { None }).collect();
     for group in &mut groups {
-        group.members = group.members.iter().filter_map(|&member| index[member]).collect();
+        group.param_indices = group.param_indices.iter().filter_map(|&member| index[member]).collect();
     }
-    groups.retain(|group| !group.members.is_empty());
+    groups.retain(|group| !group.param_indices.is_empty());
     Ok(groups)
 }
 
@@ -93,7 +96,7 @@ pub struct Session {
     pub device: Device,
     pub kind: Kind,
     pub model: Model,
-    pub groups: Vec<Group>,
+    pub groups: Vec<ParamGroup>,
     pub task: Box<dyn Task>,
     train: Option<Dataset>,
     validation: Option<Dataset>,
@@ -101,12 +104,12 @@ pub struct Session {
 }
 
 impl Session {
-    /// Opens all data, from `shelf` where it is there, and sees that data, network and task fit; nothing is trained or
-    /// written.
-    pub fn open(config: Config, plan: Plan, shelf: &mut Shelf) -> Result<Self> {
+    /// Opens all data, from `shelf` where it is there, and sees that data, network and task fit; nothing is
+    /// trained or written.
+    pub fn open(config: Config, plan: ModelPlan, shelf: &mut DatasetCache) -> Result<Self> {
         let mut session = Self::without_data(config, plan)?;
         let spec = &session.config.spec;
-        let Sets { train, validation, test } = spec.data.open_from(shelf, spec.seed)?;
+        let Splits { train, validation, test } = spec.data.open_from(shelf, spec.seed)?;
         session.settle_normalization(&train)?;
         session.has_batches(train.len())?;
         can_normalize(&session.model, &session.config.spec, train.len())?;
@@ -115,9 +118,14 @@ impl Session {
         Ok(session)
     }
 
-    /// Opens what it takes to evaluate on `split`, and no more. `classes` are the names that the network was trained
-    /// on, where they are known.
-    pub fn open_only(config: Config, plan: Plan, split: Split, classes: Option<&[String]>) -> Result<Self> {
+    /// Opens what it takes to evaluate on `split`, and no more. `classes` are the names that the network was
+    /// trained on, where they are known.
+    pub fn open_only(
+        config: Config,
+        plan: ModelPlan,
+        split: Split,
+        classes: Option<&[String]>,
+    ) -> Result<Self> {
         let mut session = Self::without_data(config, plan)?;
         let spec = &session.config.spec;
         let open = |split| spec.data.open_only(split, spec.seed, classes);
@@ -138,8 +146,8 @@ impl Session {
         Ok(session)
     }
 
-    fn without_data(mut config: Config, plan: Plan) -> Result<Self> {
-        let Plan { model, groups } = plan;
+    fn without_data(mut config: Config, plan: ModelPlan) -> Result<Self> {
+        let ModelPlan { model, groups } = plan;
         let spec = &mut config.spec;
         let device = spec.device.resolve()?;
         device::settle_threads(spec.threads);
@@ -193,12 +201,12 @@ impl Session {
         device::seed(self.config.spec.seed);
         let built = self.model.build(self.device, self.kind);
         if let Err(error) = &built
-            && exit_code::code(error) == Exit::Memory as u8
+            && exit_code::code(error) == ExitCode::Memory as u8
         {
             let params: i64 =
                 self.model.params().iter().map(|param| param.shape.iter().product::<i64>()).sum();
             let size = params as f64 * self.kind.elt_size_in_bytes() as f64 / f64::from(1 << 30);
-            return built.or_exit(Exit::Memory, || {
+            return built.with_exit_code(ExitCode::Memory, || {
                 format!("the network does not fit into memory: its {params} numbers take {size:.1} GiB; take a smaller one")
             });
         }
@@ -214,7 +222,7 @@ impl Session {
     }
 
     /// All parameters, and the penalty groups as they would be if none were frozen: indices into the former.
-    pub fn groups_with_frozen(&self) -> Result<(Vec<&Param>, Vec<Group>)> {
+    pub fn groups_with_frozen(&self) -> Result<(Vec<&Param>, Vec<ParamGroup>)> {
         Ok(all_groups(&self.config.spec.penalty, &self.model)?)
     }
 
@@ -235,13 +243,14 @@ impl Session {
         loader(&self.config.spec, self.device, set, train)
     }
 
-    /// Batches of the validation set in random orders, untouched: a gradient of its loss wants every kind of sample in each.
+    /// Batches of the validation set in random orders, untouched: a gradient of its loss wants every kind of
+    /// sample in each.
     pub fn validation_in_random_order(&self) -> Result<Loader> {
         let set = self.validation.as_ref().context("the validation set is not open")?;
         let mut spec = self.config.spec.clone();
         spec.data.augment = Vec::new();
         spec.data.drop_last = spec.data.batch_size < set.len();
-        spec.seed = Draw::new(spec.seed, 0, 0, Purpose::Tune).bits();
+        spec.seed = CounterRng::new(spec.seed, 0, 0, RngStream::Tune).bits();
         // Images of any size go one by one, in order.
         loader(&spec, self.device, set, set.shape.get(1) != Some(&0))
     }
@@ -314,7 +323,8 @@ impl Session {
         notes
     }
 
-    /// What the masks of `set`, called `name`, hold; nothing of a part of the training set, whose masks were counted with it.
+    /// What the masks of `set`, called `name`, hold; nothing of a part of the training set, whose masks were
+    /// counted with it.
     pub fn mask_notes(&self, name: &str, set: &Dataset) -> Vec<String> {
         let Targets::Masks(masks) = &set.targets else { return Vec::new() };
         let with_another = match self.train.as_ref().map(|train| &train.targets) {
@@ -382,14 +392,14 @@ fn can_normalize(model: &Model, spec: &RunConfig, samples: usize) -> Result<()> 
         size.min(last),
         spec.data.batch_size
     );
-    Err(fail(Exit::Usage, message))
+    Err(fail(ExitCode::Usage, message))
 }
 
 /// A network whose output is an image is taken to be fully convolutional: it works at any size.
 fn fits(model: &Model, shape: &[i64]) -> Result<()> {
     let wanted = model.input();
     let at_any_size = model.output().len() == 3 && shape.len() == 3 && wanted.first() == shape.first();
-    (wanted == shape || at_any_size).then_some(()).or_exit(Exit::Usage, || {
+    (wanted == shape || at_any_size).then_some(()).with_exit_code(ExitCode::Usage, || {
         format!(
             "the model wants samples of shape {wanted:?} and the data has {shape:?}; change the model's `input` \
              (or its args), or the size that the data is brought to"

@@ -9,7 +9,7 @@ use crate::checkpoint::State;
 use crate::config::{PROGRAM_FILE, differences};
 use crate::data::{Samples, Split};
 use crate::nn::model::ModelSource;
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 
 impl Session {
     /// The fingerprints of the sets, by their keys.
@@ -18,8 +18,8 @@ impl Session {
         Split::ALL.into_iter().filter_map(of).collect()
     }
 
-    /// Refuses other data than the run was started with: exit 3. The order of the samples would be another, and the best of two
-    /// validation sets is none. What could not be compared is returned as lines.
+    /// Refuses other data than the run was started with: exit 3. The order of the samples would be another,
+    /// and the best of two validation sets is none. What could not be compared is returned as lines.
     pub fn is_same_data(&self, state: &State) -> Result<Vec<String>> {
         let mut unknown = Vec::new();
         if state.fingerprints.is_empty() {
@@ -59,15 +59,15 @@ impl Session {
             "the {set} data is not what this run was started with; start a new run for other data\n{}",
             changed.join("\n")
         );
-        Err(fail(Exit::Data, message.trim_end()))
+        Err(fail(ExitCode::Data, message.trim_end()))
     }
 
     fn changed(&self, state: &State) -> Result<Vec<(String, String)>> {
         Ok(differences(&state.config, &serde_json::to_value(&self.config.spec)?))
     }
 
-    /// Whether this config's network or optimizer is another than the one that `state` was saved under, so that its tensors do not
-    /// fit for that reason.
+    /// Whether this config's network or optimizer is another than the one that `state` was saved under, so
+    /// that its tensors do not fit for that reason.
     pub fn is_redesigned(&self, state: &State) -> Result<bool> {
         let design = |path: &str| path.starts_with("model") || path.starts_with("optimizer");
         Ok(self.changed(state)?.iter().any(|(path, _)| design(path)))
@@ -86,7 +86,7 @@ impl Session {
                 "{file} is not the program that this run was started with, which is {folder}/{PROGRAM_FILE}: go on with \
                  `tikhonov train {folder} --resume`, or start a new run with --output FOLDER"
             );
-            return Err(fail(Exit::Checkpoint, message));
+            return Err(fail(ExitCode::Checkpoint, message));
         }
         // Within an epoch these say which samples are learnt already.
         const ORDER: [&str; 4] = ["data.batch_size", "data.drop_last", "seed", "train.accumulate"];
@@ -94,7 +94,7 @@ impl Session {
         if let (Some((path, change)), true) = (order, state.batch > 0) {
             let message =
                 format!("`{path}` cannot change in the middle of an epoch ({change}); change it back");
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         }
         let mut notes: Vec<_> = changed.iter().map(|(path, change)| another(path, change)).collect();
         let threads = tch::get_num_threads() as usize;
@@ -117,7 +117,7 @@ impl Session {
             !changed.iter().any(|(path, _)| path.starts_with("data.") || path.starts_with("train."));
         let total = steps_per_epoch as u64 * self.config.spec.train.epochs;
         let fits = state.batch <= batches && (state.is_summed() || !is_same || state.step <= total);
-        fits.then_some(()).or_exit(Exit::Checkpoint, || {
+        fits.then_some(()).with_exit_code(ExitCode::Checkpoint, || {
             format!(
                 "state.json is damaged: it is at step {}, after {} batches of epoch {}; the run has {total} steps, and an epoch \
                  at most {batches} batches",

@@ -1,7 +1,7 @@
 //! TensorFlow's `Event` message in a TFRecord, as much of both as scalars, histograms and pictures need.
 //!
-//! A record is the length (u64), its checksum (u32), the message, its checksum; little endian, the checksums CRC-32C,
-//! masked. The fields are those of event.proto and summary.proto.
+//! A record is the length (u64), its checksum (u32), the message, its checksum; little endian, the checksums
+//! CRC-32C, masked. The fields are those of event.proto and summary.proto.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -99,7 +99,8 @@ impl Event {
     }
 }
 
-/// How many bytes of a file are whole records that `keep(step, first tag)` keeps, up to the first that is not.
+/// How many bytes of a file are whole records that `keep(step, first tag)` keeps, up to the first that is
+/// not.
 pub fn cut(file: &[u8], keep: impl Fn(u64, &str) -> bool) -> usize {
     let mut at = 0;
     while let Some((message, length)) = message(&file[at..]) {

@@ -1,4 +1,5 @@
-//! A run as TensorBoard reads it: scalars, histograms of the weights, pictures, in one event file that a resume cuts back.
+//! A run as TensorBoard reads it: scalars, histograms of the weights, pictures, in one event file that a
+//! resume cuts back.
 
 mod event;
 
@@ -16,7 +17,7 @@ use crate::checkpoint::State;
 use crate::nn::layers::ParamKind;
 use crate::nn::model::Network;
 use crate::train::records::{EpochRecord, StepRecord};
-use crate::util::exit_code::{Exit, OrExit};
+use crate::util::exit_code::{ExitCode, WithExitCode};
 
 use event::{Event, Histogram, cut};
 
@@ -38,7 +39,7 @@ impl Board {
     /// A file of its own in the run's folder, or the one that is there, cut back to `state`.
     pub fn open(folder: &Path, state: Option<&State>) -> Result<Self> {
         let events = folder.join("tensorboard");
-        let mut board = open(&events, state).or_exit(Exit::Storage, || events.display())?;
+        let mut board = open(&events, state).with_exit_code(ExitCode::Storage, || events.display())?;
         board.pictures = folder.join("pictures");
         // Those of the steps that are cut off are drawn again.
         board.told = board.drawn().collect();
@@ -72,7 +73,9 @@ impl Board {
     }
 
     fn write(&mut self, event: &Event) -> Result<()> {
-        self.file.write_all(&event.record()).or_exit(Exit::Storage, || "writing TensorBoard's events")
+        self.file
+            .write_all(&event.record())
+            .with_exit_code(ExitCode::Storage, || "writing TensorBoard's events")
     }
 
     fn drawn(&self) -> impl Iterator<Item = (PathBuf, SystemTime)> + use<> {

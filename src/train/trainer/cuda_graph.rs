@@ -1,65 +1,68 @@
-//! Training steps as a CUDA graph: forward pass, loss, backward pass, optimiser and average recorded once and replayed, so that the
-//! host asks the GPU for one thing per step and not for a thousand.
+//! Training steps as a CUDA graph: forward pass, loss, backward pass, optimiser and average recorded once and
+//! replayed, so that the host asks the GPU for one thing per step and not for a thousand.
 //!
-//! What changes from step to step is read by the GPU: the batch from buffers that it is copied into, the learning rate, λ and the
-//! weight of the average from [`Dials`], random numbers from the generator's seed and offset. What the task does to a batch before
-//! the network sees it stays outside, and so does logging. Steps of another shape (the last, smaller batch) run as they are.
+//! What changes from step to step is read by the GPU: the batch from buffers that it is copied into, the
+//! learning rate, λ and the weight of the average from [`GraphScalars`], random numbers from the generator's
+//! seed and offset. What the task does to a batch before the network sees it stays outside, and so does
+//! logging. Steps of another shape (the last, smaller batch) run as they are.
 
 use anyhow::{Result, anyhow};
 use tch::{Device, Kind, Tensor};
 
-use super::{Made, Trainer};
+use super::{StepResult, Trainer};
 use crate::config::{Amp, CudaGraph, RunConfig};
 use crate::data::loader::Batch;
 use crate::libtorch::autocast::autocast;
-use crate::libtorch::catching;
+use crate::libtorch::catch_panics;
 use crate::libtorch::graph::{Graph, copy_ahead, leave_default_stream};
-use crate::optim::{Dials, Stride};
-use crate::penalty::{DecoupledMode, Group, Rates};
+use crate::optim::{GraphScalars, StepOptions};
+use crate::penalty::{DecoupledMode, LambdaValues, ParamGroup};
 use crate::train::session::Session;
-use crate::train::trainer::deferred_scalar::Number;
-use crate::util::exit_code::{Exit, fail};
+use crate::train::trainer::deferred_scalar::DeferredScalar;
+use crate::util::exit_code::{ExitCode, fail};
 use crate::util::stopwatch::Phase;
 
-/// Steps that run as they are first: cuDNN chooses its algorithms, the optimiser makes its state, the allocator its pools.
+/// Steps that run as they are first: cuDNN chooses its algorithms, the optimiser makes its state, the
+/// allocator its pools.
 const WARM_UP: u64 = 5;
 
 /// Whether and how steps are replayed.
-pub(super) enum Graphing {
+pub(super) enum GraphState {
     Off,
     /// Nothing is recorded yet, and so many steps have run.
-    Warming(u64),
-    On(Box<Recorded>),
+    Warmup(u64),
+    On(Box<RecordedStep>),
 }
 
 /// A step, recorded.
-pub(super) struct Recorded {
+pub(super) struct RecordedStep {
     graph: Graph,
     xs: Tensor,
     ys: Tensor,
-    dials: Dials,
+    dials: GraphScalars,
     /// Which parts of the penalty are in force: the others were not recorded.
     parts: Vec<[bool; 3]>,
     loss: Tensor,
     grad_norm: Tensor,
 }
 
-impl Graphing {
-    /// How the run begins, and what the user should know: why steps are not recorded. Exit 2 where the config insists.
+impl GraphState {
+    /// How the run begins, and what the user should know: why steps are not recorded. Exit 2 where the config
+    /// insists.
     pub fn new(session: &Session) -> Result<(Self, Option<String>)> {
         let spec = &session.config.spec;
         let wanted = spec.train.cuda_graph;
-        match obstacle(spec, session.device, &session.groups, session.task.follows_the_clock()) {
+        match obstacle(spec, session.device, &session.groups, session.task.loss_depends_on_step()) {
             _ if wanted == CudaGraph::Off => Ok((Self::Off, None)),
             None => {
                 leave_default_stream(session.device)?;
-                Ok((Self::Warming(0), None))
+                Ok((Self::Warmup(0), None))
             }
             // On the CPU there is nothing to insist on, and nothing to tell who did not ask.
             Some(_) if session.device == Device::Cpu && wanted == CudaGraph::Auto => Ok((Self::Off, None)),
             Some(reason) if session.device != Device::Cpu && wanted == CudaGraph::On => {
                 let message = format!("train.cuda_graph: {reason}; or say `cuda_graph: auto`");
-                Err(fail(Exit::Usage, message))
+                Err(fail(ExitCode::Usage, message))
             }
             Some(reason) => Ok((Self::Off, Some(format!("no CUDA graph: {reason}")))),
         }
@@ -70,7 +73,7 @@ impl Graphing {
 fn obstacle(
     spec: &RunConfig,
     device: Device,
-    groups: &[Group],
+    groups: &[ParamGroup],
     follows_the_clock: bool,
 ) -> Option<&'static str> {
     let train = &spec.train;
@@ -91,21 +94,21 @@ fn obstacle(
 }
 
 /// Which parts of the penalty are in force.
-fn parts(rates: &[Rates]) -> Vec<[bool; 3]> {
+fn parts(rates: &[LambdaValues]) -> Vec<[bool; 3]> {
     rates.iter().map(|rates| [rates.l2 > 0.0, rates.decoupled > 0.0, rates.l1 > 0.0]).collect()
 }
 
 impl Trainer<'_> {
     /// One step by a replay, where one is due; else the batches come back, to be learnt from as they are.
-    pub(super) fn replayed(
+    pub(super) fn try_replay(
         &mut self,
         mut group: Vec<Batch>,
         is_logged: bool,
-    ) -> Result<Result<Made, Vec<Batch>>> {
-        if matches!(self.graphing, Graphing::Off) || self.stopwatch.is_running() || group.len() != 1 {
+    ) -> Result<Result<StepResult, Vec<Batch>>> {
+        if matches!(self.graph_state, GraphState::Off) || self.stopwatch.is_running() || group.len() != 1 {
             return Ok(Err(group));
         }
-        if let Graphing::Warming(steps) = &mut self.graphing
+        if let GraphState::Warmup(steps) = &mut self.graph_state
             && *steps < WARM_UP
         {
             *steps += 1;
@@ -116,8 +119,8 @@ impl Trainer<'_> {
             return Ok(Err(group));
         }
         let Some(batch) = group.pop() else { return Ok(Err(group)) };
-        let (lr, rates) = self.rate()?;
-        let before = self.condition(is_logged, lr, &rates)?;
+        let (lr, rates) = self.next_lr_and_lambdas()?;
+        let before = self.weight_stats(is_logged, lr, &rates)?;
         let task = &self.session.task;
         // Kept as it was for the case that recording fails: preparing draws random numbers.
         let kept = Batch {
@@ -125,7 +128,8 @@ impl Trainer<'_> {
             ys: batch.ys.shallow_clone(),
             indices: batch.indices.clone(),
         };
-        let (xs, ys) = catching(|| task.prepare(batch.xs, batch.ys, true)).and_then(|prepared| prepared)?;
+        let (xs, ys) =
+            catch_panics(|| task.make_batch(batch.xs, batch.ys, true)).and_then(|prepared| prepared)?;
         if !self.fits(&xs, &ys, &rates)
             && let Err(error) = self.record(&xs, &ys, lr, &rates)
         {
@@ -134,16 +138,18 @@ impl Trainer<'_> {
                 let message = format!(
                     "train.cuda_graph: the step cannot be recorded: {reason}; say `cuda_graph: auto`"
                 );
-                return Err(fail(Exit::Usage, message));
+                return Err(fail(ExitCode::Usage, message));
             }
             let first = reason.lines().next().unwrap_or_default();
             self.note = Some(format!("no CUDA graph: the step cannot be recorded: {first}"));
-            self.graphing = Graphing::Off;
+            self.graph_state = GraphState::Off;
             self.optimizer.zero_grad()?;
             self.seed();
             return Ok(Err(vec![kept]));
         }
-        let Graphing::On(recorded) = &mut self.graphing else { return Err(anyhow!("no step was recorded")) };
+        let GraphState::On(recorded) = &mut self.graph_state else {
+            return Err(anyhow!("no step was recorded"));
+        };
         copy_ahead(&recorded.xs, &xs)?;
         copy_ahead(&recorded.ys, &ys)?;
         let average = self.averaged.as_ref().map_or(0.0, |(ema, _)| ema.weight());
@@ -152,28 +158,28 @@ impl Trainer<'_> {
         if let Some((ema, _)) = &mut self.averaged {
             ema.count();
         }
-        let (loss, grad_norm) = (Number::of(&recorded.loss), Number::of(&recorded.grad_norm));
+        let (loss, grad_norm) = (DeferredScalar::of(&recorded.loss), DeferredScalar::of(&recorded.grad_norm));
         self.stopwatch.passed(Phase::Optimizer);
-        Ok(Ok(Made { loss, grad_norm, found_inf: None, before, samples: full }))
+        Ok(Ok(StepResult { loss, grad_norm, found_inf: None, before, samples: full }))
     }
 
     /// Whether what is recorded is the step to be made.
-    fn fits(&self, xs: &Tensor, ys: &Tensor, rates: &[Rates]) -> bool {
+    fn fits(&self, xs: &Tensor, ys: &Tensor, rates: &[LambdaValues]) -> bool {
         let alike = |a: &Tensor, b: &Tensor| a.size() == b.size() && a.kind() == b.kind();
-        match &self.graphing {
-            Graphing::On(recorded) => {
+        match &self.graph_state {
+            GraphState::On(recorded) => {
                 alike(&recorded.xs, xs) && alike(&recorded.ys, ys) && recorded.parts == parts(rates)
             }
             _ => false,
         }
     }
 
-    fn record(&mut self, xs: &Tensor, ys: &Tensor, lr: f64, rates: &[Rates]) -> Result<()> {
+    fn record(&mut self, xs: &Tensor, ys: &Tensor, lr: f64, rates: &[LambdaValues]) -> Result<()> {
         let device = self.session.device;
         // What was recorded before gives its memory back first.
-        self.graphing = Graphing::Warming(WARM_UP);
+        self.graph_state = GraphState::Warmup(WARM_UP);
         let (xs, ys) = (xs.f_detach()?.f_empty_like()?, ys.f_detach()?.f_empty_like()?);
-        let mut dials = Dials::new(rates.len(), device)?;
+        let mut dials = GraphScalars::new(rates.len(), device)?;
         let average = self.averaged.as_ref().map_or(0.0, |(ema, _)| ema.weight());
         dials.set(&self.optimizer, lr, rates, average)?;
         let (session, network, clock) = (self.session, &self.network, self.clock());
@@ -182,20 +188,26 @@ impl Trainer<'_> {
         let amp = train.amp.map(Amp::kind);
         let (graph, (loss, grad_norm)) = Graph::record(device, || {
             let loss = autocast(device, amp, || -> Result<Tensor> {
-                let answer = session.task.answer(network, &xs, true)?;
+                let answer = session.task.forward(network, &xs, true)?;
                 Ok(session.task.loss(&answer, &ys, Some(clock)))
             })??;
             loss.backward();
-            let stride =
-                Stride { lr, rates, clip: train.clip.as_ref(), dials: Some(&dials), ..Stride::default() };
-            let step = optimizer.advance(&stride)?;
+            let stride = StepOptions {
+                lr,
+                rates,
+                clip: train.clip.as_ref(),
+                graph_scalars: Some(&dials),
+                ..StepOptions::default()
+            };
+            let step = optimizer.step_with(&stride)?;
             if let Some((ema, _)) = averaged {
                 ema.blend(&network.state(), dials.average())?;
             }
             Ok((loss.detach().to_kind(Kind::Double), step.grad_norm))
         })?;
         let parts = parts(rates);
-        self.graphing = Graphing::On(Box::new(Recorded { graph, xs, ys, dials, parts, loss, grad_norm }));
+        self.graph_state =
+            GraphState::On(Box::new(RecordedStep { graph, xs, ys, dials, parts, loss, grad_norm }));
         Ok(())
     }
 }
@@ -206,7 +218,7 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::penalty::Target;
+    use crate::penalty::PenaltyParam;
     use crate::util::yaml::Document;
 
     /// What keeps a run on a GPU that says `lines` besides from being recorded.
@@ -217,8 +229,8 @@ mod tests {
         );
         let document = Document::parse("test", text).unwrap();
         let spec = Config::from_document(document, &[], [], Path::new("run")).unwrap().spec;
-        let groups = spec.penalty.assign(&[Target { name: "w", decays: true }]).unwrap();
-        obstacle(&spec, Device::Cuda(0), &groups, spec.task.build().follows_the_clock())
+        let groups = spec.penalty.assign(&[PenaltyParam { name: "w", is_weight: true }]).unwrap();
+        obstacle(&spec, Device::Cuda(0), &groups, spec.task.build().loss_depends_on_step())
     }
 
     #[test]

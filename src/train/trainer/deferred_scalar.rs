@@ -3,13 +3,13 @@
 use tch::{Device, Kind, Tensor};
 
 /// On the CPU it is there at once, and a float64 costs less than an operation of libtorch on one.
-pub(super) enum Number {
+pub(super) enum DeferredScalar {
     Here(f64),
     /// 0-dim float64.
     OnDevice(Tensor),
 }
 
-impl Number {
+impl DeferredScalar {
     pub fn new(value: f64, device: Device) -> Self {
         match device {
             Device::Cpu => Self::Here(value),

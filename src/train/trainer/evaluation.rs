@@ -10,8 +10,8 @@ use crate::nn::model::Network;
 use crate::optim::keep_zeros;
 use crate::train::early_stopping;
 use crate::train::evaluate::evaluate;
-use crate::train::sample_images::Gallery;
-use crate::util::exit_code::{self, Exit, fail};
+use crate::train::sample_images::SampleImages;
+use crate::util::exit_code::{self, ExitCode, fail};
 
 impl Trainer<'_> {
     /// The scores of the weights that the run would hand out: the averaged ones where there are any.
@@ -29,17 +29,17 @@ impl Trainer<'_> {
         let loader = self.session.loader(set, false)?;
         let is_watched = split == Split::Validation || self.session.split(Split::Validation).is_none();
         let spec = &self.session.config.spec;
-        let mut gallery = Gallery::of(if is_watched { spec.train.pictures } else { 0 }).showing(spec);
+        let mut gallery = SampleImages::of(if is_watched { spec.train.pictures } else { 0 }).showing(spec);
         // Images of any size would be tried and timed one by one.
         device::autotune(false);
         let scores =
             evaluate(network, &*self.session.task, self.session.model.output(), &loader, &mut gallery);
         device::autotune(self.session.config.spec.train.cudnn_benchmark);
-        let scores = scores.map_err(|error| match exit_code::code(&error) == Exit::Numeric as u8 {
+        let scores = scores.map_err(|error| match exit_code::code(&error) == ExitCode::Numeric as u8 {
             true => {
                 let name = format!("{split:?}").to_lowercase();
                 let message = format!("{name} set, epoch {}: {error:#}; {}", self.state.epoch, self.remedy());
-                fail(Exit::Numeric, message)
+                fail(ExitCode::Numeric, message)
             }
             false => error,
         })?;
@@ -59,11 +59,11 @@ impl Trainer<'_> {
     }
 
     /// The scores on the validation set, between two epochs of which the first has ended with an evaluation.
-    pub fn news(&self) -> Result<Option<Scores>> {
+    pub fn latest_validation(&self) -> Result<Option<Scores>> {
         if self.state.score.is_some() { self.scores(Split::Validation) } else { Ok(None) }
     }
 
-    pub fn has_stalled(&self) -> bool {
-        early_stopping::has_stalled(&self.state, &self.session.config.spec.train)
+    pub fn should_stop(&self) -> bool {
+        early_stopping::should_stop(&self.state, &self.session.config.spec.train)
     }
 }

@@ -3,22 +3,23 @@
 use anyhow::Result;
 
 use super::Trainer;
-use crate::util::exit_code::{Exit, fail};
+use crate::util::exit_code::{ExitCode, fail};
 
 impl Trainer<'_> {
-    /// Stops the run when a loss or a gradient was NaN or infinite, with `amp: fp16` at whatever scale; waits for the device.
-    pub(super) fn check_health(&self) -> Result<()> {
+    /// Stops the run when a loss or a gradient was NaN or infinite, with `amp: fp16` at whatever scale; waits
+    /// for the device.
+    pub(super) fn check_finite(&self) -> Result<()> {
         if let Some(scale) = &self.scale
-            && scale.state()?.is_spent()
+            && scale.state()?.is_exhausted()
         {
             let message = format!(
                 "the loss scale fell to nothing by step {}: at any scale the loss or its float16 gradients became NaN or \
                  infinite ({} of all steps were skipped). {}",
                 self.state.step, self.state.skipped, HALF
             );
-            return Err(fail(Exit::Numeric, message));
+            return Err(fail(ExitCode::Numeric, message));
         }
-        if self.health.read().is_finite() {
+        if self.finite_check.read().is_finite() {
             return Ok(());
         }
         let message = format!(
@@ -27,11 +28,11 @@ impl Trainer<'_> {
             self.state.epoch + 1,
             self.remedy()
         );
-        Err(fail(Exit::Numeric, message))
+        Err(fail(ExitCode::Numeric, message))
     }
 
-    /// Stops a run whose last epoch learnt nothing, because each of its steps was skipped. Before the last the loss scale may still be
-    /// sought, as `GradScaler` seeks it: until it is spent.
+    /// Stops a run whose last epoch learnt nothing, because each of its steps was skipped. Before the last
+    /// the loss scale may still be sought, as `GradScaler` seeks it: until it is spent.
     pub(super) fn check_steps(&self) -> Result<()> {
         let is_last = self.state.epoch + 1 >= self.session.config.spec.train.epochs;
         if self.state.samples > 0 || self.state.batch == 0 || !is_last {
@@ -45,7 +46,7 @@ impl Trainer<'_> {
             self.scaling()?.map_or(1.0, |scaling| scaling.loss_scale),
             HALF
         );
-        Err(fail(Exit::Numeric, message))
+        Err(fail(ExitCode::Numeric, message))
     }
 
     /// What is left, and what to do: in a clause for an error.
@@ -60,7 +61,8 @@ impl Trainer<'_> {
         format!("{saved}. {remedy}")
     }
 
-    /// The penalty that alone can have done it: w ← (1 − ηλ)·w goes past 0 where ηλ > 1, and ever further where it is above 2.
+    /// The penalty that alone can have done it: w ← (1 − ηλ)·w goes past 0 where ηλ > 1, and ever further
+    /// where it is above 2.
     fn overshoot(&self) -> Option<String> {
         let mut worst = (1.0, None);
         for step in 0..=self.position() {

@@ -1,4 +1,5 @@
-//! What the user should know of a run's arithmetic before it starts: settings that do less, or other things, than they seem to.
+//! What the user should know of a run's arithmetic before it starts: settings that do less, or other things,
+//! than they seem to.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +8,7 @@ use tch::{Kind, Tensor};
 
 use super::Trainer;
 use crate::optim::OptimizerSpec;
-use crate::penalty::{self, DecoupledMode, Group, L1Mode};
+use crate::penalty::{self, DecoupledMode, L1Mode, ParamGroup};
 
 impl Trainer<'_> {
     pub fn notes(&self) -> Result<Vec<String>> {
@@ -40,11 +41,12 @@ impl Trainer<'_> {
 
     /// Decay that float32 cannot tell from none.
     fn rounded_decay(&self) -> Vec<String> {
-        /// Sixteen times the half step of numbers below 1: from here on 1 − η·λ is within some percent of what is meant.
+        /// Sixteen times the half step of numbers below 1: from here on 1 − η·λ is within some percent of
+        /// what is meant.
         const COARSE: f64 = 16.0 / 16_777_216.0;
         let total = self.total_steps();
         let stride = (total / 10_000).max(1);
-        let one = |(at, group): (usize, &Group)| {
+        let one = |(at, group): (usize, &ParamGroup)| {
             let is_exact =
                 self.session.kind == Kind::Double || group.decoupled_mode == DecoupledMode::Accumulated;
             if is_exact || group.auto().is_some() || !group.decoupled.is_active() {
@@ -88,8 +90,9 @@ impl Trainer<'_> {
         let state: BTreeMap<String, Tensor> = self.network.state().into_iter().collect();
         let (mut count, mut part) = (0, 0.0);
         for group in groups {
-            let rates = group.rates(self.clock()).as_plain(self.peak());
-            let frozen = group.members.iter().map(|&member| params[member]).filter(|param| param.frozen);
+            let rates = group.lambdas(self.clock()).as_plain(self.peak());
+            let frozen =
+                group.param_indices.iter().map(|&member| params[member]).filter(|param| param.frozen);
             let ws: Vec<&Tensor> = frozen.filter_map(|param| state.get(&param.name)).collect();
             if group.is_active() {
                 count += ws.len();

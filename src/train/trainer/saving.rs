@@ -4,8 +4,8 @@ use anyhow::Result;
 
 use super::Trainer;
 use crate::checkpoint::Snapshot;
-use crate::optim::LossScale;
-use crate::train::trainer::deferred_scalar::Number;
+use crate::optim::GradScaler;
+use crate::train::trainer::deferred_scalar::DeferredScalar;
 use crate::train::{early_stopping, records};
 
 impl Trainer<'_> {
@@ -21,14 +21,14 @@ impl Trainer<'_> {
         let every = self.session.config.spec.train.checkpoint.every_epochs;
         let is_due = self.is_over()
             || early_stopping::is_best(&self.state)
-            || self.has_stalled()
+            || self.should_stop()
             || self.state.epoch.is_multiple_of(every);
         if is_due { self.save() } else { Ok(()) }
     }
 
     /// Writes a checkpoint of this very moment, unless it is saved already. A broken network is never saved.
     pub fn save(&mut self) -> Result<()> {
-        self.settle()?;
+        self.sync_skipped_step()?;
         let position = (self.state.step, self.state.epoch, self.state.batch);
         let checkpoints = self.folder.checkpoints();
         if self.saved.is_some() && !checkpoints.are_kept() {
@@ -37,8 +37,8 @@ impl Trainer<'_> {
         } else if self.saved == Some(position) {
             return Ok(());
         }
-        self.health.add(&Number::Here(records::weight_norm(&self.network)?), 1.0);
-        self.check_health()?;
+        self.finite_check.add(&DeferredScalar::Here(records::weight_norm(&self.network)?), 1.0);
+        self.check_finite()?;
         let mut state = self.state.clone();
         state.loss_sum = self.loss_sum.read();
         if state.batch > 0 {
@@ -49,8 +49,8 @@ impl Trainer<'_> {
             pending if pending.iter().all(|&left| left == 1.0) => Vec::new(),
             pending => pending.to_vec(),
         };
-        state.tuned = self.adaptive.tuned().to_vec();
-        state.scaling = self.scale.as_ref().map(LossScale::state).transpose()?;
+        state.tuned = self.lambda_tuner.tuned().to_vec();
+        state.scaling = self.scale.as_ref().map(GradScaler::state).transpose()?;
         let snapshot = Snapshot {
             state,
             model: self.network.state(),
@@ -61,6 +61,6 @@ impl Trainer<'_> {
         checkpoints.save(snapshot, early_stopping::is_best(&self.state))?;
         self.saved = Some(position);
         let keep = self.session.config.spec.train.checkpoint.keep;
-        checkpoints.prune(keep, self.session.task.goal().higher_is_better)
+        checkpoints.prune(keep, self.session.task.monitor().higher_is_better)
     }
 }

@@ -11,23 +11,23 @@ use crate::config::{Amp, CONFIG_FILE, PROGRAM_FILE, Segments};
 use crate::data::Split;
 use crate::libtorch::device;
 use crate::nn::model::ModelSource;
-use crate::optim::{Ema, LossScale};
+use crate::optim::{Ema, GradScaler};
 use crate::schedule::Plateau;
 use crate::train::early_stopping;
-use crate::train::hypergradient::Adaptive;
-use crate::train::initial_weights::Initial;
+use crate::train::hypergradient::LambdaTuner;
+use crate::train::initial_weights::InitialWeights;
 use crate::train::run_folder::LockedFolder;
 use crate::train::session::Session;
 use crate::train::tensorboard::Board;
-use crate::train::trainer::cuda_graph::Graphing;
-use crate::train::trainer::deferred_scalar::Number;
-use crate::util::exit_code::{Exit, OrExit};
+use crate::train::trainer::cuda_graph::GraphState;
+use crate::train::trainer::deferred_scalar::DeferredScalar;
+use crate::util::exit_code::{ExitCode, WithExitCode};
 use crate::util::stopwatch::Stopwatch;
 
 /// Where a run begins.
 pub enum Start {
     /// With weights drawn by the seed, and those of a file where the config names one.
-    Fresh(Option<Initial>),
+    Fresh(Option<InitialWeights>),
     /// Where a checkpoint left it.
     Resumed(Box<Loaded>),
 }
@@ -50,13 +50,12 @@ impl<'a> Trainer<'a> {
             Start::Resumed(loaded) => {
                 let from = || format!("resuming from {}", loaded.folder.display());
                 session.is_reachable(&loaded.state, loader.steps().div_ceil(spec.train.accumulate))?;
-                let loading = network
-                    .load_state(&loaded.model)
-                    .with_context(from)
-                    .and_then(|()| optimizer.load_state(&loaded.optimizer).or_exit(Exit::Checkpoint, from));
+                let loading = network.load_state(&loaded.model).with_context(from).and_then(|()| {
+                    optimizer.load_state(&loaded.optimizer).with_exit_code(ExitCode::Checkpoint, from)
+                });
                 match loading {
                     // The checkpoint is as it should be; it is the config that changed.
-                    Err(error) if session.is_redesigned(&loaded.state)? => Err(error).or_exit(Exit::Usage, || {
+                    Err(error) if session.is_redesigned(&loaded.state)? => Err(error).with_exit_code(ExitCode::Usage, || {
                         "the config's `model` or `optimizer` is not what this run was started with: change it back, or \
                          start a new run with --output FOLDER"
                     })?,
@@ -86,30 +85,31 @@ impl<'a> Trainer<'a> {
                 // An average that a resume adds starts from the weights as they are.
                 let mut ema = Ema::new(ema, &network.state())?;
                 if let Some(saved) = saved_average {
-                    ema.load_state(&saved).or_exit(Exit::Checkpoint, || "resuming the averaged weights")?;
+                    ema.load_state(&saved)
+                        .with_exit_code(ExitCode::Checkpoint, || "resuming the averaged weights")?;
                 }
                 Some((ema, session.network()?))
             }
             None => None,
         };
         let thresholded = session.groups.iter().filter(|group| group.is_sparse());
-        let thresholded = thresholded.flat_map(|group| &group.members);
+        let thresholded = thresholded.flat_map(|group| &group.param_indices);
         state.sparse = match &averaged {
             Some(_) => thresholded.map(|&member| network.parameters()[member].name.clone()).collect(),
             None => Vec::new(),
         };
-        let adaptive = Adaptive::new(session, &network, &state.tuned)?;
+        let adaptive = LambdaTuner::new(session, &network, &state.tuned)?;
         let scale = match spec.train.amp {
-            Some(Amp::Fp16) => Some(LossScale::new(state.scaling, session.device)?),
+            Some(Amp::Fp16) => Some(GradScaler::new(state.scaling, session.device)?),
             _ => None,
         };
         let plateau = match &state.plateau {
             serde_json::Value::Null => Plateau::default(),
             saved => serde_json::from_value(saved.clone())
-                .or_exit(Exit::Checkpoint, || "the checkpoint's schedule state")?,
+                .with_exit_code(ExitCode::Checkpoint, || "the checkpoint's schedule state")?,
         };
         device::autotune(spec.train.cudnn_benchmark);
-        let (graphing, note) = Graphing::new(session)?;
+        let (graphing, note) = GraphState::new(session)?;
         // The folder is touched only now that nothing can be refused any more.
         let folder = folder.begin(resumed.then_some(&state))?;
         if let ModelSource::Torchscript { file, sha256: Some(sha256), .. } = &spec.model.source {
@@ -121,12 +121,14 @@ impl<'a> Trainer<'a> {
         };
         // Of a run that is over the config says how it was trained, whatever this command sets.
         let is_over =
-            resumed && (state.epoch >= spec.train.epochs || early_stopping::has_stalled(&state, &spec.train));
+            resumed && (state.epoch >= spec.train.epochs || early_stopping::should_stop(&state, &spec.train));
         if !is_over || !folder.path().join(CONFIG_FILE).exists() {
             folder.write(CONFIG_FILE, &session.config.resolved()?)?;
         }
         let checkpoints = folder.checkpoints();
-        checkpoints.settle(resumed.then_some(&state)).or_exit(Exit::Storage, || "tidying the checkpoints")?;
+        checkpoints
+            .settle(resumed.then_some(&state))
+            .with_exit_code(ExitCode::Storage, || "tidying the checkpoints")?;
         let mut warnings = Vec::new();
         if let Some(best) = &state.best
             && !checkpoints.has(&format!("epoch-{:04}", best.epoch))
@@ -138,8 +140,8 @@ impl<'a> Trainer<'a> {
             state.best = None;
         }
         Ok(Self {
-            loss_sum: Number::new(state.loss_sum, session.device),
-            health: Number::new(0.0, session.device),
+            loss_sum: DeferredScalar::new(state.loss_sum, session.device),
+            finite_check: DeferredScalar::new(0.0, session.device),
             epoch_began: Instant::now(),
             logged: Instant::now(),
             samples_since_log: 0,
@@ -151,9 +153,9 @@ impl<'a> Trainer<'a> {
             network,
             averaged,
             optimizer,
-            adaptive,
+            lambda_tuner: adaptive,
             scale,
-            graphing,
+            graph_state: graphing,
             note,
             // What was found at the start is told with the sets.
             told: [Split::Train, Split::Validation, Split::Test]

@@ -1,4 +1,5 @@
-//! Where each key of a YAML text stands, and whether the text is of an honest size once its aliases are expanded.
+//! Where each key of a YAML text stands, and whether the text is of an honest size once its aliases are
+//! expanded.
 
 use std::collections::HashMap;
 
@@ -42,7 +43,8 @@ pub struct Found {
     pub exact: bool,
 }
 
-/// Every node of a document, children before parents; the last is the root. An alias is the index of its anchor.
+/// Every node of a document, children before parents; the last is the root. An alias is the index of its
+/// anchor.
 #[derive(Clone, Debug, Default)]
 pub struct Nodes(Vec<Node>);
 

@@ -1,4 +1,5 @@
-//! YAML files as trees that know where each key stands, so that a mistake is reported by file, line and key path.
+//! YAML files as trees that know where each key stands, so that a mistake is reported by file, line and key
+//! path.
 
 mod environment;
 mod locate;
@@ -16,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use serde_path_to_error::Segment;
 
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::regular_file;
 pub use environment::expand_env;
 use locate::Nodes;
@@ -60,7 +61,7 @@ impl std::error::Error for Invalid {}
 const MAX_BYTES: u64 = 4 << 20;
 
 fn too_large(name: &str) -> anyhow::Error {
-    fail(Exit::Usage, format!("{name} is too large for a config: it has more than {MAX_BYTES} bytes"))
+    fail(ExitCode::Usage, format!("{name} is too large for a config: it has more than {MAX_BYTES} bytes"))
 }
 
 /// One YAML document: its tree, and the `--set` overrides on top of it. Anchors and merge keys are
@@ -82,8 +83,8 @@ struct Override {
 }
 
 impl Document {
-    /// Parses `text`. Errors are exit 2 and say `name:line:column`: bad syntax, a repeated key, a key that is not
-    /// text, a tag, NaN or infinity, more than one document, nesting or aliases beyond any honest config.
+    /// Parses `text`. Errors are exit 2 and say `name:line:column`: bad syntax, a repeated key, a key that is
+    /// not text, a tag, NaN or infinity, more than one document, nesting or aliases beyond any honest config.
     pub fn parse(name: impl Into<String>, text: impl Into<String>) -> Result<Self> {
         let (name, mut text) = (name.into(), text.into());
         // Windows editors begin a file with a byte order mark, which YAML allows.
@@ -91,11 +92,14 @@ impl Document {
             text.remove(0);
         }
         let nodes = Nodes::parse(&text).map_err(|mistake| {
-            fail(Exit::Usage, format!("{name}:{}:{}: {}", mistake.line, mistake.column, mistake.message))
+            fail(ExitCode::Usage, format!("{name}:{}:{}: {}", mistake.line, mistake.column, mistake.message))
         })?;
         let value: serde_yaml::Value = serde_yaml::from_str(&text).map_err(|error| {
             let at = error.location().map_or((1, 1), |at| (at.line(), at.column()));
-            fail(Exit::Usage, format!("{name}:{}:{}: {}", at.0, at.1, wording::syntax(&error.to_string())))
+            fail(
+                ExitCode::Usage,
+                format!("{name}:{}:{}: {}", at.0, at.1, wording::syntax(&error.to_string())),
+            )
         })?;
         let mut document = Self { name, tree: Value::Null, nodes, overrides: Vec::new() };
         document.tree = match json(value, &mut Vec::new()) {
@@ -113,7 +117,7 @@ impl Document {
         let name = path.display().to_string();
         let bytes = match regular_file::read(path, MAX_BYTES) {
             Err(error) if error.kind() == ErrorKind::FileTooLarge => return Err(too_large(&name)),
-            bytes => bytes.or_exit(Exit::Usage, || format!("cannot read {name}"))?,
+            bytes => bytes.with_exit_code(ExitCode::Usage, || format!("cannot read {name}"))?,
         };
         Self::of_bytes(name, bytes)
     }
@@ -123,8 +127,8 @@ impl Document {
         let name = path.display().to_string();
         let unreadable = || format!("cannot read {name}");
         let mut bytes = Vec::new();
-        let pipe = std::fs::File::open(path).or_exit(Exit::Usage, unreadable)?;
-        pipe.take(MAX_BYTES + 1).read_to_end(&mut bytes).or_exit(Exit::Usage, unreadable)?;
+        let pipe = std::fs::File::open(path).with_exit_code(ExitCode::Usage, unreadable)?;
+        pipe.take(MAX_BYTES + 1).read_to_end(&mut bytes).with_exit_code(ExitCode::Usage, unreadable)?;
         if bytes.len() as u64 > MAX_BYTES {
             return Err(too_large(&name));
         }
@@ -134,7 +138,7 @@ impl Document {
     fn of_bytes(name: String, bytes: Vec<u8>) -> Result<Self> {
         match String::from_utf8(bytes) {
             Ok(text) => Self::parse(name, text),
-            Err(error) => Err(fail(Exit::Usage, format!("{name}{}", locate::no_utf8(error.as_bytes())))),
+            Err(error) => Err(fail(ExitCode::Usage, format!("{name}{}", locate::no_utf8(error.as_bytes())))),
         }
     }
 
@@ -159,10 +163,10 @@ impl Document {
             .map_err(|message| self.error(&path, &message))
     }
 
-    /// Applies `a.b.0.c=VALUE`; VALUE is YAML and replaces what stands there. Mappings on the way are made where
-    /// they are missing; the index that follows a list's last appends to it.
+    /// Applies `a.b.0.c=VALUE`; VALUE is YAML and replaces what stands there. Mappings on the way are made
+    /// where they are missing; the index that follows a list's last appends to it.
     pub fn set(&mut self, assignment: &str) -> Result<()> {
-        let refuse = |message: String| fail(Exit::Usage, format!("--set {assignment}: {message}"));
+        let refuse = |message: String| fail(ExitCode::Usage, format!("--set {assignment}: {message}"));
         let Some((key, text)) = assignment.split_once('=') else {
             return Err(refuse("expected KEY=VALUE, such as train.epochs=3".into()));
         };
@@ -182,7 +186,7 @@ impl Document {
     pub fn set_value(&mut self, key_path: &str, value: Value, origin: impl Into<String>) -> Result<()> {
         let (path, origin) = (split(key_path), origin.into());
         let slot = place(&mut self.tree, &path)
-            .map_err(|message| fail(Exit::Usage, format!("{origin}: {message}")))?;
+            .map_err(|message| fail(ExitCode::Usage, format!("{origin}: {message}")))?;
         *slot = value;
         self.overrides.push(Override { path, origin });
         Ok(())
@@ -231,7 +235,7 @@ impl Document {
                 break;
             }
         }
-        Err(fail(Exit::Usage, mistakes.join("\n       ")))
+        Err(fail(ExitCode::Usage, mistakes.join("\n       ")))
     }
 
     /// An error (exit 2) about the value at `key_path`: `file:line:column: key.path: message`, or
@@ -262,7 +266,7 @@ impl Document {
             }
             (None, None) => format!("{}: {dotted}{separator}{message}", self.name),
         };
-        fail(Exit::Usage, text)
+        fail(ExitCode::Usage, text)
     }
 }
 

@@ -1,5 +1,5 @@
-//! serde_json's reading of a tree, less and more: a list never stands for a mapping, nothing at all stands for an
-//! empty one, and a choice may be written as its name alone.
+//! serde_json's reading of a tree, less and more: a list never stands for a mapping, nothing at all stands
+//! for an empty one, and a choice may be written as its name alone.
 
 use serde::de::value::{MapDeserializer, SeqDeserializer};
 use serde::de::{

@@ -5,7 +5,8 @@ use serde_json::{Map, Number, Value};
 /// A value that JSON has no form for: where it stands, and why not.
 pub type Foreign = (Vec<String>, String);
 
-/// YAML as JSON, merge keys resolved in place (a mapping's own keys win). On error: the path and what is wrong.
+/// YAML as JSON, merge keys resolved in place (a mapping's own keys win). On error: the path and what is
+/// wrong.
 pub fn json(value: serde_yaml::Value, path: &mut Vec<String>) -> Result<Value, Foreign> {
     use serde_yaml::Value as Yaml;
     let refuse = |path: &[String], message: &str| Err((path.to_vec(), message.to_owned()));

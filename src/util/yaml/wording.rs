@@ -116,7 +116,8 @@ pub fn several(found: &[&str], choices: &[&str]) -> String {
     }
 }
 
-/// "unknown key; did you mean `lr`? (expected one of `lr`, `momentum`)" from serde's "`l`, expected one of …".
+/// "unknown key; did you mean `lr`? (expected one of `lr`, `momentum`)" from serde's "`l`, expected one of
+/// …".
 fn unknown(what: &str, rest: &str) -> String {
     let Some((word, expected)) = rest.split_once(", expected ") else {
         return format!("{what}; nothing is allowed here");

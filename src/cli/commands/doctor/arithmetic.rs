@@ -7,7 +7,7 @@ use crate::libtorch;
 
 /// (what was computed, what is wrong with it).
 pub fn check(device: Device) -> Vec<(&'static str, Option<String>)> {
-    let run = |f: fn(Device) -> Result<(), String>| match libtorch::catching(|| f(device)) {
+    let run = |f: fn(Device) -> Result<(), String>| match libtorch::catch_panics(|| f(device)) {
         Ok(outcome) => outcome.err(),
         Err(panic) => Some(panic.to_string()),
     };

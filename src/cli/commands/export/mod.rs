@@ -16,18 +16,19 @@ use crate::pytorch::writer;
 use crate::tasks::TaskSpec;
 use crate::train::initial_weights::is_pythons;
 use crate::train::python_checkpoint::python_checkpoint;
-use crate::train::session::Plan;
+use crate::train::session::ModelPlan;
 use crate::util::atomic_file;
-use crate::util::console::say;
-use crate::util::exit_code::{Exit, fail};
+use crate::util::console::print_out;
+use crate::util::exit_code::{ExitCode, fail};
 use source::{Source, checkpoint, stem};
 
 /// Write a trained network for Python.
 ///
-/// Formats: `safetensors` and `state-dict` are the weights under PyTorch's names; `torchscript` is the whole network for
-/// torch.jit.load, its weights in state_dict(), for any batch size and any image size that the network takes; `python` is
-/// nn.Module source that loads the weights with strict=True. TorchScript is loaded again and compared with the network
-/// before the file appears, in evaluation mode: .train() brings dropout and batch statistics back.
+/// Formats: `safetensors` and `state-dict` are the weights under PyTorch's names; `torchscript` is the whole
+/// network for torch.jit.load, its weights in state_dict(), for any batch size and any image size that the
+/// network takes; `python` is nn.Module source that loads the weights with strict=True. TorchScript is loaded
+/// again and compared with the network before the file appears, in evaluation mode: .train() brings dropout
+/// and batch statistics back.
 #[derive(Args, Debug)]
 pub struct Options {
     /// A run folder, a checkpoint's folder, or with --model any file that `inspect` reads
@@ -35,7 +36,8 @@ pub struct Options {
     source: PathBuf,
     #[arg(long, value_enum, value_name = "FORMAT")]
     to: Format,
-    /// The file to write; NAME.safetensors, NAME.pt, NAME.torchscript.pt or NAME.py in this folder, after SOURCE, where absent
+    /// The file to write; NAME.safetensors, NAME.pt, NAME.torchscript.pt or NAME.py in this folder, after
+    /// SOURCE, where absent
     #[arg(short, long, value_name = "OUT")]
     output: Option<PathBuf>,
     /// Replace OUT where it exists
@@ -47,14 +49,17 @@ pub struct Options {
     /// The weights as trained, where the run averaged them too
     #[arg(long)]
     raw: bool,
-    /// State-dict: {model, optimizer, epoch, step} for a Python script that goes on training: optimizer.load_state_dict takes its part.
-    /// Without --checkpoint the last; the weights are those that the optimizer moves, the averaged ones stand under `ema`
+    /// State-dict: {model, optimizer, epoch, step} for a Python script that goes on training:
+    /// optimizer.load_state_dict takes its part. Without --checkpoint the last; the weights are those that
+    /// the optimizer moves, the averaged ones stand under `ema`
     #[arg(long, conflicts_with_all = ["raw", "half", "bf16", "model"])]
     with_optimizer: bool,
-    /// The network that the weights of a file are for: a shipped name, a .yaml file, or YAML such as '{name: lenet, args: {classes: 5}}'
+    /// The network that the weights of a file are for: a shipped name, a .yaml file, or YAML such as '{name:
+    /// lenet, args: {classes: 5}}'
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
-    /// Dotted path of the weights in a file, instead of the part with the most tensors; `.` is the whole (repeatable: parts are joined)
+    /// Dotted path of the weights in a file, instead of the part with the most tensors; `.` is the whole
+    /// (repeatable: parts are joined)
     #[arg(long, value_name = "PATH", requires = "model")]
     key: Vec<String>,
     /// Leave out the tensors of a file that PATTERN names, such as 'aux*' (repeatable)
@@ -69,12 +74,12 @@ pub struct Options {
     /// TorchScript: weights as constants, evaluation only, batch norms folded into convolutions
     #[arg(long)]
     freeze: bool,
-    /// TorchScript: --freeze, and of torch.jit.optimize_for_inference what a file can hold (linear weights transposed). Its
-    /// oneDNN half cannot be saved: call it on the loaded file
+    /// TorchScript: --freeze, and of torch.jit.optimize_for_inference what a file can hold (linear weights
+    /// transposed). Its oneDNN half cannot be saved: call it on the loaded file
     #[arg(long)]
     optimize: bool,
-    /// TorchScript: take pictures of any size, 0..1 as floats or 0..255 as uint8 [N, C, H, W]; resize (bilinear, antialiased) and normalise
-    /// them as the run did
+    /// TorchScript: take pictures of any size, 0..1 as floats or 0..255 as uint8 [N, C, H, W]; resize
+    /// (bilinear, antialiased) and normalise them as the run did
     #[arg(long)]
     preprocess: bool,
     /// TorchScript: answer probabilities
@@ -103,7 +108,7 @@ impl Format {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    refuse_strangers(options)?;
+    validate_flags(options)?;
     if options.with_optimizer {
         return write_resumable(options);
     }
@@ -126,20 +131,20 @@ pub fn run(options: &Options) -> Result<()> {
             "source of class Net".to_owned()
         }
     };
-    say!("{}: {written}, from {}", output.display(), source.notes.join("; "));
+    print_out!("{}: {written}, from {}", output.display(), source.notes.join("; "));
     let broken = source.broken();
     if !broken.is_empty() && options.to != Format::Python {
-        say!("note: not all values are finite in {}", broken.join(", "));
+        print_out!("note: not all values are finite in {}", broken.join(", "));
     }
     if options.to == Format::Torchscript && source.answers_residual() {
-        say!(
+        print_out!(
             "note: this network answers what is to be subtracted from its input (task.reconstruction.residual)"
         );
     }
     Ok(())
 }
 
-fn refuse_strangers(options: &Options) -> Result<()> {
+fn validate_flags(options: &Options) -> Result<()> {
     let is_script = options.to == Format::Torchscript;
     let script_only = [
         (options.freeze, "--freeze"),
@@ -149,25 +154,25 @@ fn refuse_strangers(options: &Options) -> Result<()> {
     ];
     if let Some((_, option)) = script_only.iter().find(|(given, _)| *given && !is_script) {
         return Err(fail(
-            Exit::Usage,
+            ExitCode::Usage,
             format!("{option} changes a program; say --to torchscript, or leave it out"),
         ));
     }
     if options.to == Format::Python && (options.half || options.bf16) {
         let message =
             "source code has no dtype: leave --half and --bf16 out, and write Net().half() in Python";
-        return Err(fail(Exit::Usage, message));
+        return Err(fail(ExitCode::Usage, message));
     }
     if options.with_optimizer && options.to != Format::StateDict {
         let message = "--with-optimizer is for Python's training: say --to state-dict, or leave it out";
-        return Err(fail(Exit::Usage, message));
+        return Err(fail(ExitCode::Usage, message));
     }
     if std::fs::symlink_metadata(&options.source).is_err() {
         let message = format!(
             "there is no {}; give a run folder, a checkpoint's folder, or a file with --model",
             options.source.display()
         );
-        return Err(fail(Exit::Usage, message));
+        return Err(fail(ExitCode::Usage, message));
     }
     let is_run = options.source.is_dir() && !is_pythons(&options.source);
     let misplaced = match (is_run, &options.model) {
@@ -181,16 +186,16 @@ fn refuse_strangers(options: &Options) -> Result<()> {
         }
         _ => None,
     };
-    misplaced.map_or(Ok(()), |message| Err(fail(Exit::Usage, message)))
+    misplaced.map_or(Ok(()), |message| Err(fail(ExitCode::Usage, message)))
 }
 
 fn write_resumable(options: &Options) -> Result<()> {
     let (loaded, config) = checkpoint(&options.source, options)?;
-    let Plan { model, groups } = Plan::of_run(&config)?;
+    let ModelPlan { model, groups } = ModelPlan::of_run(&config)?;
     let output = output(options, &stem(&options.source))?;
     let (value, notes) = python_checkpoint(&config, &model, &groups, &loaded)?;
     writer::save(&output, &value)?;
-    say!(
+    print_out!(
         "{}: {} tensors and the state of torch.optim.{} at step {}, from {}",
         output.display(),
         model.params().len(),
@@ -198,7 +203,7 @@ fn write_resumable(options: &Options) -> Result<()> {
         loaded.state.step,
         loaded.folder.display()
     );
-    notes.iter().for_each(|note| say!("note: {note}"));
+    notes.iter().for_each(|note| print_out!("note: {note}"));
     Ok(())
 }
 
@@ -219,7 +224,7 @@ fn write_script(source: &Source, options: &Options, output: &Path) -> Result<Str
                 true => "the network ends in one already",
                 false => "this run answers with no logits of several classes",
             };
-            return Err(fail(Exit::Usage, format!("--softmax: {why}; leave it out")));
+            return Err(fail(ExitCode::Usage, format!("--softmax: {why}; leave it out")));
         }
     }
     // Refuses what narrowing would break.
@@ -269,14 +274,14 @@ fn output(options: &Options, name: &str) -> Result<PathBuf> {
             "{} belongs to the source, which is never overwritten: give another -o OUT",
             output.display()
         );
-        return Err(fail(Exit::Usage, message));
+        return Err(fail(ExitCode::Usage, message));
     }
     if output.is_dir() {
-        return Err(fail(Exit::Usage, format!("{} is a folder: give a file", output.display())));
+        return Err(fail(ExitCode::Usage, format!("{} is a folder: give a file", output.display())));
     }
     if output.exists() && !options.force {
         let message = format!("{} exists: give another -o OUT, or --force to replace it", output.display());
-        return Err(fail(Exit::Usage, message));
+        return Err(fail(ExitCode::Usage, message));
     }
     // Before the work, not after it.
     atomic_file::place(&output)?;

@@ -17,8 +17,8 @@ use crate::nn::model::{Model, ModelSpec};
 use crate::pytorch::export::{About, torchscript};
 use crate::pytorch::weights::Part;
 use crate::tasks::TaskSpec;
-use crate::train::initial_weights::Initial;
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::train::initial_weights::InitialWeights;
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::yaml;
 
 /// What is to be exported.
@@ -81,12 +81,13 @@ impl Source {
     }
 
     fn of_file(path: &Path, model: &str, part: &Part) -> Result<Self> {
-        let tree: Value = serde_yaml::from_str(model).or_exit(Exit::Usage, || format!("--model {model}"))?;
+        let tree: Value =
+            serde_yaml::from_str(model).with_exit_code(ExitCode::Usage, || format!("--model {model}"))?;
         let spec: ModelSpec =
-            yaml::decode(&tree).map_err(|invalid| fail(Exit::Usage, format!("--model: {invalid}")))?;
+            yaml::decode(&tree).map_err(|invalid| fail(ExitCode::Usage, format!("--model: {invalid}")))?;
         let spec = ModelSpec { init_from: None, ..spec };
         let model = Model::from_spec(&spec)?;
-        let initial = Initial::read_option(&model, path, part)?;
+        let initial = InitialWeights::read_option(&model, path, part)?;
         let about = About { input_size: model.input().to_vec(), ..About::default() };
         let mut metadata = vec![("model".to_owned(), model.name().to_owned())];
         metadata.extend(about.json().into_iter().map(|(name, value)| (name, value.to_string())));
@@ -106,7 +107,8 @@ impl Source {
     pub fn tensors(&self, options: &Options) -> Result<Vec<(String, Tensor)>> {
         let named = self.model.params().iter().map(|param| {
             let tensor = self.weights.get(&param.name);
-            let tensor = tensor.or_exit(Exit::Checkpoint, || format!("the weights lack `{}`", param.name))?;
+            let tensor = tensor
+                .with_exit_code(ExitCode::Checkpoint, || format!("the weights lack `{}`", param.name))?;
             Ok((param.name.clone(), tensor.shallow_clone()))
         });
         let tensors: Vec<_> = named.collect::<Result<_>>()?;
@@ -160,13 +162,13 @@ impl Source {
     }
 
     pub fn preprocess(&self) -> Result<torchscript::Preprocess> {
-        let config = self.config.as_ref().or_exit(
-            Exit::Usage,
+        let config = self.config.as_ref().with_exit_code(
+            ExitCode::Usage,
             || "--preprocess wants the normalisation of a run: give its folder instead of a file",
         )?;
         if config.data.smooth.is_some() {
             let message = "--preprocess cannot smooth pictures as this run's `data.smooth` does; leave it out and smooth before";
-            return Err(fail(Exit::Usage, message));
+            return Err(fail(ExitCode::Usage, message));
         }
         let resize = match (&config.data.train, self.model.input(), self.model.output()) {
             // What answers images takes them as large as they are.
@@ -184,7 +186,7 @@ pub(super) fn checkpoint(path: &Path, options: &Options) -> Result<(Loaded, RunC
     let checkpoints = Checkpoints::of(path);
     let loaded = if checkpoint::is_checkpoint(path) {
         if options.checkpoint.is_some() {
-            return Err(fail(Exit::Usage, "SOURCE is a checkpoint already: leave --checkpoint out"));
+            return Err(fail(ExitCode::Usage, "SOURCE is a checkpoint already: leave --checkpoint out"));
         }
         checkpoint::load(path)?
     } else if checkpoints.are_kept() || path.join(CONFIG_FILE).is_file() {
@@ -192,10 +194,10 @@ pub(super) fn checkpoint(path: &Path, options: &Options) -> Result<(Loaded, RunC
         checkpoints.chosen(wanted)?
     } else {
         let message = format!("{} is no run folder and no checkpoint", path.display());
-        return Err(fail(Exit::Usage, message));
+        return Err(fail(ExitCode::Usage, message));
     };
     let mut config: RunConfig = yaml::decode(&loaded.state.config)
-        .map_err(|invalid| fail(Exit::Checkpoint, format!("{}: {invalid}", loaded.folder.display())))?;
+        .map_err(|invalid| fail(ExitCode::Checkpoint, format!("{}: {invalid}", loaded.folder.display())))?;
     let folder = loaded.folder.canonicalize().context("the checkpoint's folder")?;
     if let Some(run) = folder.parent().and_then(Path::parent) {
         config.use_program_of(run);

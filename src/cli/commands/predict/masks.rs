@@ -12,13 +12,13 @@ use crate::cli::commands::outputs::{TileOptions, bar, each, jobs, tile_progress}
 use crate::data::mask::{Level, percent, voc_colour};
 use crate::data::pictures_at;
 use crate::data::{ImageFile, Mode, Picture, SourceSpec};
-use crate::inference::loaded_model::Trained;
+use crate::inference::loaded_model::LoadedModel;
 use crate::inference::segmenter::Segmenter;
 use crate::libtorch::machine::keep_memory;
 use crate::tasks::Task;
 use crate::util::atomic_file;
-use crate::util::console::tell;
-use crate::util::exit_code::{Exit, OrExit, fail};
+use crate::util::console::print_err;
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Segmentation runs")]
@@ -49,9 +49,9 @@ pub enum Form {
 }
 
 /// Segments every picture.
-pub fn run(options: &Options, trained: &Trained, task: &dyn Task) -> Result<()> {
+pub fn run(options: &Options, trained: &LoadedModel, task: &dyn Task) -> Result<()> {
     let MaskOptions { output, masks, tiles, force } = &options.masks;
-    let out = output.as_ref().or_exit(Exit::Usage, || {
+    let out = output.as_ref().with_exit_code(ExitCode::Usage, || {
         format!(
             "{} is a segmentation, whose answers are masks: say where they go, -o DIR",
             options.trained.run.display()
@@ -64,7 +64,7 @@ pub fn run(options: &Options, trained: &Trained, task: &dyn Task) -> Result<()> 
             if declared.is_empty() {
                 let message =
                     "--masks levels: the run's config declares no `mask: {levels: …}`; take numbers";
-                return Err(fail(Exit::Usage, message));
+                return Err(fail(ExitCode::Usage, message));
             }
             declared
         }
@@ -77,12 +77,12 @@ pub fn run(options: &Options, trained: &Trained, task: &dyn Task) -> Result<()> 
     keep_memory();
     let segmenter = Segmenter::new(&trained.plan.model, &network, task, spec)?;
     let side = tiles.side(|bytes| segmenter.tile(bytes));
-    tell!("{}", trained.weights.name());
+    print_err!("{}", trained.weights.name());
     let names = trained.weights.classes().unwrap_or_default();
     let bar = bar(jobs.len());
-    each(&jobs, &bar, "pictures could not be segmented", Exit::Data, |job| {
+    each(&jobs, &bar, "pictures could not be segmented", ExitCode::Data, |job| {
         let file = ImageFile { path: job.input.clone(), mode: segmenter.mode };
-        let picture = file.decode().or_exit(Exit::Data, || job.input.display())?;
+        let picture = file.decode().with_exit_code(ExitCode::Data, || job.input.display())?;
         let classes = segmenter
             .segment(&picture, side, tile_progress(&bar, job))
             .with_context(|| job.input.display().to_string())?;
@@ -90,7 +90,7 @@ pub fn run(options: &Options, trained: &Trained, task: &dyn Task) -> Result<()> 
         let shown = match (masks, segmenter.mode) {
             (Form::Overlay, Mode::Grey) => {
                 let file = ImageFile { path: job.input.clone(), mode: Mode::Rgb };
-                file.decode().or_exit(Exit::Data, || job.input.display())?
+                file.decode().with_exit_code(ExitCode::Data, || job.input.display())?
             }
             _ => picture,
         };
@@ -170,7 +170,7 @@ pub fn none(options: &MaskOptions, run: &Path) -> Result<()> {
     match &options.output {
         None => Ok(()),
         Some(_) => Err(fail(
-            Exit::Usage,
+            ExitCode::Usage,
             format!(
                 "-o is for the masks of a segmentation, which {} is not; its answers are printed",
                 run.display()

@@ -14,19 +14,19 @@ use super::TrainedOptions;
 use crate::config::RunConfig;
 use crate::data::sources::CsvSpec;
 use crate::data::{Dataset, SourceSpec, pictures};
-use crate::libtorch::catching;
+use crate::libtorch::catch_panics;
 use crate::libtorch::machine::keep_memory;
 use crate::tasks::{Prediction, TaskSpec};
 use crate::train::session::loader;
-use crate::util::console::tell;
-use crate::util::exit_code::{Exit, fail};
+use crate::util::console::print_err;
+use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml;
 
 /// Predict with a trained run.
 ///
-/// Pictures are brought to the network's size as the run's own were. Tables (.csv) need the columns that the run
-/// was trained on. A segmentation run writes a mask for each picture, upright and of its size, computed in tiles that
-/// overlap. What cannot be read is told and passed over; the exit code is then 3.
+/// Pictures are brought to the network's size as the run's own were. Tables (.csv) need the columns that the
+/// run was trained on. A segmentation run writes a mask for each picture, upright and of its size, computed
+/// in tiles that overlap. What cannot be read is told and passed over; the exit code is then 3.
 #[derive(Args, Debug)]
 pub struct Options {
     #[command(flatten)]
@@ -65,15 +65,15 @@ pub fn run(options: &Options) -> Result<()> {
     keep_memory();
     let mut printer = Printer::new(options, trained.weights.classes().unwrap_or_default().to_vec());
     for note in &set.notes {
-        tell!("{note}");
+        print_err!("{note}");
     }
     let mut answered = 0;
     for batch in loader(spec, network.device(), &set, false)?.epoch(0, 0) {
         let batch = batch?;
-        let answer = catching(|| {
+        let answer = catch_panics(|| {
             no_grad(|| {
-                let xs = task.present(batch.xs);
-                task.answer(&network, &xs, false)
+                let xs = task.make_inference_input(batch.xs);
+                task.forward(&network, &xs, false)
             })
         })??;
         for (index, prediction) in batch.indices.iter().zip(task.predictions(&answer.outputs)?) {
@@ -86,13 +86,13 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let left_out = set.left_out();
     for skipped in &left_out {
-        tell!("{skipped}");
+        print_err!("{skipped}");
     }
     match left_out.len() {
         0 => Ok(()),
         count => {
             let message = format!("{count} of {} inputs could not be answered", answered + count);
-            Err(fail(Exit::Data, message))
+            Err(fail(ExitCode::Data, message))
         }
     }
 }
@@ -101,7 +101,7 @@ pub fn run(options: &Options) -> Result<()> {
 fn inputs(spec: &RunConfig, features: &[String], shape: &[i64], paths: &[PathBuf]) -> Result<Dataset> {
     match (&spec.data.train, paths) {
         (SourceSpec::Csv(table), [path]) => table.rows(path, features),
-        (SourceSpec::Csv(_), _) => Err(fail(Exit::Usage, "give one table at a time")),
+        (SourceSpec::Csv(_), _) => Err(fail(ExitCode::Usage, "give one table at a time")),
         // Generated: its columns have the names that the run's coefficients have.
         (SourceSpec::Line(_) | SourceSpec::Linear(_), paths) => {
             let columns = features.join(", ");
@@ -112,7 +112,7 @@ fn inputs(spec: &RunConfig, features: &[String], shape: &[i64], paths: &[PathBuf
                     spec.rows(path, features)
                 }
                 _ => Err(fail(
-                    Exit::Usage,
+                    ExitCode::Usage,
                     format!("this run answers for the rows of one .csv with the columns {columns}"),
                 )),
             }

@@ -32,9 +32,11 @@ pub fn unstuff(mut scan: &[u8], data: &mut Vec<u8>, restarts: &mut Vec<usize>) {
 const AHEAD: u32 = 11;
 
 pub struct Huffman {
-    /// For the next bits: a whole coefficient with its value, where all of it fits; else a symbol; else nothing.
+    /// For the next bits: a whole coefficient with its value, where all of it fits; else a symbol; else
+    /// nothing.
     fast: [Entry; 1 << AHEAD],
-    /// For the next bits: how many of them are whole coefficients, how far those lead, and whether the block ends with them.
+    /// For the next bits: how many of them are whole coefficients, how far those lead, and whether the block
+    /// ends with them.
     leaps: [Leap; 1 << AHEAD],
     /// Codes of each length end before this, as 16 bits.
     ends: [u32; 17],

@@ -1,9 +1,9 @@
-//! A rectangle of a JPEG file, without the work for the rest of it: what lies below is not read, what lies above and
-//! beside it is passed over, bit by bit, and not transformed.
+//! A rectangle of a JPEG file, without the work for the rest of it: what lies below is not read, what lies
+//! above and beside it is passed over, bit by bit, and not transformed.
 //!
-//! For ordinary photographs: baseline, Huffman coding, YCbCr in one scan, chroma at full or half resolution. Whatever else there
-//! is, or looks damaged, is left to the full decoder, whose every bit this one gives: the same integer transform, the
-//! same triangle filter for chroma, the same rounding.
+//! For ordinary photographs: baseline, Huffman coding, YCbCr in one scan, chroma at full or half resolution.
+//! Whatever else there is, or looks damaged, is left to the full decoder, whose every bit this one gives: the
+//! same integer transform, the same triangle filter for chroma, the same rounding.
 
 mod entropy;
 mod transform;
@@ -163,7 +163,8 @@ impl<'a> Jpeg<'a> {
         Some(())
     }
 
-    /// The rectangle as RGB, `height × width × 3`; it must lie within the picture. None where the data are not in order.
+    /// The rectangle as RGB, `height × num_params × 3`; it must lie within the picture. None where the data
+    /// are not in order.
     pub fn region(&self, top: usize, left: usize, height: usize, width: usize) -> Option<Vec<u8>> {
         let ends = [top.checked_add(height)?, left.checked_add(width)?];
         if ends[0] > self.height || ends[1] > self.width || height == 0 || width == 0 {

@@ -2,8 +2,9 @@
 
 use multiversion::multiversion;
 
-/// The inverse transform of one dimension, times 4096: what each coefficient adds to each of eight places. From the factors of
-/// stb_image's integer transform, which adds and multiplies the same numbers in another order.
+/// The inverse transform of one dimension, times 4096: what each coefficient adds to each of eight places.
+/// From the factors of stb_image's integer transform, which adds and multiplies the same numbers in another
+/// order.
 const BASIS: [[i32; 8]; 8] = basis();
 
 const fn basis() -> [[i32; 8]; 8] {
