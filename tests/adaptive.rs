@@ -194,3 +194,41 @@ fn what_cannot_be_tuned_is_refused_with_the_key_and_the_remedy() {
         run(&["sweep", &config, "--over", "train.epochs=1,2", "--folds", "3", "--set", "penalty.l2=auto"]);
     assert!(message.0 == 2 && message.2.contains("leave --folds out"), "{}", message.2);
 }
+
+#[test]
+fn the_first_update_comes_after_every_steps_and_moves_lambda_by_lr_from_where_it_was_held_to() {
+    let home = tempfile::tempdir().unwrap();
+    let line = "line: {count: 60, slope: 10, intercept: 1, noise: 0.1, low: -2, high: 2";
+    let config = format!(
+        "device: cpu
+model: {{name: linear, args: {{features: 1, outputs: 1}}}}
+task: {{regression: {{loss: half_mse}}}}
+data:
+  train: {{{line}}}}}
+  validation: {{{line}, seed: 2}}}}
+  batch_size: 20
+optimizer: {{sgd: {{lr: 0.1}}}}
+penalty: {{decoupled: {{auto: {{start: 1000, lr: 0.125, every: 5}}}}}}
+train: {{epochs: 4, log_every: 1}}
+"
+    );
+    let run_folder = home.path().join("run");
+    succeeds(&[
+        "train",
+        &write_config(home.path(), &config),
+        "--quiet",
+        "--output",
+        run_folder.to_str().unwrap(),
+    ]);
+    let lambda = |record: &Value| record["lambda"]["weights"]["decoupled"].as_f64().unwrap();
+    let all: Vec<f64> = records(&run_folder, "step").iter().map(lambda).collect();
+    // Held to a tenth of a weight in 5 steps of 0.1·λ: λ ≤ 0.2. The slope wants no shrinking, and the first step of Adam is
+    // `lr` long, whatever the gradient.
+    let start = 0.1 / (5.0 * 0.1);
+    assert_eq!(all.len(), 12);
+    for (at, lambda) in all.iter().take(10).enumerate() {
+        let wanted = if at < 5 { start } else { start * (-0.125f64).exp() };
+        assert!((lambda / wanted - 1.0).abs() < 1e-9, "step {}: {lambda}, not {wanted}", at + 1);
+    }
+    assert!(all[10] < all[9], "{all:?}");
+}

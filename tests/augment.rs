@@ -68,6 +68,61 @@ for i in range(n):
     assert!(flips > 4.0 && flips < 20.0, "about half of 24: {flips}");
 }
 
+/// The pictures of one epoch under one step, in the order of the set: `levels` `[N, 1, H, W]` as float64, white at 1.
+fn augmented(yaml: &str, levels: &Tensor) -> Tensor {
+    let set = dataset(levels.shallow_clone(), Targets::Unknown);
+    let prep = Preparation { normalize: None, augment: steps(yaml) };
+    let n = levels.size()[0];
+    let whole = LoaderOptions { batch_size: n as usize, kind: Kind::Double, ..options() };
+    let batch = batches(&Loader::new(&set, &prep, whole).unwrap(), 0, 0).remove(0);
+    let order = Tensor::from_slice(&batch.indices).argsort(0, false);
+    batch.xs.index_select(0, &order)
+}
+
+#[test]
+fn each_axis_is_flipped_as_often_as_p_says() {
+    // White is the upper left quarter of a picture of 2 × 2.
+    let n = 4000;
+    let one = Tensor::from_slice(&[255u8, 0, 0, 0]).view([1, 1, 2, 2]);
+    let flipped = augmented(
+        "[{flip: {horizontal: true, vertical: true, p: 0.2}}]",
+        &one.expand([n, 1, 2, 2], false).contiguous(),
+    );
+    let [right, below] = [3, 2].map(|axis| flipped.narrow(axis, 1, 1).sum(Kind::Double).double_value(&[]));
+    let both = flipped.narrow(3, 1, 1).narrow(2, 1, 1).sum(Kind::Double).double_value(&[]);
+    for (count, share) in [(right, 0.2), (below, 0.2), (both, 0.04)] {
+        // Four standard deviations.
+        assert!((count / n as f64 - share).abs() < 0.026, "{count} of {n}, not {share}");
+    }
+    for (axis, name) in [(3, "horizontal"), (2, "vertical")] {
+        let sure = augmented(&format!("[{{flip: {{{name}: true, p: 1}}}}]"), &one);
+        assert!(sure.equal(&(one.to_kind(Kind::Double) / 255.0).flip([axis])), "{name}");
+    }
+}
+
+#[test]
+fn crops_begin_at_every_place_of_the_padded_picture_equally_often() {
+    // One white pixel, in the middle of 5 × 5: where it is afterwards says where the crop began.
+    let n = 5000;
+    let picture = Tensor::zeros([1, 1, 5, 5], (Kind::Uint8, Device::Cpu));
+    let _ = picture.narrow(2, 2, 1).narrow(3, 2, 1).fill_(255);
+    let cropped = augmented("[{crop: {padding: 2}}]", &picture.expand([n, 1, 5, 5], false).contiguous());
+    let places = floats(&cropped.sum_dim_intlist([0i64, 1].as_slice(), false, Kind::Double));
+    // 25 places of 1/25 each: five standard deviations of 14.
+    assert!(places.iter().all(|count| (count - 200.0).abs() < 70.0), "{places:?}");
+}
+
+#[test]
+fn a_cutout_of_any_size_is_as_large_as_asked_where_the_border_does_not_cut_it() {
+    let white = Tensor::full([400, 1, 12, 12], 255, (Kind::Uint8, Device::Cpu));
+    for (size, sides) in [("3", [3.0, 3.0]), ("4", [4.0, 4.0]), ("[1, 5]", [1.0, 5.0])] {
+        let cut: Tensor = 1.0 - augmented(&format!("[{{cutout: {{size: {size}}}}}]"), &white);
+        // The largest extent over all samples, downwards and across.
+        let most = [2, 3].map(|axis| cut.sum_dim_intlist([axis].as_slice(), false, Kind::Double).max());
+        assert_eq!(most.map(|most| most.double_value(&[])), sides, "{size}");
+    }
+}
+
 #[test]
 fn mirrored_padding_equals_numpy() {
     for (mode, numpy) in [("reflect", "reflect"), ("symmetric", "symmetric"), ("edge", "edge")] {
@@ -108,6 +163,13 @@ fn random_resized_crops_have_the_asked_area_and_proportions() {
         area += share / n as f64;
     }
     assert!((area - 0.35).abs() < 0.01, "{area}");
+    // The ratio is width by height.
+    let list = steps("[{random_resized_crop: {scale: [0.1, 0.2], ratio: [2, 3]}}]");
+    let Augment::RandomResizedCrop(crop) = &list[0] else { unreachable!() };
+    for index in 0..100 {
+        let [_, _, h, w] = crop.draw([200, 300], &mut Draw::new(1, 0, index, Purpose::Augment));
+        assert!(w / h > 1.95 && w / h < 3.05, "{w} by {h}");
+    }
     // No rectangle of these proportions fits: the largest centred one.
     let list = steps("[{random_resized_crop: {scale: [1, 1]}}]");
     let Augment::RandomResizedCrop(crop) = &list[0] else { unreachable!() };

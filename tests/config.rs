@@ -241,6 +241,17 @@ fn the_summary_shows_which_parameter_gets_which_penalty() {
 }
 
 #[test]
+fn the_bias_beside_a_weight_in_a_group_does_not_inherit_its_l1() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = write_config(folder.path(), GOOD);
+    let penalty = "penalty={l1: 0.25, groups: [{match: 'fc.*', l2: 0.5}]}";
+    let text = succeeds(&["summary", &path, "--set", penalty]);
+    let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+    assert!(line("fc.weight").contains("l2 5e-1, l1 2.5e-1"), "{text}");
+    assert!(line("fc.bias").contains("l2 5e-1") && !line("fc.bias").contains("l1"), "{text}");
+}
+
+#[test]
 fn a_group_or_a_model_that_names_nothing_is_named() {
     let summary = |text: &str| {
         let folder = tempfile::tempdir().unwrap();

@@ -212,6 +212,27 @@ fn pictures_are_normalised_by_numpys_mean_and_std() {
 }
 
 #[test]
+fn mean_and_std_of_many_files_are_those_of_512_spread_evenly_over_the_set() {
+    let folder = tempfile::tempdir().unwrap();
+    // Of 768 pictures every second and third counts, and the last quarter is white.
+    let files = (0..768u16).map(|index| {
+        let path = folder.path().join(format!("{index}.pgm"));
+        let level = if index < 576 { 0 } else { 255 };
+        std::fs::write(&path, [&b"P5 2 1 255\n"[..], &[level, level]].concat()).unwrap();
+        ImageFile { path, mode: Mode::Grey }
+    });
+    let fit = Fit { height: 1, width: 2, resize: Resize::Squash, smooth: None };
+    let files = Files::new(files.collect(), Vec::new(), Framing::Fit(fit), 0, 0);
+    let set = Dataset {
+        samples: Samples::Files(Arc::new(files)),
+        shape: vec![1, 1, 2],
+        ..dataset(Tensor::zeros([768, 1], (Kind::Float, Device::Cpu)), Targets::Unknown)
+    };
+    let Normalize { mean, std } = NormalizeSpec::Auto.resolve(&set).unwrap().unwrap();
+    assert!((mean[0] - 0.25).abs() < 1e-12 && (std[0] - 0.1875f64.sqrt()).abs() < 1e-12, "{mean:?} {std:?}");
+}
+
+#[test]
 fn normalize_is_auto_none_or_numbers() {
     let read = |yaml: &str| -> Result<NormalizeSpec, String> {
         let tree: serde_json::Value = serde_yaml::from_str(yaml).unwrap();

@@ -1,6 +1,7 @@
 //! The losses of small batches against libtorch's own operations in float64.
 
 use tch::{Device, Kind, Reduction, Tensor};
+use tikhonov::functional::loss::{self, RegressionLoss};
 use tikhonov::libtorch::loss::{cross_entropy, squared_error};
 
 use crate::common;
@@ -69,4 +70,46 @@ fn without_gradients_a_loss_has_none_and_what_is_not_taken_is_left_to_libtorch()
     assert!(squared_error(&logits, &noise(&[4, 1], 0.1), 1.0).unwrap().is_none());
     let on = Tensor::zeros([4, 3], (Kind::Double, Device::Cpu));
     assert!(squared_error(&on, &on, 1.0).unwrap().is_none());
+}
+
+#[test]
+fn every_loss_of_a_config_equals_its_twin_in_torch_nn() {
+    let [outputs, ys] = [0.1, 0.2].map(|salt| common::noise(&[6, 4], salt) * 3.0);
+    let list = |tensor: &Tensor| format!("{:?}", Vec::<f64>::try_from(tensor.view(-1)).unwrap());
+    let printed = common::python(&format!(
+        "import torch, torch.nn as nn
+x, y = [torch.tensor(v, dtype=torch.float64).view(6, 4) for v in ({}, {})]
+shares, classes = y.softmax(1), torch.tensor([0, 3, 1, 1, 2, 0])
+losses = [nn.MSELoss()(x, y), nn.MSELoss()(x, y) / 2, nn.L1Loss()(x, y), nn.HuberLoss(delta=0.3)(x, y),
+          nn.HuberLoss(delta=2.5)(x, y), ((x - y).square() + 0.2 ** 2).sqrt().mean(),
+          nn.CrossEntropyLoss()(x, classes), nn.CrossEntropyLoss(label_smoothing=0.2)(x, classes),
+          nn.CrossEntropyLoss()(x, shares), nn.CrossEntropyLoss(label_smoothing=0.2)(x, shares)]
+print(*[loss.item() for loss in losses])",
+        list(&outputs),
+        list(&ys)
+    ));
+    let theirs: Vec<f64> = printed.split_whitespace().map(|word| word.parse().unwrap()).collect();
+    let regression = [
+        "mse",
+        "half_mse",
+        "l1",
+        "{huber: {delta: 0.3}}",
+        "{huber: {delta: 2.5}}",
+        "{charbonnier: {eps: 0.2}}",
+    ];
+    let of = |text: &str| {
+        let loss: RegressionLoss = serde_yaml::from_str::<serde_json::Value>(text)
+            .map(|tree| tikhonov::util::yaml::decode(&tree).unwrap())
+            .unwrap();
+        loss.of(&outputs, &ys)
+    };
+    let (shares, classes) = (ys.softmax(1, Kind::Double), Tensor::from_slice(&[0i64, 3, 1, 1, 2, 0]));
+    let targets = [(&classes, 0.0), (&classes, 0.2), (&shares, 0.0), (&shares, 0.2)];
+    let ours = regression.map(of).into_iter();
+    let ours = ours.chain(targets.map(|(ys, smoothing)| loss::cross_entropy(&outputs, ys, smoothing)));
+    for (at, (ours, theirs)) in ours.zip(&theirs).enumerate() {
+        let ours = ours.double_value(&[]);
+        assert!((ours - theirs).abs() < 1e-14, "loss {at}: {ours}, {theirs} in PyTorch");
+    }
+    assert_eq!(theirs.len(), 10);
 }

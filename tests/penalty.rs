@@ -399,3 +399,62 @@ fn what_is_written_back_reads_as_the_same() {
         assert_eq!(again, spec);
     }
 }
+
+/// The weights 0 and 1 after three epochs, of a step each, on data that says nothing of them: all inputs and targets are 0.
+fn left_alone_by_the_data(optimizer: &str, penalty: &str, schedule: &str) -> [f64; 2] {
+    let home = tempfile::tempdir().unwrap();
+    let at = home.path().display();
+    std::fs::write(home.path().join("table.csv"), "a,b,y\n0,0,0\n0,0,0\n").unwrap();
+    let weight = Tensor::from_slice(&[0.0, 1.0]).view([1, 2]);
+    let weights = [("linear.weight", weight), ("linear.bias", Tensor::from_slice(&[0.0]))];
+    Tensor::write_safetensors(&weights, home.path().join("w.safetensors")).unwrap();
+    let config = format!(
+        "device: cpu
+dtype: float64
+model: {{name: linear, args: {{features: 2}}, init_from: {{file: {at}/w.safetensors}}}}
+task: regression
+data: {{train: {{csv: {{file: {at}/table.csv, target: y}}}}, batch_size: 2, normalize: none}}
+penalty: {penalty}
+optimizer: {optimizer}
+schedule: {schedule}
+train: {{epochs: 3}}
+"
+    );
+    let config = common::write_config(home.path(), &config);
+    common::succeeds(&["train", &config, "--quiet", "--output", &format!("{at}/run")]);
+    let table = std::fs::read_to_string(home.path().join("run/coefficients.csv")).unwrap();
+    ["a", "b"].map(|name| {
+        let mut lines = table.lines().map(|line| line.split(',').collect::<Vec<_>>());
+        lines.find(|cells| cells[1] == name).unwrap()[2].parse().unwrap()
+    })
+}
+
+#[test]
+fn what_a_penalty_takes_of_weights_that_the_data_says_nothing_of_is_its_closed_form() {
+    let halved = "{exponential: {gamma: 0.5}}";
+    // (optimiser, penalty, schedule, what is left of 1)
+    let cases = [
+        ("{sgd: {lr: 0.1}}", "{l1: 0.5, l1_mode: subgradient}", "constant", 1.0 - 3.0 * 0.05),
+        ("{sgd: {lr: 0.1}}", "{l1: 0.5}", halved, 1.0 - 0.05 * 1.75),
+        // Momentum has a steady gradient act (1 − dampening)/(1 − momentum) times over.
+        ("{sgd: {lr: 0.1, momentum: 0.5, dampening: 0.2}}", "{l1: 0.5}", "constant", 1.0 - 3.0 * 0.08),
+        ("{sgd: {lr: 0.1}}", "{l2: 0.5}", halved, 0.95 * 0.975 * 0.9875),
+        ("{sgd: {lr: 0.1}}", "{decoupled: 0.5}", halved, 0.95 * 0.975 * 0.9875),
+        ("{adam: {lr: 0.1}}", "{decoupled: 0.5}", halved, 0.95 * 0.975 * 0.9875),
+        ("{rmsprop: {lr: 0.1}}", "{decoupled: 0.5}", halved, 0.95 * 0.975 * 0.9875),
+        ("{sgd: {lr: 0.1}}", "{decoupled: 0.5, decoupled_mode: relative}", halved, 0.5 * 0.75 * 0.875),
+        // A weight that a step does not move decays.
+        ("{sgd: {lr: 0.1}}", "{decoupled: 0.5, decoupled_mode: cautious}", halved, 0.95 * 0.975 * 0.9875),
+        (
+            "{adamw: {lr: 0.1}}",
+            "{decoupled: 0.5, decoupled_mode: accumulated}",
+            halved,
+            0.95 * 0.975 * 0.9875,
+        ),
+    ];
+    for (optimizer, penalty, schedule, wanted) in cases {
+        let [zero, one] = left_alone_by_the_data(optimizer, penalty, schedule);
+        assert_eq!(zero, 0.0, "{optimizer} {penalty}: 0 has no sign");
+        assert!((one - wanted).abs() < 1e-14, "{optimizer} {penalty} {schedule}: {one}, not {wanted}");
+    }
+}

@@ -59,6 +59,12 @@ fn every_schedule_equals_its_torch_twin_step_by_step() {
             false,
         ),
         ("{warmup: {steps: 7}}", "S.LinearLR(o, total_iters=7)", false),
+        // The 53 steps behind it are ten epochs of 5 and a part of one.
+        (
+            "{cosine: {by: epoch}, warmup: {steps: 7}}",
+            "S.SequentialLR(o, [S.LinearLR(o, total_iters=7), S.LambdaLR(o, lambda t: (1 + math.cos(math.pi * (t // 5) / 11)) / 2)], [7])",
+            false,
+        ),
         (
             "{step: {step_size: 10, by: step}, warmup: {steps: 7}}",
             "S.SequentialLR(o, [S.LinearLR(o, total_iters=7), S.StepLR(o, 10)], [7])",
@@ -70,7 +76,7 @@ fn every_schedule_equals_its_torch_twin_step_by_step() {
             false,
         ),
     ];
-    let mut script = "import torch, json, warnings
+    let mut script = "import torch, json, math, warnings
 warnings.simplefilter('ignore')
 S = torch.optim.lr_scheduler
 def rates(make, per_epoch):
@@ -109,6 +115,7 @@ fn reduce_on_plateau_follows_torch_through_every_mode() {
         ("{plateau: {patience: 1, factor: 0.5}}", "patience=1, factor=0.5"),
         ("{plateau: {patience: 0, factor: 0.3, min_lr: 0.01}}", "patience=0, factor=0.3, min_lr=0.01"),
         ("{plateau: {patience: 2, mode: max}}", "patience=2, mode='max'"),
+        ("{plateau: {patience: 1, threshold: 0.15}}", "patience=1, threshold=0.15"),
         (
             "{plateau: {patience: 1, threshold: 0.2, threshold_mode: abs, cooldown: 2}}",
             "patience=1, threshold=0.2, threshold_mode='abs', cooldown=2",

@@ -408,6 +408,39 @@ print(max(np.linalg.norm(a[k] - b[k]) / np.linalg.norm(b[k]) for k in a))
 }
 
 #[test]
+fn every_step_draws_a_dropout_of_its_own_that_the_seed_decides() {
+    let home = tempfile::tempdir().unwrap();
+    let rows = ["1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,0"; 6].join("\n");
+    let names: String = (0..16).map(|column| format!("x{column},")).collect();
+    fs::write(home.path().join("table.csv"), format!("{names}y\n{rows}\n")).unwrap();
+    // All samples are alike and no weight moves: only what is dropped makes the loss of a step.
+    let config = format!(
+        "
+device: cpu
+threads: 1
+model: {{input: [16], layers: [{{dropout: {{p: 0.5}}}}, {{linear: {{out_features: 1}}}}]}}
+task: regression
+data: {{train: {{csv: {{file: {}/table.csv, target: y}}}}, batch_size: 1, normalize: none}}
+optimizer: {{sgd: {{lr: 0}}}}
+train: {{epochs: 2, log_every: 1}}
+",
+        home.path().display()
+    );
+    let config = write_config(home.path(), &config);
+    let losses = |name: &str, seed: &str| -> Vec<f64> {
+        let output = home.path().join(name);
+        succeeds(&["train", &config, "--set", seed, "--output", output.to_str().unwrap()]);
+        records(&output, "step").iter().map(|step| step["loss"].as_f64().unwrap()).collect()
+    };
+    let once = losses("once", "seed=1");
+    let mut distinct = once.clone();
+    distinct.sort_by(f64::total_cmp);
+    distinct.dedup();
+    assert_eq!((once.len(), distinct.len()), (12, 12), "{once:?}");
+    assert_eq!(losses("again", "seed=1"), once);
+}
+
+#[test]
 fn ridge_and_lasso_on_a_table_reach_their_solutions_and_predict_from_them() {
     let home = tempfile::tempdir().unwrap();
     let table = home.path().join("table.csv");
