@@ -400,24 +400,23 @@ fn what_is_written_back_reads_as_the_same() {
     }
 }
 
-/// The weights 0 and 1 after three epochs, of a step each, on data that says nothing of them: all inputs and targets are 0.
-fn left_alone_by_the_data(optimizer: &str, penalty: &str, schedule: &str) -> [f64; 2] {
+/// The weights 0 and 1 of a linear map without a bias after `steps` steps on ½·MSE of one sample.
+fn trained(sample: &str, steps: u32, optimizer: &str, penalty: &str, schedule: &str) -> [f64; 2] {
     let home = tempfile::tempdir().unwrap();
     let at = home.path().display();
-    std::fs::write(home.path().join("table.csv"), "a,b,y\n0,0,0\n0,0,0\n").unwrap();
+    std::fs::write(home.path().join("table.csv"), format!("a,b,y\n{sample}\n")).unwrap();
     let weight = Tensor::from_slice(&[0.0, 1.0]).view([1, 2]);
-    let weights = [("linear.weight", weight), ("linear.bias", Tensor::from_slice(&[0.0]))];
-    Tensor::write_safetensors(&weights, home.path().join("w.safetensors")).unwrap();
+    Tensor::write_safetensors(&[("linear.weight", weight)], home.path().join("w.safetensors")).unwrap();
     let config = format!(
         "device: cpu
 dtype: float64
-model: {{name: linear, args: {{features: 2}}, init_from: {{file: {at}/w.safetensors}}}}
-task: regression
-data: {{train: {{csv: {{file: {at}/table.csv, target: y}}}}, batch_size: 2, normalize: none}}
+model: {{name: linear, args: {{features: 2, bias: false}}, init_from: {{file: {at}/w.safetensors}}}}
+task: {{regression: {{loss: half_mse}}}}
+data: {{train: {{csv: {{file: {at}/table.csv, target: y}}}}, batch_size: 1, normalize: none}}
 penalty: {penalty}
 optimizer: {optimizer}
 schedule: {schedule}
-train: {{epochs: 3}}
+train: {{epochs: {steps}}}
 "
     );
     let config = common::write_config(home.path(), &config);
@@ -453,8 +452,28 @@ fn what_a_penalty_takes_of_weights_that_the_data_says_nothing_of_is_its_closed_f
         ),
     ];
     for (optimizer, penalty, schedule, wanted) in cases {
-        let [zero, one] = left_alone_by_the_data(optimizer, penalty, schedule);
+        let [zero, one] = trained("0,0,0", 3, optimizer, penalty, schedule);
         assert_eq!(zero, 0.0, "{optimizer} {penalty}: 0 has no sign");
         assert!((one - wanted).abs() < 1e-14, "{optimizer} {penalty} {schedule}: {one}, not {wanted}");
+    }
+}
+
+#[test]
+fn a_preconditioned_threshold_is_scaled_as_the_first_step_of_each_optimizer() {
+    // (optimiser, the root that a gradient of 1 is divided by in the first step, ε included)
+    let cases = [
+        ("{adam: {lr: 0.01, eps: 0.1}}", 1.1),
+        ("{adam: {lr: 0.01, eps: 0.1, amsgrad: true}}", 1.1),
+        ("{adagrad: {lr: 0.01, eps: 0.1, lr_decay: 0.5}}", 1.1),
+        ("{rmsprop: {lr: 0.01, alpha: 0.75, eps: 0.1}}", 0.6),
+        // The mean of the gradient is a quarter of it: 1/4 − 1/16.
+        ("{rmsprop: {lr: 0.01, alpha: 0.75, eps: 0.1, centered: true}}", 0.1875f64.sqrt() + 0.1),
+    ];
+    for (optimizer, root) in cases {
+        let [zero, one] = trained("0,1,0", 1, optimizer, "{l1: 0.5, l1_mode: preconditioned}", "constant");
+        // The gradient of ½·w² at 1 is 1.
+        let wanted = 1.0 - 0.01 * (1.0 + 0.5) / root;
+        assert_eq!(zero, 0.0, "{optimizer}");
+        assert!((one - wanted).abs() < 1e-12, "{optimizer}: {one}, not {wanted}");
     }
 }

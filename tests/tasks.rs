@@ -400,6 +400,38 @@ print(f1_score(ys, xs.argmax(1), average='macro'))
 }
 
 #[test]
+fn a_hit_among_the_first_five_is_one_and_a_sixth_place_is_none() {
+    let home = tempfile::tempdir().unwrap();
+    let at = home.path().display();
+    // Seven classes, and the truth on every place from the first to the seventh, twice.
+    let (mut xs, mut ys) = (Vec::new(), Vec::new());
+    for sample in 0..14i64 {
+        let (truth, place) = (sample * 3 % 7, sample % 7);
+        xs.extend((0..7).map(|class| -((class - truth + place).rem_euclid(7) as f64)));
+        ys.push(truth);
+    }
+    Tensor::from_slice(&xs).view([14, 7]).write_npy(home.path().join("xs.npy")).unwrap();
+    Tensor::from_slice(&ys).write_npy(home.path().join("ys.npy")).unwrap();
+    let eye = Tensor::eye(7, (Kind::Float, Device::Cpu));
+    let weights = [("fc.weight", eye), ("fc.bias", Tensor::zeros([7], (Kind::Float, Device::Cpu)))];
+    Tensor::write_safetensors(&weights, home.path().join("w.safetensors")).unwrap();
+    let set = format!("{{npy: {{xs: {at}/xs.npy, ys: {at}/ys.npy}}}}");
+    let text = format!(
+        "device: cpu\nmodel: {{layers: {{fc: {{linear: {{out_features: 7}}}}}}, input: [7]}}\ntask: classification\n\
+         data: {{train: {set}, test: {set}, normalize: none}}\noptimizer: {{sgd: {{lr: 0.1}}}}\ntrain: {{epochs: 1}}\n"
+    );
+    let config = home.path().join("c.yaml");
+    fs::write(&config, text).unwrap();
+    let weights = home.path().join("w.safetensors");
+    let told =
+        succeeds(&["eval", config.to_str().unwrap(), "--weights", weights.to_str().unwrap(), "--json"]);
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    for (name, share) in [("accuracy", 2.0 / 14.0), ("top5_accuracy", 10.0 / 14.0)] {
+        assert_eq!(find(&told, name).and_then(serde_json::Value::as_f64), Some(share), "{told}");
+    }
+}
+
+#[test]
 fn the_loss_of_batches_together_is_that_of_one_large_batch() {
     let options = (Kind::Double, Device::Cpu);
     let (outputs, ys) = (Tensor::rand([5, 1, 8, 8], options), Tensor::rand([5, 1, 8, 8], options));

@@ -362,6 +362,76 @@ fn plateau_and_early_stopping_follow_the_validation_set_and_a_resume_stops_again
 }
 
 #[test]
+fn early_stopping_comes_patience_epochs_after_the_last_gain_of_min_delta() {
+    let home = tempfile::tempdir().unwrap();
+    let line = "line: {slope: 3, intercept: 1, noise: 0.1, low: -1, high: 1";
+    let config = format!(
+        "device: cpu
+model: {{name: linear, args: {{features: 1, outputs: 1}}}}
+task: regression
+data: {{train: {{{line}, count: 40}}}}, validation: {{{line}, count: 20, seed: 2}}}}, batch_size: 16}}
+optimizer: {{sgd: {{lr: 0.004}}}}
+train: {{epochs: 40, early_stopping: {{patience: 3, min_delta: 0.5}}}}
+"
+    );
+    let config = write_config(home.path(), &config);
+    let losses = |name: &str, lr: &str| -> Vec<f64> {
+        let output = home.path().join(name);
+        succeeds(&["train", &config, "--set", lr, "--output", output.to_str().unwrap()]);
+        let epochs = records(&output, "epoch");
+        let of = |epoch: &Value, name: &str| epoch["validation"][name].as_f64().unwrap();
+        // The last batch of the set has 4 of its 20 samples and counts no more than that.
+        assert!(epochs.iter().all(|epoch| (of(epoch, "loss") / of(epoch, "mse") - 1.0).abs() < 1e-5));
+        epochs.iter().map(|epoch| of(epoch, "mse")).collect()
+    };
+    assert_eq!(losses("resting", "optimizer.sgd.lr=0").len(), 4);
+    let slow = losses("slow", "optimizer.sgd.lr=0.004");
+    let (mut gain, mut stop) = ((f64::INFINITY, 0), None);
+    for (at, loss) in slow.iter().enumerate() {
+        if *loss < gain.0 - 0.5 {
+            gain = (*loss, at);
+        }
+        stop = stop.or((at - gain.1 == 3).then_some(at + 1));
+    }
+    assert!(slow.is_sorted_by(|a, b| a > b), "each epoch is better than the one before: {slow:?}");
+    assert_eq!(stop, Some(slow.len()), "{slow:?}");
+    assert!(slow.len() > 4 && slow.len() < 40, "{slow:?}");
+}
+
+#[test]
+fn a_resume_within_an_epoch_tells_the_loss_of_the_whole_epoch() {
+    let home = tempfile::tempdir().unwrap();
+    let config = "device: cpu
+threads: 1
+model: {name: linear, args: {features: 1, outputs: 1}}
+task: regression
+data: {train: {line: {slope: 3, intercept: 1, noise: 0.1, low: -1, high: 1, count: 40}}, batch_size: 6}
+optimizer: {sgd: {lr: 0.01}}
+train: {epochs: 2, checkpoint: {every_steps: 3, keep: 100}}
+";
+    let config = write_config(home.path(), config);
+    let output = home.path().join("run");
+    let args = ["train", &config, "--output", output.to_str().unwrap()];
+    succeeds(&args);
+    let losses = || -> Vec<f64> {
+        records(&output, "epoch").iter().map(|epoch| epoch["loss"].as_f64().unwrap()).collect()
+    };
+    let whole = losses();
+    // As a process leaves it that dies after the third of the seven steps of an epoch.
+    let checkpoints = output.join("checkpoints");
+    for entry in fs::read_dir(&checkpoints).unwrap().map(Result::unwrap) {
+        match entry.file_name().to_str().unwrap() {
+            "step-00000003" => {}
+            "last" => fs::remove_file(entry.path()).unwrap(),
+            _ => fs::remove_dir_all(entry.path()).unwrap(),
+        }
+    }
+    std::os::unix::fs::symlink("step-00000003", checkpoints.join("last")).unwrap();
+    succeeds(&[&args[..], &["--resume"]].concat());
+    assert_eq!(losses(), whole);
+}
+
+#[test]
 fn accumulated_gradients_equal_the_large_batch_for_every_loss() {
     let home = tempfile::tempdir().unwrap();
     // No batch norm: its statistics are the small batch's by definition. The losses of masks are judged in
