@@ -145,3 +145,8 @@ pub fn noise(size: &[i64], salt: f64) -> Tensor {
 pub fn channels_last(tensor: &Tensor, kind: Kind) -> Tensor {
     tensor.to_kind(kind).permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
+
+/// The λs of a weight under `penalty: {…}`.
+pub fn lambdas(penalty: &str) -> tikhonov::penalty::LambdaValues {
+    serde_yaml::from_str::<tikhonov::penalty::PenaltySpec>(penalty).unwrap().lambdas()
+}

@@ -17,6 +17,7 @@ mod dropped;
 mod export;
 mod faults;
 mod generation;
+mod group_lasso;
 mod init_from;
 mod judged;
 mod loader;

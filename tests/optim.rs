@@ -2,11 +2,12 @@
 
 mod against_torch;
 mod decay;
-mod dials;
+mod graph_scalars;
 mod scaling;
 
 use std::collections::BTreeMap;
 
+use crate::common::lambdas;
 use tch::{Kind, Tensor};
 use tikhonov::optim::{Clip, Ema, EmaSpec, Optimizer, OptimizerSpec};
 use tikhonov::penalty::{LambdaValues, PenaltyParam, PenaltySpec};
@@ -76,7 +77,7 @@ fn values(w: &Tensor) -> Vec<f64> {
 #[test]
 fn momentum_and_l2_move_as_written_by_hand() {
     let (w, mut optimizer) = single("optimizer: {sgd: {lr: 0.1, momentum: 0.5}}", &[1.0, -2.0]);
-    let rates = [LambdaValues { l2: 0.5, ..Default::default() }];
+    let rates = [lambdas("{l2: 0.5}")];
     for expected in [[0.65, -2.2], [0.65 - 0.1 * (1.75 + 3.325), -2.2 - 0.1 * (1.0 + 1.9)]] {
         // f = 3·Σw: g = 3 + 0.5·w, b = 0.5·b + g, w = w − 0.1·b.
         (&w * 3.0).sum(Kind::Double).backward();
@@ -119,7 +120,7 @@ print(json.dumps(out))"
 fn the_clip_bounds_the_data_gradient_and_not_the_penalty() {
     let (w, mut optimizer) = single("optimizer: sgd", &[100.0]);
     (&w * 5.0).sum(Kind::Double).backward();
-    let rates = [LambdaValues { l2: 0.5, ..Default::default() }];
+    let rates = [lambdas("{l2: 0.5}")];
     optimizer.step(0.1, &rates, Some(&Clip { value: Some(1.0), norm: None })).unwrap();
     assert!((values(&w)[0] - (100.0 - 0.1 * (1.0 + 50.0))).abs() < 1e-12);
 }
@@ -134,7 +135,7 @@ fn a_parameter_without_gradient_is_left_alone_and_may_join_later() {
     let groups = declared.penalty.assign(&targets).unwrap();
     let params = vec![("used".into(), used.shallow_clone()), ("idle".into(), idle.shallow_clone())];
     let mut optimizer = declared.optimizer.build(params, &groups).unwrap();
-    let rates = [LambdaValues { l1: 0.1, l2: 0.1, ..Default::default() }];
+    let rates = [lambdas("{l1: 0.1, l2: 0.1}")];
     (&used * 2.0).sum(Kind::Double).backward();
     optimizer.step(0.1, &rates, None).unwrap();
     assert_eq!(values(&idle), [1.0]);
@@ -163,7 +164,7 @@ fn weights_in_channels_last_memory_move_as_contiguous_ones() {
             for _ in 0..3 {
                 let ys = xs.conv2d(&w, None::<&Tensor>, [1, 1], [0, 0], [1, 1], 1);
                 ys.square().mean(Kind::Double).backward();
-                optimizer.step(0.1, &[LambdaValues { l2: 0.1, ..Default::default() }], None).unwrap();
+                optimizer.step(0.1, &[lambdas("{l2: 0.1}")], None).unwrap();
             }
             w.detach()
         };
@@ -290,5 +291,5 @@ fn adamw_refuses_l2_wherever_it_is_declared() {
     spec.accepts(&penalty("{l2: 0, decoupled: 0.1}")).unwrap();
     let (w, mut optimizer) = single("optimizer: adamw", &[1.0]);
     w.sum(Kind::Double).backward();
-    assert!(optimizer.step(0.1, &[LambdaValues { l2: 0.1, ..Default::default() }], None).is_err());
+    assert!(optimizer.step(0.1, &[lambdas("{l2: 0.1}")], None).is_err());
 }

@@ -415,8 +415,8 @@ for name, order, decay in ('a', [0, 2, 1, 3], .1), ('b', [0, 1, 2, 3], .1), ('c'
     optimizer.step(); torch.save(optimizer.state_dict(), name + '.pt')",
     );
     let spec = tikhonov::optim::OptimizerSpec::Adam(Default::default());
-    let rates = |l2| Some(LambdaValues { l2, ..Default::default() });
-    let known = |name, l2| Known { name, shape: &[2], rates: rates(l2) };
+    let lambdas = |l2| Some(LambdaValues::default().with("l2", l2));
+    let known = |name, l2| Known { name, shape: &[2], lambdas: lambdas(l2) };
     let alternating = [known("a", 0.1), known("b", 0.0), known("c", 0.1), known("d", 0.0)];
     let split = [known("a", 0.1), known("b", 0.1), known("c", 0.0), known("d", 0.0)];
     let state = |file: &str| PythonOptimizer::open(Path::new(&place.path(file)), None).unwrap();
@@ -427,8 +427,11 @@ for name, order, decay in ('a', [0, 2, 1, 3], .1), ('b', [0, 1, 2, 3], .1), ('c'
         for (name, gradient) in [("a", 1.0), ("b", 2.0), ("c", 3.0), ("d", 4.0)] {
             // Adam's first exp_avg is a tenth of the gradient and, with weight decay 0.1, of the weight (1)
             // times that.
-            let decay =
-                if known.iter().any(|p| p.name == name && p.rates.unwrap().l2 > 0.0) { 0.1 } else { 0.0 };
+            let decay = if known.iter().any(|p| p.name == name && p.lambdas.unwrap().get("l2") > 0.0) {
+                0.1
+            } else {
+                0.0
+            };
             assert!((mean(name) - 0.1 * (gradient + decay)).abs() < 1e-4, "{file} {name}: {}", mean(name));
         }
     }

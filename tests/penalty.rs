@@ -1,8 +1,9 @@
 //! The penalty: closed forms, scikit-learn, finite differences, and who gets which λ.
 
+use crate::common::lambdas;
 use tch::{Kind, Tensor};
 use tikhonov::optim::{OptimizerSpec, SgdSpec};
-use tikhonov::penalty::{self, L1Mode, LambdaValues, ParamGroup, PenaltyParam, PenaltySpec};
+use tikhonov::penalty::{self, LambdaValues, ParamGroup, PenaltyParam, PenaltySpec};
 use tikhonov::schedule::ScheduleStep;
 use tikhonov::util::rng::{CounterRng, RngStream};
 use tikhonov::util::yaml::Document;
@@ -121,16 +122,13 @@ print(json.dumps([[*m.fit(x, y).coef_.tolist(), float(m.intercept_)] for m in mo
 fn the_gradient_of_every_penalty_form_agrees_with_finite_differences_of_its_value() {
     let w = [0.7, -1.3, 0.02, -0.4, 2.5];
     for (rates, name) in [
-        (LambdaValues { l2: 0.3, ..Default::default() }, "l2"),
-        (LambdaValues { decoupled: 0.3, ..Default::default() }, "decoupled"),
-        (LambdaValues { l1: 0.3, l1_mode: L1Mode::Subgradient, ..Default::default() }, "l1 subgradient"),
-        (LambdaValues { l1: 0.3, ..Default::default() }, "l1 proximal"),
-        (
-            LambdaValues { l1: 0.3, l2: 0.2, l1_mode: L1Mode::Subgradient, ..Default::default() },
-            "elastic net, subgradient",
-        ),
-        (LambdaValues { l1: 0.3, l2: 0.2, ..Default::default() }, "elastic net, proximal"),
-        (LambdaValues { l1: 0.3, decoupled: 0.2, ..Default::default() }, "l1 with decoupled decay"),
+        (lambdas("{l2: 0.3}"), "l2"),
+        (lambdas("{decoupled: 0.3}"), "decoupled"),
+        (lambdas("{l1: 0.3, l1_mode: subgradient}"), "l1 subgradient"),
+        (lambdas("{l1: 0.3}"), "l1 proximal"),
+        (lambdas("{l1: 0.3, l2: 0.2, l1_mode: subgradient}"), "elastic net, subgradient"),
+        (lambdas("{l1: 0.3, l2: 0.2}"), "elastic net, proximal"),
+        (lambdas("{l1: 0.3, decoupled: 0.2}"), "l1 with decoupled decay"),
     ] {
         // A small step without data moves by −η times the penalty's gradient.
         let lr = 1e-5;
@@ -147,7 +145,7 @@ fn the_gradient_of_every_penalty_form_agrees_with_finite_differences_of_its_valu
             let at = |shift: f64| {
                 let mut near = w;
                 near[i] += shift;
-                penalty::value(&[&Tensor::from_slice(&near)], &rates).unwrap().double_value(&[])
+                rates.value(&[&Tensor::from_slice(&near)], 0.0).unwrap().double_value(&[])
             };
             let h = 1e-6;
             let numeric = (at(h) - at(-h)) / (2.0 * h);
@@ -163,16 +161,16 @@ fn the_gradient_of_every_penalty_form_agrees_with_finite_differences_of_its_valu
 fn the_value_is_the_sum_over_all_tensors() {
     let a = Tensor::from_slice(&[1.0f32, -2.0]);
     let b = Tensor::from_slice(&[[3.0f32], [0.0]].concat()).view([2, 1]);
-    let rates = LambdaValues { l1: 0.5, l2: 0.1, ..Default::default() };
-    let value = penalty::value(&[&a, &b], &rates).unwrap();
+    let rates = lambdas("{l1: 0.5, l2: 0.1}");
+    let value = rates.value(&[&a, &b], 0.0).unwrap();
     assert_eq!((value.kind(), value.dim()), (Kind::Double, 0));
     assert!((value.double_value(&[]) - (0.5 * 6.0 + 0.05 * 14.0)).abs() < 1e-12);
-    assert_eq!(penalty::value(&[], &rates).unwrap().double_value(&[]), 0.0);
+    assert_eq!(rates.value(&[], 0.0).unwrap().double_value(&[]), 0.0);
     assert!((penalty::norm(&[&a, &b]).unwrap().double_value(&[]) - 14f64.sqrt()).abs() < 1e-6);
     assert_eq!(penalty::zeros(&[&a, &b]).unwrap().double_value(&[]), 0.25);
     // Weights that record gradients make a value that does not.
     let w = Tensor::from_slice(&[1.0]).set_requires_grad(true);
-    assert!(!penalty::value(&[&w], &rates).unwrap().requires_grad());
+    assert!(!rates.value(&[&w], 0.0).unwrap().requires_grad());
 }
 
 #[test]
@@ -186,7 +184,7 @@ fn the_soft_threshold_makes_positive_zeros_keeps_nan_and_follows_the_scheduled_r
         let mut optimizer = spec.build(vec![("w".into(), own.shallow_clone())], &groups).unwrap();
         (&own * 0.0).sum(Kind::Double).backward();
         // η = 0.5, whatever `lr` the spec has: the threshold is 0.5·0.2 = 0.1.
-        optimizer.step(0.5, &[LambdaValues { l1: 0.2, ..Default::default() }], None).unwrap();
+        optimizer.step(0.5, &[lambdas("{l1: 0.2}")], None).unwrap();
         let after = list(&own.detach());
         assert!(largest_difference(&after[..2], &[0.4, -0.4]) < 1e-15);
         assert!(after[2..7].iter().all(|w| w.to_bits() == 0), "{after:?}");
@@ -216,7 +214,7 @@ fn assigned(text: &str) -> Vec<(String, Vec<usize>, f64, f64, f64)> {
     spec.validate().unwrap();
     let row = |group: ParamGroup| {
         let rates = group.lambdas(START);
-        (group.label, group.param_indices, rates.l2, rates.decoupled, rates.l1)
+        (group.label, group.param_indices, rates.get("l2"), rates.get("decoupled"), rates.get("l1"))
     };
     spec.assign(&targets()).unwrap().into_iter().map(row).collect()
 }
@@ -316,7 +314,7 @@ fn every_parameter_is_in_exactly_one_group() {
 fn lambda_follows_its_schedule() {
     let at = |text: &str, step: u64| {
         let groups = decode(text).assign(&[PenaltyParam { name: "w", is_weight: true }]).unwrap();
-        groups[0].lambdas(ScheduleStep { step, ..START }).l2
+        groups[0].lambdas(ScheduleStep { step, ..START }).get("l2")
     };
     for (text, expected) in [
         ("{l2: {start: 0, end: 1}}", [0.0, 0.5, 1.0]),

@@ -134,7 +134,7 @@ fn read_whole(folder: &Path) -> Result<Loaded> {
     Ok(Loaded { folder: folder.into(), model, optimizer, ema, state })
 }
 
-/// Whether every file is what `state` says. Of several that are not, the first by name is told.
+/// Whether every file is what `state` says. Of several that are not, the error names the first by name.
 pub(super) fn verify(folder: &Path, state: &State) -> Result<()> {
     let mut jobs = Vec::new();
     for (name, whole) in &state.files {
@@ -167,7 +167,7 @@ pub(super) fn verify(folder: &Path, state: &State) -> Result<()> {
     failures.into_values().next().map_or(Ok(()), Err)
 }
 
-/// Does the work for all files at once; of several errors the first in the order of the files is told.
+/// Does the work for all files at once; of several errors the first in the order of the files is returned.
 fn at_once<T: Send, R: Send>(
     files: Vec<(String, T)>,
     work: impl Fn(&str, T) -> Result<R> + Sync,

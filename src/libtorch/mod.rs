@@ -15,6 +15,7 @@ pub mod machine;
 pub mod memory;
 pub mod norm;
 pub mod optim;
+pub mod scalar;
 pub mod script;
 pub mod segment;
 pub mod stream;

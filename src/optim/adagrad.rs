@@ -4,10 +4,9 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{Argument, GroupTensors, StateTensor, UpdateRule, WeightDecay};
+use super::{Argument, GroupTensors, KernelDecay, RefusedWeightDecay, StateTensor, TorchClass, UpdateRule};
 use crate::libtorch::optim::{Control, FusedAdagrad};
 use crate::optim::lambda_gradient::over_root;
-use crate::penalty::LambdaValues;
 use crate::schedule::check;
 use crate::util::yaml::Invalid;
 
@@ -22,7 +21,7 @@ pub struct AdagradSpec {
     pub initial_accumulator_value: f64,
     pub eps: f64,
     #[serde(skip_serializing)]
-    pub weight_decay: WeightDecay,
+    pub weight_decay: RefusedWeightDecay,
 }
 
 impl Default for AdagradSpec {
@@ -32,18 +31,8 @@ impl Default for AdagradSpec {
             lr_decay: 0.0,
             initial_accumulator_value: 0.0,
             eps: 1e-10,
-            weight_decay: WeightDecay,
+            weight_decay: RefusedWeightDecay,
         }
-    }
-}
-
-impl AdagradSpec {
-    pub(super) fn validate(&self) -> Result<(), Invalid> {
-        check("lr", self.lr, self.lr >= 0.0, "at least 0")?;
-        check("lr_decay", self.lr_decay, self.lr_decay >= 0.0, "at least 0")?;
-        let initial = self.initial_accumulator_value;
-        check("initial_accumulator_value", initial, initial >= 0.0, "at least 0")?;
-        check("eps", self.eps, self.eps >= 0.0, "at least 0")
     }
 }
 
@@ -56,6 +45,30 @@ impl AdagradSpec {
 }
 
 impl UpdateRule for AdagradSpec {
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    fn validate(&self) -> Result<(), Invalid> {
+        check("lr", self.lr, self.lr >= 0.0, "at least 0")?;
+        check("lr_decay", self.lr_decay, self.lr_decay >= 0.0, "at least 0")?;
+        let initial = self.initial_accumulator_value;
+        check("initial_accumulator_value", initial, initial >= 0.0, "at least 0")?;
+        check("eps", self.eps, self.eps >= 0.0, "at least 0")
+    }
+
+    fn torch_class(&self) -> TorchClass {
+        TorchClass {
+            name: "Adagrad",
+            family: "Adagrad",
+            marks: &["lr_decay"],
+            capturable: false,
+            fused: true,
+            decoupled_weight_decay: false,
+            state_from_start: true,
+        }
+    }
+
     fn arguments(&self) -> Vec<(&'static str, Argument)> {
         vec![
             ("lr_decay", Argument::Number(self.lr_decay)),
@@ -71,8 +84,8 @@ impl UpdateRule for AdagradSpec {
         ]
     }
 
-    fn update(&self, batch: &GroupTensors, control: &Control, rates: &LambdaValues) -> Result<()> {
-        let kernel = FusedAdagrad { lr_decay: self.lr_decay, eps: self.eps, weight_decay: rates.l2 };
+    fn update(&self, batch: &GroupTensors, control: &Control, decay: KernelDecay) -> Result<()> {
+        let kernel = FusedAdagrad { lr_decay: self.lr_decay, eps: self.eps, weight_decay: decay.l2 };
         kernel.step(&batch.params, &batch.grads, batch.slot(1), batch.slot(0), control)
     }
 

@@ -5,10 +5,10 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{Argument, GroupTensors, StateTensor, UpdateRule, WeightDecay};
+use super::{Argument, GroupTensors, KernelDecay, RefusedWeightDecay, StateTensor, TorchClass, UpdateRule};
 use crate::libtorch::optim::{AdamState, Control, FusedAdam};
 use crate::optim::lambda_gradient::over_root;
-use crate::penalty::LambdaValues;
+use crate::penalty::TorchDecay;
 use crate::schedule::check;
 use crate::util::yaml::Invalid;
 
@@ -22,21 +22,12 @@ pub struct AdamSpec {
     pub eps: f64,
     pub amsgrad: bool,
     #[serde(skip_serializing)]
-    pub weight_decay: WeightDecay,
+    pub weight_decay: RefusedWeightDecay,
 }
 
 impl Default for AdamSpec {
     fn default() -> Self {
-        Self { lr: 1e-3, betas: (0.9, 0.999), eps: 1e-8, amsgrad: false, weight_decay: WeightDecay }
-    }
-}
-
-impl AdamSpec {
-    pub(super) fn validate(&self) -> Result<(), Invalid> {
-        check("lr", self.lr, self.lr >= 0.0, "at least 0")?;
-        check("betas.0", self.betas.0, (0.0..1.0).contains(&self.betas.0), "in [0, 1)")?;
-        check("betas.1", self.betas.1, (0.0..1.0).contains(&self.betas.1), "in [0, 1)")?;
-        check("eps", self.eps, self.eps >= 0.0, "at least 0")
+        Self { lr: 1e-3, betas: (0.9, 0.999), eps: 1e-8, amsgrad: false, weight_decay: RefusedWeightDecay }
     }
 }
 
@@ -52,6 +43,29 @@ impl AdamSpec {
 }
 
 impl UpdateRule for AdamSpec {
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    fn validate(&self) -> Result<(), Invalid> {
+        check("lr", self.lr, self.lr >= 0.0, "at least 0")?;
+        check("betas.0", self.betas.0, (0.0..1.0).contains(&self.betas.0), "in [0, 1)")?;
+        check("betas.1", self.betas.1, (0.0..1.0).contains(&self.betas.1), "in [0, 1)")?;
+        check("eps", self.eps, self.eps >= 0.0, "at least 0")
+    }
+
+    fn torch_class(&self) -> TorchClass {
+        TorchClass {
+            name: "Adam",
+            family: "Adam or AdamW",
+            marks: &["betas", "amsgrad"],
+            capturable: true,
+            fused: true,
+            decoupled_weight_decay: true,
+            state_from_start: false,
+        }
+    }
+
     fn arguments(&self) -> Vec<(&'static str, Argument)> {
         vec![
             ("betas", Argument::Pair(self.betas.0, self.betas.1)),
@@ -69,16 +83,16 @@ impl UpdateRule for AdamSpec {
         slots
     }
 
-    fn has_decoupled_decay(&self) -> bool {
+    fn fuses(&self, _: TorchDecay) -> bool {
         true
     }
 
-    fn update(&self, batch: &GroupTensors, control: &Control, rates: &LambdaValues) -> Result<()> {
-        let decoupled = rates.decoupled > 0.0;
+    fn update(&self, batch: &GroupTensors, control: &Control, decay: KernelDecay) -> Result<()> {
+        let decoupled = decay.decoupled > 0.0;
         let kernel = FusedAdam {
             betas: self.betas,
             eps: self.eps,
-            weight_decay: if decoupled { rates.decoupled } else { rates.l2 },
+            weight_decay: if decoupled { decay.decoupled } else { decay.l2 },
             decoupled,
         };
         let state = AdamState {

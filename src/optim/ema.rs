@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::refuse;
-use crate::optim::graph_scalars::GraphScalar;
+use crate::libtorch::scalar::Scalar;
 use crate::schedule::check;
 use crate::util::yaml::Invalid;
 
@@ -75,7 +75,7 @@ impl Ema {
     /// Where `gate`, 0-dim float32 on the device, holds 1, nothing changes but the count of updates: see
     /// [`uncount`](Self::uncount).
     pub fn update(&mut self, state: &[(String, Tensor)], gate: Option<&Tensor>) -> Result<()> {
-        self.blended(state, gate, GraphScalar::gated(self.weight(), 0.0, gate)?)?;
+        self.blended(state, gate, Scalar::gated(self.weight(), 0.0, gate)?)?;
         self.count();
         Ok(())
     }
@@ -88,7 +88,7 @@ impl Ema {
 
     /// The same as [`update`](Self::update) without its count, by a `weight` that is read on the device.
     pub fn blend(&self, state: &[(String, Tensor)], weight: &Tensor) -> Result<()> {
-        self.blended(state, None, GraphScalar::Device(weight.shallow_clone()))
+        self.blended(state, None, Scalar::Device(weight.shallow_clone()))
     }
 
     /// Counts one update that [`blend`](Self::blend) recorded.
@@ -96,7 +96,7 @@ impl Ema {
         self.updates += 1;
     }
 
-    fn blended(&self, state: &[(String, Tensor)], gate: Option<&Tensor>, weight: GraphScalar) -> Result<()> {
+    fn blended(&self, state: &[(String, Tensor)], gate: Option<&Tensor>, weight: Scalar) -> Result<()> {
         if !state.iter().map(|(name, _)| name).eq(self.shadow.iter().map(|(name, _)| name)) {
             bail!("the averaged weights and the network do not have the same tensors");
         }

@@ -4,10 +4,9 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::{Argument, GroupTensors, StateTensor, UpdateRule, WeightDecay};
+use super::{Argument, GroupTensors, KernelDecay, RefusedWeightDecay, StateTensor, TorchClass, UpdateRule};
 use crate::libtorch::optim::{Control, ForeachRmsProp, RmsPropState};
 use crate::optim::lambda_gradient::over_root;
-use crate::penalty::LambdaValues;
 use crate::schedule::check;
 use crate::util::yaml::Invalid;
 
@@ -24,25 +23,46 @@ pub struct RmsPropSpec {
     /// Divide by the standard deviation of the gradient, not by its root mean square.
     pub centered: bool,
     #[serde(skip_serializing)]
-    pub weight_decay: WeightDecay,
+    pub weight_decay: RefusedWeightDecay,
 }
 
 impl Default for RmsPropSpec {
     fn default() -> Self {
-        Self { lr: 1e-2, alpha: 0.99, eps: 1e-8, momentum: 0.0, centered: false, weight_decay: WeightDecay }
+        Self {
+            lr: 1e-2,
+            alpha: 0.99,
+            eps: 1e-8,
+            momentum: 0.0,
+            centered: false,
+            weight_decay: RefusedWeightDecay,
+        }
     }
 }
 
-impl RmsPropSpec {
-    pub(super) fn validate(&self) -> Result<(), Invalid> {
+impl UpdateRule for RmsPropSpec {
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    fn validate(&self) -> Result<(), Invalid> {
         check("lr", self.lr, self.lr >= 0.0, "at least 0")?;
         check("alpha", self.alpha, (0.0..1.0).contains(&self.alpha), "in [0, 1)")?;
         check("eps", self.eps, self.eps >= 0.0, "at least 0")?;
         check("momentum", self.momentum, (0.0..1.0).contains(&self.momentum), "in [0, 1)")
     }
-}
 
-impl UpdateRule for RmsPropSpec {
+    fn torch_class(&self) -> TorchClass {
+        TorchClass {
+            name: "RMSprop",
+            family: "RMSprop",
+            marks: &["alpha", "centered"],
+            capturable: true,
+            fused: false,
+            decoupled_weight_decay: false,
+            state_from_start: false,
+        }
+    }
+
     fn arguments(&self) -> Vec<(&'static str, Argument)> {
         vec![
             ("momentum", Argument::Number(self.momentum)),
@@ -67,11 +87,11 @@ impl UpdateRule for RmsPropSpec {
         false
     }
 
-    fn update(&self, batch: &GroupTensors, control: &Control, rates: &LambdaValues) -> Result<()> {
+    fn update(&self, batch: &GroupTensors, control: &Control, decay: KernelDecay) -> Result<()> {
         let kernel = ForeachRmsProp {
             alpha: self.alpha,
             eps: self.eps,
-            weight_decay: rates.l2,
+            weight_decay: decay.l2,
             momentum: self.momentum,
         };
         let with_momentum = usize::from(self.momentum > 0.0);

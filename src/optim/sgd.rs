@@ -4,9 +4,8 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::{Argument, GroupTensors, StateTensor, UpdateRule, WeightDecay};
+use super::{Argument, GroupTensors, KernelDecay, RefusedWeightDecay, StateTensor, TorchClass, UpdateRule};
 use crate::libtorch::optim::{Control, FusedSgd};
-use crate::penalty::LambdaValues;
 use crate::schedule::check;
 use crate::util::yaml::Invalid;
 
@@ -21,17 +20,21 @@ pub struct SgdSpec {
     pub dampening: f64,
     pub nesterov: bool,
     #[serde(skip_serializing)]
-    pub weight_decay: WeightDecay,
+    pub weight_decay: RefusedWeightDecay,
 }
 
 impl Default for SgdSpec {
     fn default() -> Self {
-        Self { lr: 1e-3, momentum: 0.0, dampening: 0.0, nesterov: false, weight_decay: WeightDecay }
+        Self { lr: 1e-3, momentum: 0.0, dampening: 0.0, nesterov: false, weight_decay: RefusedWeightDecay }
     }
 }
 
-impl SgdSpec {
-    pub(super) fn validate(&self) -> Result<(), Invalid> {
+impl UpdateRule for SgdSpec {
+    fn lr(&self) -> f64 {
+        self.lr
+    }
+
+    fn validate(&self) -> Result<(), Invalid> {
         check("lr", self.lr, self.lr >= 0.0, "at least 0")?;
         check("momentum", self.momentum, (0.0..1.0).contains(&self.momentum), "in [0, 1)")?;
         check("dampening", self.dampening, (0.0..=1.0).contains(&self.dampening), "in [0, 1]")?;
@@ -40,9 +43,19 @@ impl SgdSpec {
         }
         Ok(())
     }
-}
 
-impl UpdateRule for SgdSpec {
+    fn torch_class(&self) -> TorchClass {
+        TorchClass {
+            name: "SGD",
+            family: "SGD",
+            marks: &["dampening", "nesterov"],
+            capturable: false,
+            fused: true,
+            decoupled_weight_decay: false,
+            state_from_start: false,
+        }
+    }
+
     fn arguments(&self) -> Vec<(&'static str, Argument)> {
         vec![
             ("momentum", Argument::Number(self.momentum)),
@@ -55,9 +68,9 @@ impl UpdateRule for SgdSpec {
         if self.momentum == 0.0 { Vec::new() } else { vec![StateTensor::zeros("momentum_buffer")] }
     }
 
-    fn update(&self, batch: &GroupTensors, control: &Control, rates: &LambdaValues) -> Result<()> {
+    fn update(&self, batch: &GroupTensors, control: &Control, decay: KernelDecay) -> Result<()> {
         let kernel = FusedSgd {
-            weight_decay: rates.l2,
+            weight_decay: decay.l2,
             momentum: self.momentum,
             dampening: self.dampening,
             nesterov: self.nesterov,

@@ -1,7 +1,7 @@
 //! The penalty: which tensor gets which λ, when, and what the penalty then amounts to (Tikhonov 1943; Hoerl
 //! and Kennard 1970; Tibshirani 1996; Zou and Hastie 2005; Loshchilov and Hutter 2019; Chen et al. 2025).
 //!
-//! The objective is the mean data loss of the batch plus Σ over groups of λ₁‖w‖₁ + (λ₂/2)‖w‖₂². λ applies to
+//! The objective is the mean data loss of the batch plus Σ over groups of λ₁‖w‖₁ + (λ₂/2)‖w‖₂² and the other forms. λ applies to
 //! convolution and linear weights; biases, normalisation and other tensors get 0 unless a group says
 //! otherwise.
 //!
@@ -16,9 +16,13 @@
 //! | `{l1: λ, l1_mode: preconditioned}` | the same with each weight's η divided as its step is: ηλ/(√v̂ + ε) with Adam, ηλ/(√sum + ε) with Adagrad, ηλ/(√v + ε)/(1 − m) with RMSprop | the lasso, zeros included, with every optimiser (Duchi, Hazan and Singer 2011; Yun, Lozano and Yang 2021) |
 //! | `{l1: λ, l1_mode: subgradient}` | g ← g + λ·sign(w), sign(0) = 0 | Keras `l1` |
 //! | `{l1: λ₁, l2: λ₂}` | both | elastic net |
+//! | `{group_lasso: λ}` | after the step, for each filter (neuron) w_g of n weights w_g ← w_g·max(1 − ηλ√n/‖w_g‖₂, 0), with momentum as `l1`: whole filters become exactly 0 | group lasso (Yuan and Lin 2006) |
+//! | `{group_lasso: λ, group_lasso_mode: input_channels}` | the same for what a layer takes from one input channel or feature | with one linear layer scikit-learn's `MultiTaskLasso` |
 //!
 //! Each λ is a number, or moves over the run: `{start: 1e-5, end: 1e-3, epochs: 10, curve: cosine}`. λ₂ may
 //! be `auto`: tuned on the validation set, see [`Auto`].
+//!
+//! A form is a file that implements [`Penalty`] and a line in the table below.
 //!
 //! With momentum m and dampening d a steady gradient acts (1 − d)/(1 − m) times over in SGD, and so does the
 //! threshold, so that λ₁ means the same with and without. Decoupled decay acts once: with `l1` beside it λ₂
@@ -40,196 +44,109 @@
 //! | scikit-learn `Ridge(alpha)`, loss ‖y−Xw‖² + alpha‖w‖², and here ½·MSE over T outputs | `l2: alpha/(n·T)` |
 //! | scikit-learn `Lasso(alpha)` of each output, and here ½·MSE over T outputs | `l1: alpha/T` |
 //! | scikit-learn `ElasticNet(alpha, l1_ratio=r)` of each output, and here ½·MSE over T outputs | `l1: alpha·r/T, l2: alpha·(1−r)/T` |
+//! | scikit-learn `MultiTaskLasso(alpha)`, and here ½·MSE over T outputs | `group_lasso: alpha/(T·√T), group_lasso_mode: input_channels` |
 //! | a textbook's λ/(2m)·Σθ² on m samples | `l2: λ/m` |
 //!
 //! If the data loss is MSE without the ½, as PyTorch's `mse_loss`, scikit-learn's λ double.
 
+mod assign;
+mod decoupled;
+mod form;
+mod group_lasso;
+mod l1;
+mod l2;
 mod lambda;
+mod table;
 mod tuned;
+mod values;
 
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
-use wildmatch::WildMatch;
 
-use crate::libtorch::optim as kernels;
-use crate::schedule::ScheduleStep;
 use crate::util::yaml::Invalid;
+pub(crate) use table::Declared;
+use table::{Mode, declared, penalties};
 
+pub use assign::{ParamGroup, PenaltyParam, Term};
+pub use decoupled::{Decoupled, DecoupledMode};
+pub use form::{Penalty, PenaltyStep, StepRates, TorchDecay, Update};
+pub use group_lasso::{GroupLasso, GroupLassoMode};
+pub use l1::{L1, L1Mode};
+pub use l2::L2;
 pub use lambda::{Auto, Lambda, Ramp, RampCurve};
 pub use tuned::{TunedLambda, apply_tuned};
+pub use values::{LambdaValues, norm, zeros};
 
-/// The penalty as declared. Without any λ there is none.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct PenaltySpec {
+penalties! {
     /// λ₂ in (λ₂/2)‖w‖², through the gradient. At least 0.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub l2: Option<Lambda>,
+    l2: L2;
     /// λ₂ as decay apart from the gradient. At least 0; not together with `l2`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub decoupled: Option<Lambda>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub decoupled_mode: Option<DecoupledMode>,
+    decoupled: Decoupled(DecoupledMode::Plain), decoupled_mode: DecoupledMode;
     /// λ₁ in λ₁‖w‖₁. At least 0.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub l1: Option<Lambda>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub l1_mode: Option<L1Mode>,
-    /// Exceptions by parameter name; the first that matches wins.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub groups: Vec<GroupSpec>,
-}
-
-/// Other rates for the parameters whose names match.
-///
-/// What a group states holds for every tensor that it matches, biases and normalisation too. What it leaves
-/// out is inherited: weights keep the rates above the groups, other tensors 0. `l2` and `decoupled` are two
-/// ways of one penalty, so a group that states one of them does not inherit the other.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct GroupSpec {
-    /// A pattern over the dotted name, such as `layer4.*` or `*.bias`: `*` any text, `?` any one character.
-    #[serde(rename = "match")]
-    pub pattern: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub l2: Option<Lambda>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub decoupled: Option<Lambda>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub decoupled_mode: Option<DecoupledMode>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub l1: Option<Lambda>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub l1_mode: Option<L1Mode>,
-}
-
-/// How λ₁ acts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum L1Mode {
-    /// Soft threshold after the step: weights become exactly 0.
-    #[default]
-    Proximal,
-    /// The same in the metric of the optimiser's preconditioner: the threshold of each weight is scaled as
-    /// its step is.
-    Preconditioned,
-    /// λ₁·sign(w) in the gradient: weights hover around 0.
-    Subgradient,
-}
-
-/// How decay apart from the gradient acts; the table above has the updates.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DecoupledMode {
-    /// By η·λ, as PyTorch's AdamW does.
-    #[default]
-    Plain,
-    /// By (η/η_peak)·λ.
-    Relative,
-    /// By η·λ where the step goes towards 0 too.
-    Cautious,
-    /// By η·λ, the factors 1 − η·λ of several steps multiplied in float64 and applied as one once they take
-    /// 2⁻¹² of a weight: for η·λ that float32 rounds away.
-    Accumulated,
-}
-
-/// A parameter as the penalty sees it.
-#[derive(Clone, Copy, Debug)]
-pub struct PenaltyParam<'a> {
-    /// The dotted name.
-    pub name: &'a str,
-    /// Whether it is a convolution or linear weight, which gets the default λ.
-    pub is_weight: bool,
-}
-
-/// Parameters that share their λs.
-#[derive(Clone, Debug)]
-pub struct ParamGroup {
-    /// The pattern, or `weights` and `others` for what no pattern matches; the tensors that a pattern gives
-    /// other rates than its weights are apart as `<pattern> (others)`.
-    pub label: String,
-    /// Indices into the list given to [`PenaltySpec::assign`], ascending.
-    pub param_indices: Vec<usize>,
-    pub l2: Lambda,
-    pub decoupled: Lambda,
-    pub decoupled_mode: DecoupledMode,
-    pub l1: Lambda,
-    pub l1_mode: L1Mode,
-}
-
-/// The λs of a group at one step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct LambdaValues {
-    pub l2: f64,
-    pub decoupled: f64,
-    pub decoupled_mode: DecoupledMode,
-    pub l1: f64,
-    pub l1_mode: L1Mode,
-}
-
-impl LambdaValues {
-    /// The same with relative decay as the plain decay that it is: λ/η_peak. 0 stands for no peak.
-    pub fn as_plain(&self, peak: f64) -> Self {
-        let is_relative = self.decoupled_mode == DecoupledMode::Relative && peak > 0.0;
-        Self { decoupled: if is_relative { self.decoupled / peak } else { self.decoupled }, ..*self }
-    }
+    l1: L1(L1Mode::Proximal), l1_mode: L1Mode;
+    /// λ in λ·Σ √n‖w_g‖₂ over the filters (or input channels) w_g of n weights. At least 0.
+    group_lasso: GroupLasso(GroupLassoMode::Filters), group_lasso_mode: GroupLassoMode;
 }
 
 impl PenaltySpec {
-    /// Refuses NaN, negative and infinite λ, and `l2` beside `decoupled`; paths are relative to `penalty`.
+    /// Refuses NaN, negative and infinite λ, two forms of one family, and modes without their λ; paths are relative to
+    /// `penalty`.
     pub fn validate(&self) -> Result<(), Invalid> {
-        validate(self.l2, self.decoupled, self.l1)?;
+        let own = self.declared();
+        validate(&own)?;
         for (i, group) in self.groups.iter().enumerate() {
             let here = |invalid: Invalid| invalid.under(i).under("groups");
-            validate(group.l2, group.decoupled, group.l1).map_err(here)?;
-            let has_mode = group.l1_mode.is_some() || group.decoupled_mode.is_some();
-            if group.l2.or(group.decoupled).or(group.l1).is_none() && !has_mode {
-                let message = "states nothing; add `l2`, `decoupled` or `l1` (0 for no penalty)";
+            let declared = group.declared();
+            validate(&declared).map_err(here)?;
+            if declared.iter().all(|form| form.lambda.is_none() && !form.states_mode) {
+                let keys: Vec<_> = KEYS.iter().map(|key| format!("`{key}`")).collect();
+                let message = format!("states nothing; add {} (0 for no penalty)", any_of(&keys));
                 return Err(here(Invalid::new("", message)));
             }
         }
-        let modes = |mode: L1Mode, decay: DecoupledMode| {
-            let of_groups = self.groups.iter().map(|group| (group.l1_mode, group.decoupled_mode));
-            let mut all = std::iter::once((self.l1_mode, self.decoupled_mode)).chain(of_groups);
-            all.any(|(own, decoupled)| own == Some(mode) || decoupled == Some(decay))
-        };
-        if let (Some(path), true) = (self.tuned(), modes(L1Mode::Preconditioned, DecoupledMode::Accumulated))
-        {
-            let message = "`auto` follows what λ does in one step, which `l1_mode: preconditioned` and `decoupled_mode: accumulated` \
-                           do not tell: give it a number";
-            return Err(Invalid::new(path, message));
+        if let Some(path) = self.tuned() {
+            let of_groups = self.groups.iter().flat_map(GroupSpec::declared);
+            let unfit = own.into_iter().chain(of_groups).find(|form| {
+                let is_used = form.states_mode || form.lambda.is_some_and(|lambda| lambda.is_active());
+                is_used && !form.form.keeps_derivative()
+            });
+            if let Some(Declared { key, mode_key, form, .. }) = unfit {
+                let name = match (mode_key, form.mode()) {
+                    (Some(mode_key), Some(mode)) => format!("{mode_key}: {mode}"),
+                    _ => key.to_owned(),
+                };
+                let message = format!(
+                    "`auto` follows what λ does in one step, which `{name}` does not tell: give it a number"
+                );
+                return Err(Invalid::new(path, message));
+            }
         }
         self.modes_have_their_lambdas()
     }
 
-    /// A mode says how a λ acts. Without that λ it does nothing, and most likely another λ was meant:
-    /// `decoupled` where `l2` stands.
+    /// A mode says how a λ acts. Without that λ it does nothing, and most likely another λ was meant: `decoupled`
+    /// where `l2` is written.
     fn modes_have_their_lambdas(&self) -> Result<(), Invalid> {
+        let own = self.declared();
+        let groups: Vec<_> = self.groups.iter().map(GroupSpec::declared).collect();
         let lacks = |path: String, lambda: &str| {
             let message = format!(
                 "says how `{lambda}` acts, and there is no `{lambda}` here: add it, or leave the mode out"
             );
             Err(Invalid::new(path, message))
         };
-        let groups = || self.groups.iter().enumerate();
-        if self.decoupled_mode.is_some()
-            && self.decoupled.is_none()
-            && groups().all(|(_, g)| g.decoupled.is_none())
-        {
-            return lacks("decoupled_mode".into(), "decoupled");
-        }
-        if self.l1_mode.is_some() && self.l1.is_none() && groups().all(|(_, g)| g.l1.is_none()) {
-            return lacks("l1_mode".into(), "l1");
-        }
-        for (i, group) in groups() {
-            // One that states `l2` inherits no `decoupled`.
-            let inherited = self.decoupled.filter(|_| group.l2.is_none());
-            if group.decoupled_mode.is_some() && group.decoupled.or(inherited).is_none() {
-                return lacks(format!("groups.{i}.decoupled_mode"), "decoupled");
+        for (at, form) in own.iter().enumerate() {
+            let Some(mode_key) = form.mode_key.filter(|_| form.states_mode) else { continue };
+            if form.lambda.is_none() && groups.iter().all(|group| group[at].lambda.is_none()) {
+                return lacks(mode_key.into(), form.key);
             }
-            if group.l1_mode.is_some() && group.l1.or(self.l1).is_none() {
-                return lacks(format!("groups.{i}.l1_mode"), "l1");
+        }
+        for (i, group) in groups.iter().enumerate() {
+            for (at, form) in group.iter().enumerate() {
+                let Some(mode_key) = form.mode_key.filter(|_| form.states_mode) else { continue };
+                let inherited = own[at].lambda.filter(|_| !assign::states_family(group, at));
+                if form.lambda.or(inherited).is_none() {
+                    return lacks(format!("groups.{i}.{mode_key}"), form.key);
+                }
             }
         }
         Ok(())
@@ -237,190 +154,52 @@ impl PenaltySpec {
 
     /// The path of the first λ that the validation set tunes; None where there is none.
     pub fn tuned(&self) -> Option<String> {
-        let own = [("l2".into(), self.l2), ("decoupled".into(), self.decoupled)];
+        let own = self.declared().into_iter().map(|form| (form.key.to_owned(), form.lambda));
         let groups = self.groups.iter().enumerate().flat_map(|(i, group)| {
-            [(format!("groups.{i}.l2"), group.l2), (format!("groups.{i}.decoupled"), group.decoupled)]
+            group.declared().into_iter().map(move |form| (format!("groups.{i}.{}", form.key), form.lambda))
         });
-        let mut all = own.into_iter().chain(groups);
+        let mut all = own.chain(groups);
         all.find(|(_, lambda)| lambda.is_some_and(|lambda| lambda.auto().is_some())).map(|(path, _)| path)
     }
 
-    /// The partition of all `params` into groups; none is empty, and together they hold every parameter once.
-    /// The groups of the config come first and in its order. A pattern that gets no parameter is refused.
-    pub fn assign(&self, params: &[PenaltyParam]) -> Result<Vec<ParamGroup>, Invalid> {
-        let patterns: Vec<_> = self.groups.iter().map(|group| WildMatch::new(&group.pattern)).collect();
-        let owner = |name: &str| patterns.iter().position(|pattern| pattern.matches(name));
-        let owners: Vec<_> = params.iter().map(|param| owner(param.name)).collect();
-        let members = |who: Option<usize>, decays: bool| -> Vec<usize> {
-            (0..params.len()).filter(|&i| owners[i] == who && params[i].is_weight == decays).collect()
-        };
-
-        let mut groups = Vec::new();
-        for (i, spec) in self.groups.iter().enumerate() {
-            if !owners.contains(&Some(i)) {
-                let message = self.unmatched(spec, &patterns[i], params);
-                return Err(Invalid::new(format!("groups.{i}.match"), message));
-            }
-            let weights = self.group(&spec.pattern, Some(spec), true, members(Some(i), true));
-            let others = self.group(&spec.pattern, Some(spec), false, members(Some(i), false));
-            groups.extend(join(weights, others));
-        }
-        groups.push(self.group("weights", None, true, members(None, true)));
-        groups.push(self.group("others", None, false, members(None, false)));
-        groups.retain(|group| !group.param_indices.is_empty());
-        Ok(groups)
-    }
-
-    fn group(&self, label: &str, spec: Option<&GroupSpec>, decays: bool, members: Vec<usize>) -> ParamGroup {
-        let inherited = |lambda: Option<Lambda>| lambda.filter(|_| decays).unwrap_or_default();
-        let (l2, decoupled) = match spec.map(|spec| (spec.l2, spec.decoupled)) {
-            None | Some((None, None)) => (inherited(self.l2), inherited(self.decoupled)),
-            Some((l2, decoupled)) => (l2.unwrap_or_default(), decoupled.unwrap_or_default()),
-        };
-        ParamGroup {
-            label: label.into(),
-            param_indices: members,
-            l2,
-            decoupled,
-            decoupled_mode: spec
-                .and_then(|spec| spec.decoupled_mode)
-                .or(self.decoupled_mode)
-                .unwrap_or_default(),
-            l1: spec.and_then(|spec| spec.l1).unwrap_or_else(|| inherited(self.l1)),
-            l1_mode: spec.and_then(|spec| spec.l1_mode).or(self.l1_mode).unwrap_or_default(),
-        }
-    }
-
-    /// Why a group has no members.
-    fn unmatched(&self, spec: &GroupSpec, pattern: &WildMatch, params: &[PenaltyParam]) -> String {
-        let wanted = &spec.pattern;
-        if let Some(taken) = params.iter().find(|param| pattern.matches(param.name)) {
-            return format!(
-                "every parameter that `{wanted}` matches, such as {}, belongs to an earlier group; move this one up",
-                taken.name
-            );
-        }
-        let close = nearest_names(wanted, params);
-        if close.is_empty() {
-            return format!("`{wanted}` matches no parameter; `tikhonov summary` lists their names");
-        }
-        format!("`{wanted}` matches no parameter; the nearest names are {}", close.join(", "))
+    /// The λs at the first step of a weight that no group matches.
+    pub fn lambdas(&self) -> LambdaValues {
+        let declared = self.declared();
+        let start = crate::schedule::ScheduleStep { step: 0, steps_per_epoch: 1, total_steps: 1 };
+        let at_start = declared.map(|form| form.lambda.map_or(0.0, |lambda| lambda.at(start)));
+        LambdaValues::new(declared.map(|form| form.form), at_start)
     }
 }
 
-/// The names most like a pattern, best first: at most three.
-fn nearest_names<'a>(pattern: &str, params: &[PenaltyParam<'a>]) -> Vec<&'a str> {
-    let plain = pattern.replace(['*', '?'], "");
-    let score = |name: &str| {
-        // A pattern with a star is compared with as much of the name as it spells out.
-        let cut = if pattern.ends_with('*') { plain.chars().count() } else { usize::MAX };
-        let head: String = name.chars().take(cut).collect();
-        strsim::jaro_winkler(&plain, &head).max(strsim::jaro_winkler(&plain, name))
-    };
-    let mut ranked: Vec<_> = params.iter().map(|param| (score(param.name), param.name)).collect();
-    ranked.retain(|(score, _)| *score > 0.6);
-    ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
-    ranked.into_iter().take(3).map(|(_, name)| name).collect()
-}
-
-/// One group where the two parts get the same rates, else both.
-fn join(weights: ParamGroup, mut others: ParamGroup) -> Vec<ParamGroup> {
-    if weights.param_indices.is_empty() {
-        return vec![others];
-    }
-    if others.param_indices.is_empty() {
-        return vec![weights];
-    }
-    if (weights.l2, weights.decoupled, weights.l1) == (others.l2, others.decoupled, others.l1) {
-        let mut members = [weights.param_indices, others.param_indices].concat();
-        members.sort_unstable();
-        return vec![ParamGroup { param_indices: members, ..weights }];
-    }
-    others.label += " (others)";
-    vec![weights, others]
-}
-
-impl ParamGroup {
-    /// Whether any of its λs is ever above 0.
-    pub fn is_active(&self) -> bool {
-        [self.l2, self.decoupled, self.l1].iter().any(Lambda::is_active)
-    }
-
-    /// Whether a soft threshold makes exact zeros of its weights.
-    pub fn is_sparse(&self) -> bool {
-        self.l1.is_active() && self.l1_mode != L1Mode::Subgradient
-    }
-
-    /// How its λ₂ is tuned, where it is.
-    pub fn auto(&self) -> Option<Auto> {
-        self.l2.auto().or(self.decoupled.auto())
-    }
-
-    /// The λs at `clock`; those that are tuned, where they start.
-    pub fn lambdas(&self, clock: ScheduleStep) -> LambdaValues {
-        LambdaValues {
-            l2: self.l2.at(clock),
-            decoupled: self.decoupled.at(clock),
-            decoupled_mode: self.decoupled_mode,
-            l1: self.l1.at(clock),
-            l1_mode: self.l1_mode,
+fn validate(declared: &[Declared; FORMS]) -> Result<(), Invalid> {
+    for Declared { key, lambda, form, .. } in declared {
+        let Some(lambda) = lambda else { continue };
+        lambda.validate().map_err(|invalid| invalid.under(key))?;
+        if lambda.auto().is_some() && !form.is_tunable() {
+            let tunable = PenaltySpec::default().declared().into_iter().filter(|form| form.form.is_tunable());
+            let tunable: Vec<_> = tunable.map(|form| format!("`{}`", form.key)).collect();
+            let message =
+                format!("only {} can be tuned; give {key} a number, and sweep it", tunable.join(" and "));
+            return Err(Invalid::new("auto", message).under(key));
         }
     }
-}
-
-fn validate(l2: Option<Lambda>, decoupled: Option<Lambda>, l1: Option<Lambda>) -> Result<(), Invalid> {
-    for (key, lambda) in [("l2", l2), ("decoupled", decoupled), ("l1", l1)] {
-        lambda.map_or(Ok(()), |lambda| lambda.validate()).map_err(|invalid| invalid.under(key))?;
-    }
-    if l1.is_some_and(|lambda| lambda.auto().is_some()) {
-        let message = "only `l2` and `decoupled` can be tuned; give l1 a number, and sweep it";
-        return Err(Invalid::new("l1.auto", message));
-    }
-    if l2.is_some_and(|lambda| lambda.is_active()) && decoupled.is_some_and(|lambda| lambda.is_active()) {
-        let message = "`l2` and `decoupled` are two ways of one penalty: choose one";
-        return Err(Invalid::new("decoupled", message));
+    let is_active = |form: &Declared| form.lambda.is_some_and(|lambda| lambda.is_active());
+    for (at, form) in declared.iter().enumerate().filter(|(_, form)| is_active(form)) {
+        let mut earlier = declared[..at].iter().filter(|other| is_active(other));
+        if let Some(other) = earlier.find(|other| other.form.family() == form.form.family()) {
+            let message =
+                format!("`{}` and `{}` are two ways of one penalty: choose one", other.key, form.key);
+            return Err(Invalid::new(form.key, message));
+        }
     }
     Ok(())
 }
 
-/// λ₁‖w‖₁ + (λ₂/2)‖w‖² over all of `ws`, as a 0-dim float64 tensor on their device; nothing waits for the
-/// device.
-///
-/// λ₂ is `l2` or `decoupled`. Decoupled decay is not the gradient of a term of the objective (with a
-/// preconditioner it minimises something else); its (λ/2)‖w‖² is reported so that runs can be compared, of
-/// relative decay with [`LambdaValues::as_plain`], so that runs with equal weights report equal penalties.
-pub fn value(ws: &[&Tensor], rates: &LambdaValues) -> Result<Tensor> {
-    let device = ws.first().map_or(Device::Cpu, |w| w.device());
-    let mut total = Tensor::f_zeros([0; 0], (Kind::Double, device))?;
-    if ws.is_empty() {
-        return Ok(total);
+/// `a`, `b` or `c`.
+fn any_of(words: &[String]) -> String {
+    match words {
+        [one] => one.clone(),
+        [head @ .., last] => format!("{} or {last}", head.join(", ")),
+        [] => String::new(),
     }
-    if rates.l1 > 0.0 {
-        let norms = kernels::norms(ws, 1.0, true)?;
-        total = total.f_add(&norms.f_sum(Kind::Double)?.f_mul_scalar(rates.l1)?)?;
-    }
-    let quadratic = rates.l2 + rates.decoupled;
-    if quadratic > 0.0 {
-        let norms = kernels::norms(ws, 2.0, true)?;
-        total = total.f_add(&norms.f_square()?.f_sum(Kind::Double)?.f_mul_scalar(quadratic / 2.0)?)?;
-    }
-    Ok(total)
-}
-
-/// ‖w‖₂ over all of `ws`, as a 0-dim float64 tensor on their device; nothing waits for the device.
-pub fn norm(ws: &[&Tensor]) -> Result<Tensor> {
-    if ws.is_empty() {
-        return Ok(Tensor::f_zeros([0; 0], (Kind::Double, Device::Cpu))?);
-    }
-    Ok(kernels::norms(ws, 2.0, true)?.f_norm()?)
-}
-
-/// The share of exact zeros in all of `ws`, in [0, 1], as a 0-dim float64 tensor; nothing waits for the
-/// device.
-pub fn zeros(ws: &[&Tensor]) -> Result<Tensor> {
-    if ws.is_empty() {
-        return Ok(Tensor::f_zeros([0; 0], (Kind::Double, Device::Cpu))?);
-    }
-    let all: usize = ws.iter().map(|w| w.numel()).sum();
-    Ok(kernels::zeros(ws)?.f_to_kind(Kind::Double)?.f_div_scalar(all.max(1) as f64)?)
 }

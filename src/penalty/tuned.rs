@@ -50,14 +50,12 @@ impl TunedLambda {
     }
 }
 
-/// Puts `tuned` λs in the place of those that their groups start with; `lambdas` has one entry per group.
-pub fn apply_tuned(groups: &[ParamGroup], rates: &mut [LambdaValues], tuned: &[TunedLambda]) {
-    for (group, rates) in groups.iter().zip(rates) {
+/// Puts `tuned` λs in the place of those that their groups start with; `values` has one entry per group.
+pub fn apply_tuned(groups: &[ParamGroup], values: &mut [LambdaValues], tuned: &[TunedLambda]) {
+    for (group, values) in groups.iter().zip(values) {
         let Some(tuned) = tuned.iter().find(|tuned| tuned.group == group.label) else { continue };
-        match (group.l2.auto(), group.decoupled.auto()) {
-            (Some(_), _) => rates.l2 = tuned.lambda,
-            (None, Some(_)) => rates.decoupled = tuned.lambda,
-            (None, None) => {}
+        if let Some(at) = group.terms.iter().position(|term| term.lambda.auto().is_some()) {
+            values.set(at, tuned.lambda);
         }
     }
 }

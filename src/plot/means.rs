@@ -90,10 +90,10 @@ impl Means<'_> {
                 "mf"
             };
             let radius = if best || simple { 5.5 } else { 3.0 };
-            let told = one.error.map_or_else(String::new, |error| format!(" ± {}", super::number(error)));
+            let error = one.error.map_or_else(String::new, |error| format!(" ± {}", super::number(error)));
             let _ = write!(
                 frame.svg,
-                "<circle class=\"{class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius}\"><title>{}: {}{told}</title></circle>",
+                "<circle class=\"{class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius}\"><title>{}: {}{error}</title></circle>",
                 super::number(one.x),
                 super::number(one.mean)
             );

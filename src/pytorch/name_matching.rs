@@ -18,7 +18,7 @@ pub struct KeyMatch {
     pub stripped: Option<String>,
     /// Wanted and not found, with the nearest found name.
     pub missing: Vec<(String, Option<String>)>,
-    /// Found under names that nobody wants (as in the file), with the nearest wanted name.
+    /// Names in the file that the network does not have, with the nearest that it has.
     pub unexpected: Vec<(String, Option<String>)>,
     /// Name, shape wanted, shape found.
     pub mismatched: Vec<(String, Vec<i64>, Vec<i64>)>,

@@ -53,7 +53,7 @@ pub struct Weights {
     pub metadata: Map<String, Json>,
 }
 
-/// A tensor that a file lists and nobody here can load.
+/// A tensor that a file lists and that cannot be loaded here.
 #[derive(Debug)]
 pub struct Unreadable {
     pub name: String,
@@ -111,7 +111,7 @@ impl Weights {
 }
 
 /// Reads the weights of a zip, legacy, TorchScript, .pt2 or safetensors file, of a sharded Hugging Face model
-/// or of a DCP folder, told by content. `key` forces a dotted path. Errors exit with 4 and name the file and
+/// or of a DCP folder, recognised by content. `key` forces a dotted path. Errors exit with 4 and name the file and
 /// the entry.
 pub fn read_weights(path: &Path, key: Option<&str>) -> Result<Weights> {
     read_part(path, &Part { keys: key.map(str::to_owned).into_iter().collect(), ..Part::default() })

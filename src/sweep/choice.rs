@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::penalty::KEYS;
 use crate::sweep::search_space::Point;
 
 /// A point's scores over seeds and folds.
@@ -100,7 +101,7 @@ pub fn same_folds(base: &Value) -> bool {
 pub fn is_strength(key: &str) -> bool {
     let mut parts = key.split('.');
     parts.next() == Some("penalty")
-        && parts.next_back().is_some_and(|last| ["l2", "decoupled", "l1", "start", "end"].contains(&last))
+        && parts.next_back().is_some_and(|last| KEYS.contains(&last) || ["start", "end"].contains(&last))
 }
 
 /// Indices of the chosen points.

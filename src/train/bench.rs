@@ -50,7 +50,7 @@ pub struct Report {
     /// The most memory that the process had resident, before the evaluation; None where the system does not
     /// tell.
     pub peak_memory_bytes: Option<u64>,
-    /// When the first step was done, in seconds since 1970: whoever started the process knows how long it
+    /// When the first step was done, in seconds since 1970: the parent process knows how long it
     /// took.
     pub first_step_unix_s: f64,
     pub evaluation: Option<Evaluation>,

@@ -1,4 +1,4 @@
-//! How a run stands with its validation set: the best so far, the last gain, and what the schedule is told.
+//! The best validation score so far, early stopping, and the metric that `reduce_on_plateau` follows.
 
 use crate::checkpoint::{Best, State};
 use crate::config::{RunConfig, TrainSpec};

@@ -73,7 +73,7 @@ impl<'a> LambdaTuner<'a> {
     /// `saved` are those of a checkpoint; a group that is not among them starts anew.
     pub fn new(session: &'a Session, network: &Network, saved: &[TunedLambda]) -> Result<Self> {
         let groups = session.groups.iter().enumerate();
-        let how: Vec<_> = groups.filter_map(|(at, group)| Some((at, group.auto()?))).collect();
+        let how: Vec<_> = groups.filter_map(|(at, group)| Some((at, group.tuned()?.1))).collect();
         let loader = match how.is_empty() {
             true => None,
             false => Some(session.validation_in_random_order().context("the validation set that tunes λ")?),
@@ -95,7 +95,8 @@ impl<'a> LambdaTuner<'a> {
     /// Holds the λs to what `optimizer` can bear at the rate `lr`.
     pub fn bound(&mut self, optimizer: &Optimizer, lr: f64) {
         for (tuned, (group, auto)) in self.tuned.iter_mut().zip(&self.how) {
-            let shrinkage = optimizer.shrinkage(&self.session.groups[*group], lr);
+            let tuned_term = self.session.groups[*group].tuned();
+            let shrinkage = tuned_term.and_then(|(term, _)| term.form.shrinkage(&optimizer.rates(lr)));
             if let Some(per_step) = shrinkage.filter(|per_step| *per_step > 0.0) {
                 tuned.bound(SHARE / (auto.every as f64 * per_step));
             }
@@ -103,8 +104,8 @@ impl<'a> LambdaTuner<'a> {
     }
 
     /// Puts the λs of now into `lambdas`, one entry per penalty group.
-    pub fn fill(&self, rates: &mut [LambdaValues]) {
-        apply_tuned(&self.session.groups, rates, &self.tuned);
+    pub fn fill(&self, lambdas: &mut [LambdaValues]) {
+        apply_tuned(&self.session.groups, lambdas, &self.tuned);
     }
 
     /// The groups, by index, whose λ moves after the step that `step` others precede: that step is to be

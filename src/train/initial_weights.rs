@@ -266,16 +266,16 @@ impl InitialWeights {
             .map(|param| param.name.as_str())
             .collect();
         let start = ScheduleStep { step: 0, steps_per_epoch: 1, total_steps: 1 };
-        let mut rates = BTreeMap::new();
+        let mut lambdas = BTreeMap::new();
         for group in groups {
             let names = group.param_indices.iter().filter_map(|&i| trainable.get(i).copied());
-            rates.extend(names.map(|name| (name, group.lambdas(start))));
+            lambdas.extend(names.map(|name| (name, group.lambdas(start))));
         }
         let known: Vec<Known> = (self.listed.iter())
             .map(|listed| Known {
                 name: &listed.name,
                 shape: &listed.shape,
-                rates: rates.get(listed.name.as_str()).copied().filter(|_| listed.is_taken),
+                lambdas: lambdas.get(listed.name.as_str()).copied().filter(|_| listed.is_taken),
             })
             .collect();
         let fitted = state.fit(&known, optimizer).with_exit_code(ExitCode::Checkpoint, context)?;

@@ -11,7 +11,7 @@ use crate::train::run_folder::RunFolder;
 use crate::util::console::{plain, print_err};
 use crate::util::terminal::{Part, line, stderr_columns};
 
-/// How often a plain line tells where an epoch stands when there is no terminal.
+/// How often a plain line reports the progress of an epoch when there is no terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
 
 /// The bar counts the optimiser steps of the whole run, so that its ETA is the run's.
@@ -19,7 +19,7 @@ pub struct Progress {
     bar: ProgressBar,
     style: Style,
     epochs: u64,
-    told: Instant,
+    printed: Instant,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -49,7 +49,7 @@ impl Progress {
             // Evaluations are no steps: the time goes on all the same.
             bar.enable_steady_tick(Duration::from_secs(1));
         }
-        Self { bar, style, epochs, told: Instant::now() }
+        Self { bar, style, epochs, printed: Instant::now() }
     }
 
     pub fn step(&mut self, epoch: u64, step: u64) {
@@ -67,10 +67,10 @@ impl Progress {
         parts.push(Part::new(2, format!(" · lr {:.2e}", record.condition.lr)));
         parts.push(Part::new(1, format!(" · {:.0} samples/s", record.images_per_s)));
         let text = line(&parts, None);
-        if self.style == Style::Plain && self.told.elapsed() > PLAIN_EVERY {
+        if self.style == Style::Plain && self.printed.elapsed() > PLAIN_EVERY {
             let of = self.bar.length().unwrap_or(0);
             print_err!("  step {}/{of} · {text}", record.step);
-            self.told = Instant::now();
+            self.printed = Instant::now();
         }
         // The epoch, the share, the time left and a bar that one can see need about 44 columns.
         let room = stderr_columns().map(|columns| columns.saturating_sub(44));
@@ -133,7 +133,7 @@ impl Progress {
         }
         parts.push(Part::new(2, format!(" | {:.1} s", record.seconds)));
         parts.push(Part::new(0, format!(", {:.0} samples/s", record.images_per_s)));
-        self.told = Instant::now();
+        self.printed = Instant::now();
         let whole = line(&parts, None);
         match self.style {
             Style::Bar => self.bar.println(line(&parts, stderr_columns())),

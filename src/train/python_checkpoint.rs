@@ -64,8 +64,8 @@ pub fn python_checkpoint(
         ));
     }
     let start = ScheduleStep { step: state.step, steps_per_epoch: 1, total_steps: spec.train.epochs };
-    let mut rates: Vec<_> = groups.iter().map(|group| group.lambdas(clock.unwrap_or(start))).collect();
-    penalty::apply_tuned(groups, &mut rates, &state.tuned);
+    let mut lambdas: Vec<_> = groups.iter().map(|group| group.lambdas(clock.unwrap_or(start))).collect();
+    penalty::apply_tuned(groups, &mut lambdas, &state.tuned);
     let params: Vec<_> = (model.params().iter().zip(&weights))
         .filter(|(param, _)| param.is_trainable())
         .map(|(_, (name, tensor))| (name.clone(), tensor.shallow_clone()))
@@ -76,7 +76,7 @@ pub fn python_checkpoint(
         peak: spec.schedule.peak(spec.optimizer.lr()),
         params: &params,
         groups,
-        rates: &rates,
+        lambdas: &lambdas,
         state: &loaded.optimizer,
     };
     let (optimizer, more) =
@@ -90,7 +90,7 @@ pub fn python_checkpoint(
             "{frozen} parameters are frozen: the optimizer holds only the others, by name in `param_names`. Make Python's as \
              torch.optim.{}([{{**g, 'params': [params[n] for n in g['param_names']]}} for g in file['optimizer']['param_groups']]), \
              params = dict(net.named_parameters())",
-            spec.optimizer.python_class()
+            spec.optimizer.torch_class().name
         ));
     }
     let mut items = vec![("model", Value::state_dict(&weights)), ("optimizer", optimizer)];
@@ -102,7 +102,7 @@ pub fn python_checkpoint(
     Ok((Value::dict(items), notes))
 }
 
-/// Where the schedule stands. How many steps an epoch has only the data says, or the epochs that are over.
+/// The position in the schedule. How many steps an epoch has only the data says, or the epochs that are over.
 fn clock(state: &State, accumulate: u64, epochs: u64) -> Option<ScheduleStep> {
     let in_epoch = (state.batch as u64).div_ceil(accumulate.max(1));
     let steps_per_epoch = state.step.checked_sub(in_epoch)?.checked_div(state.epoch)?;

@@ -1,5 +1,5 @@
-//! What is recorded of training: a line per logged step and per epoch, with the rates in force and how the
-//! weights stand.
+//! What is recorded of training: a line per logged step and per epoch, with the rates in force and statistics of
+//! the weights.
 
 use anyhow::Result;
 use serde::Serialize;
@@ -19,7 +19,7 @@ pub enum Record<'a> {
     Epoch(&'a EpochRecord),
 }
 
-/// How training stands at one optimiser step.
+/// Loss, rates and weight statistics at one optimiser step.
 #[derive(Clone, Debug, Serialize)]
 pub struct StepRecord {
     /// From 1.
@@ -61,7 +61,7 @@ pub struct EpochRecord {
     /// After the last step of the epoch, of the weights as trained; `lr` and `lambda` are those of that step.
     #[serde(flatten)]
     pub condition: WeightStats,
-    /// How the averaged weights stand, which `validation` and `test` judge and a checkpoint hands out.
+    /// Statistics of the averaged weights, which `validation` and `test` are scores of and a checkpoint exports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub averaged: Option<Averaged>,
     /// The λs among `lambda` that the validation set tunes, by the label of the group.
@@ -80,23 +80,23 @@ pub struct EpochRecord {
     pub layers: Named<Layer>,
 }
 
-/// The rates in force, and how the weights stand under them.
+/// The learning rate and λs in force, and statistics of the weights under them.
 #[derive(Clone, Debug, Serialize)]
 pub struct WeightStats {
     /// Σ λ₁‖w‖₁ + (λ₂/2)‖w‖₂² over the groups (½λ‖w‖₂² for decoupled decay, which has no objective of its
     /// own, and ½(λ/η_peak)‖w‖₂² for relative decay); frozen tensors are no part of it.
     pub penalty: f64,
     pub lr: f64,
-    /// By the label of the group; groups without any are left out.
+    /// The λs above 0 by their keys, by the label of the group; groups without any are left out.
     #[serde(skip_serializing_if = "Named::is_empty")]
-    pub lambda: Named<Lambdas>,
+    pub lambda: Named<Named<f64>>,
     /// ‖w‖₂ over convolution and linear weights.
     pub weight_norm: f64,
     /// Share of exact zeros among those weights.
     pub zeros: f64,
 }
 
-/// How the averaged weights stand, in the terms of [`WeightStats`].
+/// Statistics of the averaged weights, as in [`WeightStats`].
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Averaged {
     pub penalty: f64,
@@ -130,22 +130,7 @@ impl<T: Serialize> Serialize for Named<T> {
     }
 }
 
-/// The rates of a group that are not 0.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Lambdas {
-    #[serde(skip_serializing_if = "is_zero")]
-    pub l2: f64,
-    #[serde(skip_serializing_if = "is_zero")]
-    pub decoupled: f64,
-    #[serde(skip_serializing_if = "is_zero")]
-    pub l1: f64,
-}
-
-fn is_zero(lambda: &f64) -> bool {
-    *lambda == 0.0
-}
-
-/// How one weight tensor stands.
+/// Statistics of one weight tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Layer {
     /// ‖w‖₂
@@ -159,31 +144,33 @@ impl WeightStats {
     pub fn of(
         network: &Network,
         groups: &[ParamGroup],
-        rates: &[LambdaValues],
+        lambdas: &[LambdaValues],
         lr: f64,
         peak: f64,
     ) -> Result<Self> {
         let parameters = network.parameters();
         let mut penalty = 0.0;
-        for (group, rates) in groups.iter().zip(rates) {
+        for (group, lambdas) in groups.iter().zip(lambdas) {
             let ws: Vec<_> = group.param_indices.iter().map(|&i| &parameters[i].tensor).collect();
-            penalty += penalty::value(&ws, &rates.as_plain(peak))?.double_value(&[]);
+            penalty += lambdas.value(&ws, peak)?.double_value(&[]);
         }
         let (_, ws) = decaying(network);
         Ok(Self {
             penalty,
             lr,
-            lambda: lambdas(groups, rates),
+            lambda: lambda_record(groups, lambdas),
             weight_norm: penalty::norm(&ws)?.double_value(&[]),
             zeros: penalty::zeros(&ws)?.double_value(&[]),
         })
     }
 }
 
-fn lambdas(groups: &[ParamGroup], rates: &[LambdaValues]) -> Named<Lambdas> {
-    let of = |rates: &LambdaValues| Lambdas { l2: rates.l2, decoupled: rates.decoupled, l1: rates.l1 };
-    let all = groups.iter().zip(rates).map(|(group, rates)| (group.label.clone(), of(rates)));
-    Named(all.filter(|(_, own)| [own.l2, own.decoupled, own.l1].iter().any(|rate| !is_zero(rate))).collect())
+fn lambda_record(groups: &[ParamGroup], lambdas: &[LambdaValues]) -> Named<Named<f64>> {
+    let of = |lambdas: &LambdaValues| {
+        Named(lambdas.active().map(|(_, form, lambda)| (form.key().to_owned(), lambda)).collect())
+    };
+    let all = groups.iter().zip(lambdas).map(|(group, lambdas)| (group.label.clone(), of(lambdas)));
+    Named(all.filter(|(_, own)| !own.is_empty()).collect())
 }
 
 /// ‖w‖₂ over convolution and linear weights; waits for the device.

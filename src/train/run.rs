@@ -150,7 +150,7 @@ pub fn train_run(
             Err(error)
         }
     };
-    // Where nothing can be drawn the run stands all the same.
+    // A run of which nothing can be drawn is complete all the same.
     if manner.plots
         && let Err(error) = plots(&output)
     {

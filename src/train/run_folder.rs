@@ -36,7 +36,7 @@ pub struct RunFolder {
     _lock: File,
 }
 
-/// `metrics.csv` as it stands, to be added to.
+/// `metrics.csv` as it is, to be appended to.
 struct Table {
     columns: Vec<String>,
     file: File,
@@ -264,8 +264,8 @@ impl RunFolder {
 }
 
 /// `metrics.csv` anew from `metrics.jsonl`: one row per epoch; nested numbers are columns such as
-/// `test.accuracy`, empty where there is none. What is told layer by layer stays in `metrics.jsonl`: a table
-/// of hundreds of columns is nobody's to read. None, and no file, where no epoch is over.
+/// `test.accuracy`, empty where there is none. The statistics of single layers stay in `metrics.jsonl`: they
+/// would be hundreds of columns. None, and no file, where no epoch is over.
 fn write_csv(folder: &Path) -> Result<Option<Table>> {
     let text = fs::read_to_string(folder.join("metrics.jsonl"))?;
     let path = folder.join("metrics.csv");

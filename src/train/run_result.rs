@@ -33,7 +33,7 @@ pub struct RunResult {
     /// Where a validation set chose them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub best: Option<Weights>,
-    /// Of a linear model; they stand in a file of their own.
+    /// Of a linear model; they have a file of their own.
     #[serde(skip)]
     pub coefficients: Option<Coefficients>,
     /// The samples that could not be read and were left out, by the set that they are missing in.

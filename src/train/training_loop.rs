@@ -15,13 +15,13 @@ pub enum StopReason {
     Completed,
     /// The validation metric stopped getting better.
     EarlyStopped,
-    /// Whoever watches had seen enough.
+    /// Stopped by the sweep's pruner.
     Pruned,
     /// A signal came; the state is saved.
     Interrupted,
 }
 
-/// Is told how a run does, and may end it early.
+/// Called after each evaluation and each step; returning false ends the run.
 pub trait Pruner {
     /// The scores on the validation set after `epoch` epochs; false ends the run. Asked between two epochs,
     /// and once more when a run goes on from there.
@@ -33,7 +33,7 @@ pub trait Pruner {
     }
 }
 
-/// Nobody watches.
+/// Lets every run finish.
 pub struct NeverPrune;
 
 impl Pruner for NeverPrune {
@@ -42,12 +42,12 @@ impl Pruner for NeverPrune {
     }
 }
 
-/// Trains until the epochs are over, early stopping says so, `watch` has seen enough, or `stop` is requested.
+/// Trains until the epochs are over, early stopping says so, `pruner` stops it, or `stop` is requested.
 pub fn train(
     run: &mut Trainer,
     progress: &mut Progress,
     stop: &Stop,
-    watch: &mut dyn Pruner,
+    pruner: &mut dyn Pruner,
 ) -> Result<StopReason> {
     while !run.is_over() {
         // Asked before learning too: a run that stopped early and is resumed stops again.
@@ -55,10 +55,10 @@ pub fn train(
             return Ok(StopReason::EarlyStopped);
         }
         if let Some(scores) = run.latest_validation()? {
-            if !watch.should_continue(run.epoch(), &scores)? {
+            if !pruner.should_continue(run.epoch(), &scores)? {
                 return Ok(StopReason::Pruned);
             }
-            // Here and no step later: whoever resumes is to be asked about this epoch again.
+            // Here and no step later, so that a resumed run asks about this epoch again.
             if stop.is_requested() {
                 run.save()?;
                 return Ok(StopReason::Interrupted);
@@ -79,7 +79,7 @@ pub fn train(
                 progress.warn(&warning, run.folder())?;
             }
             progress.step(run.epoch(), run.step());
-            watch.steps(run.epoch(), run.step(), run.total_steps())?;
+            pruner.steps(run.epoch(), run.step(), run.total_steps())?;
             if let Some(record) = logged {
                 progress.numbers(&record);
             }

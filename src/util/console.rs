@@ -1,4 +1,4 @@
-//! Lines for whoever looks on. They may go away while the work is done (`| head`, a terminal that is closed):
+//! Lines on stdout and stderr. Their reader may go away while the work is done (`| head`, a terminal that is closed):
 //! no reason to end it.
 
 use std::borrow::Cow;
@@ -26,7 +26,7 @@ macro_rules! print_err {
 
 pub(crate) use {print_err, print_out};
 
-/// Text of the result, on stdout. What does not get there is told by [`complete`].
+/// Text of the result, on stdout. What could not be written is reported by [`complete`].
 pub fn out(text: Arguments) {
     let text = text.to_string();
     let mut out = stdout().lock();

@@ -1,6 +1,7 @@
 //! Cautious and relative decay, and the derivative of one step by λ₂, against loops written by hand in
 //! PyTorch.
 
+use crate::common::lambdas;
 use tch::Kind;
 use tikhonov::optim::StepOptions;
 use tikhonov::schedule::{Plateau, ScheduleStep};
@@ -196,10 +197,15 @@ fn decay_in_every_mode_and_the_derivative_of_a_step_by_lambda_equal_autograd_thr
                 let lr = declared.schedule.lr(declared.optimizer.lr(), clock, &Plateau::default());
                 let traced = if step == steps - 1 { vec![traced] } else { Vec::new() };
                 let clip = declared.clip.as_ref();
-                let stride =
-                    StepOptions { lr, rates: &rates, clip, differentiate: &traced, ..StepOptions::default() };
-                let made = optimizer.step_with(&stride).unwrap();
-                for shift in made.shifts.iter().flatten() {
+                let options = StepOptions {
+                    lr,
+                    lambdas: &rates,
+                    clip,
+                    differentiate: &traced,
+                    ..StepOptions::default()
+                };
+                let made = optimizer.step_with(&options).unwrap();
+                for shift in made.lambda_gradients.iter().flatten() {
                     assert!(NAMES[shift.param].ends_with("weight"));
                     problem.loss(&params, 48, 16).backward();
                     slope +=
@@ -227,21 +233,13 @@ fn relative_decay_does_not_depend_on_the_rate_and_cautious_decay_spares_weights_
     // Without a gradient only decay acts: by λ·η/η_peak, whatever lr is.
     for lr in [0.5, 0.005] {
         let (w, mut optimizer) = super::single(&format!("optimizer: {{sgd: {{lr: {lr}}}}}"), &[1.0, -2.0]);
-        let rates = [tikhonov::penalty::LambdaValues {
-            decoupled: 0.1,
-            decoupled_mode: tikhonov::penalty::DecoupledMode::Relative,
-            ..Default::default()
-        }];
+        let rates = [lambdas("{decoupled: 0.1, decoupled_mode: relative}")];
         (&w * 0.0).sum(Kind::Double).backward();
         optimizer.step(lr / 2.0, &rates, None).unwrap();
         assert!(super::values(&w).iter().zip([0.95, -1.9]).all(|(a, b)| (a - b).abs() < 1e-15), "{lr}");
     }
     let (w, mut optimizer) = super::single("optimizer: sgd", &[1.0, 1.0]);
-    let rates = [tikhonov::penalty::LambdaValues {
-        decoupled: 0.1,
-        decoupled_mode: tikhonov::penalty::DecoupledMode::Cautious,
-        ..Default::default()
-    }];
+    let rates = [lambdas("{decoupled: 0.1, decoupled_mode: cautious}")];
     // The first weight is pushed towards 0, the second away.
     (&w * tch::Tensor::from_slice(&[1.0, -1.0])).sum(Kind::Double).backward();
     optimizer.step(0.5, &rates, None).unwrap();

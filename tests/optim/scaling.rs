@@ -32,7 +32,7 @@ const PENALTIES: [&str; 6] = [
 pub(super) struct Run {
     pub params: Vec<Tensor>,
     pub optimizer: Optimizer,
-    pub rates: Vec<LambdaValues>,
+    pub lambdas: Vec<LambdaValues>,
     pub clip: Option<tikhonov::optim::Clip>,
     pub ema: Ema,
     scale: Option<GradScaler>,
@@ -56,7 +56,7 @@ impl Run {
         let clock = tikhonov::schedule::ScheduleStep { step: 0, steps_per_epoch: 10, total_steps: 100 };
         let ema = Ema::new(&EmaSpec { decay: 0.9, warmup: true }, &named).unwrap();
         Self {
-            rates: groups.iter().map(|group| group.lambdas(clock)).collect(),
+            lambdas: groups.iter().map(|group| group.lambdas(clock)).collect(),
             optimizer: declared.optimizer.build(named, &groups).unwrap().with_peak(0.2),
             clip: declared.clip,
             params,
@@ -76,9 +76,9 @@ impl Run {
             loss *= f64::INFINITY;
         }
         self.scale.as_ref().map_or(loss.shallow_clone(), |scale| scale.scaled(&loss)).backward();
-        let (rates, clip, scale) = (&self.rates, self.clip.as_ref(), self.scale.as_ref());
-        let stride = StepOptions { lr: 0.05, rates, clip, scale, ..StepOptions::default() };
-        let step = self.optimizer.step_with(&stride).unwrap();
+        let (lambdas, clip, scale) = (&self.lambdas, self.clip.as_ref(), self.scale.as_ref());
+        let options = StepOptions { lr: 0.05, lambdas, clip, scale, ..StepOptions::default() };
+        let step = self.optimizer.step_with(&options).unwrap();
         self.ema.update(&self.named(), step.found_inf.as_ref()).unwrap();
         if let (Some(scale), Some(found_inf)) = (&mut self.scale, &step.found_inf) {
             scale.update(found_inf).unwrap();

@@ -9,6 +9,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use crate::penalty::KEYS;
 use crate::plot::number;
 use crate::report::history::{History, Swept};
 use crate::util::exit_code::{ExitCode, WithExitCode};
@@ -164,7 +165,7 @@ impl Row {
             last_test: goal.as_ref().and_then(|(metric, _)| run.last_test(metric)),
             metric: goal.map(|goal| goal.0),
             penalty: if readable { run.penalty() } else { String::new() },
-            lambda: ["l2", "decoupled", "l1"].iter().find_map(|key| penalty[*key].as_f64()),
+            lambda: KEYS.iter().find_map(|key| penalty[*key].as_f64()),
             lr: optimizer.as_ref().map(|optimizer| optimizer.1),
             optimizer: optimizer.map(|optimizer| optimizer.0),
             seconds: run.seconds(),

@@ -6,12 +6,12 @@ use std::io::Write;
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::ConfigOptions;
 use crate::nn::layers::Param;
 use crate::nn::model::Summary;
-use crate::penalty::{DecoupledMode, L1Mode, Lambda, ParamGroup};
+use crate::penalty::{Lambda, ParamGroup, Term};
 use crate::train::session::ModelPlan;
 
 /// Show the layers, parameters and penalties of a config.
@@ -28,11 +28,9 @@ pub struct Options {
 #[derive(Serialize)]
 struct GroupRow<'a> {
     label: &'a str,
-    l2: Lambda,
-    decoupled: Lambda,
-    decoupled_mode: DecoupledMode,
-    l1: Lambda,
-    l1_mode: L1Mode,
+    /// λ and mode of every form, by their keys in YAML.
+    #[serde(flatten)]
+    terms: Map<String, Value>,
     parameters: Vec<&'a str>,
     values: i64,
 }
@@ -69,38 +67,27 @@ fn row<'a>(group: &'a ParamGroup, trainable: &[&'a Param]) -> GroupRow<'a> {
     let members = || group.param_indices.iter().map(|&member| trainable[member]);
     GroupRow {
         label: &group.label,
-        l2: group.l2,
-        decoupled: group.decoupled,
-        decoupled_mode: group.decoupled_mode,
-        l1: group.l1,
-        l1_mode: group.l1_mode,
+        terms: group.terms.iter().flat_map(keys).collect(),
         parameters: members().map(|param| param.name.as_str()).collect(),
         values: members().map(Param::count).sum(),
     }
 }
 
+fn keys(term: &Term) -> impl Iterator<Item = (String, Value)> {
+    let lambda = (term.form.key().to_owned(), json!(term.lambda));
+    let mode = term.mode_key.map(|key| (key.to_owned(), json!(term.form.mode())));
+    std::iter::once(lambda).chain(mode)
+}
+
 /// `l2 1e-4, l1 1e-5 (proximal)`, or `none`.
 fn words(group: &ParamGroup) -> String {
-    let mut parts = Vec::new();
-    for (name, lambda) in [("l2", group.l2), ("decoupled", group.decoupled)] {
-        if lambda.is_active() {
-            let mode = match group.decoupled_mode {
-                DecoupledMode::Relative if name == "decoupled" => " (relative)",
-                DecoupledMode::Cautious if name == "decoupled" => " (cautious)",
-                DecoupledMode::Accumulated if name == "decoupled" => " (accumulated)",
-                _ => "",
-            };
-            parts.push(format!("{name} {}{mode}", number(lambda)));
-        }
-    }
-    if group.l1.is_active() {
-        let mode = match group.l1_mode {
-            L1Mode::Proximal => "proximal",
-            L1Mode::Preconditioned => "preconditioned",
-            L1Mode::Subgradient => "subgradient",
-        };
-        parts.push(format!("l1 {} ({mode})", number(group.l1)));
-    }
+    let parts: Vec<_> = group
+        .active()
+        .map(|term| match term.form.mode() {
+            Some("plain") | None => format!("{} {}", term.form.key(), number(term.lambda)),
+            Some(mode) => format!("{} {} ({mode})", term.form.key(), number(term.lambda)),
+        })
+        .collect();
     if parts.is_empty() { "none".into() } else { parts.join(", ") }
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use tch::{Kind, Tensor};
 
 use super::read::{Entry, PythonOptimizer};
-use super::{Family, shown};
+use super::shown;
 use crate::optim::{Argument, OptimizerSpec};
 use crate::penalty::LambdaValues;
 use crate::pytorch::name_matching::{KeyMatch, Named, match_keys};
@@ -23,7 +23,7 @@ pub struct Known<'a> {
     pub name: &'a str,
     pub shape: &'a [i64],
     /// Its penalty at the first step. None where this run does not train it: its state is left out.
-    pub rates: Option<LambdaValues>,
+    pub lambdas: Option<LambdaValues>,
 }
 
 /// State that an [`Optimizer`](crate::optim::Optimizer) takes, and what the user should know of it.
@@ -46,12 +46,12 @@ impl PythonOptimizer {
     }
 
     fn fitted(&self, params: &[Known], spec: &OptimizerSpec) -> Result<Fitted> {
-        let family = Family::of(spec);
-        if self.family != family {
+        let class = spec.torch_class();
+        if self.class.family != class.family {
             bail!(
                 "it is of {}, and the config's optimizer is {}",
-                self.family.name(),
-                spec.python_class().to_lowercase()
+                self.class.family,
+                class.name.to_lowercase()
             );
         }
         let mut notes = Vec::new();
@@ -72,7 +72,7 @@ impl PythonOptimizer {
         if let Some(names) = names {
             return by_name(params, &names, &shapes);
         }
-        let trained: Vec<usize> = (0..params.len()).filter(|&i| params[i].rates.is_some()).collect();
+        let trained: Vec<usize> = (0..params.len()).filter(|&i| params[i].lambdas.is_some()).collect();
         let all: Vec<usize> = (0..params.len()).collect();
         let count = self.states.len();
         let listed = match () {
@@ -107,9 +107,11 @@ impl PythonOptimizer {
                 let decays = self.groups.iter().flat_map(|group| {
                     std::iter::repeat_n(group.arguments.get("weight_decay").copied(), group.len)
                 });
-                let ours = order
-                    .iter()
-                    .map(|&i| params[i].rates.map(|rates| Argument::Number(rates.l2.max(rates.decoupled))));
+                let ours = order.iter().map(|&i| {
+                    params[i].lambdas.map(|lambdas| {
+                        Argument::Number(lambdas.weight_decay().map_or(0.0, |(_, lambda)| lambda))
+                    })
+                });
                 decays.zip(ours).filter(|(theirs, ours)| ours.is_some() && theirs != ours).count()
             };
             let least = fitting.iter().map(strangers).min();
@@ -163,9 +165,9 @@ impl PythonOptimizer {
         partition(vec![matrices, vectors]);
         let mut by_rates: Vec<(Option<LambdaValues>, Vec<usize>)> = Vec::new();
         for &i in listed {
-            match by_rates.iter_mut().find(|(rates, _)| *rates == params[i].rates) {
+            match by_rates.iter_mut().find(|(lambdas, _)| *lambdas == params[i].lambdas) {
                 Some((_, part)) => part.push(i),
-                None => by_rates.push((params[i].rates, vec![i])),
+                None => by_rates.push((params[i].lambdas, vec![i])),
             }
         }
         partition(by_rates.into_iter().map(|(_, part)| part).collect());
@@ -202,19 +204,17 @@ impl PythonOptimizer {
         let mut ids = order.iter();
         for group in &self.groups {
             let Some(&Argument::Number(theirs)) = group.arguments.get("weight_decay") else { continue };
-            let form = match (group.arguments.get("decoupled_weight_decay"), self.family) {
-                (Some(Argument::Flag(true)), _) => Some("decoupled"),
-                (Some(_), _) => Some("l2"),
-                (None, Family::Adam) => None,
-                (None, _) => Some("l2"),
+            let form = match group.arguments.get("decoupled_weight_decay") {
+                Some(Argument::Flag(true)) => Some("decoupled"),
+                Some(_) => Some("l2"),
+                None if self.class.decoupled_weight_decay => None,
+                None => Some("l2"),
             };
             for &index in ids.by_ref().take(group.len) {
                 let Some(param) = index.map(|i| &params[i]) else { continue };
-                let Some(rates) = param.rates else { continue };
-                let (ours, own_form) = match rates {
-                    LambdaValues { decoupled, .. } if decoupled > 0.0 => (decoupled, "decoupled"),
-                    LambdaValues { l2, .. } => (l2, "l2"),
-                };
+                let Some(lambdas) = param.lambdas else { continue };
+                let (ours, own_form) =
+                    lambdas.weight_decay().map_or((0.0, "l2"), |(form, lambda)| (lambda, form.key()));
                 if theirs == ours && (ours == 0.0 || form.is_none_or(|form| form == own_form)) {
                     continue;
                 }
@@ -246,7 +246,7 @@ impl PythonOptimizer {
         let mut absent: BTreeMap<&str, Vec<&Known>> = BTreeMap::new();
         let mut unused: BTreeMap<&str, ()> = BTreeMap::new();
         for (entries, index) in self.states.iter().zip(order) {
-            let Some(param) = index.map(|i| &params[i]).filter(|param| param.rates.is_some()) else {
+            let Some(param) = index.map(|i| &params[i]).filter(|param| param.lambdas.is_some()) else {
                 continue;
             };
             unused.extend(
@@ -279,7 +279,7 @@ impl PythonOptimizer {
         }
         // amsgrad, momentum or centered switched on: what it remembers starts as at a run's start.
         let moving = self.states.iter().zip(order).filter(|(entries, index)| {
-            index.is_some_and(|i| params[i].rates.is_some())
+            index.is_some_and(|i| params[i].lambdas.is_some())
                 && entries.iter().any(|(key, _)| slots.contains(&key.as_str()))
         });
         let moving = moving.count();

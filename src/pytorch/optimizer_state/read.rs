@@ -5,8 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use super::Family;
-use crate::optim::Argument;
+use crate::optim::{Argument, OptimizerSpec, TorchClass};
 use crate::pytorch::reader::PythonFile;
 use crate::pytorch::reader::heap::{TensorInfo, Value};
 use crate::pytorch::weights;
@@ -21,7 +20,7 @@ pub struct PythonOptimizer {
     pub(super) groups: Vec<ParamGroup>,
     /// The state of each parameter, in the order of the param groups; empty before the first step.
     pub(super) states: Vec<Vec<(String, Entry)>>,
-    pub(super) family: Family,
+    pub(super) class: TorchClass,
 }
 
 /// One of Python's param groups.
@@ -67,9 +66,9 @@ fn of_file(file: PythonFile, key: Option<&str>) -> Result<PythonOptimizer> {
         bail!("`{key}` has no `state` and `param_groups`; it is {}", file.summary(value));
     }
     let (groups, ids) = param_groups(&file, value)?;
-    let family = family(&groups)?;
+    let class = class(&groups)?;
     let states = states(&file, value, &ids)?;
-    Ok(PythonOptimizer { file, key, groups, states, family })
+    Ok(PythonOptimizer { file, key, groups, states, class })
 }
 
 fn is_state(file: &PythonFile, value: Value) -> bool {
@@ -195,23 +194,22 @@ fn argument(file: &PythonFile, value: Value) -> Option<Argument> {
     }
 }
 
-/// Told by the values that each class of `torch.optim` alone has.
-fn family(groups: &[ParamGroup]) -> Result<Family> {
+/// The class whose arguments the param groups have.
+fn class(groups: &[ParamGroup]) -> Result<TorchClass> {
     let first = groups.first().context("`param_groups` is empty")?;
-    let has = |key: &str| first.arguments.contains_key(key);
-    Ok(match () {
-        () if has("betas") && has("amsgrad") => Family::Adam,
-        () if has("dampening") && has("nesterov") => Family::Sgd,
-        () if has("lr_decay") => Family::Adagrad,
-        () if has("alpha") && has("centered") => Family::RmsProp,
-        () => {
-            let known: Vec<_> = first.arguments.keys().map(String::as_str).collect();
-            bail!(
-                "an optimizer with {}: only the state of SGD, Adam, AdamW, Adagrad and RMSprop can be taken over",
-                known.join(", ")
-            )
-        }
-    })
+    let has = |key: &&str| first.arguments.contains_key(*key);
+    let classes = OptimizerSpec::torch_classes();
+    if let Some(class) = classes.iter().find(|class| class.marks.iter().all(has)) {
+        return Ok(*class);
+    }
+    let given: Vec<_> = first.arguments.keys().map(String::as_str).collect();
+    let known: Vec<_> = classes.iter().map(|class| class.name).collect();
+    let (last, others) = known.split_last().context("no optimizer is known")?;
+    bail!(
+        "an optimizer with {}: only the state of {} and {last} can be taken over",
+        given.join(", "),
+        others.join(", ")
+    )
 }
 
 /// The state of each of `ids`.

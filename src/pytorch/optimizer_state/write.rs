@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use tch::Tensor;
 
-use super::Family;
 use crate::optim::{Argument, OptimizerSpec};
-use crate::penalty::{DecoupledMode, LambdaValues, ParamGroup};
+use crate::penalty::{LambdaValues, ParamGroup, StepRates, TorchDecay};
 use crate::pytorch::writer::Value;
 
 /// An optimiser between two steps.
@@ -21,7 +20,7 @@ pub struct Resumable<'a> {
     pub params: &'a [(String, Tensor)],
     /// The penalty groups, a partition of `params`, and what each has for the next step.
     pub groups: &'a [ParamGroup],
-    pub rates: &'a [LambdaValues],
+    pub lambdas: &'a [LambdaValues],
     /// As [`Optimizer::state`](crate::optim::Optimizer::state) names it.
     pub state: &'a BTreeMap<String, Tensor>,
 }
@@ -69,49 +68,31 @@ pub fn state_dict(of: &Resumable) -> Result<(Value, Vec<String>)> {
 }
 
 fn param_groups(of: &Resumable, notes: &mut Vec<String>) -> Result<Vec<PythonGroup>> {
-    ensure!(of.groups.len() == of.rates.len(), "{} groups, {} rates", of.groups.len(), of.rates.len());
-    let decouples = matches!(of.spec, OptimizerSpec::Adam(_) | OptimizerSpec::AdamW(_));
-    let class = of.spec.python_class();
+    ensure!(of.groups.len() == of.lambdas.len(), "{} groups, {} λs", of.groups.len(), of.lambdas.len());
+    let class = of.spec.torch_class().name;
+    // Without any decay both kinds are the same, so that AdamW's groups are all decoupled.
+    let is_adamw = of.spec.refuses(TorchDecay::L2);
+    let rates = StepRates { lr: of.lr, peak: of.peak, steady_state: None };
     let mut merged: Vec<PythonGroup> = Vec::new();
-    for (group, rates) in of.groups.iter().zip(of.rates) {
-        if rates.l1 > 0.0 {
-            notes.push(format!(
-                "penalty group {}: torch.optim has no l1, so Python's steps go without its {}",
-                group.label, rates.l1
-            ));
-        }
-        if rates.decoupled > 0.0 && !decouples {
-            notes.push(format!(
-                "penalty group {}: torch.optim.{class} has no decoupled decay, so Python's steps go without its {}",
-                group.label, rates.decoupled
-            ));
-        }
-        match rates.decoupled_mode {
-            DecoupledMode::Cautious if rates.decoupled > 0.0 && decouples => notes.push(format!(
-                "penalty group {}: torch.optim has no cautious decay, so Python's steps decay every weight",
-                group.label
-            )),
-            DecoupledMode::Relative if rates.decoupled > 0.0 && decouples => notes.push(format!(
-                "penalty group {}: its weight_decay is the relative decay {} divided by the peak rate",
-                group.label, rates.decoupled
-            )),
-            _ => {}
-        }
-        // Without any decay both forms are the same, so that AdamW's groups are all decoupled.
-        let adamw = matches!(of.spec, OptimizerSpec::AdamW(_));
-        let (weight_decay, decoupled) = match rates {
-            LambdaValues { decoupled, .. } if *decoupled > 0.0 => {
-                let is_relative = rates.decoupled_mode == DecoupledMode::Relative && of.peak > 0.0;
-                let decay = if is_relative { decoupled / of.peak } else { *decoupled };
-                (if decouples { decay } else { 0.0 }, decouples)
+    for (group, lambdas) in of.groups.iter().zip(of.lambdas) {
+        let mut note = |text: String| notes.push(format!("penalty group {}: {text}", group.label));
+        let (mut weight_decay, mut decoupled) = (0.0, is_adamw);
+        for (_, form, lambda) in lambdas.active() {
+            let lost = |what: &str| format!("{what}, so Python's steps go without its {lambda}");
+            match form.torch() {
+                None => note(lost(&format!("torch.optim has no {}", form.key()))),
+                Some(kind) if !of.spec.fuses(kind) => {
+                    note(lost(&format!("torch.optim.{class} has no {} decay", form.key())));
+                }
+                Some(kind) => {
+                    form.torch_difference(lambda).into_iter().for_each(&mut note);
+                    weight_decay = form.weight_decay(lambda, &rates);
+                    decoupled = kind == TorchDecay::Decoupled;
+                }
             }
-            LambdaValues { l2, .. } => (*l2, adamw),
-        };
-        if decoupled && !adamw {
-            notes.push(format!(
-                "penalty group {}: decoupled decay with Adam is torch.optim.AdamW in Python",
-                group.label
-            ));
+        }
+        if decoupled && !is_adamw {
+            note("decoupled decay with Adam is torch.optim.AdamW in Python".into());
         }
         let twin = merged.iter_mut().find(|own| {
             own.weight_decay == weight_decay && (own.decoupled == decoupled || weight_decay == 0.0)
@@ -138,7 +119,7 @@ fn slots<'a>(of: &Resumable<'a>, member: usize) -> Result<Vec<(&'static str, Val
         let tensor = match saved {
             Some(tensor) => Some(tensor.shallow_clone()),
             // torch.optim.Adagrad has its state from the start on and misses it otherwise.
-            None if Family::of(of.spec) == Family::Adagrad => of.spec.initial_state(slot, param)?,
+            None if of.spec.torch_class().state_from_start => of.spec.initial_state(slot, param)?,
             None => None,
         };
         match tensor {
@@ -169,18 +150,18 @@ fn arguments(
         ));
     }
     items.push(("weight_decay", Value::Float(group.weight_decay)));
-    let family = Family::of(of.spec);
+    let class = of.spec.torch_class();
     for key in ["maximize", "differentiable"] {
         items.push((key, Value::Bool(false)));
     }
-    if matches!(family, Family::Adam | Family::RmsProp) {
+    if class.capturable {
         items.push(("capturable", Value::Bool(false)));
     }
     items.push(("foreach", Value::None));
-    if family != Family::RmsProp {
+    if class.fused {
         items.push(("fused", Value::None));
     }
-    if family == Family::Adam {
+    if class.decoupled_weight_decay {
         items.push(("decoupled_weight_decay", Value::Bool(group.decoupled)));
     }
     // What a scheduler that is made afterwards starts from.

@@ -6,8 +6,8 @@ use anyhow::{Result, bail};
 
 use super::PythonFile;
 use super::heap::{TensorInfo, Value};
+use super::kind::Kind;
 use super::lookup::join;
-use super::structure::Kind;
 
 /// Attributes nested deeper than this are no module.
 const MAX_DEPTH: usize = 64;

@@ -12,6 +12,7 @@ mod describe;
 pub mod dtype;
 mod globals;
 pub mod heap;
+mod kind;
 mod legacy;
 mod lookup;
 mod members;

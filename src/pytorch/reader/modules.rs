@@ -6,8 +6,9 @@ use serde_json::{Map, Value as Json};
 
 use super::PythonFile;
 use super::heap::Value;
+use super::kind::Kind;
 use super::lookup::join;
-use super::structure::{Found, Kind};
+use super::structure::Found;
 
 /// One module of the tree.
 #[derive(Clone, Debug)]

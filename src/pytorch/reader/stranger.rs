@@ -1,4 +1,4 @@
-//! Tensors of kinds that cannot be read, quantized, sparse and the like: told, never guessed at.
+//! Tensors of kinds that cannot be read, quantized, sparse and the like: reported by name, never guessed at.
 
 use super::PythonFile;
 use super::dtype::Dtype;

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use anyhow::{Context, Result, bail};
 
 use super::heap::{TensorInfo, Value};
+use super::kind::Kind;
 use super::lookup::{ROOT, join};
 use super::members::Item;
 use super::stranger::UnsupportedTensor;
@@ -15,19 +16,6 @@ use super::{Container, PythonFile};
 /// of our own are judged; then the first of these names; after them the first one in the file.
 const PREFERRED: &[&str] =
     &["state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "generator"];
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    StateDict,
-    /// A module that was pickled whole.
-    Module,
-    /// A module that TorchScript saved.
-    Script,
-    /// A list or tuple of tensors, or one tensor.
-    Loose,
-    /// Dicts of dicts: only where a key asks for them.
-    Nested,
-}
 
 /// The weights that were chosen.
 #[derive(Debug)]

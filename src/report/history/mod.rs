@@ -10,6 +10,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::config::CONFIG_FILE;
+use crate::penalty::KEYS;
 use crate::plot::number;
 use crate::tasks::TaskSpec;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
@@ -186,9 +187,8 @@ impl History {
                 ),
                 _ => None,
             };
-        let mut words: Vec<String> = (["l2", "decoupled", "l1"].iter())
-            .filter_map(|key| Some(format!("{key} {}", lambda(key, &penalty[*key])?)))
-            .collect();
+        let mut words: Vec<String> =
+            (KEYS.iter()).filter_map(|key| Some(format!("{key} {}", lambda(key, &penalty[*key])?))).collect();
         match penalty["groups"].as_array().map_or(0, Vec::len) {
             0 => {}
             1 => words.push("1 group".into()),

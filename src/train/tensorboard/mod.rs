@@ -23,7 +23,7 @@ use event::{Event, Histogram, cut};
 
 /// What TensorBoard looks for in a file's name.
 const PREFIX: &str = "events.out.tfevents.";
-/// Of what is told at single steps; everything else belongs to the end of an epoch.
+/// Prefix of the numbers of single steps; all others belong to the end of an epoch.
 const STEP: &str = "step/";
 const BINS: i64 = 30;
 
@@ -31,8 +31,8 @@ const BINS: i64 = 30;
 pub struct Board {
     file: File,
     pictures: PathBuf,
-    /// Pictures that are told, each with the time at which it was written.
-    told: HashSet<(PathBuf, SystemTime)>,
+    /// Pictures that are in the event file, each with the time at which it was written.
+    written: HashSet<(PathBuf, SystemTime)>,
 }
 
 impl Board {
@@ -42,7 +42,7 @@ impl Board {
         let mut board = open(&events, state).with_exit_code(ExitCode::Storage, || events.display())?;
         board.pictures = folder.join("pictures");
         // Those of the steps that are cut off are drawn again.
-        board.told = board.drawn().collect();
+        board.written = board.drawn().collect();
         Ok(board)
     }
 
@@ -59,14 +59,14 @@ impl Board {
         for parameter in network.parameters().iter().filter(|p| p.kind == ParamKind::Weight) {
             event.histogram(&format!("weights/{}", parameter.name), &histogram(&parameter.tensor)?);
         }
-        let new: Vec<_> = self.drawn().filter(|picture| !self.told.contains(picture)).collect();
-        for (path, written) in new {
-            // One that is being written just now is told the next time.
+        let new: Vec<_> = self.drawn().filter(|picture| !self.written.contains(picture)).collect();
+        for (path, time) in new {
+            // One that is being written just now is read the next time.
             if let (Ok(bytes), Some(name)) = (fs::read(&path), path.file_stem())
                 && let Some([width, height]) = size(&bytes)
             {
                 event.image(&format!("pictures/{}", series(&name.to_string_lossy())), width, height, &bytes);
-                self.told.insert((path, written));
+                self.written.insert((path, time));
             }
         }
         self.write(&event)
@@ -92,7 +92,7 @@ fn open(folder: &Path, state: Option<&State>) -> Result<Board> {
         .map(|entry| entry.path())
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX)))
         .collect();
-    let board = |file| Board { file, pictures: PathBuf::new(), told: HashSet::new() };
+    let board = |file| Board { file, pictures: PathBuf::new(), written: HashSet::new() };
     if let (Some(state), [file]) = (state, known.as_slice()) {
         let keep = |step: u64, tag: &str| {
             step < state.step || step == state.step && (state.batch == 0 || tag.starts_with(STEP))

@@ -9,14 +9,15 @@
 use anyhow::{Result, anyhow};
 use tch::{Device, Kind, Tensor};
 
-use super::{StepResult, Trainer};
+use super::Trainer;
+use super::train_step::StepResult;
 use crate::config::{Amp, CudaGraph, RunConfig};
 use crate::data::loader::Batch;
 use crate::libtorch::autocast::autocast;
 use crate::libtorch::catch_panics;
 use crate::libtorch::graph::{Graph, copy_ahead, leave_default_stream};
 use crate::optim::{GraphScalars, StepOptions};
-use crate::penalty::{DecoupledMode, LambdaValues, ParamGroup};
+use crate::penalty::{LambdaValues, ParamGroup};
 use crate::train::session::Session;
 use crate::train::trainer::deferred_scalar::DeferredScalar;
 use crate::util::exit_code::{ExitCode, fail};
@@ -39,9 +40,9 @@ pub(super) struct RecordedStep {
     graph: Graph,
     xs: Tensor,
     ys: Tensor,
-    dials: GraphScalars,
-    /// Which parts of the penalty are in force: the others were not recorded.
-    parts: Vec<[bool; 3]>,
+    scalars: GraphScalars,
+    /// The λs when it was recorded: forms that did not act then were not recorded.
+    lambdas: Vec<LambdaValues>,
     loss: Tensor,
     grad_norm: Tensor,
 }
@@ -77,25 +78,17 @@ fn obstacle(
     follows_the_clock: bool,
 ) -> Option<&'static str> {
     let train = &spec.train;
-    let decays =
-        |mode| groups.iter().any(|group| group.decoupled_mode == mode && group.decoupled.is_active());
-    [
+    let mut forms = groups.iter().flat_map(ParamGroup::active);
+    let reasons = [
         (device == Device::Cpu, "the run is on the CPU"),
         (train.accumulate > 1, "`accumulate` makes a step of several batches"),
         (train.amp == Some(Amp::Fp16), "`amp: fp16` decides after each step whether it counts; take bf16"),
         (train.is_cut(), "`checkpoint_activations` looks at the generator's state"),
-        (groups.iter().any(|group| group.auto().is_some()), "a λ that is `auto` looks at the weights"),
-        (decays(DecoupledMode::Cautious), "cautious decay has no recorded form"),
-        (decays(DecoupledMode::Accumulated), "accumulated decay does not act in every step"),
+        (groups.iter().any(|group| group.tuned().is_some()), "a λ that is `auto` looks at the weights"),
         (follows_the_clock, "the loss changes from step to step (`kl_warmup_steps`)"),
-    ]
-    .into_iter()
-    .find_map(|(holds, reason)| holds.then_some(reason))
-}
-
-/// Which parts of the penalty are in force.
-fn parts(rates: &[LambdaValues]) -> Vec<[bool; 3]> {
-    rates.iter().map(|rates| [rates.l2 > 0.0, rates.decoupled > 0.0, rates.l1 > 0.0]).collect()
+    ];
+    let of_run = reasons.into_iter().find_map(|(holds, reason)| holds.then_some(reason));
+    of_run.or_else(|| forms.find_map(|term| term.form.graph_obstacle()))
 }
 
 impl Trainer<'_> {
@@ -119,8 +112,8 @@ impl Trainer<'_> {
             return Ok(Err(group));
         }
         let Some(batch) = group.pop() else { return Ok(Err(group)) };
-        let (lr, rates) = self.next_lr_and_lambdas()?;
-        let before = self.weight_stats(is_logged, lr, &rates)?;
+        let (lr, lambdas) = self.next_lr_and_lambdas()?;
+        let before = self.weight_stats(is_logged, lr, &lambdas)?;
         let task = &self.session.task;
         // Kept as it was for the case that recording fails: preparing draws random numbers.
         let kept = Batch {
@@ -130,8 +123,8 @@ impl Trainer<'_> {
         };
         let (xs, ys) =
             catch_panics(|| task.make_batch(batch.xs, batch.ys, true)).and_then(|prepared| prepared)?;
-        if !self.fits(&xs, &ys, &rates)
-            && let Err(error) = self.record(&xs, &ys, lr, &rates)
+        if !self.fits(&xs, &ys, &lambdas)
+            && let Err(error) = self.record(&xs, &ys, lr, &lambdas)
         {
             let reason = format!("{error:#}");
             if self.session.config.spec.train.cuda_graph == CudaGraph::On {
@@ -153,7 +146,7 @@ impl Trainer<'_> {
         copy_ahead(&recorded.xs, &xs)?;
         copy_ahead(&recorded.ys, &ys)?;
         let average = self.averaged.as_ref().map_or(0.0, |(ema, _)| ema.weight());
-        recorded.dials.set(&self.optimizer, lr, &rates, average)?;
+        recorded.scalars.set(&self.optimizer, lr, &lambdas, average)?;
         recorded.graph.replay()?;
         if let Some((ema, _)) = &mut self.averaged {
             ema.count();
@@ -164,24 +157,26 @@ impl Trainer<'_> {
     }
 
     /// Whether what is recorded is the step to be made.
-    fn fits(&self, xs: &Tensor, ys: &Tensor, rates: &[LambdaValues]) -> bool {
+    fn fits(&self, xs: &Tensor, ys: &Tensor, lambdas: &[LambdaValues]) -> bool {
         let alike = |a: &Tensor, b: &Tensor| a.size() == b.size() && a.kind() == b.kind();
         match &self.graph_state {
             GraphState::On(recorded) => {
-                alike(&recorded.xs, xs) && alike(&recorded.ys, ys) && recorded.parts == parts(rates)
+                alike(&recorded.xs, xs)
+                    && alike(&recorded.ys, ys)
+                    && recorded.lambdas.iter().zip(lambdas).all(|(own, now)| own.acts_alike(now))
             }
             _ => false,
         }
     }
 
-    fn record(&mut self, xs: &Tensor, ys: &Tensor, lr: f64, rates: &[LambdaValues]) -> Result<()> {
+    fn record(&mut self, xs: &Tensor, ys: &Tensor, lr: f64, lambdas: &[LambdaValues]) -> Result<()> {
         let device = self.session.device;
         // What was recorded before gives its memory back first.
         self.graph_state = GraphState::Warmup(WARM_UP);
         let (xs, ys) = (xs.f_detach()?.f_empty_like()?, ys.f_detach()?.f_empty_like()?);
-        let mut dials = GraphScalars::new(rates.len(), device)?;
+        let mut scalars = GraphScalars::new(lambdas.len(), device)?;
         let average = self.averaged.as_ref().map_or(0.0, |(ema, _)| ema.weight());
-        dials.set(&self.optimizer, lr, rates, average)?;
+        scalars.set(&self.optimizer, lr, lambdas, average)?;
         let (session, network, clock) = (self.session, &self.network, self.clock());
         let (optimizer, averaged) = (&mut self.optimizer, &self.averaged);
         let train = &session.config.spec.train;
@@ -192,22 +187,22 @@ impl Trainer<'_> {
                 Ok(session.task.loss(&answer, &ys, Some(clock)))
             })??;
             loss.backward();
-            let stride = StepOptions {
+            let options = StepOptions {
                 lr,
-                rates,
+                lambdas,
                 clip: train.clip.as_ref(),
-                graph_scalars: Some(&dials),
+                graph_scalars: Some(&scalars),
                 ..StepOptions::default()
             };
-            let step = optimizer.step_with(&stride)?;
+            let step = optimizer.step_with(&options)?;
             if let Some((ema, _)) = averaged {
-                ema.blend(&network.state(), dials.average())?;
+                ema.blend(&network.state(), scalars.average())?;
             }
             Ok((loss.detach().to_kind(Kind::Double), step.grad_norm))
         })?;
-        let parts = parts(rates);
+        let lambdas = lambdas.to_vec();
         self.graph_state =
-            GraphState::On(Box::new(RecordedStep { graph, xs, ys, dials, parts, loss, grad_norm }));
+            GraphState::On(Box::new(RecordedStep { graph, xs, ys, scalars, lambdas, loss, grad_norm }));
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! A number that a step makes and nobody waits for.
+//! A number that a step computes on the device, read only when it is needed.
 
 use tch::{Device, Kind, Tensor};
 

@@ -67,15 +67,16 @@ impl Trainer<'_> {
         let mut worst = (1.0, None);
         for step in 0..=self.position() {
             let lr = self.lr_at(step);
-            for (group, rates) in self.session.groups.iter().zip(self.rates_at(step)) {
-                let share = self.optimizer.share(lr, &rates);
+            for (group, lambdas) in self.session.groups.iter().zip(self.lambdas_at(step)) {
+                let share = self.optimizer.share(lr, &lambdas);
                 if share > worst.0 {
-                    worst = (share, Some((&group.label, rates)));
+                    worst = (share, Some((&group.label, lambdas)));
                 }
             }
         }
-        let (label, rates) = worst.1?;
-        let (key, lambda) = if rates.l2 > 0.0 { ("l2", rates.l2) } else { ("decoupled", rates.decoupled) };
+        let (label, lambdas) = worst.1?;
+        let (form, lambda) = lambdas.weight_decay()?;
+        let key = form.key();
         Some(format!(
             "η·λ of the penalty group `{label}` was {:.3}: above 1 a step takes more than the whole of a weight, above 2 what is \
              left grows with every step. Lower its λ (`penalty`: {key} {lambda}), or `optimizer` lr",

@@ -1,4 +1,4 @@
-//! A run in progress: network, optimiser, penalty and position, and the steps that the loop is told in.
+//! A run in progress: network, optimiser, penalty and position, and what the training loop calls.
 
 mod cuda_graph;
 mod deferred_scalar;
@@ -8,23 +8,19 @@ mod micro_batch_loss;
 mod notes;
 mod saving;
 mod start;
+mod train_step;
 
 use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::Result;
-use tch::Tensor;
 
 use crate::checkpoint::State;
-use crate::config::Amp;
 use crate::data::Split;
 use crate::data::loader::{Batch, Loader};
-use crate::libtorch::autocast::autocast;
-use crate::libtorch::catch_panics;
-use crate::libtorch::device;
 use crate::metrics::Scores;
 use crate::nn::model::Network;
-use crate::optim::{Ema, GradScaler, Optimizer, StepOptions};
+use crate::optim::{Ema, GradScaler, Optimizer};
 use crate::penalty::LambdaValues;
 use crate::schedule::{Plateau, ScheduleStep};
 use crate::train::early_stopping;
@@ -34,11 +30,9 @@ use crate::train::run_folder::RunFolder;
 use crate::train::session::Session;
 use crate::train::tensorboard::Board;
 use crate::util::exit_code::{self, ExitCode};
-use crate::util::rng::{CounterRng, RngStream};
-use crate::util::stopwatch::{Phase, Stopwatch};
+use crate::util::stopwatch::Stopwatch;
 use cuda_graph::GraphState;
 use deferred_scalar::DeferredScalar;
-use micro_batch_loss::MicroBatchLoss;
 pub use start::Start;
 
 pub struct Trainer<'a> {
@@ -52,10 +46,10 @@ pub struct Trainer<'a> {
     /// Of `amp: fp16`.
     scale: Option<GradScaler>,
     graph_state: GraphState,
-    /// What the user is to be told.
+    /// A line for the user that `--quiet` drops.
     note: Option<String>,
-    /// How many of the samples that were left out the user has been told of, set by set.
-    told: [usize; 3],
+    /// How many of the left-out samples have been reported, set by set.
+    reported: [usize; 3],
     /// The same, with `--quiet` too.
     warnings: Vec<String>,
     /// Step, epoch and batch of the checkpoint that this process saved last.
@@ -75,23 +69,11 @@ pub struct Trainer<'a> {
     samples_since_log: u64,
     samples_since_begin: u64,
     samples_of_step: u64,
-    /// The scores (validation, test) of the weights as they are, where the end of an epoch has just told
+    /// The scores (validation, test) of the weights as they are, where the end of an epoch has just computed
     /// them.
     latest: Option<[Option<Scores>; 2]>,
     /// Runs in a bench only.
     stopwatch: Stopwatch,
-}
-
-/// What one step made of the weights.
-struct StepResult {
-    /// Of the data.
-    loss: DeferredScalar,
-    grad_norm: DeferredScalar,
-    /// As in [`crate::optim::Step`].
-    found_inf: Option<Tensor>,
-    /// How the weights stood before it, where it is logged.
-    before: Option<WeightStats>,
-    samples: i64,
 }
 
 impl Trainer<'_> {
@@ -155,11 +137,11 @@ impl Trainer<'_> {
 
     /// The λs of the step that `step` others, made and not skipped, precede; those that are tuned, as they
     /// stand.
-    fn rates_at(&self, step: u64) -> Vec<LambdaValues> {
+    fn lambdas_at(&self, step: u64) -> Vec<LambdaValues> {
         let clock = ScheduleStep { step, ..self.clock() };
-        let mut rates: Vec<_> = self.session.groups.iter().map(|group| group.lambdas(clock)).collect();
-        self.lambda_tuner.fill(&mut rates);
-        rates
+        let mut lambdas: Vec<_> = self.session.groups.iter().map(|group| group.lambdas(clock)).collect();
+        self.lambda_tuner.fill(&mut lambdas);
+        lambdas
     }
 
     /// The highest rate that the schedule means to reach.
@@ -188,117 +170,7 @@ impl Trainer<'_> {
         })
     }
 
-    /// One optimiser step. Numbers come back when it is time to log them; otherwise nothing waits for the
-    /// device.
-    pub fn train_step(&mut self, group: Vec<Batch>) -> Result<Option<StepRecord>> {
-        let log_every = self.session.config.spec.train.log_every;
-        let is_logged = self.state.step % log_every == log_every - 1;
-        let batches = group.len();
-        self.seed();
-        let made = match self.try_replay(group, is_logged)? {
-            Ok(made) => made,
-            Err(group) => self.eager_step(group, is_logged)?,
-        };
-        self.state.batch += batches;
-        self.update_counters(&made);
-        match made.before {
-            Some(before) => self.log_step(before, &made.loss, &made.grad_norm).map(Some),
-            None => Ok(None),
-        }
-    }
-
-    /// Dropout and noise are functions of the seed and the step, so that nothing of the generator needs
-    /// saving.
-    fn seed(&self) {
-        let mut draw = CounterRng::new(self.session.config.spec.seed, self.state.step, 0, RngStream::Step);
-        device::seed(draw.bits());
-    }
-
-    /// The learning rate and the λs of the step to come; waits for the gradients of the one before where it
-    /// could have been skipped.
-    fn next_lr_and_lambdas(&mut self) -> Result<(f64, Vec<LambdaValues>)> {
-        self.sync_skipped_step()?;
-        let lr = self.lr_at(self.position());
-        self.lambda_tuner.bound(&self.optimizer, lr);
-        Ok((lr, self.rates_at(self.position())))
-    }
-
-    fn weight_stats(&self, is_logged: bool, lr: f64, rates: &[LambdaValues]) -> Result<Option<WeightStats>> {
-        let groups = &self.session.groups;
-        is_logged.then(|| WeightStats::of(&self.network, groups, rates, lr, self.peak())).transpose()
-    }
-
-    /// The gradient of the batches together, and a step by it.
-    fn eager_step(&mut self, group: Vec<Batch>, is_logged: bool) -> Result<StepResult> {
-        let samples: i64 = group.iter().map(|batch| batch.xs.size()[0]).sum();
-        let parts = self.micro_batch_loss(&group)?;
-        let (task, network) = (&self.session.task, &self.network);
-        let (stopwatch, scale) = (&self.stopwatch, &self.scale);
-        let (device, amp) = (self.session.device, self.session.config.spec.train.amp.map(Amp::kind));
-        let mut loss_sum = DeferredScalar::new(0.0, device);
-        for batch in group {
-            let share = batch.xs.size()[0] as f64 / samples as f64;
-            let part = catch_panics(|| -> Result<DeferredScalar> {
-                let (xs, ys) = task.make_batch(batch.xs, batch.ys, true)?;
-                stopwatch.passed(Phase::Prepare);
-                let loss = autocast(device, amp, || -> Result<Tensor> {
-                    let answer = task.forward(network, &xs, true)?;
-                    Ok(parts.of(self, &answer, &ys, share))
-                })??;
-                stopwatch.passed(Phase::Forward);
-                scale.as_ref().map_or(loss.shallow_clone(), |scale| scale.scaled(&loss)).backward();
-                stopwatch.passed(Phase::Backward);
-                Ok(DeferredScalar::of(&loss))
-            })??;
-            loss_sum.add(&part, 1.0);
-        }
-        if let MicroBatchLoss::Joint { loss, .. } = &parts {
-            loss_sum = DeferredScalar::of(loss);
-        }
-        // As late as this: the device has all of the backward pass to do while the step before is asked
-        // after.
-        let (lr, rates) = self.next_lr_and_lambdas()?;
-        let before = self.weight_stats(is_logged, lr, &rates)?;
-        let (clip, tuned) =
-            (self.session.config.spec.train.clip.as_ref(), self.lambda_tuner.due(self.state.step));
-        let scale = self.scale.as_ref();
-        let stride =
-            StepOptions { lr, rates: &rates, clip, differentiate: &tuned, scale, graph_scalars: None };
-        let step = self.optimizer.step_with(&stride)?;
-        if !step.shifts.is_empty() {
-            self.lambda_tuner.update_lambdas(&self.network, self.state.step, &tuned, &step.shifts)?;
-            self.optimizer.zero_grad()?;
-        }
-        if let Some((ema, _)) = &mut self.averaged {
-            ema.update(&self.network.state(), step.found_inf.as_ref())?;
-        }
-        if let (Some(scale), Some(found_inf)) = (&mut self.scale, &step.found_inf) {
-            scale.update(found_inf)?;
-        }
-        self.stopwatch.passed(Phase::Optimizer);
-        let grad_norm = DeferredScalar::of(&step.grad_norm);
-        Ok(StepResult { loss: loss_sum, grad_norm, found_inf: step.found_inf, before, samples })
-    }
-
-    /// Counts a step, and adds its loss to the epoch's; nothing waits for the device.
-    fn update_counters(&mut self, step: &StepResult) {
-        let samples = step.samples as u64;
-        // A skipped step is no sign of ill health, and no part of the epoch's loss.
-        let [loss, grad_norm] =
-            [&step.loss, &step.grad_norm].map(|number| number.unless(step.found_inf.as_ref()));
-        self.finite_check.add(&loss, 1.0);
-        self.finite_check.add(&grad_norm, 1.0);
-        self.loss_sum.add(&loss, step.samples as f64);
-        self.samples_of_step = samples;
-        self.state.step += 1;
-        self.state.samples += samples;
-        self.samples_since_log += samples;
-        self.samples_since_begin += samples;
-        self.state.score = None;
-        self.latest = None;
-    }
-
-    /// What the user is to be told, once.
+    /// A line for the user, once.
     pub fn take_note(&mut self) -> Option<String> {
         self.note.take()
     }
@@ -306,10 +178,10 @@ impl Trainer<'_> {
     /// A line for each sample that was left out since the last time.
     pub fn left_out(&mut self) -> Vec<String> {
         let mut lines = Vec::new();
-        for (told, (set, all)) in self.told.iter_mut().zip(self.session.left_out()) {
-            let new = all.get(*told..).unwrap_or_default();
+        for (reported, (set, all)) in self.reported.iter_mut().zip(self.session.left_out()) {
+            let new = all.get(*reported..).unwrap_or_default();
             lines.extend(new.iter().map(|one| format!("{set}: {one}")));
-            *told = all.len().max(*told);
+            *reported = all.len().max(*reported);
         }
         lines
     }
@@ -375,9 +247,9 @@ impl Trainer<'_> {
         self.sync_skipped_step()?;
         self.check_finite()?;
         self.check_steps()?;
-        // The rates of the last step that was made, and the weights as it left them.
+        // The lambdas of the last step that was made, and the weights as it left them.
         let last = self.position().saturating_sub(1);
-        let (lr, rates) = (self.lr_at(last), self.rates_at(last));
+        let (lr, lambdas) = (self.lr_at(last), self.lambdas_at(last));
         let seconds = self.epoch_began.elapsed().as_secs_f64();
         // NaN, the mean of nothing, where every step was skipped.
         let loss = self.loss_sum.read() / self.state.samples as f64;
@@ -416,7 +288,7 @@ impl Trainer<'_> {
         }
         self.latest = due.then(|| [validation.clone(), test.clone()]);
         let condition =
-            |network: &Network| WeightStats::of(network, &self.session.groups, &rates, lr, self.peak());
+            |network: &Network| WeightStats::of(network, &self.session.groups, &lambdas, lr, self.peak());
         let averaged = self.averaged.as_ref().map(|_| condition(self.judged()?)).transpose()?;
         let record = EpochRecord {
             epoch: self.state.epoch,

@@ -7,8 +7,7 @@ use anyhow::Result;
 use tch::{Kind, Tensor};
 
 use super::Trainer;
-use crate::optim::OptimizerSpec;
-use crate::penalty::{self, DecoupledMode, L1Mode, ParamGroup};
+use crate::penalty::{ParamGroup, TorchDecay};
 
 impl Trainer<'_> {
     pub fn notes(&self) -> Result<Vec<String>> {
@@ -18,25 +17,22 @@ impl Trainer<'_> {
 
     /// `adamw` is taken for the decay that its name promises.
     fn undecayed(&self) -> Option<String> {
-        let is_adamw = matches!(self.session.config.spec.optimizer, OptimizerSpec::AdamW(_));
-        let decays = self.session.groups.iter().any(|group| group.decoupled.is_active());
+        let is_adamw = self.session.config.spec.optimizer.refuses(TorchDecay::L2);
+        let mut forms = self.session.groups.iter().flat_map(ParamGroup::active);
+        let decays = forms.any(|term| term.form.torch() == Some(TorchDecay::Decoupled));
         (is_adamw && !decays).then(|| {
             "adamw: no weight decays, for `penalty` has no `decoupled`; PyTorch's default is `penalty: {decoupled: 0.01}`".into()
         })
     }
 
-    /// A soft threshold that has no minimum to go to.
+    /// A threshold that has no minimum to go to.
     fn plain_threshold(&self) -> Option<String> {
-        let spec = &self.session.config.spec;
-        let mut groups = self.session.groups.iter();
-        let is_plain = groups.any(|group| group.l1.is_active() && group.l1_mode == L1Mode::Proximal);
-        (is_plain && !matches!(spec.optimizer, OptimizerSpec::Sgd(_))).then(|| {
-            format!(
-                "l1: the soft threshold η·λ is the same for every weight, and the steps of {} are not, so the run does not end at the \
-                 minimum of loss + λ‖w‖₁ (with Adagrad every weight becomes 0 in time); `l1_mode: preconditioned` scales it as the steps",
-                spec.optimizer.python_class()
-            )
-        })
+        let optimizer = &self.session.config.spec.optimizer;
+        if optimizer.is_linear() {
+            return None;
+        }
+        let mut forms = self.session.groups.iter().flat_map(ParamGroup::active);
+        forms.find_map(|term| term.form.adaptive_note(optimizer.torch_class().name))
     }
 
     /// Decay that float32 cannot tell from none.
@@ -47,12 +43,13 @@ impl Trainer<'_> {
         let total = self.total_steps();
         let stride = (total / 10_000).max(1);
         let one = |(at, group): (usize, &ParamGroup)| {
-            let is_exact =
-                self.session.kind == Kind::Double || group.decoupled_mode == DecoupledMode::Accumulated;
-            if is_exact || group.auto().is_some() || !group.decoupled.is_active() {
+            let mut forms = group.active();
+            let decays = forms
+                .any(|term| term.form.torch() == Some(TorchDecay::Decoupled) && !term.form.accumulates());
+            if !decays || self.session.kind == Kind::Double || group.tuned().is_some() {
                 return None;
             }
-            let share = |step| self.optimizer.share(self.lr_at(step), &self.rates_at(step)[at]);
+            let share = |step| self.optimizer.share(self.lr_at(step), &self.lambdas_at(step)[at]);
             let shares: Vec<f64> = (0..total).step_by(stride as usize).map(share).collect();
             let most = shares.iter().copied().fold(0.0, f64::max);
             let over_the_run = 1.0 - (-shares.iter().sum::<f64>() * stride as f64).exp();
@@ -90,13 +87,13 @@ impl Trainer<'_> {
         let state: BTreeMap<String, Tensor> = self.network.state().into_iter().collect();
         let (mut count, mut part) = (0, 0.0);
         for group in groups {
-            let rates = group.lambdas(self.clock()).as_plain(self.peak());
+            let lambdas = group.lambdas(self.clock());
             let frozen =
                 group.param_indices.iter().map(|&member| params[member]).filter(|param| param.frozen);
             let ws: Vec<&Tensor> = frozen.filter_map(|param| state.get(&param.name)).collect();
             if group.is_active() {
                 count += ws.len();
-                part += penalty::value(&ws, &rates)?.double_value(&[]);
+                part += lambdas.value(&ws, self.peak())?.double_value(&[]);
             }
         }
         Ok((count > 0).then(|| {

@@ -157,8 +157,8 @@ impl<'a> Trainer<'a> {
             scale,
             graph_state: graphing,
             note,
-            // What was found at the start is told with the sets.
-            told: [Split::Train, Split::Validation, Split::Test]
+            // What was found at the start is printed with the sets.
+            reported: [Split::Train, Split::Validation, Split::Test]
                 .map(|split| session.split(split).map_or(0, |set| set.skipped.len())),
             warnings,
             saved: None,

@@ -199,7 +199,7 @@ fn write_resumable(options: &Options) -> Result<()> {
         "{}: {} tensors and the state of torch.optim.{} at step {}, from {}",
         output.display(),
         model.params().len(),
-        config.optimizer.python_class(),
+        config.optimizer.torch_class().name,
         loaded.state.step,
         loaded.folder.display()
     );

@@ -24,15 +24,17 @@ fn a_step_by_numbers_on_the_device_is_the_step_by_those_of_the_host() {
             }
             let config = format!("optimizer: {{{optimizer}}}\npenalty: {penalty}\nclip: {{norm: 0.5}}");
             let (mut host, mut device) = (Run::new(&config, false), Run::new(&config, false));
-            let mut dials = GraphScalars::new(device.rates.len(), Device::Cpu).unwrap();
+            let mut scalars = GraphScalars::new(device.lambdas.len(), Device::Cpu).unwrap();
             for step in 0..8u64 {
                 // Everything moves, as under a schedule: a dial that is not read shows.
                 let lr = 0.05 / (1 + step) as f64;
                 for run in [&mut host, &mut device] {
-                    for rates in &mut run.rates {
-                        rates.l2 *= 1.3;
-                        rates.decoupled *= 1.3;
-                        rates.l1 *= 0.7;
+                    for lambdas in &mut run.lambdas {
+                        for (key, factor) in
+                            [("l2", 1.3), ("decoupled", 1.3), ("l1", 0.7), ("group_lasso", 0.8)]
+                        {
+                            *lambdas = lambdas.with(key, factor * lambdas.get(key));
+                        }
                     }
                 }
                 for run in [&host, &device] {
@@ -43,23 +45,25 @@ fn a_step_by_numbers_on_the_device_is_the_step_by_those_of_the_host() {
                         + (&run.params[1] * wanted(1)).sum(Kind::Float);
                     loss.backward();
                 }
-                let (rates, clip) = (&host.rates, host.clip.as_ref());
-                host.optimizer.step_with(&StepOptions { lr, rates, clip, ..StepOptions::default() }).unwrap();
+                let (lambdas, clip) = (&host.lambdas, host.clip.as_ref());
+                host.optimizer
+                    .step_with(&StepOptions { lr, lambdas, clip, ..StepOptions::default() })
+                    .unwrap();
                 let named = host.named();
                 host.ema.update(&named, None).unwrap();
 
-                dials.set(&device.optimizer, lr, &device.rates, device.ema.weight()).unwrap();
+                scalars.set(&device.optimizer, lr, &device.lambdas, device.ema.weight()).unwrap();
                 // What the recorded step was given when it was recorded does not count.
-                let (rates, clip) = (&device.rates, device.clip.as_ref());
-                let stride = StepOptions {
+                let (lambdas, clip) = (&device.lambdas, device.clip.as_ref());
+                let options = StepOptions {
                     lr: 7.0,
-                    rates,
+                    lambdas,
                     clip,
-                    graph_scalars: Some(&dials),
+                    graph_scalars: Some(&scalars),
                     ..StepOptions::default()
                 };
-                device.optimizer.step_with(&stride).unwrap();
-                device.ema.blend(&device.named(), dials.average()).unwrap();
+                device.optimizer.step_with(&options).unwrap();
+                device.ema.blend(&device.named(), scalars.average()).unwrap();
                 device.ema.count();
             }
             for ((name, ours), (_, theirs)) in device.state().iter().zip(host.state()) {

@@ -1,0 +1,345 @@
+//! An optimiser at work: one step over all parameters, in the order of the penalty contract.
+
+use anyhow::{Result, anyhow, bail};
+use tch::{Kind, Tensor};
+
+use super::lambda_gradient::copies;
+use super::{
+    Clip, GradScaler, GraphScalars, GroupTensors, KernelDecay, LambdaGradient, OptimizerSpec, UpdateRule,
+    clip,
+};
+use crate::libtorch::optim::{self as kernels, Control};
+use crate::libtorch::scalar::Scalar;
+use crate::penalty::{LambdaValues, ParamGroup, PenaltyStep, StepRates, TorchDecay, Update};
+
+/// Parameters, their penalty groups and their state.
+pub struct Optimizer {
+    pub(super) names: Vec<String>,
+    pub(super) params: Vec<Tensor>,
+    groups: Vec<Vec<usize>>,
+    pub(super) rule: Box<dyn UpdateRule>,
+    /// η_peak of relative decay.
+    peak: f64,
+    /// By penalty group: what accumulated decay leaves of a weight and has not applied yet; and the same before
+    /// the last step.
+    pending: [Vec<f64>; 2],
+    /// By parameter, then by [`UpdateRule::state_spec`]; None before the first step, as in PyTorch.
+    pub(super) state: Vec<Option<Vec<Tensor>>>,
+}
+
+/// What one step is to do.
+#[derive(Clone, Copy, Default)]
+pub struct StepOptions<'a> {
+    pub lr: f64,
+    /// One entry per penalty group.
+    pub lambdas: &'a [LambdaValues],
+    pub clip: Option<&'a Clip>,
+    /// Indices of the groups for which ∂w′/∂λ of the tuned form is computed.
+    pub differentiate: &'a [usize],
+    /// What the loss was multiplied by. A step whose gradients overflowed is skipped: weights and state stay as
+    /// they are. The device does that by itself, except in a first step and with what has no kernel for it, where
+    /// the host waits for it.
+    pub scale: Option<&'a GradScaler>,
+    /// Where the step reads `lr` and the coefficients of the penalty on the device, to be recorded; which of the λs
+    /// are 0 is recorded with it. Not with `differentiate`, and not with forms that have a
+    /// [`graph_obstacle`](crate::penalty::Penalty::graph_obstacle).
+    pub graph_scalars: Option<&'a GraphScalars>,
+}
+
+/// What one step found.
+pub struct StepOutput {
+    /// ‖g‖₂ of the data gradient over all parameters, before clipping: 0-dim, on the device, not waited for. NaN
+    /// or infinite exactly when some gradient is (or its square overflows).
+    pub grad_norm: Tensor,
+    /// ∂w′/∂λ of the parameters in the groups of [`StepOptions::differentiate`], one list per group; empty where
+    /// the step was skipped.
+    pub lambda_gradients: Vec<Vec<LambdaGradient>>,
+    /// With a scale: 1 where the step was skipped, else 0; 0-dim float32, on the device.
+    pub found_inf: Option<Tensor>,
+}
+
+/// What a penalty may ask the rule about its last step.
+struct LastUpdate<'a> {
+    rule: &'a dyn UpdateRule,
+    tensors: &'a GroupTensors<'a>,
+    lr: f64,
+}
+
+impl Update for LastUpdate<'_> {
+    fn preconditioner(&self) -> Result<Option<Vec<Tensor>>> {
+        self.rule.preconditioner(self.tensors)
+    }
+
+    fn grad_derivative(&self, grads: &[Tensor]) -> Result<Vec<Tensor>> {
+        self.rule.update_grad_derivative(self.tensors, grads, self.lr)
+    }
+}
+
+impl OptimizerSpec {
+    /// An optimiser of `params` (float32 or float64, without gaps in memory), named as in the state dict,
+    /// whose indices `groups` partitions as [`PenaltySpec::assign`](crate::penalty::PenaltySpec::assign) does.
+    pub fn build(&self, params: Vec<(String, Tensor)>, groups: &[ParamGroup]) -> Result<Optimizer> {
+        let mut seen = vec![0; params.len()];
+        for &i in groups.iter().flat_map(|group| &group.param_indices) {
+            *seen
+                .get_mut(i)
+                .ok_or_else(|| anyhow!("a penalty group names parameter {i} of {}", params.len()))? += 1;
+        }
+        if let Some(i) = seen.iter().position(|&times| times != 1) {
+            bail!("parameter {} is in {} penalty groups, not in one", params[i].0, seen[i]);
+        }
+        if let Some((name, tensor)) =
+            params.iter().find(|(_, t)| !matches!(t.kind(), Kind::Float | Kind::Double))
+        {
+            bail!("parameter {name} is {:?}: the optimisers take float32 and float64", tensor.kind());
+        }
+        let (names, params): (Vec<_>, Vec<_>) = params.into_iter().unzip();
+        let state = params.iter().map(|_| None).collect();
+        let groups: Vec<_> = groups.iter().map(|group| group.param_indices.clone()).collect();
+        let pending = vec![1.0; groups.len()];
+        Ok(Optimizer {
+            names,
+            params,
+            groups,
+            rule: self.boxed_rule(),
+            peak: self.lr(),
+            pending: [pending.clone(), pending],
+            state,
+        })
+    }
+}
+
+impl Optimizer {
+    /// With relative decay scaled by η/`peak`: the highest rate of the run, where that is not the optimiser's own.
+    pub fn with_peak(self, peak: f64) -> Self {
+        Self { peak, ..self }
+    }
+
+    /// What a penalty needs to know of the learning rate.
+    pub fn rates(&self, lr: f64) -> StepRates {
+        StepRates { lr, peak: self.peak, steady_state: self.rule.steady_state_lr(lr) }
+    }
+
+    /// What share of itself the penalty takes of a weight in one step, at most: η·λ; 0 where that does not grow
+    /// with λ.
+    pub fn share(&self, lr: f64, lambdas: &LambdaValues) -> f64 {
+        let rates = self.rates(lr);
+        lambdas.active().map(|(_, form, lambda)| form.share(lambda, &rates)).fold(0.0, f64::max)
+    }
+
+    /// One step with the gradients that the parameters hold, in the order of the penalty contract: clip, add the
+    /// gradients of the penalty, decay, update, threshold. Then the gradients are forgotten. `lambdas` has one entry
+    /// per group. Parameters without a gradient are left alone, as in PyTorch, their penalty included.
+    ///
+    /// To accumulate over micro-batches, call `backward` on each micro-batch's mean loss times its share of the
+    /// whole batch before calling this: the sum is then the gradient of the whole batch.
+    pub fn step(&mut self, lr: f64, lambdas: &[LambdaValues], clip: Option<&Clip>) -> Result<StepOutput> {
+        self.step_with(&StepOptions { lr, lambdas, clip, ..StepOptions::default() })
+    }
+
+    /// The same with all that a step can do besides.
+    pub fn step_with(&mut self, options: &StepOptions) -> Result<StepOutput> {
+        let &StepOptions { lambdas, clip, differentiate, .. } = options;
+        if lambdas.len() != self.groups.len() {
+            bail!("{} penalty groups, but the λs of {}", self.groups.len(), lambdas.len());
+        }
+        let due = self.accumulate(options.lr, lambdas);
+        let params: Vec<&Tensor> = self.params.iter().collect();
+        let grads = kernels::gradients(&params)?;
+        let reached: Vec<&Tensor> = grads.iter().flatten().collect();
+        let found_inf = options.scale.map(|scale| scale.unscale(&reached)).transpose()?;
+        let grad_norm = clip::total_norm(&reached)?;
+        let gate = match &found_inf {
+            Some(found_inf) if self.can_skip_on_device(&grads, options) => Some(found_inf),
+            Some(found_inf) if found_inf.f_double_value(&[])? != 0.0 => {
+                kernels::forget_gradients(&params)?;
+                let found_inf = Some(found_inf.shallow_clone());
+                return Ok(StepOutput { grad_norm, lambda_gradients: Vec::new(), found_inf });
+            }
+            _ => None,
+        };
+        let control = Control {
+            lr: options.lr,
+            lr_tensor: options.graph_scalars.map(GraphScalars::lr),
+            found_inf: gate,
+        };
+        if let Some(clip) = clip {
+            clip.apply(&reached, &grad_norm)?;
+        }
+
+        let slots = self.rule.state_spec();
+        let fresh: Vec<bool> = self.state.iter().map(Option::is_none).collect();
+        for (param, (state, grad)) in self.params.iter().zip(self.state.iter_mut().zip(&grads)) {
+            if grad.is_some() && state.is_none() {
+                *state = Some(slots.iter().map(|slot| slot.start(param)).collect::<Result<_>>()?);
+            }
+        }
+        let mut lambda_gradients: Vec<Vec<LambdaGradient>> =
+            differentiate.iter().map(|_| Vec::new()).collect();
+        for (at, (members, lambdas)) in self.groups.iter().zip(lambdas).enumerate() {
+            let traced = differentiate.iter().position(|&group| group == at);
+            let group = GroupStep {
+                rates: self.rates(options.lr),
+                lambdas,
+                due: due[at],
+                graph_scalars: options.graph_scalars.map(|scalars| (scalars, at)),
+                differentiate: traced.is_some(),
+            };
+            for first in [false, true] {
+                let mut indices = Vec::new();
+                let mut tensors = GroupTensors {
+                    params: Vec::new(),
+                    grads: Vec::new(),
+                    slots: slots.iter().map(|_| Vec::new()).collect(),
+                    fresh: first,
+                };
+                for &i in members.iter().filter(|&&i| fresh[i] == first) {
+                    let (Some(grad), Some(state)) = (&grads[i], &self.state[i]) else { continue };
+                    indices.push(i);
+                    tensors.params.push(&self.params[i]);
+                    tensors.grads.push(grad);
+                    tensors.slots.iter_mut().zip(state).for_each(|(list, tensor)| list.push(tensor));
+                }
+                if tensors.params.is_empty() {
+                    continue;
+                }
+                let derivatives = group.run(&*self.rule, &tensors, &control)?;
+                if let Some(traced) = traced {
+                    let of = |(param, tensor)| LambdaGradient { param, tensor };
+                    lambda_gradients[traced].extend(indices.into_iter().zip(derivatives).map(of));
+                }
+            }
+        }
+        kernels::forget_gradients(&params)?;
+        Ok(StepOutput { grad_norm, lambda_gradients, found_inf })
+    }
+
+    /// Whether all of a step can be left to a number on the device. A first step cannot: whether there is a state
+    /// depends on it.
+    fn can_skip_on_device(&self, grads: &[Option<Tensor>], options: &StepOptions) -> bool {
+        let is_first = grads.iter().zip(&self.state).any(|(grad, state)| grad.is_some() && state.is_none());
+        let mut forms = options.lambdas.iter().flat_map(LambdaValues::active);
+        self.rule.supports_found_inf()
+            && options.differentiate.is_empty()
+            && !is_first
+            && forms.all(|(_, form, _)| form.supports_found_inf())
+    }
+
+    /// Multiplies the coefficients of a step where they are accumulated; returns by group what is to be left of the
+    /// weights now: 1 where it is not time yet.
+    fn accumulate(&mut self, lr: f64, lambdas: &[LambdaValues]) -> Vec<f64> {
+        /// Float32 multiplies by 1 − 2⁻¹² with an error of 2⁻¹³ of that 2⁻¹², at the most.
+        const ENOUGH: f64 = 1.0 / 4096.0;
+        self.pending[1] = self.pending[0].clone();
+        let rates = self.rates(lr);
+        let each = lambdas.iter().enumerate().map(|(group, lambdas)| {
+            let accumulated = lambdas.active().find(|(_, form, _)| form.accumulates());
+            let Some((_, form, lambda)) = accumulated else { return 1.0 };
+            let pending = &mut self.pending[0][group];
+            *pending *= form.coefficient(lambda, &rates);
+            if 1.0 - *pending >= ENOUGH { std::mem::replace(pending, 1.0) } else { 1.0 }
+        });
+        each.collect()
+    }
+
+    /// By penalty group, what accumulated decay leaves of a weight and has not applied yet; 1 for the others.
+    pub fn pending(&self) -> &[f64] {
+        &self.pending[0]
+    }
+
+    /// Goes on from what [`pending`](Self::pending) gave; of other groups than these nothing is taken.
+    pub fn load_pending(&mut self, pending: &[f64]) {
+        if pending.len() == self.groups.len() {
+            self.pending[0] = pending.to_vec();
+        }
+    }
+
+    /// Takes back what the last step accumulated, because it was skipped.
+    pub fn uncount(&mut self) {
+        self.pending[0] = self.pending[1].clone();
+    }
+}
+
+/// One penalty group in one step.
+struct GroupStep<'a> {
+    rates: StepRates,
+    lambdas: &'a LambdaValues,
+    /// What accumulated decay leaves of the weights in this step; 1 for nothing taken.
+    due: f64,
+    /// With the index of the group among them.
+    graph_scalars: Option<(&'a GraphScalars, usize)>,
+    differentiate: bool,
+}
+
+impl GroupStep<'_> {
+    /// The forms around the update of `rule`; returns ∂w′/∂λ of the tuned form where it is asked for.
+    fn run(&self, rule: &dyn UpdateRule, tensors: &GroupTensors, control: &Control) -> Result<Vec<Tensor>> {
+        let active = self.lambdas.active();
+        let mut decay = KernelDecay::default();
+        let mut fused = Vec::new();
+        for (row, form, lambda) in active.clone() {
+            let Some(kind) = form.torch() else { continue };
+            if let Some((refused, remedy)) = rule.refuses()
+                && refused == kind
+            {
+                bail!(remedy);
+            }
+            // A kernel takes λ as a number of the host only.
+            if self.graph_scalars.is_some() || !form.is_fused() || !rule.fuses(kind) {
+                continue;
+            }
+            fused.push(row);
+            *match kind {
+                TorchDecay::L2 => &mut decay.l2,
+                TorchDecay::Decoupled => &mut decay.decoupled,
+            } = form.weight_decay(lambda, &self.rates);
+        }
+        if decay.l2 > 0.0 && decay.decoupled > 0.0 {
+            bail!("l2 and decoupled decay at once in one penalty group: choose one");
+        }
+        let outside = active.clone().filter(|(row, ..)| !fused.contains(row));
+        let keeps_weights = self.differentiate || active.clone().any(|(_, form, _)| form.needs_old_weights());
+        let last_update = LastUpdate { rule, tensors, lr: control.lr };
+        let mut step = PenaltyStep {
+            params: &tensors.params,
+            grads: &tensors.grads,
+            rates: self.rates,
+            old_weights: if keeps_weights { copies(&tensors.params)? } else { Vec::new() },
+            old_grads: Vec::new(),
+            update: &last_update,
+            derivative: None,
+        };
+        for (row, form, lambda) in outside.clone().rev() {
+            if form.accumulates() && self.due == 1.0 {
+                continue;
+            }
+            form.before_update(&step, &self.coefficient(row, form, lambda, control)?)?;
+        }
+        if self.differentiate {
+            step.old_grads = copies(&tensors.grads)?;
+        }
+        rule.update(tensors, control, decay)?;
+        let tuned = active.clone().find(|(_, form, _)| self.differentiate && form.is_tunable());
+        if let Some((_, form, lambda)) = tuned {
+            step.derivative = Some(form.derivative(&step, lambda)?);
+        }
+        for (row, form, lambda) in outside {
+            form.after_update(&mut step, &self.coefficient(row, form, lambda, control)?)?;
+        }
+        Ok(step.derivative.unwrap_or_default())
+    }
+
+    fn coefficient(
+        &self,
+        row: usize,
+        form: &dyn crate::penalty::Penalty,
+        lambda: f64,
+        control: &Control,
+    ) -> Result<Scalar> {
+        if let Some((scalars, group)) = self.graph_scalars {
+            return scalars.coefficient(group, row);
+        }
+        let value = if form.accumulates() { self.due } else { form.coefficient(lambda, &self.rates) };
+        Scalar::gated(value, form.idle(), control.found_inf)
+    }
+}

@@ -1,0 +1,150 @@
+//! What an optimiser is: how it moves the weights, what it keeps of them, and its class in `torch.optim`.
+
+use anyhow::Result;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error};
+use tch::{Kind, Tensor};
+
+use crate::libtorch::optim::Control;
+use crate::penalty::TorchDecay;
+use crate::util::yaml::Invalid;
+
+/// A value of an optimiser as PyTorch's `param_groups` hold it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Argument {
+    Number(f64),
+    Flag(bool),
+    Pair(f64, f64),
+}
+
+/// What the param groups of a class of `torch.optim` look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TorchClass {
+    /// `torch.optim.<name>`.
+    pub name: &'static str,
+    /// The classes that keep the same state, as a message calls them.
+    pub family: &'static str,
+    /// The arguments that tell its param groups from those of other classes.
+    pub marks: &'static [&'static str],
+    /// Whether they have a `capturable`.
+    pub capturable: bool,
+    /// Whether they have a `fused`.
+    pub fused: bool,
+    /// Whether they say by `decoupled_weight_decay` which decay is meant.
+    pub decoupled_weight_decay: bool,
+    /// Whether the state is there before the first step.
+    pub state_from_start: bool,
+}
+
+/// The part of the penalty that a kernel applies itself; at most one of them is above 0.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KernelDecay {
+    pub l2: f64,
+    pub decoupled: f64,
+}
+
+/// How one optimiser moves the weights; the spec itself is the rule.
+pub trait UpdateRule: Send {
+    /// η₀, which the schedule scales.
+    fn lr(&self) -> f64;
+
+    /// Refuses values out of range; paths are relative to the optimiser's own keys.
+    fn validate(&self) -> Result<(), Invalid>;
+
+    /// The class in `torch.optim`.
+    fn torch_class(&self) -> TorchClass;
+
+    /// The forms of penalty that contradict the optimiser, with the remedy; None where it takes all.
+    fn refuses(&self) -> Option<(TorchDecay, &'static str)> {
+        None
+    }
+
+    /// The values beside `lr` and `weight_decay`, by PyTorch's names.
+    fn arguments(&self) -> Vec<(&'static str, Argument)>;
+
+    /// The state of a parameter: PyTorch's names, in PyTorch's order.
+    fn state_spec(&self) -> Vec<StateTensor>;
+
+    /// Whether `update` applies this kind of decay itself.
+    fn fuses(&self, decay: TorchDecay) -> bool {
+        decay == TorchDecay::L2
+    }
+
+    /// Whether `update` minds `control.found_inf`.
+    fn supports_found_inf(&self) -> bool {
+        true
+    }
+
+    /// One step on parameters of one penalty group, with `decay` and nothing else of the penalty.
+    fn update(&self, batch: &GroupTensors, control: &Control, decay: KernelDecay) -> Result<()>;
+
+    /// How far a gradient of 1 moves a weight per step, in the long run; None where steps do not grow with
+    /// the gradient.
+    fn steady_state_lr(&self, _lr: f64) -> Option<f64> {
+        None
+    }
+
+    /// How far a steady gradient of 1 moves each weight at a rate of 1, after `update`; None where that is
+    /// `steady_state_lr`, alike for all.
+    fn preconditioner(&self, _batch: &GroupTensors) -> Result<Option<Vec<Tensor>>> {
+        Ok(None)
+    }
+
+    /// ∂w′/∂g of each parameter after `update` at `grads`, which hold the penalty's part too.
+    fn update_grad_derivative(&self, batch: &GroupTensors, grads: &[Tensor], lr: f64) -> Result<Vec<Tensor>>;
+}
+
+/// One tensor of a parameter's state.
+pub struct StateTensor {
+    pub name: &'static str,
+    pub initial: f64,
+    /// A count of steps, 0-dim float32; else shaped, laid out and typed as the parameter.
+    pub scalar: bool,
+}
+
+impl StateTensor {
+    pub fn zeros(name: &'static str) -> Self {
+        Self { name, initial: 0.0, scalar: false }
+    }
+
+    pub fn step() -> Self {
+        Self { name: "step", initial: 0.0, scalar: true }
+    }
+
+    pub fn start(&self, param: &Tensor) -> Result<Tensor> {
+        if self.scalar {
+            return Ok(Tensor::f_full([0; 0], self.initial, (Kind::Float, param.device()))?);
+        }
+        Ok(param.f_detach()?.f_full_like(self.initial)?)
+    }
+}
+
+/// What a rule works on: lists of equal length.
+pub struct GroupTensors<'a> {
+    pub params: Vec<&'a Tensor>,
+    pub grads: Vec<&'a Tensor>,
+    /// One list for each of [`Rule::slots`].
+    pub slots: Vec<Vec<&'a Tensor>>,
+    /// Whether these parameters never made a step before.
+    pub fresh: bool,
+}
+
+impl<'a> GroupTensors<'a> {
+    /// The list of slot `i`, empty where the rule has fewer.
+    pub fn slot(&self, i: usize) -> &[&'a Tensor] {
+        self.slots.get(i).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// `weight_decay` where PyTorch has it: refused, with the remedy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RefusedWeightDecay;
+
+impl<'de> Deserialize<'de> for RefusedWeightDecay {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        Err(D::Error::custom(
+            "the penalty has one place: `penalty: {l2: λ}` is the weight_decay of PyTorch's SGD, Adam, Adagrad and \
+             RMSprop, `penalty: {decoupled: λ}` that of AdamW",
+        ))
+    }
+}

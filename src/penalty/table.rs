@@ -1,0 +1,116 @@
+//! The `penalties!` macro: one line per form makes the keys of the YAML and the lists that all else iterates over.
+
+use super::form::Penalty;
+use super::lambda::Lambda;
+
+/// How a form acts, as an enum of the YAML.
+pub trait Mode: Copy {
+    fn form(self) -> &'static dyn Penalty;
+}
+
+/// What a config says of one form.
+#[derive(Clone, Copy)]
+pub struct Declared {
+    pub key: &'static str,
+    /// The key of its mode, where it has modes.
+    pub mode_key: Option<&'static str>,
+    pub lambda: Option<Lambda>,
+    /// In the mode that is stated, else in its default.
+    pub form: &'static dyn Penalty,
+    pub states_mode: bool,
+}
+
+/// The specs and tables of the forms: `key: Form;`, or `key: Form(Mode::Default), key_mode: Mode;`.
+macro_rules! penalties {
+    ($($(#[$doc:meta])* $key:ident: $form:expr $(, $mode_key:ident: $mode:ty)?;)*) => {
+        /// The penalty as declared. Without any λ there is none.
+        #[derive(Clone, Debug, Default, PartialEq, serde::Deserialize, serde::Serialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct PenaltySpec {
+            $(
+                $(#[$doc])*
+                #[serde(skip_serializing_if = "Option::is_none")]
+                pub $key: Option<Lambda>,
+                $(
+                    /// How it acts.
+                    #[serde(skip_serializing_if = "Option::is_none")]
+                    pub $mode_key: Option<$mode>,
+                )?
+            )*
+            /// Exceptions by parameter name; the first that matches wins.
+            #[serde(skip_serializing_if = "Vec::is_empty")]
+            pub groups: Vec<GroupSpec>,
+        }
+
+        /// Other λs for the parameters whose names match.
+        ///
+        /// What a group states holds for every tensor that it matches, biases and normalisation too. What it leaves
+        /// out is inherited: weights keep the λs above the groups, other tensors 0. `l2` and `decoupled` are two
+        /// ways of one penalty, so a group that states one of them does not inherit the other.
+        #[derive(Clone, Debug, PartialEq, serde::Deserialize, serde::Serialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct GroupSpec {
+            /// A pattern over the dotted name, such as `layer4.*` or `*.bias`: `*` any text, `?` any one character.
+            #[serde(rename = "match")]
+            pub pattern: String,
+            $(
+                $(#[$doc])*
+                #[serde(default, skip_serializing_if = "Option::is_none")]
+                pub $key: Option<Lambda>,
+                $(
+                    /// How it acts.
+                    #[serde(default, skip_serializing_if = "Option::is_none")]
+                    pub $mode_key: Option<$mode>,
+                )?
+            )*
+        }
+
+        /// The keys of the λs in YAML, in the order of the table.
+        pub const KEYS: &[&str] = &[$(stringify!($key)),*];
+
+        /// How many forms there are.
+        pub(crate) const FORMS: usize = KEYS.len();
+
+        impl PenaltySpec {
+            /// What is said above the groups, one entry per form.
+            pub(crate) fn declared(&self) -> [Declared; FORMS] {
+                [$(declared!(self, $key, $form $(, $mode_key)?)),*]
+            }
+        }
+
+        impl GroupSpec {
+            /// What the group says, one entry per form.
+            pub(crate) fn declared(&self) -> [Declared; FORMS] {
+                [$(declared!(self, $key, $form $(, $mode_key)?)),*]
+            }
+        }
+    };
+}
+
+macro_rules! declared {
+    ($spec:ident, $key:ident, $form:expr) => {
+        Declared {
+            key: stringify!($key),
+            mode_key: None,
+            lambda: $spec.$key,
+            form: {
+                const FORM: &'static dyn Penalty = &$form;
+                FORM
+            },
+            states_mode: false,
+        }
+    };
+    ($spec:ident, $key:ident, $form:expr, $mode_key:ident) => {
+        Declared {
+            mode_key: Some(stringify!($mode_key)),
+            form: {
+                const FORM: &'static dyn Penalty = &$form;
+                $spec.$mode_key.map_or(FORM, Mode::form)
+            },
+            states_mode: $spec.$mode_key.is_some(),
+            ..declared!($spec, $key, $form)
+        }
+    };
+}
+
+pub(super) use {declared, penalties};

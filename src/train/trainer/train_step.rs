@@ -1,0 +1,171 @@
+//! One optimiser step in one view: forward and backward of the micro-batches, learning rate and λ, unscale, clip,
+//! penalty and update, λ tuning, weight average, gradient scaler, counters and log.
+
+use anyhow::Result;
+use tch::Tensor;
+
+use super::Trainer;
+use super::deferred_scalar::DeferredScalar;
+use super::micro_batch_loss::MicroBatchLoss;
+use crate::config::Amp;
+use crate::data::loader::Batch;
+use crate::libtorch::autocast::autocast;
+use crate::libtorch::{catch_panics, device};
+use crate::optim::{StepOptions, StepOutput};
+use crate::penalty::LambdaValues;
+use crate::train::records::{StepRecord, WeightStats};
+use crate::util::rng::{CounterRng, RngStream};
+use crate::util::stopwatch::Phase;
+
+/// One step that was made.
+pub(super) struct StepResult {
+    /// Of the data.
+    pub loss: DeferredScalar,
+    pub grad_norm: DeferredScalar,
+    /// As in [`crate::optim::Step`].
+    pub found_inf: Option<Tensor>,
+    /// Statistics of the weights before it, where it is logged.
+    pub before: Option<WeightStats>,
+    pub samples: i64,
+}
+
+impl Trainer<'_> {
+    /// One optimiser step on `accumulate` micro-batches, fewer at the end of an epoch. Returns the numbers when it is
+    /// time to log them; otherwise nothing waits for the device.
+    pub fn train_step(&mut self, micro_batches: Vec<Batch>) -> Result<Option<StepRecord>> {
+        let log_every = self.session.config.spec.train.log_every;
+        let is_logged = self.state.step % log_every == log_every - 1;
+        let batches = micro_batches.len();
+        self.seed();
+        let step = match self.try_replay(micro_batches, is_logged)? {
+            Ok(step) => step,
+            Err(micro_batches) => self.eager_step(micro_batches, is_logged)?,
+        };
+        self.state.batch += batches;
+        self.update_counters(&step);
+        match step.before {
+            Some(before) => self.log_step(before, &step.loss, &step.grad_norm).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn eager_step(&mut self, micro_batches: Vec<Batch>, is_logged: bool) -> Result<StepResult> {
+        let samples = micro_batches.iter().map(|batch| batch.xs.size()[0]).sum();
+        let loss = self.forward_backward(micro_batches, samples)?;
+        // Not earlier: this may wait for the step before, and now the device has a backward pass to compute.
+        let (lr, lambdas) = self.next_lr_and_lambdas()?;
+        let before = self.weight_stats(is_logged, lr, &lambdas)?;
+        let step = self.clip_penalize_update(lr, &lambdas)?;
+        self.update_average(&step)?;
+        self.update_scale(&step)?;
+        self.stopwatch.passed(Phase::Optimizer);
+        let grad_norm = DeferredScalar::of(&step.grad_norm);
+        Ok(StepResult { loss, grad_norm, found_inf: step.found_inf, before, samples })
+    }
+
+    /// Adds up the gradients of the micro-batches, `samples` together; returns the loss of the whole batch.
+    fn forward_backward(&self, micro_batches: Vec<Batch>, samples: i64) -> Result<DeferredScalar> {
+        let parts = self.micro_batch_loss(&micro_batches)?;
+        let (task, network, scale) = (&self.session.task, &self.network, &self.scale);
+        let (device, amp) = (self.session.device, self.session.config.spec.train.amp.map(Amp::kind));
+        let mut total = DeferredScalar::new(0.0, device);
+        for batch in micro_batches {
+            let share = batch.xs.size()[0] as f64 / samples as f64;
+            let part = catch_panics(|| -> Result<DeferredScalar> {
+                let (xs, ys) = task.make_batch(batch.xs, batch.ys, true)?;
+                self.stopwatch.passed(Phase::Prepare);
+                let loss = autocast(device, amp, || -> Result<Tensor> {
+                    let output = task.forward(network, &xs, true)?;
+                    Ok(parts.of(self, &output, &ys, share))
+                })??;
+                self.stopwatch.passed(Phase::Forward);
+                scale.as_ref().map_or(loss.shallow_clone(), |scale| scale.scaled(&loss)).backward();
+                self.stopwatch.passed(Phase::Backward);
+                Ok(DeferredScalar::of(&loss))
+            })??;
+            total.add(&part, 1.0);
+        }
+        Ok(match &parts {
+            MicroBatchLoss::Joint { loss, .. } => DeferredScalar::of(loss),
+            _ => total,
+        })
+    }
+
+    /// The optimiser's step, and the one of the λs that the validation set tunes.
+    fn clip_penalize_update(&mut self, lr: f64, lambdas: &[LambdaValues]) -> Result<StepOutput> {
+        let due = self.lambda_tuner.due(self.state.step);
+        let step = self.optimizer.step_with(&StepOptions {
+            lr,
+            lambdas,
+            clip: self.session.config.spec.train.clip.as_ref(),
+            differentiate: &due,
+            scale: self.scale.as_ref(),
+            graph_scalars: None,
+        })?;
+        if !step.lambda_gradients.is_empty() {
+            let gradients = &step.lambda_gradients;
+            self.lambda_tuner.update_lambdas(&self.network, self.state.step, &due, gradients)?;
+            self.optimizer.zero_grad()?;
+        }
+        Ok(step)
+    }
+
+    fn update_average(&mut self, step: &StepOutput) -> Result<()> {
+        match &mut self.averaged {
+            Some((ema, _)) => ema.update(&self.network.state(), step.found_inf.as_ref()),
+            None => Ok(()),
+        }
+    }
+
+    fn update_scale(&mut self, step: &StepOutput) -> Result<()> {
+        match (&mut self.scale, &step.found_inf) {
+            (Some(scale), Some(found_inf)) => scale.update(found_inf),
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts a step, and adds its loss to the epoch's; nothing waits for the device.
+    fn update_counters(&mut self, step: &StepResult) {
+        let samples = step.samples as u64;
+        // A skipped step is no sign of ill health, and no part of the epoch's loss.
+        let [loss, grad_norm] =
+            [&step.loss, &step.grad_norm].map(|number| number.unless(step.found_inf.as_ref()));
+        self.finite_check.add(&loss, 1.0);
+        self.finite_check.add(&grad_norm, 1.0);
+        self.loss_sum.add(&loss, step.samples as f64);
+        self.samples_of_step = samples;
+        self.state.step += 1;
+        self.state.samples += samples;
+        self.samples_since_log += samples;
+        self.samples_since_begin += samples;
+        self.state.score = None;
+        self.latest = None;
+    }
+
+    /// Dropout and noise are functions of the seed and the step, so that nothing of the generator needs
+    /// saving.
+    pub(super) fn seed(&self) {
+        let mut draw = CounterRng::new(self.session.config.spec.seed, self.state.step, 0, RngStream::Step);
+        device::seed(draw.bits());
+    }
+
+    /// The learning rate and the λs of the step to come; waits for the gradients of the one before where it
+    /// could have been skipped.
+    pub(super) fn next_lr_and_lambdas(&mut self) -> Result<(f64, Vec<LambdaValues>)> {
+        self.sync_skipped_step()?;
+        let lr = self.lr_at(self.position());
+        self.lambda_tuner.bound(&self.optimizer, lr);
+        Ok((lr, self.lambdas_at(self.position())))
+    }
+
+    /// Statistics of the weights before the step, where it is logged.
+    pub(super) fn weight_stats(
+        &self,
+        is_logged: bool,
+        lr: f64,
+        lambdas: &[LambdaValues],
+    ) -> Result<Option<WeightStats>> {
+        let groups = &self.session.groups;
+        is_logged.then(|| WeightStats::of(&self.network, groups, lambdas, lr, self.peak())).transpose()
+    }
+}
