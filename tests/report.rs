@@ -134,7 +134,7 @@ fn browse(browser: &Path, html: &str, more: &[&str]) -> (Value, String) {
     (serde_json::from_str(&facts).unwrap_or_else(|error| panic!("{error}: {facts}\n{stderr}")), console)
 }
 
-/// What a browser finds in the report at a width of `num_params` pixels.
+/// What a browser finds in the report at a width of `width` pixels.
 fn look(browser: &Path, report: &str, width: u32, more: &[&str]) -> Value {
     // The report stands in a frame, because a window cannot be as narrow as a phone. Errors are collected
     // from the start.

@@ -9,7 +9,7 @@ use tch::Tensor;
 
 use super::like;
 
-/// Floating-point images `[N, C, H, W]` brought to `height` × `num_params`, not clamped: bicubic overshoots.
+/// Floating-point images `[N, C, H, W]` brought to `height` × `width`, not clamped: bicubic overshoots.
 pub fn resize(images: &Tensor, height: i64, width: i64) -> Tensor {
     let size = images.size();
     let &[_, _, from_height, from_width] = size.as_slice() else { return images.shallow_clone() };

@@ -13,7 +13,7 @@ pub fn gaussian(sigma: f64, size: usize) -> Vec<f64> {
     weights.iter().map(|weight| weight / sum).collect()
 }
 
-/// Each channel of `[N, C, H, W]` correlated with one kernel `height × num_params`, without borders: the
+/// Each channel of `[N, C, H, W]` correlated with one kernel `height × width`, without borders: the
 /// sides shrink by the kernel's less 1.
 pub fn correlate(images: &Tensor, kernel: &[f64], [height, width]: [i64; 2]) -> Tensor {
     let channels = images.size().get(1).copied().unwrap_or(1);

@@ -79,7 +79,7 @@ impl<'a> Tiles<'a> {
         side.saturating_sub(around).clamp(64, 1 << 14)
     }
 
-    /// Answers an image of `height` × `num_params` in tiles of `side`: `work` gets the area that a tile sees,
+    /// Answers an image of `height` × `width` in tiles of `side`: `work` gets the area that a tile sees,
     /// as the part of the image that it is, and gives the answer to it, `[1, C, H, W]` and `scale` times as
     /// large; `put` gets the part of the answer that is the tile's own and where its upper left corner is,
     /// then how many are done, of how many.

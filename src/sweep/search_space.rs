@@ -1,4 +1,4 @@
-//! What a sweep varies: `--over penalty.l2=1e-6:1e-1:log:9`, `--over model.args.num_params=8:64:int:4` or
+//! What a sweep varies: `--over penalty.l2=1e-6:1e-1:log:9`, `--over model.args.width=8:64:int:4` or
 //! `--over optimizer.sgd.lr=0.1,0.03`.
 
 use anyhow::Result;

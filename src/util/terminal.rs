@@ -22,7 +22,7 @@ pub fn width(text: &str) -> usize {
     measure_text_width(text)
 }
 
-/// `text` at the left of `num_params` columns.
+/// `text` at the left of `width` columns.
 pub fn padded(text: &str, width: usize) -> String {
     pad_str(text, width, Alignment::Left, None).into_owned()
 }

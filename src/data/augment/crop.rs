@@ -84,7 +84,7 @@ impl Crop {
         Ok(())
     }
 
-    /// The height and width of what is cut from a picture of `height` × `num_params`.
+    /// The height and width of what is cut from a picture of `height` × `width`.
     pub fn output(&self, height: usize, width: usize) -> Result<[usize; 2], String> {
         let sides = self.size.map_or([height, width], Size::sides);
         for (cut, side) in sides.into_iter().zip([height, width]) {

@@ -59,7 +59,7 @@ impl Cutout {
         xs.masked_fill(&rows.logical_and(&columns), 0.0)
     }
 
-    /// The same for one picture of `height` × `num_params` planes in memory.
+    /// The same for one picture of `height` × `width` planes in memory.
     pub fn blank<T: Number>(&self, planes: &mut [T], [height, width]: [usize; 2], params: &[f64]) {
         let &[top, bottom, left, right] = params else { return };
         if left >= right {

@@ -48,7 +48,7 @@ impl Range {
     }
 }
 
-/// The height and width of a picture: one number for a square, or `[height, num_params]`.
+/// The height and width of a picture: one number for a square, or `[height, width]`.
 #[derive(Deserialize, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[serde(untagged, expecting = "expected a whole number or a pair [height, width]")]
 pub enum Size {

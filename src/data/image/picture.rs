@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use fast_image_resize as fir;
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
+use image::{DynamicImage, GrayImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
 use serde::{Deserialize, Serialize};
 
 use super::jpeg::Jpeg;
@@ -69,7 +69,7 @@ thread_local! {
     static RESIZER: RefCell<fir::Resizer> = RefCell::new(fir::Resizer::new());
 }
 
-/// 8-bit pixels, `height × num_params × channels` in `data`, channels innermost.
+/// 8-bit pixels, `height × width × channels` in `data`, channels innermost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Picture {
     pub channels: usize,
@@ -105,7 +105,10 @@ impl ImageFile {
         }
         let bytes = self.read(MAX_FILE).ok()?;
         let decode = || {
-            let jpeg = Jpeg::open(&bytes).filter(|_| jpeg_ends(&bytes))?;
+            let jpeg = Jpeg::open(&bytes)?;
+            if jpeg.is_turned || jpeg.channels() != 3 || !jpeg_ends(&bytes) {
+                return None;
+            }
             if (jpeg.height * jpeg.width * 3) as u64 > MAX_DECODED {
                 return None;
             }
@@ -221,9 +224,24 @@ fn decode_upright(bytes: &[u8], file: &ImageFile) -> Result<DynamicImage> {
     }
     let mut decoder = open(bytes, file)?;
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let mut image = DynamicImage::from_decoder(decoder).context("cannot be decoded")?;
+    let mut image = match decode_jpeg(bytes) {
+        Some(image) => image,
+        None => DynamicImage::from_decoder(decoder).context("cannot be decoded")?,
+    };
     image.apply_orientation(orientation);
     Ok(image)
+}
+
+/// The pixels that Pillow sees, to the bit. None for what the decoder of `image` reads: other formats, and
+/// rare or damaged JPEG files.
+fn decode_jpeg(bytes: &[u8]) -> Option<DynamicImage> {
+    let jpeg = Jpeg::open(bytes)?;
+    let pixels = jpeg.region(0, 0, jpeg.height, jpeg.width)?;
+    let (width, height) = (jpeg.width as u32, jpeg.height as u32);
+    match jpeg.channels() {
+        1 => GrayImage::from_raw(width, height, pixels).map(DynamicImage::from),
+        _ => RgbImage::from_raw(width, height, pixels).map(DynamicImage::from),
+    }
 }
 
 /// Whether the stream reaches its end marker, markers of embedded thumbnails not counted.
@@ -270,7 +288,7 @@ impl Picture {
         }
     }
 
-    /// The rectangle `height × num_params` whose upper left corner is (`top`, `left`); it is clipped to the
+    /// The rectangle `height × width` whose upper left corner is (`top`, `left`); it is clipped to the
     /// picture.
     pub fn crop(&self, top: usize, left: usize, height: usize, width: usize) -> Picture {
         let (top, left) = (top.min(self.height), left.min(self.width));
@@ -331,7 +349,7 @@ impl Picture {
         Picture { channels: self.channels, height, width, data: scaled.into_vec() }
     }
 
-    /// The pixels as planes: `channels × height × num_params`, one sample of a `[N, C, H, W]` tensor.
+    /// The pixels as planes: `channels × height × width`, one sample of a `[N, C, H, W]` tensor.
     pub fn planes(&self) -> Vec<u8> {
         let mut planes = vec![0; self.data.len()];
         self.write_planes(&mut planes);
@@ -359,7 +377,7 @@ fn on_white(rgba: &[u8]) -> Vec<u8> {
 }
 
 impl Fit {
-    /// The whole picture as one sample, `self.height × self.num_params`.
+    /// The whole picture as one sample, `self.height × self.width`.
     pub fn whole(&self, picture: &Picture) -> Picture {
         let fitted = match self.resize {
             Resize::Squash => picture.resize(self.height, self.width),

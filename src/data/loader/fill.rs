@@ -262,7 +262,7 @@ impl BatchWriter {
 /// 8-bit pixels of one picture.
 #[derive(Clone, Copy)]
 pub enum PixelData<'a> {
-    /// `channels × height × num_params`.
+    /// `channels × height × width`.
     Planes(&'a [u8]),
     Picture(&'a Picture),
 }

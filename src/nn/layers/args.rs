@@ -10,7 +10,7 @@ use super::{Shape, ShapeError};
 /// overflow.
 pub const MAX: i64 = 1 << 24;
 
-/// A number for both directions, or `[height, num_params]`.
+/// A number for both directions, or `[height, width]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pair<T = i64>(pub [T; 2]);
 

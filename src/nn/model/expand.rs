@@ -9,8 +9,8 @@
 //! - `{repeat: {times: 3, layers: …}}` in a list, or under a silent name, goes on in its parent: lists keep
 //!   counting, mapping names count by `{i}` (from 0; `{i + 1}` too).
 //! - No child is called as a composite or nearly so (naming.rs): a slip must not become a name.
-//! - `args:` declares arguments with defaults (null: must be given), used as `$num_params` or
-//!   `"${num_params * 2}"`; `blocks:` declares layer types with arguments of their own.
+//! - `args:` declares arguments with defaults (null: must be given), used as `$width` or
+//!   `"${width * 2}"`; `blocks:` declares layer types with arguments of their own.
 
 use std::collections::BTreeMap;
 

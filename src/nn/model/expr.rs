@@ -1,4 +1,4 @@
-//! Arithmetic in model files: `${num_params * 2}`. Whole numbers stay whole; overflow and division by zero
+//! Arithmetic in model files: `${width * 2}`. Whole numbers stay whole; overflow and division by zero
 //! are errors.
 
 use serde_json::{Map, Number, Value};

@@ -34,7 +34,7 @@ pub enum Missing {
         count: u32,
         size: Level,
     },
-    /// `count` straight lines of `num_params` pixels between two random places.
+    /// `count` straight lines of `width` pixels between two random places.
     Strokes {
         #[serde(default = "several")]
         count: u32,

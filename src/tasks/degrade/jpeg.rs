@@ -31,7 +31,7 @@ impl Default for Jpeg {
     }
 }
 
-/// One image on its way through the encoder: `height × num_params × channels` bytes, channels innermost.
+/// One image on its way through the encoder: `height × width × channels` bytes, channels innermost.
 struct Job<'a> {
     pixels: &'a mut [u8],
     quality: u8,

@@ -7,8 +7,9 @@ pub const ZIGZAG: [u8; 80] = [
     46, 53, 60, 61, 54, 47, 55, 62, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63,
 ];
 
-/// Copies entropy-coded data up to their end marker, without stuffed zeros and restart markers.
-pub fn unstuff(mut scan: &[u8], data: &mut Vec<u8>, restarts: &mut Vec<usize>) {
+/// Copies the entropy-coded data of a scan without stuffed zeros and restart markers; returns what follows,
+/// from its marker.
+pub fn unstuff<'a>(mut scan: &'a [u8], data: &mut Vec<u8>, restarts: &mut Vec<usize>) -> &'a [u8] {
     data.clear();
     restarts.clear();
     data.reserve(scan.len() + 16);
@@ -21,16 +22,18 @@ pub fn unstuff(mut scan: &[u8], data: &mut Vec<u8>, restarts: &mut Vec<usize>) {
                 scan = &scan[at + 1..];
                 continue;
             }
-            _ => return,
+            _ => return &scan[at..],
         }
         scan = &scan[at + 2..];
     }
     data.extend_from_slice(scan);
+    &[]
 }
 
 /// How many bits are looked up at once.
 const AHEAD: u32 = 11;
 
+#[derive(Clone)]
 pub struct Huffman {
     /// For the next bits: a whole coefficient with its value, where all of it fits; else a symbol; else
     /// nothing.
@@ -185,7 +188,33 @@ impl<'a> Bits<'a> {
         (self.ahead >> (64 - count)) as usize
     }
 
-    /// The symbol whose code comes next, looked up as `entry`.
+    /// The next `count` bits as a number; at most 16.
+    pub fn take(&mut self, count: u32) -> i32 {
+        if count == 0 {
+            return 0;
+        }
+        if self.count < 32 {
+            self.fill();
+        }
+        let bits = self.peek(count) as i32;
+        self.drop(count);
+        bits
+    }
+
+    /// The number that the next `size` bits mean; at most 15.
+    pub fn number(&mut self, size: u32) -> i32 {
+        if size == 0 { 0 } else { extend(self.take(size), size) }
+    }
+
+    /// The symbol whose code comes next.
+    pub fn next(&mut self, table: &Huffman) -> Option<u8> {
+        if self.count < 32 {
+            self.fill();
+        }
+        self.symbol(table.fast[self.peek(AHEAD)], table)
+    }
+
+    /// The same, looked up as `entry`.
     #[inline(always)]
     fn symbol(&mut self, entry: Entry, table: &Huffman) -> Option<u8> {
         if entry.code > 0 {
