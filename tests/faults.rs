@@ -280,6 +280,46 @@ fn other_data_is_refused_where_files_are_read_at_need_and_of_every_set() {
 }
 
 #[test]
+fn a_resume_says_that_jpeg_files_had_other_pixels() {
+    let home = tempfile::tempdir().unwrap();
+    for (class, number) in [("a", 0), ("a", 1), ("b", 0), ("b", 1)] {
+        let folder = home.path().join("set").join(class);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join(format!("{number}.jpg")), include_bytes!("data/420.jpg")).unwrap();
+    }
+    let text = format!(
+        "device: cpu\nthreads: 1\nmodel: {{name: small-cnn, args: {{channels: 3, size: 16, classes: 2, width: 2}}}}\n\
+         task: classification\ndata: {{train: {{folder: {{root: {}/set, size: 16}}}}, batch_size: 2}}\n\
+         optimizer: {{sgd: {{lr: 0.01}}}}\ntrain: {{epochs: 2}}\n",
+        home.path().display()
+    );
+    let config = write_config(home.path(), &text);
+    for (memory, expected) in [("0", 0), ("2", 3)] {
+        let folder = home.path().join(format!("run-{memory}"));
+        let with = format!("data.memory_gib={memory}");
+        let train = |more: &[&str]| {
+            run(&[&["train", &config, "--set", &with, "--output", folder.to_str().unwrap()], more].concat())
+        };
+        assert_eq!(train(&[]).0, 0);
+        let file = folder.join("checkpoints/last/state.json");
+        let Value::Object(mut state) = read_json(&file) else { panic!("an object") };
+        ["sha256", "jpeg_pixels"].iter().for_each(|key| drop(state.remove(*key)));
+        state.insert("format".into(), 1.into());
+        if memory == "2" {
+            state["fingerprints"]["train"] = "0".into();
+        }
+        fs::write(&file, serde_json::to_string_pretty(&state).unwrap()).unwrap();
+        let resume = || train(&["--resume", "--set", "train.epochs=3"]);
+        let (code, _, stderr) = resume();
+        assert!(code == expected && stderr.contains("decoded JPEG files to pixels"), "{code} {stderr}");
+        if memory == "0" {
+            let (code, _, stderr) = resume();
+            assert!(code == 0 && !stderr.contains("decoded JPEG files"), "{code} {stderr}");
+        }
+    }
+}
+
+#[test]
 fn what_a_resume_or_an_evaluation_does_otherwise_is_told() {
     let home = tempfile::tempdir().unwrap();
     let config = write_config(home.path(), SMALL);

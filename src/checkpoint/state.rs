@@ -9,6 +9,7 @@ use std::fmt;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::data::JPEG_PIXELS;
 use crate::optim::ScalingState;
 use crate::penalty::TunedLambda;
 use crate::util::sha256;
@@ -63,6 +64,9 @@ pub struct State {
     /// The same of every set, by its key; empty in checkpoints of layout 1.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub fingerprints: BTreeMap<String, String>,
+    /// [`JPEG_PIXELS`] of the program that wrote it; 0 in checkpoints from before that was counted.
+    #[serde(default)]
+    pub jpeg_pixels: u32,
     /// CPU threads of one operation: sums of another number of threads are added in another order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
@@ -112,6 +116,7 @@ impl State {
             data_fingerprint,
             sparse: Vec::new(),
             fingerprints: BTreeMap::new(),
+            jpeg_pixels: JPEG_PIXELS,
             threads: None,
             classes: Vec::new(),
             features: Vec::new(),

@@ -72,6 +72,21 @@ impl Dataset {
 }
 
 impl Dataset {
+    /// Whether samples, or what belongs to them, are JPEG files by their names.
+    pub fn has_jpegs(&self) -> bool {
+        let is_jpeg = |path: &Path| {
+            let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
+            extension == "jpg" || extension == "jpeg"
+        };
+        let in_files = match &self.samples {
+            Samples::Files(files) => {
+                files.files.iter().chain(&files.partners).any(|file| is_jpeg(&file.path))
+            }
+            Samples::Resident(_) => false,
+        };
+        in_files || self.names.iter().any(|name| is_jpeg(Path::new(name)))
+    }
+
     /// How its fingerprint was taken, where that was not from all bytes.
     pub fn sampled(&self) -> Option<String> {
         let Samples::Files(files) = &self.samples else { return None };

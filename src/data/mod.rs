@@ -27,7 +27,7 @@ pub use sources::Split;
 
 pub use cache::DatasetCache;
 pub use files::{Damaged, Files, Framing};
-pub use image::picture::{Fit, ImageFile, Mode, Picture, Resize};
+pub use image::picture::{Fit, ImageFile, JPEG_PIXELS, Mode, Picture, Resize};
 pub use sources::folder::{pictures, pictures_at};
 pub use spec::{DataSpec, SourceSpec, ValidationSpec};
 

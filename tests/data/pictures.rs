@@ -69,6 +69,21 @@ fn every_form_of_picture_decodes_to_the_pixels_that_pillow_sees() {
     }
 }
 
+/// Baseline 4:2:0 and progressive 4:2:2, with the CRC-32 of the pixels that Pillow makes of them.
+#[test]
+fn two_jpeg_files_have_the_pixels_that_pillow_saw() {
+    let folder = tempfile::tempdir().unwrap();
+    let files: [(&[u8], u32); 2] =
+        [(include_bytes!("420.jpg"), 3445089998), (include_bytes!("422-progressive.jpg"), 3204779656)];
+    for (bytes, expected) in files {
+        let file = ImageFile { path: folder.path().join("x.jpg"), mode: Mode::Rgb };
+        fs::write(&file.path, bytes).unwrap();
+        let picture = file.decode().unwrap();
+        assert_eq!((picture.height, picture.width), (21, 19));
+        assert_eq!(crc32fast::hash(&picture.data), expected);
+    }
+}
+
 /// JPEG files as cameras and programs write them, then those of which no part is decoded by itself; beside each
 /// what Pillow makes of it.
 const JPEGS: &str = "
@@ -443,5 +458,6 @@ print(*means)
     let expected: Vec<f64> =
         expected.split_whitespace().map(|mean| mean.parse().expect("a number")).collect();
     let most = (halves.view([-1]) - Tensor::from_slice(&expected)).abs().max().double_value(&[]);
-    assert!(most < 0.5, "means differ by {most}");
+    // The mean of 2048 × 3 levels that resizing may round otherwise.
+    assert!(most < 0.05, "means differ by {most}");
 }

@@ -1,7 +1,7 @@
 //! One image file as 8-bit pixels: decoded by its content, turned upright, grey or RGB.
 //!
-//! The format is told by the first bytes, not by the name (but for TGA, which has no signature). Of
-//! animations the first frame counts. EXIF orientation is applied. Palettes are expanded, 16-bit values
+//! The format is that of the first bytes, not of the name (but for TGA, which has no signature). Of
+//! animations the first frame is read. EXIF orientation is applied. Palettes are expanded, 16-bit values
 //! become round(v / 257), floats are clamped to [0, 1], transparent pixels are blended with white. Grey
 //! becomes RGB by repetition, RGB becomes grey by ITU-R BT.601-2 luma as Pillow rounds it. A picture may need
 //! 512 MiB when decoded, a file may have 1 GiB.
@@ -24,6 +24,8 @@ use crate::util::regular_file;
 
 /// Bytes that one decoded picture may need.
 pub const MAX_DECODED: u64 = 512 << 20;
+/// Counts the changes of the pixels that JPEG files decode to; those of libjpeg are 1.
+pub const JPEG_PIXELS: u32 = 1;
 /// Bytes that one file may have.
 const MAX_FILE: u64 = 1 << 30;
 
@@ -98,7 +100,7 @@ impl ImageFile {
 
     /// Only the rectangle that `choose` picks from the picture's height and width: top, left, height and
     /// width. The same bits as a part of the whole picture, in half the time. None where that needs the whole
-    /// picture, or where something is amiss.
+    /// picture, or where the file is damaged.
     pub fn decode_part(&self, choose: impl FnOnce([usize; 2]) -> Option<[usize; 4]>) -> Option<Picture> {
         if self.mode != Mode::Rgb {
             return None;
@@ -199,7 +201,7 @@ pub(crate) fn decode_guarded<T>(path: &Path, decode: impl FnOnce(&[u8]) -> Resul
         .unwrap_or_else(|_| Err(anyhow!("the decoder gave up on it")))
 }
 
-/// The same of bytes; `path` tells the format where they do not.
+/// The same of bytes; `path` gives the format where they do not.
 pub(crate) fn decode_bytes(bytes: &[u8], path: &Path) -> Result<DynamicImage> {
     decode_upright(bytes, &ImageFile { path: path.to_owned(), mode: Mode::Rgb })
 }
@@ -398,7 +400,7 @@ impl Fit {
         self.finish(fitted)
     }
 
-    /// A part of a picture that stands for all of it, as one sample.
+    /// A part of a picture as one sample, as if it were the whole.
     pub fn part(&self, part: &Picture) -> Picture {
         self.finish(part.resize(self.height, self.width))
     }

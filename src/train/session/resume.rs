@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::Session;
 use crate::checkpoint::State;
 use crate::config::{PROGRAM_FILE, differences};
-use crate::data::{Samples, Split};
+use crate::data::{JPEG_PIXELS, Samples, Split};
 use crate::nn::model::ModelSource;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 
@@ -49,17 +49,28 @@ impl Session {
                 sets.join(", ")
             )
         };
-        Ok((!unknown.is_empty()).then(|| tell(&unknown)).into_iter().collect())
+        let unknown = (!unknown.is_empty()).then(|| tell(&unknown));
+        let pixels = self.other_pixels(state).map(|why| format!("{why}; the run goes on with today's"));
+        Ok(unknown.into_iter().chain(pixels).collect())
     }
 
     fn refuse(&self, set: &str, state: &State) -> Result<Vec<String>> {
         let changed = self.changed(state)?;
-        let changed: Vec<_> = changed.iter().map(|(path, change)| another(path, change)).collect();
+        let mut changed: Vec<_> = changed.iter().map(|(path, change)| another(path, change)).collect();
+        changed.extend(self.other_pixels(state).map(|why| format!("{why}; that version can resume it")));
         let message = format!(
             "the {set} data is not what this run was started with; start a new run for other data\n{}",
             changed.join("\n")
         );
         Err(fail(ExitCode::Data, message.trim_end()))
+    }
+
+    /// That JPEG files had other pixels, where there are any.
+    fn other_pixels(&self, state: &State) -> Option<&'static str> {
+        let has_jpegs = |split: &Split| self.split(*split).is_some_and(|set| set.has_jpegs());
+        (state.jpeg_pixels != JPEG_PIXELS && Split::ALL.iter().any(has_jpegs)).then_some(
+            "an earlier version saved this checkpoint, and decoded JPEG files to pixels that differ by a few levels of 255",
+        )
     }
 
     fn changed(&self, state: &State) -> Result<Vec<(String, String)>> {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use super::Trainer;
 use crate::checkpoint::{Loaded, State};
 use crate::config::{Amp, CONFIG_FILE, PROGRAM_FILE, Segments};
-use crate::data::Split;
+use crate::data::{JPEG_PIXELS, Split};
 use crate::libtorch::device;
 use crate::nn::model::ModelSource;
 use crate::optim::{Ema, GradScaler};
@@ -77,6 +77,7 @@ impl<'a> Trainer<'a> {
         state.config = serde_json::to_value(spec)?;
         state.fingerprints = session.fingerprints();
         state.data_fingerprint = train.fingerprint.clone();
+        state.jpeg_pixels = JPEG_PIXELS;
         state.threads = Some(tch::get_num_threads() as usize);
         // What an earlier version saved is saved as of this one.
         (state.format, state.version) = (State::new(String::new()).format, env!("CARGO_PKG_VERSION").into());

@@ -297,7 +297,7 @@ impl<'a> Bits<'a> {
             }
             let leap = table.leaps[self.peek(AHEAD)];
             let behind = at + usize::from(leap.places);
-            // Bits behind the last coefficient of a block are no more of its business.
+            // Bits behind the last coefficient belong to the next block.
             if leap.bits > 0 && behind < 64 {
                 self.drop(leap.bits.into());
                 if leap.ends {

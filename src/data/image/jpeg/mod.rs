@@ -115,7 +115,8 @@ impl<'a> Jpeg<'a> {
                     };
                     let (channels, []) = channels.as_chunks() else { return None };
                     let ids = channels.iter().map(|&[id, ..]: &[u8; 3]| id);
-                    let colours = colours(ids, is_jfif, adobe).filter(|_| channels.len() == usize::from(count))?;
+                    let colours =
+                        colours(ids, is_jfif, adobe).filter(|_| channels.len() == usize::from(count))?;
                     let mut jpeg = Self {
                         height: u16::from_be_bytes([h1, h0]).into(),
                         width: u16::from_be_bytes([w1, w0]).into(),
