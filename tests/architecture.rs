@@ -49,6 +49,23 @@ fn every_folder_of_the_source_is_in_the_table_of_floors() {
     assert_eq!(folders, floors);
 }
 
+/// fuzz/ compiles the folder by its path, without the rest of the program.
+#[test]
+fn the_reader_of_pytorch_files_imports_nothing_of_the_crate() {
+    let folder = source().join("pytorch/reader");
+    let mut files = Vec::new();
+    rust_files(&folder, &mut files);
+    assert!(files.len() > 10);
+    for file in files {
+        let upward = if file == folder.join("mod.rs") { "super::" } else { "super::super::" };
+        for (number, line) in fs::read_to_string(&file).unwrap().lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            let is_inside = !code.contains("crate::") && !code.contains(upward);
+            assert!(is_inside, "{}:{}: {line}", file.display(), number + 1);
+        }
+    }
+}
+
 #[test]
 fn no_folder_imports_one_above_it() {
     let floors = floors();

@@ -179,7 +179,7 @@ fn broken_yaml_says_where() {
     let message = refused("seed: 1\ntrain: {epochs: 2\nmodel: x\n", &[]);
     assert!(message.starts_with("run.yaml:3:"), "{message}");
     let message = refused(&format!("{GOOD}seed: 8\n"), &[]);
-    assert!(message.ends_with(": the key `seed` stands here twice; remove one"), "{message}");
+    assert!(message.ends_with(": the key `seed` is here twice; remove one"), "{message}");
     assert!(message.starts_with("run.yaml:"), "{message}");
     let message = refused("", &[]);
     assert_eq!(message, "run.yaml: the key `model` is missing");

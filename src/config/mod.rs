@@ -20,7 +20,7 @@ use crate::schedule::{Mode, ScheduleSpec};
 use crate::tasks::TaskSpec;
 use crate::util::builtin;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
-use crate::util::yaml::{Document, Invalid, nearest};
+use crate::util::yaml::{self, Document, Invalid, nearest};
 pub use differences::differences;
 pub use train::{Amp, CheckpointSpec, CudaGraph, EarlyStopping, Segments, TrainSpec};
 
@@ -249,8 +249,8 @@ impl Config {
 
     /// The config as YAML with every default filled in. Loading it again gives the same config.
     pub fn resolved(&self) -> Result<String> {
-        // Through JSON, because serde_yaml would write choices as `!tags`.
-        Ok(serde_yaml::to_string(&serde_json::to_value(&self.spec)?)?)
+        // Through JSON, because yaml_serde would write choices as `!tags`.
+        yaml::to_string(&serde_json::to_value(&self.spec)?)
     }
 }
 

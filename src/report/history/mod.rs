@@ -14,6 +14,7 @@ use crate::penalty::KEYS;
 use crate::plot::number;
 use crate::tasks::TaskSpec;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
+use crate::util::yaml::Document;
 
 pub use sweep::{Swept, SweptPoint};
 
@@ -67,7 +68,7 @@ impl History {
             return Err(fail(ExitCode::Usage, message));
         }
         let config = fs::read_to_string(path.join(CONFIG_FILE)).unwrap_or_default();
-        let config = serde_yaml::from_str(config.trim_start_matches('\u{feff}')).unwrap_or(Value::Null);
+        let config = Document::parse(CONFIG_FILE, config).map_or(Value::Null, |document| document.tree);
         let metrics = path.join("metrics.jsonl");
         let text = match fs::read(&metrics) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),

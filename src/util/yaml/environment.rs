@@ -1,10 +1,9 @@
-//! What stands for something of the environment: `~/` at the start of a path, which a shell replaces only in
-//! its own words, and `${NAME}`.
+//! Expansion of `~/` at the start of a path, and of `${NAME}`.
 
 use serde_json::Value;
 
-/// Replaces a leading `~/` in every text below `value`, whose key path is `path`: on an error, that of the
-/// culprit.
+/// Replaces a leading `~/` in every text below `value`, whose key path is `path`; after an error
+/// `path` is that of the text that caused it.
 pub fn expand_home(value: &mut Value, home: Option<&str>, path: &mut Vec<String>) -> Result<(), String> {
     match value {
         Value::String(text) => {

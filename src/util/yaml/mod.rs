@@ -1,5 +1,5 @@
-//! YAML files as trees that know where each key stands, so that a mistake is reported by file, line and key
-//! path.
+//! YAML files as trees with the line and column of each key, so that a mistake is reported by file, line and
+//! key path.
 
 mod environment;
 mod locate;
@@ -8,6 +8,7 @@ mod strict;
 mod tests;
 mod tree;
 mod wording;
+mod write;
 
 use std::io::{ErrorKind, Read};
 use std::path::Path;
@@ -22,9 +23,10 @@ use crate::util::regular_file;
 pub use environment::expand_env;
 use locate::Nodes;
 use strict::Strict;
-use tree::json;
+use tree::Refused;
+pub use write::to_string;
 
-/// A value that serde accepted and the program refuses.
+/// A value that serde accepts and the program refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invalid {
     /// Key path relative to the spec that refuses, such as `groups.0.l2`; empty for the spec itself.
@@ -84,7 +86,7 @@ struct Override {
 
 impl Document {
     /// Parses `text`. Errors are exit 2 and say `name:line:column`: bad syntax, a repeated key, a key that is
-    /// not text, a tag, NaN or infinity, more than one document, nesting or aliases beyond any honest config.
+    /// not text, a tag, NaN or infinity, more than one document, nesting or aliases beyond the limits.
     pub fn parse(name: impl Into<String>, text: impl Into<String>) -> Result<Self> {
         let (name, mut text) = (name.into(), text.into());
         // Windows editors begin a file with a byte order mark, which YAML allows.
@@ -94,21 +96,20 @@ impl Document {
         let nodes = Nodes::parse(&text).map_err(|mistake| {
             fail(ExitCode::Usage, format!("{name}:{}:{}: {}", mistake.line, mistake.column, mistake.message))
         })?;
-        let value: serde_yaml::Value = serde_yaml::from_str(&text).map_err(|error| {
-            let at = error.location().map_or((1, 1), |at| (at.line(), at.column()));
-            fail(
-                ExitCode::Usage,
-                format!("{name}:{}:{}: {}", at.0, at.1, wording::syntax(&error.to_string())),
-            )
-        })?;
-        let mut document = Self { name, tree: Value::Null, nodes, overrides: Vec::new() };
-        document.tree = match json(value, &mut Vec::new()) {
+        let tree = match tree::tree(&nodes) {
             // An empty file has no keys: what is missing is said when it is decoded.
             Ok(Value::Null) => Value::Object(Map::new()),
             Ok(tree) => tree,
-            Err((path, message)) => return Err(document.error(&path, &message)),
+            Err(Refused { path, at, message }) => {
+                let (dotted, separator) = (path.join("."), if path.is_empty() { "" } else { ": " });
+                let (line, column) = (at.line(), at.col() + 1);
+                return Err(fail(
+                    ExitCode::Usage,
+                    format!("{name}:{line}:{column}: {dotted}{separator}{message}"),
+                ));
+            }
         };
-        Ok(document)
+        Ok(Self { name, tree, nodes, overrides: Vec::new() })
     }
 
     /// Reads and parses a file. One that cannot be read is exit 2.
@@ -163,7 +164,7 @@ impl Document {
             .map_err(|message| self.error(&path, &message))
     }
 
-    /// Applies `a.b.0.c=VALUE`; VALUE is YAML and replaces what stands there. Mappings on the way are made
+    /// Applies `a.b.0.c=VALUE`; VALUE is YAML and replaces what is there. Mappings on the way are made
     /// where they are missing; the index that follows a list's last appends to it.
     pub fn set(&mut self, assignment: &str) -> Result<()> {
         let refuse = |message: String| fail(ExitCode::Usage, format!("--set {assignment}: {message}"));
@@ -217,7 +218,7 @@ impl Document {
         self.decode_tree(self.tree.clone(), split(key_path))
     }
 
-    /// Unknown keys are told together, and with them the first mistake of another kind.
+    /// Unknown keys are reported together, and with them the first mistake of another kind.
     fn decode_tree<T: DeserializeOwned>(&self, mut tree: Value, part: Vec<String>) -> Result<T> {
         const MOST: usize = 10;
         let (mut mistakes, mut parents) = (Vec::new(), Vec::new());
@@ -225,7 +226,7 @@ impl Document {
             let Mistake { path, message, is_unknown_key } = match decode_part(&tree, part.clone()) {
                 Ok(decoded) if mistakes.is_empty() => return Ok(decoded),
                 Ok(_) => break,
-                // What lacks may be what was misspelt.
+                // The missing key may be the misspelt one.
                 Err(mistake) if parents.contains(&mistake.path) => break,
                 Err(mistake) => mistake,
             };
@@ -244,7 +245,7 @@ impl Document {
         self.error(&split(key_path), &message.to_string())
     }
 
-    /// The error of a spec that stands under `key_path`.
+    /// The error of the spec under `key_path`.
     pub fn invalid_at(&self, key_path: &str, invalid: Invalid) -> anyhow::Error {
         let invalid = if key_path.is_empty() { invalid } else { invalid.under(key_path) };
         self.error_at(&invalid.path, invalid.message)
@@ -255,10 +256,10 @@ impl Document {
         let separator = if dotted.is_empty() { "" } else { ": " };
         let found = self.nodes.find(path);
         let in_file = found.as_ref().is_some_and(|found| found.exact);
-        let culprit = self.overrides.iter().rev().find(|set| {
+        let overridden = self.overrides.iter().rev().find(|set| {
             path.starts_with(&set.path) || (!in_file && !path.is_empty() && set.path.starts_with(path))
         });
-        let text = match (culprit, found) {
+        let text = match (overridden, found) {
             (Some(set), _) if set.path == path => format!("{}: {message}", set.origin),
             (Some(set), _) => format!("{}: {dotted}{separator}{message}", set.origin),
             (None, Some(at)) => {
@@ -293,7 +294,7 @@ fn decode_part<T: DeserializeOwned>(tree: &Value, part: Vec<String>) -> Result<T
                 path.pop();
             }
         }
-        // A reading by hand may complain of a key below the path.
+        // A hand-written `Deserialize` may report a key below the path.
         let is_unknown_key =
             wording::unknown_key(&message).is_some_and(|key| path.last().is_some_and(|last| last == key));
         let message = wording::mistake(&message, at(&path));

@@ -1,5 +1,5 @@
-//! serde_json's reading of a tree, less and more: a list never stands for a mapping, nothing at all stands
-//! for an empty one, and a choice may be written as its name alone.
+//! A deserializer of trees that differs from serde_json's: a list is no mapping, null is an empty mapping,
+//! and a choice may be written as its name alone.
 
 use serde::de::value::{MapDeserializer, SeqDeserializer};
 use serde::de::{
@@ -118,7 +118,7 @@ impl<'de> IntoDeserializer<'de, Error> for Strict<'de> {
     }
 }
 
-/// A variant by its name, and what stands under it.
+/// A variant by its name, and the value under it.
 struct Choice<'a> {
     name: &'a str,
     body: Strict<'a>,

@@ -130,7 +130,7 @@ fn mistakes_say_line_key_path_and_remedy() {
         ),
         (
             GOOD.replace("epochs: 3", "epochs: 99999999999999999999"),
-            "x.yaml:1:9: the number 99999999999999999999 is too large: whole numbers reach from -9223372036854775808 to \
+            "x.yaml:1:1: epochs: the number 99999999999999999999 is too large: whole numbers reach from -9223372036854775808 to \
              18446744073709551615",
         ),
         (
@@ -150,7 +150,7 @@ fn mistakes_say_line_key_path_and_remedy() {
             GOOD.replace("0.5", ".nan"),
             "x.yaml:7:5: groups.0.l2: NaN and infinity are not allowed: expected a finite number",
         ),
-        (format!("{GOOD}epochs: 4"), "x.yaml:1:1: the key `epochs` stands here twice; remove one"),
+        (format!("{GOOD}epochs: 4"), "x.yaml:8:1: the key `epochs` is here twice; remove one"),
         ("1: 2".into(), "x.yaml:1:1: the key `1` is not text; put it in quotes"),
         (
             "optimizer: !sgd {lr: 1}".into(),
@@ -248,6 +248,63 @@ fn merge_keys_keep_the_order_of_the_file() {
     assert_eq!(place("layers.z.nothing"), Some((6, 3)));
 }
 
+/// Both read the same trees; the package's own reader serves only here.
+#[test]
+fn configs_models_and_scalars_read_as_yaml_serde_reads_them() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut texts: Vec<String> = ["configs", "models"]
+        .iter()
+        .flat_map(|folder| std::fs::read_dir(root.join(folder)).unwrap())
+        .filter_map(|entry| std::fs::read_to_string(entry.unwrap().path()).ok())
+        .collect();
+    for page in std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path()) {
+        let page = std::fs::read_to_string(page).unwrap_or_default();
+        let blocks =
+            page.split("```yaml\n").skip(1).map(|block| block.split("```").next().unwrap().to_owned());
+        texts.extend(blocks);
+    }
+    assert!(texts.len() > 50, "{}", texts.len());
+    let scalars = "0 -0 +1 007 0x1F -0x1f 0o17 0b101 1_000 1e3 1E-3 .5 5. +.5 -.5e-3 1e 1.2.3 true True TRUE yes no on y \
+                   null ~ Null 12:30 2026-11-28 18446744073709551615 -9223372036854775808 0.1 1e400 infinity nan inf ++1 \
+                   +-1 0x 0xg 0o8 -";
+    texts
+        .extend(scalars.split_whitespace().map(|scalar| format!("a: {scalar}\nb: [{scalar}, '{scalar}']\n")));
+    texts.extend(
+        ["a: |\n  x\n\n  y\nb: >-\n  x\n  y\n", "a: \"\\u00e9 \\x41\\n\"\nb: 'it''s'\n", "a:\nb: {c: , d}\n"]
+            .map(Into::into),
+    );
+    for text in texts {
+        match (serde_yaml::from_str::<Value>(&text), Document::parse("x.yaml", &text)) {
+            (Ok(Value::Null), Ok(ours)) => assert_eq!(ours.tree, json!({}), "{text}"),
+            (Ok(theirs), Ok(ours)) => assert_eq!(theirs, ours.tree, "{text}"),
+            (Err(_), Err(_)) => {}
+            (theirs, ours) => panic!("{text}: {theirs:?}, {ours:?}"),
+        }
+    }
+}
+
+#[test]
+fn what_is_written_reads_as_it_was() {
+    let characters: Vec<char> = "ab:#-'\"\\ \t\n\r{}[],&*!|>%@`~0.\u{0}\u{1}\u{7f}\u{85}\u{a0}\u{e9}\u{2028}\u{2029}\u{feff}\u{ffff}\u{1f600}"
+        .chars()
+        .collect();
+    let mut state = 1u64;
+    let mut below = |end: usize| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as usize % end
+    };
+    for _ in 0..20_000 {
+        let mut text = || (0..below(7)).map(|_| characters[below(characters.len())]).collect::<String>();
+        let tree = json!({"a": text(), "escaped": [text(), 1, null], text(): {"b": text()}});
+        let written = to_string(&tree).unwrap();
+        let read =
+            Document::parse("x.yaml", &written).unwrap_or_else(|error| panic!("{tree}\n{written}\n{error}"));
+        assert_eq!(read.tree, tree, "{written}");
+    }
+    let plain = json!({"output": "runs/x", "epochs": 3, "size": [28, 28]});
+    assert_eq!(to_string(&plain).unwrap(), serde_yaml::to_string(&plain).unwrap());
+}
+
 #[test]
 fn hostile_texts_are_refused_quickly() {
     let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
@@ -264,7 +321,9 @@ fn hostile_texts_are_refused_quickly() {
     }
     assert!(error("a: &a [*a]", &[]).contains("alias inside its own anchor"));
     assert!(error("a: *nowhere", &[]).starts_with("x.yaml:1:"));
-    assert!(error("a: \u{0}", &[]).starts_with("x.yaml:1:"));
+    assert!(error("a: \u{0}", &[]).starts_with("x.yaml:1:4: the control character U+0000"));
+    assert!(error("a: 1\n---\nb: 1", &[]).starts_with("x.yaml:2:1: more than one YAML document"));
+    assert!(error("a: !!str 1", &[]).starts_with("x.yaml:1:1: a: the tag !!str means nothing here"));
 }
 
 #[test]

@@ -16,42 +16,17 @@ pub fn describe(value: &Value) -> String {
     }
 }
 
-/// The YAML parser's own message without the position that is printed before it.
-pub fn syntax(message: &str) -> String {
-    let text = message.find(" at line ").map_or(message, |end| &message[..end]);
-    match text.split_once("duplicate entry with key ") {
-        Some((_, key)) => format!("the key {} stands here twice; remove one", key.replace('"', "`")),
-        None if text.contains("more than one document") => {
-            "more than one YAML document; keep one and remove the `---`".into()
-        }
-        None => match too_large(text) {
-            Some(number) => format!(
-                "the number {number} is too large: whole numbers reach from -9223372036854775808 to {}",
-                u64::MAX
-            ),
-            None => text.to_owned(),
-        },
-    }
-}
-
-/// The number in "invalid type: integer `99999999999999999999` as u128, expected any YAML value".
-fn too_large(text: &str) -> Option<&str> {
-    let (_, rest) = text.split_once("integer `")?;
-    let (number, rest) = rest.split_once('`')?;
-    (rest.starts_with(" as u128") || rest.starts_with(" as i128")).then_some(number)
-}
-
-/// The key that serde does not know, if that is its complaint.
+/// The key of an "unknown field" error.
 pub fn unknown_key(message: &str) -> Option<&str> {
     quoted(message.strip_prefix("unknown field ")?).next()
 }
 
-/// The choice that serde does not know, if that is its complaint.
+/// The choice of an "unknown variant" error.
 pub fn unknown_choice(message: &str) -> Option<&str> {
     quoted(message.strip_prefix("unknown variant ")?).next()
 }
 
-/// Rewrites serde's `message` about `value` (None where nothing stands at the key path).
+/// Rewrites serde's `message` about `value` (None where the tree has nothing at the key path).
 pub fn mistake(message: &str, value: Option<&Value>) -> String {
     if let Some(rest) = message.strip_prefix("unknown field ") {
         return unknown("unknown key", rest);
@@ -74,7 +49,7 @@ pub fn mistake(message: &str, value: Option<&Value>) -> String {
     let Some((found, expected)) = found_expected else {
         return message.to_owned();
     };
-    // The tree says better than serde what stands there; `found` serves where the path ends above it.
+    // The tree's value is described better than serde's `found`, which is used where there is no value.
     let found = match value {
         _ if message.starts_with("invalid length") => format!("{found} of them"),
         Some(value) => describe(value),
@@ -86,12 +61,12 @@ pub fn mistake(message: &str, value: Option<&Value>) -> String {
     format!("expected {}, found {found}", wanted(expected))
 }
 
-/// What to say of the keys that `found` holds where one of `choices` alone should stand.
+/// The error for the keys `found` where exactly one of `choices` is expected.
 pub fn several(found: &[&str], choices: &[&str]) -> String {
     let named =
         |names: &[&str]| names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" and ");
-    let (known, strange): (Vec<_>, Vec<_>) = found.iter().partition(|name| choices.contains(name));
-    match (known.as_slice(), strange.as_slice()) {
+    let (known, unknown_names): (Vec<_>, Vec<_>) = found.iter().partition(|name| choices.contains(name));
+    match (known.as_slice(), unknown_names.as_slice()) {
         ([], []) => format!(
             "expected exactly one choice, as in `name: {{…}}`, found none; choices are {}",
             choices.join(", ")
@@ -101,13 +76,14 @@ pub fn several(found: &[&str], choices: &[&str]) -> String {
             named(&known)
         ),
         ([one], _) => {
-            let hint = strange.iter().find_map(|name| Some((name, nearest(name, choices.iter().copied())?)));
+            let hint =
+                unknown_names.iter().find_map(|name| Some((name, nearest(name, choices.iter().copied())?)));
             let hint =
                 hint.map_or_else(String::new, |(name, near)| format!(" (`{name}`: did you mean `{near}`?)"));
             format!(
                 "expected exactly one choice, found `{one}` and beside it {}, which is none{hint}; indent what belongs to \
                  `{one}` below it, and move the rest to where it belongs",
-                named(&strange)
+                named(&unknown_names)
             )
         }
         _ => {

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use serde_json::Value;
 use tch::{Kind, Tensor};
 
 use super::Options;
@@ -19,7 +18,7 @@ use crate::pytorch::weights::Part;
 use crate::tasks::TaskSpec;
 use crate::train::initial_weights::InitialWeights;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
-use crate::util::yaml;
+use crate::util::yaml::{self, Document};
 
 /// What is to be exported.
 pub(super) struct Source {
@@ -81,8 +80,7 @@ impl Source {
     }
 
     fn of_file(path: &Path, model: &str, part: &Part) -> Result<Self> {
-        let tree: Value =
-            serde_yaml::from_str(model).with_exit_code(ExitCode::Usage, || format!("--model {model}"))?;
+        let tree = Document::parse("--model", model)?.tree;
         let spec: ModelSpec =
             yaml::decode(&tree).map_err(|invalid| fail(ExitCode::Usage, format!("--model: {invalid}")))?;
         let spec = ModelSpec { init_from: None, ..spec };
