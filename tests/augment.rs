@@ -124,6 +124,22 @@ fn a_cutout_of_any_size_is_as_large_as_asked_where_the_border_does_not_cut_it() 
 }
 
 #[test]
+fn a_fill_is_a_level_whatever_the_pictures_are_kept_in_and_a_width_goes_both_ways() {
+    for white in [
+        Tensor::full([50, 1, 4, 4], 255, (Kind::Uint8, Device::Cpu)),
+        Tensor::ones([50, 1, 4, 4], (Kind::Double, Device::Cpu)),
+    ] {
+        let cropped = floats(&augmented("[{crop: {padding: 2, fill: 51}}]", &white));
+        assert!(cropped.contains(&0.2) && cropped.iter().all(|value| [0.2, 1.0].contains(value)));
+    }
+    let grey = Tensor::full([200, 1, 1, 1], 0.5, (Kind::Double, Device::Cpu));
+    let jittered = floats(&augmented("[{color_jitter: {brightness: 0.4}}]", &grey));
+    let (least, most) =
+        (jittered.iter().copied().fold(1.0, f64::min), jittered.iter().copied().fold(0.0, f64::max));
+    assert!((0.3..0.32).contains(&least) && (0.68..=0.7).contains(&most), "{least} to {most}");
+}
+
+#[test]
 fn mirrored_padding_equals_numpy() {
     for (mode, numpy) in [("reflect", "reflect"), ("symmetric", "symmetric"), ("edge", "edge")] {
         let got = run(&format!("[{{crop: {{padding: 3, padding_mode: {mode}}}}}]"), 10, 1, 5, 6);
@@ -323,9 +339,14 @@ fn cutmix_targets_follow_the_area_that_was_replaced() {
         let seen = batch.xs.mean_dim([1i64, 2, 3].as_slice(), false, kind) * 255.0;
         let classes = Tensor::arange(n, (kind, Device::Cpu)).view([n, 1]);
         close(&floats(&batch.ys.matmul(&classes)), &floats(&seen), 1e-9);
-        areas.push(batch.ys.amax([1i64].as_slice(), false).min().double_value(&[]));
+        // What is left of a sample whose partner is another one.
+        let own = batch.ys.gather(1, &Tensor::from_slice(&batch.indices).unsqueeze(1), false);
+        areas.push(own.min().double_value(&[]));
     }
-    assert!(areas.iter().any(|area| *area < 0.9), "nothing was replaced: {areas:?}");
+    assert!(areas.iter().any(|area| *area < 0.4), "windows are as large as λ asks for: {areas:?}");
+    areas.sort_by(f64::total_cmp);
+    areas.dedup();
+    assert!(areas.len() > 10, "each batch has a λ of its own: {areas:?}");
 }
 
 #[test]

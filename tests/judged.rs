@@ -80,9 +80,14 @@ print(json.dumps([float(x) for x in {expression}]))"
 #[test]
 fn averaged_weights_have_the_zeros_that_the_log_tells_wherever_they_are_judged_or_handed_out() {
     let place = Place::new(LINE);
-    let sets =
-        ["penalty={l1: 0.4}", "train.ema={decay: 0.9}", "train.epochs=10", "optimizer.sgd.momentum=0.5"];
-    let run = place.trained("run", &sets);
+    let sets = ["train.ema={decay: 0.9}", "train.epochs=10", "optimizer.sgd.momentum=0.5"];
+    let by = |penalty: &'static str| [&sets[..], &[penalty]].concat();
+    let preconditioned = place.trained("other", &by("penalty={l1: 0.4, l1_mode: preconditioned}"));
+    let other = records(&preconditioned, "epoch").pop().unwrap();
+    assert!(other["zeros"].as_f64().unwrap() > 0.1, "{other}");
+    assert_eq!(other["averaged"]["zeros"], other["zeros"], "{other}");
+
+    let run = place.trained("run", &by("penalty={l1: 0.4}"));
     let epoch = records(&run, "epoch").pop().unwrap();
     let zeros = epoch["zeros"].as_f64().unwrap();
     assert!(zeros > 0.1 && zeros < 1.0, "{epoch}");

@@ -408,9 +408,17 @@ fn a_damaged_picture_is_left_out_of_an_evaluation() {
     let (_folder, set) = files(9, &[2, 8], 2);
     let untrained = LoaderOptions { train: false, workers: 2, batch_size: 4, ..options() };
     let loader = Loader::new(&set, &prep("[]", 3), untrained).unwrap();
-    let indices: Vec<Vec<i64>> = batches(&loader, 0, 0).into_iter().map(|batch| batch.indices).collect();
+    let batches = batches(&loader, 0, 0);
+    let indices: Vec<&[i64]> = batches.iter().map(|batch| batch.indices.as_slice()).collect();
     // The last batch would have been 8 alone.
-    assert_eq!(indices, [vec![0, 1, 3], vec![4, 5, 6, 7]]);
+    assert_eq!(indices, [&[0, 1, 3][..], &[4, 5, 6, 7]]);
+    assert!(batches.iter().all(|batch| batch.xs.size()[0] == batch.indices.len() as i64));
+    // Blue tells which file a picture is of.
+    for batch in &batches {
+        let blue = batch.xs.select(1, 2).mean_dim([1i64, 2].as_slice(), false, Kind::Double) * 0.3 + 0.4;
+        let wanted = Tensor::from_slice(&batch.indices).to_kind(Kind::Double) * 9.0 / 255.0;
+        assert!(blue.allclose(&wanted, 0.0, 1e-5, false), "{:?}", batch.indices);
+    }
 }
 
 #[test]

@@ -426,6 +426,28 @@ fn padding_of_a_crop_counts_nowhere_in_a_mask() {
         number(&crate::common::records(&output, "epoch")[0], "loss")
     });
     assert!((losses[0] - losses[1]).abs() < 0.05, "{losses:?}");
+    // A network for which all classes but the first are as likely, everywhere: only the first would change the loss.
+    let folder = place(
+        "
+masks('mk', lambda c, b: (1 + (c > 0)).astype(np.uint8))
+import torch
+from safetensors.torch import save_file
+save_file({'a.weight': torch.zeros(3, 1, 1, 1), 'a.bias': torch.tensor([0., 1., 1.])}, 'w.safetensors')",
+    );
+    let here = folder.path().display();
+    let config = folder.path().join("even.yaml");
+    let text = format!(
+        "device: cpu\nmodel: {{input: [1, 32, 32], layers: {{a: {{conv2d: {{out_channels: 3, kernel_size: 1}}}}}}, \
+         init_from: {{file: {here}/w.safetensors}}}}\ntask: {{segmentation: {{dice: 0}}}}\ndata:\n  train: {{images: {{root: {here}/im, \
+         mode: grey, patch: 32, mask: {{root: {here}/mk, classes: {THREE}}}}}}}\n  batch_size: 8\n  \
+         augment: [{{crop: {{padding: 12}}}}]\noptimizer: {{sgd: {{lr: 0}}}}\ntrain: {{epochs: 2}}\n"
+    );
+    fs::write(&config, text).unwrap();
+    succeeds(&["train", config.to_str().unwrap(), "--output", &format!("{here}/even"), "--quiet"]);
+    let wanted = (1.0 + 2.0 * 1f64.exp()).ln() - 1.0;
+    for epoch in crate::common::records(&folder.path().join("even"), "epoch") {
+        assert!((number(&epoch, "loss") - wanted).abs() < 1e-5, "{epoch}, not {wanted}");
+    }
 }
 
 #[test]

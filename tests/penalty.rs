@@ -440,6 +440,13 @@ fn what_a_penalty_takes_of_weights_that_the_data_says_nothing_of_is_its_closed_f
         ("{adam: {lr: 0.1}}", "{decoupled: 0.5}", halved, 0.95 * 0.975 * 0.9875),
         ("{rmsprop: {lr: 0.1}}", "{decoupled: 0.5}", halved, 0.95 * 0.975 * 0.9875),
         ("{sgd: {lr: 0.1}}", "{decoupled: 0.5, decoupled_mode: relative}", halved, 0.5 * 0.75 * 0.875),
+        // Where the rate rises to its peak: half of it, two thirds, five sixths.
+        (
+            "{sgd: {lr: 0.1}}",
+            "{decoupled: 0.5, decoupled_mode: relative}",
+            "{linear: {start_factor: 0.5, end_factor: 1}}",
+            0.75 * (2.0 / 3.0) * (7.0 / 12.0),
+        ),
         // A weight that a step does not move decays.
         ("{sgd: {lr: 0.1}}", "{decoupled: 0.5, decoupled_mode: cautious}", halved, 0.95 * 0.975 * 0.9875),
         (

@@ -371,7 +371,7 @@ model: {{name: linear, args: {{features: 1, outputs: 1}}}}
 task: regression
 data: {{train: {{{line}, count: 40}}}}, validation: {{{line}, count: 20, seed: 2}}}}, batch_size: 16}}
 optimizer: {{sgd: {{lr: 0.004}}}}
-train: {{epochs: 40, early_stopping: {{patience: 3, min_delta: 0.5}}}}
+train: {{epochs: 40, early_stopping: {{patience: 3, min_delta: 0.5}}, checkpoint: {{every_epochs: 100}}}}
 "
     );
     let config = write_config(home.path(), &config);
@@ -379,6 +379,8 @@ train: {{epochs: 40, early_stopping: {{patience: 3, min_delta: 0.5}}}}
         let output = home.path().join(name);
         succeeds(&["train", &config, "--set", lr, "--output", output.to_str().unwrap()]);
         let epochs = records(&output, "epoch");
+        let last = fs::read_link(output.join("checkpoints/last")).unwrap();
+        assert_eq!(last.to_str().unwrap(), format!("epoch-{:04}", epochs.len()), "the end is saved");
         let of = |epoch: &Value, name: &str| epoch["validation"][name].as_f64().unwrap();
         // The last batch of the set has 4 of its 20 samples and counts no more than that.
         assert!(epochs.iter().all(|epoch| (of(epoch, "loss") / of(epoch, "mse") - 1.0).abs() < 1e-5));
@@ -417,8 +419,13 @@ train: {epochs: 2, checkpoint: {every_steps: 3, keep: 100}}
         records(&output, "epoch").iter().map(|epoch| epoch["loss"].as_f64().unwrap()).collect()
     };
     let whole = losses();
-    // As a process leaves it that dies after the third of the seven steps of an epoch.
     let checkpoints = output.join("checkpoints");
+    let mut names: Vec<_> =
+        fs::read_dir(&checkpoints).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    let steps = ["step-00000003", "step-00000006", "step-00000009", "step-00000012"];
+    assert_eq!(names, [&["epoch-0001", "epoch-0002", "last"][..], &steps].concat());
+    // As a process leaves it that dies after the third of the seven steps of an epoch.
     for entry in fs::read_dir(&checkpoints).unwrap().map(Result::unwrap) {
         match entry.file_name().to_str().unwrap() {
             "step-00000003" => {}
@@ -429,6 +436,66 @@ train: {epochs: 2, checkpoint: {every_steps: 3, keep: 100}}
     std::os::unix::fs::symlink("step-00000003", checkpoints.join("last")).unwrap();
     succeeds(&[&args[..], &["--resume"]].concat());
     assert_eq!(losses(), whole);
+}
+
+#[test]
+fn parts_of_epochs_are_rounded_to_the_nearest_step_in_ramps_and_warm_ups() {
+    let home = tempfile::tempdir().unwrap();
+    // Five steps an epoch: 0.3 epochs are 1.5 steps, and so two.
+    let config = "device: cpu
+model: {name: linear, args: {features: 1, outputs: 1}}
+task: regression
+data: {train: {line: {slope: 3, intercept: 1, noise: 0.1, low: -1, high: 1, count: 40}}, batch_size: 8}
+penalty: {l2: {start: 0, end: 1, epochs: 0.3}}
+optimizer: {sgd: {lr: 0.1}}
+schedule: {warmup: {epochs: 0.3, start_factor: 0.5}}
+train: {epochs: 1, log_every: 1}
+";
+    let config = write_config(home.path(), config);
+    let output = home.path().join("run");
+    succeeds(&["train", &config, "--output", output.to_str().unwrap()]);
+    let steps = records(&output, "step");
+    // A λ of 0 is left out.
+    let numbers = |pointer: &str| -> Vec<f64> {
+        steps.iter().map(|step| step.pointer(pointer).map_or(0.0, |n| n.as_f64().unwrap())).collect()
+    };
+    assert_eq!(numbers("/lambda/weights/l2"), [0.0, 0.5, 1.0, 1.0, 1.0]);
+    let rates = [0.05, 0.075, 0.1, 0.1, 0.1];
+    let lr = numbers("/lr");
+    assert!(lr.iter().zip(rates).all(|(lr, wanted)| (lr - wanted).abs() < 1e-12), "{lr:?}");
+}
+
+#[test]
+fn a_last_group_of_fewer_batches_is_a_step_and_evaluation_keeps_to_its_epochs() {
+    let home = tempfile::tempdir().unwrap();
+    // Five batches in groups of two: three steps an epoch, twelve in all.
+    let line = "line: {slope: 3, intercept: 1, noise: 0.1, low: -1, high: 1";
+    let config = format!(
+        "device: cpu
+model: {{name: linear, args: {{features: 1, outputs: 1}}}}
+task: regression
+data: {{train: {{{line}, count: 40}}}}, validation: {{{line}, count: 10, seed: 2}}}}, batch_size: 8}}
+optimizer: {{sgd: {{lr: 0.1}}}}
+schedule: cosine
+train: {{epochs: 4, accumulate: 2, log_every: 1, eval_every: 3}}
+"
+    );
+    let config = write_config(home.path(), &config);
+    let output = home.path().join("run");
+    succeeds(&["train", &config, "--output", output.to_str().unwrap()]);
+    let rate = |step: f64| 0.05 * (1.0 + (std::f64::consts::PI * step / 12.0).cos());
+    let steps = records(&output, "step");
+    assert_eq!(steps.len(), 12);
+    for (at, step) in steps.iter().enumerate() {
+        assert!((step["lr"].as_f64().unwrap() - rate(at as f64)).abs() < 1e-12, "step {at}: {step}");
+    }
+    let epochs = records(&output, "epoch");
+    let judged: Vec<bool> = epochs.iter().map(|epoch| epoch["validation"].is_object()).collect();
+    assert_eq!(judged, [false, false, true, true]);
+    // An epoch is of its last step, not of the one to come.
+    for (at, epoch) in epochs.iter().enumerate() {
+        assert!((epoch["lr"].as_f64().unwrap() - rate(3.0 * at as f64 + 2.0)).abs() < 1e-12, "{epoch}");
+    }
 }
 
 #[test]

@@ -337,6 +337,7 @@ mod tests {
     fn a_damaged_last_checkpoint_falls_back_to_the_one_before() {
         let home = tempfile::tempdir().unwrap();
         let store = Checkpoints::of(home.path());
+        store.save(snapshot(5, 5, None), false).unwrap();
         store.save(snapshot(10, 0, None), false).unwrap();
         let newest = store.save(snapshot(15, 5, None), false).unwrap();
         let file = newest.join("model.safetensors");
@@ -347,6 +348,18 @@ mod tests {
         assert_eq!(loaded.state.step, 10);
         assert!(complaints[0].contains("model.safetensors is damaged"), "{complaints:?}");
         assert!(store.named("last").is_err());
+    }
+
+    #[test]
+    fn a_link_to_the_best_that_a_kill_left_behind_is_mended_by_what_the_state_says() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Checkpoints::of(home.path());
+        store.save(snapshot(10, 0, None), true).unwrap();
+        store.save(snapshot(20, 0, None), false).unwrap();
+        let mut state = State::new("data".into());
+        state.best = Some(crate::checkpoint::Best { metric: "loss".into(), value: 1.0, epoch: 2 });
+        store.settle(Some(&state)).unwrap();
+        assert_eq!(store.named("best").unwrap().state.step, 20);
     }
 
     #[test]

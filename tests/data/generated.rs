@@ -77,6 +77,11 @@ fn a_validation_fraction_takes_its_share_of_every_class_by_the_seed() {
     for class in 0..10 {
         assert_eq!(labels(&validation).iter().filter(|&&label| label == class).count(), 20);
     }
+    // To the nearest sample.
+    let line = json!({"slope": 1, "intercept": 0, "noise": 0, "low": 0, "high": 1, "count": 13});
+    let sets =
+        spec(json!({"train": {"line": line}, "validation": {"fraction": 0.2}})).open(1).expect("opens");
+    assert_eq!((sets.train.len(), sets.validation.expect("a validation set").len()), (10, 3));
     // Together they are the whole, each sample once.
     let whole = open(json!({"train": {"shapes": {"count": 1000, "size": 16}}})).train;
     let sorted = |parts: &[Vec<u8>]| {

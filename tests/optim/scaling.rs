@@ -113,7 +113,7 @@ impl Run {
 fn a_run_with_overflowing_steps_in_between_is_bitwise_the_run_without_them() {
     for optimizer in OPTIMIZERS {
         for penalty in PENALTIES {
-            for clip in ["", "clip: {norm: 0.5, value: 0.3}"] {
+            for clip in ["", "clip: {norm: 0.5}", "clip: {norm: 0.5, value: 0.3}"] {
                 let config = format!("optimizer: {{{optimizer}}}\npenalty: {penalty}\n{clip}");
                 let (mut plain, mut scaled) = (Run::new(&config, false), Run::new(&config, true));
                 // The first steps overflow too, as they do with GradScaler's first scale.
