@@ -24,6 +24,7 @@ mod loader;
 mod loss;
 mod masks;
 mod model;
+mod monitor;
 mod norm;
 mod optim;
 mod optimizer_state;

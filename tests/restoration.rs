@@ -5,7 +5,7 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 use tikhonov::data::{ImageFile, Mode};
 use tikhonov::functional::loss::RegressionLoss;
-use tikhonov::metrics::{ImageMeter, ImageRules, Metric};
+use tikhonov::metrics::{ImageRules, MetricArgs, MetricCollection};
 use tikhonov::tasks::degrade::Chain;
 use tikhonov::tasks::{Reconstruction, Task, TaskSpec};
 
@@ -343,7 +343,8 @@ fn psnr_and_ssim_are_those_of_scikit_image() {
     let rules = [(false, 0, 3), (false, 0, 1), (true, 0, 3), (true, 3, 3)];
     for (y, shave, channels) in rules {
         let rules = ImageRules { y, shave, clamp_degraded: false };
-        let mut meter = ImageMeter::new(rules);
+        let args = MetricArgs { image: rules, ..MetricArgs::default() };
+        let mut meter = MetricCollection::new("reconstruction", &args);
         for (start, end) in [(0, 2), (2, 5)] {
             let part = |images: &Tensor| {
                 images.narrow(0, start, end - start).narrow(1, 0, channels).to_kind(Kind::Float)

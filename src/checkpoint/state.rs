@@ -34,7 +34,7 @@ pub struct State {
     pub samples: u64,
     /// Seconds of training so far, pauses apart.
     pub seconds: f64,
-    /// The goal metric on the validation set at this point, where it was measured.
+    /// The monitored score on the validation set at this point, where it was measured.
     pub score: Option<f64>,
     pub best: Option<Best>,
     /// The last validation result that early stopping counts as a gain.
@@ -89,6 +89,9 @@ pub struct State {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Best {
     pub metric: String,
+    /// Absent in checkpoints of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub higher_is_better: Option<bool>,
     pub value: f64,
     pub epoch: u64,
 }
@@ -256,7 +259,10 @@ mod tests {
             |state| state.format = 3,
             |state| state.epoch = 4,
             |state| state.skipped = 1_000_000,
-            |state| state.best = Some(Best { metric: "loss".into(), value: 0.0, epoch: 2 }),
+            |state| {
+                state.best =
+                    Some(Best { metric: "loss".into(), higher_is_better: None, value: 0.0, epoch: 2 })
+            },
         ];
         for change in changes {
             let mut other = state.clone();

@@ -15,6 +15,7 @@ use super::folder::{
     Loaded, STATE, Snapshot, is_newer, load, read_state, remove_if_there, sync_folder, verify, write,
 };
 use super::state::State;
+use crate::metrics::Monitor;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 
 /// The checkpoints of one run.
@@ -199,16 +200,17 @@ impl Checkpoints {
         Ok(remove_if_there(&old)?)
     }
 
-    /// Removes checkpoints that are neither `last`, nor `best`, nor among the `keep` best by score (by age
-    /// where nothing was scored).
-    pub fn prune(&self, keep: usize, higher_is_better: bool) -> Result<()> {
+    /// Removes checkpoints that are neither `last`, nor `best`, nor among the `keep` best by the score that
+    /// `monitor` names (by age where they have none).
+    pub fn prune(&self, keep: usize, monitor: &Monitor) -> Result<()> {
         let linked: Vec<_> = ["last", "best"].iter().filter_map(|link| self.resolve(link)).collect();
         let mut others = Vec::new();
         for (state, folder) in self.newest_first()? {
             if !linked.contains(&folder) {
-                let score =
-                    state.and_then(|state| state.score).map(|s| if higher_is_better { s } else { -s });
-                others.push((score.unwrap_or(f64::NEG_INFINITY), folder));
+                let is_by = |state: &State| state.best.as_ref().is_some_and(|b| b.metric == monitor.metric);
+                let score = state.filter(is_by).and_then(|state| state.score);
+                let gain = score.map(|score| if monitor.higher_is_better { score } else { -score });
+                others.push((gain.unwrap_or(f64::NEG_INFINITY), folder));
             }
         }
         // Stable: among equals the newest stays first.
@@ -324,11 +326,14 @@ mod tests {
     use tch::{Device, Kind, Tensor};
 
     use super::*;
+    use crate::checkpoint::Best;
     use crate::util::sha256::PIECE;
 
     fn snapshot(step: u64, batch: usize, score: Option<f64>) -> Snapshot {
         let mut state = State::new("data".into());
         (state.step, state.epoch, state.batch, state.score) = (step, step / 10, batch, score);
+        let best = |value| Best { metric: "accuracy".into(), higher_is_better: None, value, epoch: 2 };
+        state.best = score.map(best);
         let weight = Tensor::from_slice(&[step as f32, 0.1]);
         Snapshot { state, model: vec![("w".into(), weight)], optimizer: vec![], ema: None }
     }
@@ -393,9 +398,10 @@ mod tests {
     fn pruning_keeps_last_best_and_the_best_others() {
         let home = tempfile::tempdir().unwrap();
         let store = Checkpoints::of(home.path());
+        let monitor = Monitor { metric: "accuracy".into(), higher_is_better: true };
         for (step, score) in [(10, 0.5), (20, 0.9), (30, 0.7), (40, 0.6), (50, 0.1)] {
             store.save(snapshot(step, 0, Some(score)), step == 20).unwrap();
-            store.prune(1, true).unwrap();
+            store.prune(1, &monitor).unwrap();
         }
         let mut names: Vec<_> =
             store.newest_first().unwrap().iter().map(|(_, folder)| short_name(folder)).collect();

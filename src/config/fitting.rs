@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::RunConfig;
 use crate::nn::model::ModelSource;
-use crate::tasks::TaskSpec;
+use crate::tasks::ModelArgs;
 use crate::util::builtin;
 use crate::util::yaml::Document;
 
@@ -25,18 +25,13 @@ pub fn fit_model(spec: &mut RunConfig) -> Vec<String> {
     let Some((shape, classes)) = spec.data.outline() else { return lines };
     let &[channels, height, width] = shape.as_slice() else { return lines };
     let is_whole = height > 0 && width > 0;
-    let (channels, classes, sized) = match &spec.task {
-        TaskSpec::Classification(_) => (channels, classes, is_whole),
-        TaskSpec::Segmentation(_) => (channels, classes, false),
-        TaskSpec::Reconstruction(task) if task.luma && channels == 3 => (1, None, false),
-        TaskSpec::Generation(_) => (channels, None, is_whole),
-        // These work at any size: that of the model is one to count by.
-        _ => (channels, None, false),
-    };
+    let ModelArgs { channels, classes, is_sized } = spec.task.task().model_args(channels, classes);
+    // Other networks work at any size: that of the model is one to count by.
+    let is_sized = is_sized && is_whole;
     let found = [
         ("channels", Some(json!(channels))),
-        ("size", (sized && height == width).then(|| json!(height))),
-        ("shape", sized.then(|| json!([channels, height, width]))),
+        ("size", (is_sized && height == width).then(|| json!(height))),
+        ("shape", is_sized.then(|| json!([channels, height, width]))),
         ("classes", classes.map(|classes| json!(classes))),
     ];
     for (key, value) in found {

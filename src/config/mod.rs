@@ -1,4 +1,4 @@
-//! A run as declared: the rooms' specs composed, loaded with overrides, validated, and written back in full.
+//! A run as declared: the specs of the folders below composed, loaded with overrides, validated, and written back in full.
 
 mod differences;
 mod fitting;
@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::data::normalize::NormalizeSpec;
 use crate::data::{DataSpec, Split};
 use crate::libtorch::device::DeviceSpec;
+use crate::metrics::Monitor;
 use crate::nn::model::{ModelSource, ModelSpec};
 use crate::optim::OptimizerSpec;
 use crate::penalty::PenaltySpec;
@@ -107,19 +108,53 @@ impl RunConfig {
         self.validate_together()
     }
 
-    /// What one room cannot know of another.
+    /// The score on the validation set that decides what is best: that of `train.monitor`, else the task's
+    /// own.
+    pub fn monitor(&self) -> Result<Monitor, Invalid> {
+        let monitor = self.task.monitor(self.train.monitor.as_deref());
+        monitor.map_err(|message| Invalid::new("train.monitor", message))
+    }
+
+    /// The score that `plateau` watches in `mode`: that of `train.monitor` where there is one, else by the
+    /// loss (`min`) or the task's own (`max`).
+    pub fn plateau_score(&self, mode: Mode, monitor: &Monitor) -> String {
+        match (&self.train.monitor, mode) {
+            (None, Mode::Min) => "loss".into(),
+            _ => monitor.metric.clone(),
+        }
+    }
+
+    /// Lets a plateau without a `mode` go the way of `train.monitor`.
+    fn complete_plateau(&mut self) {
+        let is_max = self.train.monitor.is_some() && self.monitor().is_ok_and(|m| m.higher_is_better);
+        self.schedule.complete_mode(if is_max { Mode::Max } else { Mode::Min });
+    }
+
+    /// What no folder below can know of another.
     fn validate_together(&self) -> Result<(), Invalid> {
-        let goal = self.task.build().monitor();
-        if self.schedule.watches() == Some(Mode::Max) && !goal.higher_is_better {
-            let message = format!(
-                "`max` watches the main metric, {}, of which less is better: leave it out, and the validation loss is watched",
-                goal.metric
-            );
+        let (monitor, task) = (self.monitor()?, self.task.task());
+        let metric = &monitor.metric;
+        let message = match (self.schedule.watches(), monitor.higher_is_better, &self.train.monitor) {
+            (Some(Mode::Max), false, None) => Some(format!(
+                "`max` watches the main metric, {metric}, of which less is better: leave it out, and the validation loss is watched"
+            )),
+            (Some(Mode::Max), false, Some(_)) => Some(format!(
+                "`max` watches train.monitor, {metric}, of which less is better: say `mode: min`"
+            )),
+            (Some(Mode::Min), true, Some(_)) => Some(format!(
+                "`min` watches train.monitor, {metric}, of which more is better: say `mode: max`"
+            )),
+            _ => None,
+        };
+        if let Some(message) = message {
             return Err(Invalid::new("schedule.plateau.mode", message));
         }
         if self.data.validation.is_none() {
             let remedy =
                 "looks at the validation set: declare one, such as `data: {validation: {fraction: 0.1}}`";
+            if self.train.monitor.is_some() {
+                return Err(Invalid::new("train.monitor", remedy));
+            }
             if self.train.early_stopping.is_some() {
                 return Err(Invalid::new("train.early_stopping", remedy));
             }
@@ -134,26 +169,17 @@ impl RunConfig {
             let message = "shortens float32; leave out `dtype: float64` or `amp`";
             return Err(Invalid::new("train.amp", message));
         }
-        let uncut = match (&self.task, &self.model.source) {
-            (TaskSpec::Generation(_), _) => Some("generation runs its network in parts"),
-            (TaskSpec::Compression(_), _) => Some("compression runs its network in parts"),
-            (_, ModelSource::Torchscript { .. }) => Some("a TorchScript program is one piece"),
+        let uncut = match &self.model.source {
+            _ if task.runs_parts() => Some(format!("{} runs its network in parts", task.name())),
+            ModelSource::Torchscript { .. } => Some("a TorchScript program is one piece".to_owned()),
             _ => None,
         };
         if let (true, Some(reason)) = (self.train.is_cut(), uncut) {
             let message = format!("{reason}, which cannot be cut into segments: leave it out");
             return Err(Invalid::new("train.checkpoint_activations", message));
         }
-        let measured_in_place = match self.task {
-            TaskSpec::Reconstruction(_) => Some("reconstruction"),
-            TaskSpec::Generation(_) => Some("generation"),
-            TaskSpec::Compression(_) => Some("compression"),
-            _ => None,
-        };
-        if let Some(task) = measured_in_place
-            && !matches!(self.data.normalize, NormalizeSpec::None)
-        {
-            let message = format!("{task} is measured on images in 0..1: say `normalize: none`");
+        if task.scores_images() && !matches!(self.data.normalize, NormalizeSpec::None) {
+            let message = format!("{} is measured on images in 0..1: say `normalize: none`", task.name());
             return Err(Invalid::new("data.normalize", message));
         }
         Ok(())
@@ -237,6 +263,7 @@ impl Config {
         if spec.output.as_os_str().is_empty() {
             spec.output = output.to_owned();
         }
+        spec.complete_plateau();
         spec.validate().map_err(|invalid| document.invalid_at("", invalid))?;
         Ok(Self { spec, document, notes: Vec::new() })
     }

@@ -43,6 +43,10 @@ pub struct TrainSpec {
     pub clip: Option<Clip>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema: Option<EmaSpec>,
+    /// The score on the validation set that decides: the best checkpoint, early stopping, `plateau`, sweeps.
+    /// Absent: the task's own, such as `accuracy`. Any other that the task reports: `macro_f1`, `loss`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monitor: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub early_stopping: Option<EarlyStopping>,
     #[serde(default)]
@@ -61,7 +65,7 @@ pub struct TrainSpec {
     pub tensorboard: bool,
 }
 
-/// Stop when the task's metric has not improved on the validation set for `patience` epochs.
+/// Stop when the monitored score has not improved on the validation set for `patience` epochs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EarlyStopping {

@@ -3,17 +3,17 @@
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
-use super::{Metric, ModelOutput, Scores};
+use super::{Metric, MetricArgs, ModelOutput, Score, Scores};
 
 /// Counts hits on the device: `confusion` is int64 `[K · K]`, row = truth, column = prediction.
 #[derive(Debug)]
-pub struct ClassificationMeter {
+pub struct ClassificationMetric {
     classes: i64,
     confusion: Option<Tensor>,
     top5_hits: Option<Tensor>,
 }
 
-/// How each class fares.
+/// Scores per class.
 #[derive(Clone, Debug, Serialize)]
 pub struct ClassReport {
     /// `confusion[truth][prediction]`: number of samples.
@@ -31,17 +31,29 @@ pub struct ClassScores {
     pub support: i64,
 }
 
-impl ClassificationMeter {
-    pub fn new(classes: usize) -> Self {
-        Self { classes: classes as i64, confusion: None, top5_hits: None }
-    }
-
+impl ClassificationMetric {
     fn confusion(&self) -> Vec<Vec<i64>> {
         rows(self.confusion.as_ref(), self.classes as usize)
     }
 }
 
-impl Metric for ClassificationMeter {
+impl Metric for ClassificationMetric {
+    fn scores() -> &'static [Score] {
+        const { &[Score::higher("accuracy"), Score::higher("top5_accuracy"), Score::higher("macro_f1")] }
+    }
+
+    fn tasks() -> &'static [&'static str] {
+        &["classification"]
+    }
+
+    fn new(args: &MetricArgs) -> Self {
+        Self { classes: args.classes as i64, confusion: None, top5_hits: None }
+    }
+
+    fn reports(args: &MetricArgs, name: &str) -> bool {
+        name != "top5_accuracy" || args.classes > 5
+    }
+
     fn update(&mut self, _xs: &Tensor, answer: &ModelOutput, ys: &Tensor) {
         let logits = &answer.outputs;
         // After mixup or cutmix the truth is the class with the largest share.
@@ -71,7 +83,7 @@ impl Metric for ClassificationMeter {
         if let Some(top5) = &self.top5_hits {
             values.push(("top5_accuracy".into(), share(top5.int64_value(&[]), total)));
         }
-        // As scikit-learn's average="macro": a class that is neither there nor predicted says nothing.
+        // As scikit-learn's average="macro": a class that is neither there nor predicted does not count.
         let met = report.per_class.iter().zip(0..).filter(|(scores, class)| {
             scores.support > 0 || report.confusion.iter().any(|row| row[*class] > 0)
         });
@@ -122,7 +134,7 @@ mod tests {
     fn class_scores_are_those_of_the_definition() {
         // from sklearn.metrics import precision_recall_fscore_support as f
         // f([0,0,0,1,1,2],[0,0,1,1,2,1]) -> precision [1, 1/3, 0], recall [2/3, 1/2, 0], f1 [0.8, 0.4, 0]
-        let mut meter = ClassificationMeter::new(3);
+        let mut meter = ClassificationMetric::new(&MetricArgs { classes: 3, ..MetricArgs::default() });
         let ys = Tensor::from_slice(&[0i64, 0, 0, 1, 1, 2]);
         let predicted = Tensor::from_slice(&[0i64, 0, 1, 1, 2, 1]);
         let logits = predicted.one_hot(3).to_kind(Kind::Float);

@@ -6,13 +6,13 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Metric, ModelOutput, Scores};
+use super::{Metric, MetricArgs, ModelOutput, Score, Scores};
 use crate::functional::ssim::WINDOW;
 use crate::functional::{bicubic, luma, ssim};
 
 /// PSNR in dB and SSIM of the restored image, and of the degraded one that it was made from.
 #[derive(Debug, Default)]
-pub struct ImageMeter {
+pub struct ImageMetric {
     rules: ImageRules,
     restored: PerImage,
     degraded: PerImage,
@@ -45,12 +45,6 @@ pub fn psnr(images: &Tensor, reference: &Tensor) -> Tensor {
     let error = (images - reference).to_kind(Kind::Double).square();
     let mse = error.flatten(1, -1).mean_dim(&[1i64][..], false, Kind::Double);
     mse.log10() * -10.0
-}
-
-impl ImageMeter {
-    pub fn new(rules: ImageRules) -> Self {
-        Self { rules, ..Self::default() }
-    }
 }
 
 impl ImageRules {
@@ -110,7 +104,26 @@ impl Values {
     }
 }
 
-impl Metric for ImageMeter {
+impl Metric for ImageMetric {
+    fn scores() -> &'static [Score] {
+        const {
+            &[
+                Score::higher("psnr"),
+                Score::higher("psnr_degraded"),
+                Score::higher("ssim"),
+                Score::higher("ssim_degraded"),
+            ]
+        }
+    }
+
+    fn tasks() -> &'static [&'static str] {
+        &["reconstruction", "compression"]
+    }
+
+    fn new(args: &MetricArgs) -> Self {
+        Self { rules: args.image, ..Self::default() }
+    }
+
     fn update(&mut self, xs: &Tensor, answer: &ModelOutput, ys: &Tensor) {
         let reference = self.rules.view(ys);
         self.restored.add(&self.rules.view(&answer.outputs.clamp(0.0, 1.0)), &reference);
@@ -144,7 +157,7 @@ mod tests {
         // Errors of 0.1 and 0.01 everywhere: 20 dB and 40 dB, so 30 dB.
         let ys = Tensor::full([2, 1, 4, 4], 0.5, tch::kind::DOUBLE_CPU);
         let outputs = &ys + Tensor::from_slice(&[0.1, 0.01]).view([2, 1, 1, 1]);
-        let mut meter = ImageMeter::default();
+        let mut meter = ImageMetric::default();
         meter.update(&ys, &outputs.into(), &ys);
         assert!((meter.compute().get("psnr").unwrap() - 30.0).abs() < 1e-9);
     }

@@ -2,11 +2,11 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Metric, ModelOutput, Scores};
+use super::{Metric, MetricArgs, ModelOutput, Score, Scores};
 
 /// Sums in float64 on the device, per target column; `[T]` each.
 #[derive(Debug, Default)]
-pub struct RegressionMeter {
+pub struct RegressionMetric {
     sums: Option<Sums>,
 }
 
@@ -21,7 +21,19 @@ struct Sums {
     count: i64,
 }
 
-impl Metric for RegressionMeter {
+impl Metric for RegressionMetric {
+    fn scores() -> &'static [Score] {
+        const { &[Score::lower("mse"), Score::lower("rmse"), Score::lower("mae"), Score::higher("r2")] }
+    }
+
+    fn tasks() -> &'static [&'static str] {
+        &["regression"]
+    }
+
+    fn new(_args: &MetricArgs) -> Self {
+        Self::default()
+    }
+
     fn update(&mut self, _xs: &Tensor, answer: &ModelOutput, ys: &Tensor) {
         let columns = |values: &Tensor| values.to_kind(Kind::Double).reshape([values.size()[0], -1]);
         let sum = |values: &Tensor| values.sum_dim_intlist(&[0i64][..], false, Kind::Double);
@@ -71,7 +83,7 @@ mod tests {
 
     fn r2(outputs: &[f64], ys: &[f64], columns: i64) -> f64 {
         let [outputs, ys] = [outputs, ys].map(|values| Tensor::from_slice(values).reshape([-1, columns]));
-        let mut meter = RegressionMeter::default();
+        let mut meter = RegressionMetric::default();
         for row in 0..ys.size()[0] {
             meter.update(&Tensor::new(), &outputs.narrow(0, row, 1).into(), &ys.narrow(0, row, 1));
         }
@@ -98,7 +110,7 @@ mod tests {
         // r2_score(y, p) -> 0.7; mean_squared_error -> 0.375; mean_absolute_error -> 0.5
         let ys = Tensor::from_slice(&[1e6 + 1.0, 1e6 + 2.0, 1e6 + 4.0, 1e6 + 3.0]).unsqueeze(1);
         let outputs = Tensor::from_slice(&[1e6 + 1.5, 1e6 + 2.0, 1e6 + 3.0, 1e6 + 3.5]).unsqueeze(1);
-        let mut meter = RegressionMeter::default();
+        let mut meter = RegressionMetric::default();
         for (start, end) in [(0, 1), (1, 4)] {
             meter.update(
                 &Tensor::new(),

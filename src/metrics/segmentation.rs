@@ -3,22 +3,41 @@
 use tch::{Kind, Tensor};
 
 use super::classification::{ClassReport, rows, share};
-use super::{Metric, ModelOutput, Scores};
+use super::{Metric, MetricArgs, ModelOutput, Score, Scores, class_of};
 
 /// Counts pixels on the device: `confusion` is int64 `[K · K]`, row = truth, column = prediction.
 #[derive(Debug)]
-pub struct SegmentationMeter {
+pub struct SegmentationMetric {
     classes: i64,
     confusion: Option<Tensor>,
 }
 
-impl SegmentationMeter {
-    pub fn new(classes: usize) -> Self {
-        Self { classes: classes as i64, confusion: None }
+impl Metric for SegmentationMetric {
+    fn scores() -> &'static [Score] {
+        const {
+            &[
+                Score::higher("mean_dice"),
+                Score::higher("mean_iou"),
+                Score::higher("pixel_accuracy"),
+                Score::higher("dice_{class}"),
+                Score::higher("iou_{class}"),
+            ]
+        }
     }
-}
 
-impl Metric for SegmentationMeter {
+    fn tasks() -> &'static [&'static str] {
+        &["segmentation"]
+    }
+
+    fn new(args: &MetricArgs) -> Self {
+        Self { classes: args.classes as i64, confusion: None }
+    }
+
+    fn reports(args: &MetricArgs, name: &str) -> bool {
+        let class = ["dice_", "iou_"].iter().find_map(|stem| class_of(stem, name));
+        class.is_none_or(|class| class < args.classes)
+    }
+
     /// `answer.outputs` are logits `[N, K, H, W]`, `ys` classes int64 `[N, H, W]`, of which negative ones do
     /// not count.
     fn update(&mut self, _xs: &Tensor, answer: &ModelOutput, ys: &Tensor) {

@@ -4,19 +4,22 @@
 use serde_json::{Value, json};
 
 use super::{Group, duration, section as framed, table};
+use crate::metrics::Monitor;
 use crate::plot::{escape, number};
 use crate::report::history::History;
 
 pub fn section(group: &Group) -> String {
-    let goal = group.runs.iter().find_map(|run| run.goal());
-    let metric = goal.as_ref().map_or("loss", |goal| goal.0.as_str());
+    let first = group.runs.iter().find_map(|run| run.monitor());
+    let metric = first.as_ref().map_or("loss", |monitor| monitor.metric.as_str());
     let dash = || "—".to_owned();
     let rows: Vec<Vec<String>> = (group.runs.iter().enumerate())
         .map(|(index, run)| {
-            let (own, higher) = run.goal().unwrap_or_else(|| ("loss".into(), false));
-            let of = if own == metric { String::new() } else { format!(" <i>{}</i>", escape(&own)) };
-            let best = run.best(&own, higher);
-            let test = run.last_test(&own);
+            let loss = || Monitor { metric: "loss".into(), higher_is_better: false };
+            let own = run.monitor().unwrap_or_else(loss);
+            let is_same = own.metric == metric;
+            let of = if is_same { String::new() } else { format!(" <i>{}</i>", escape(&own.metric)) };
+            let best = run.best(&own);
+            let test = run.last_test(&own.metric);
             let planned = run.epochs_planned().map_or_else(String::new, |epochs| format!("/{epochs}"));
             vec![
                 format!("<span class=\"swatch {}\"></span>{}", group.class(index), escape(&run.name)),

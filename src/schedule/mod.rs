@@ -141,8 +141,15 @@ impl ScheduleSpec {
     /// Whether [`observe`](Self::observe) must be fed a metric each epoch, and which way is better.
     pub fn watches(&self) -> Option<Mode> {
         match &self.curve {
-            Curve::Plateau(spec) => Some(spec.mode),
+            Curve::Plateau(spec) => Some(spec.mode.unwrap_or_default()),
             _ => None,
+        }
+    }
+
+    /// The mode of a plateau that has none of its own.
+    pub fn complete_mode(&mut self, mode: Mode) {
+        if let Curve::Plateau(spec) = &mut self.curve {
+            spec.mode.get_or_insert(mode);
         }
     }
 

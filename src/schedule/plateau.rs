@@ -25,8 +25,9 @@ pub struct PlateauSpec {
     pub cooldown: u64,
     #[serde(default)]
     pub min_lr: f64,
-    #[serde(default)]
-    pub mode: Mode,
+    /// Absent: that of the score that is watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
 }
 
 /// Whether a small metric is good (a loss) or a large one (an accuracy).
@@ -83,7 +84,7 @@ impl PlateauSpec {
                 ThresholdMode::Rel => best * self.threshold,
                 ThresholdMode::Abs => self.threshold,
             };
-            match self.mode {
+            match self.mode.unwrap_or_default() {
                 Mode::Min => metric < best - margin,
                 Mode::Max => metric > best + margin,
             }

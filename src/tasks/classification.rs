@@ -4,10 +4,10 @@ use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{ModelOutput, Monitor, Prediction, Task};
+use super::{ModelArgs, ModelOutput, Prediction, Task};
 use crate::data::{Dataset, Targets};
 use crate::functional::loss;
-use crate::metrics::{ClassificationMeter, Metric};
+use crate::metrics::MetricArgs;
 use crate::nn::model::Model;
 use crate::schedule::ScheduleStep;
 use crate::util::exit_code::{ExitCode, fail};
@@ -18,18 +18,6 @@ use crate::util::yaml::Invalid;
 pub struct Classification {
     /// Share of the target that is spread over all classes, in 0..1.
     pub label_smoothing: f64,
-}
-
-impl Classification {
-    pub fn validate(&self) -> Result<(), Invalid> {
-        if !(0.0..1.0).contains(&self.label_smoothing) {
-            return Err(Invalid {
-                path: "classification.label_smoothing".into(),
-                message: format!("{} is not in 0..1", self.label_smoothing),
-            });
-        }
-        Ok(())
-    }
 }
 
 /// What to do where labels do not look as if they counted classes from 0.
@@ -49,6 +37,17 @@ fn unusual(labels: &[i64]) -> Option<String> {
 }
 
 impl Task for Classification {
+    fn validate(&self) -> Result<(), Invalid> {
+        if !(0.0..1.0).contains(&self.label_smoothing) {
+            return Err(Invalid::new("label_smoothing", format!("{} is not in 0..1", self.label_smoothing)));
+        }
+        Ok(())
+    }
+
+    fn model_args(&self, channels: i64, classes: Option<usize>) -> ModelArgs {
+        ModelArgs { channels, classes, is_sized: true }
+    }
+
     fn check(&self, model: &Model, set: &Dataset) -> Result<()> {
         let output = model.output();
         let Targets::Classes(labels) = &set.targets else {
@@ -86,12 +85,16 @@ impl Task for Classification {
         loss::cross_entropy(&answer.outputs, ys, smoothing)
     }
 
-    fn metrics(&self, output: &[i64]) -> Box<dyn Metric> {
-        Box::new(ClassificationMeter::new(output.iter().product::<i64>() as usize))
+    fn answers_logits(&self, _output: &[i64]) -> bool {
+        true
     }
 
-    fn monitor(&self) -> Monitor {
-        Monitor { metric: "accuracy", higher_is_better: true }
+    fn metric_args(&self, output: &[i64]) -> MetricArgs {
+        MetricArgs { classes: output.iter().product::<i64>() as usize, ..MetricArgs::default() }
+    }
+
+    fn default_monitor(&self) -> &'static str {
+        "accuracy"
     }
 
     fn predictions(&self, outputs: &Tensor) -> Result<Vec<Prediction>> {

@@ -9,10 +9,9 @@ use serde::{Deserialize, Serialize};
 use tch::Kind;
 use tch::Tensor;
 
-use super::{ModelOutput, Monitor, Panel, Task, code, part, through};
+use super::{ModelOutput, Panel, Task, code, part, through};
 use crate::data::Dataset;
 use crate::functional::loss::RegressionLoss;
-use crate::metrics::{CompressionMeter, Metric};
 use crate::nn::layers::quantize::quantize;
 use crate::nn::model::{Model, Network};
 use crate::schedule::ScheduleStep;
@@ -31,16 +30,6 @@ pub struct Compression {
 }
 
 impl Compression {
-    pub fn validate(&self) -> Result<(), Invalid> {
-        if !(self.rate >= 0.0 && self.rate.is_finite()) {
-            return Err(Invalid::new(
-                "compression.rate",
-                format!("{} is not a number, 0 or more", self.rate),
-            ));
-        }
-        self.loss.validate().map_err(|invalid| invalid.under("compression.loss"))
-    }
-
     /// The shape of the code of an image as large as the model's input. Exit 2 where the model is no such
     /// autoencoder.
     pub fn code(model: &Model) -> Result<&[i64]> {
@@ -78,6 +67,21 @@ fn bits_per_value(variance: &Tensor) -> Tensor {
 }
 
 impl Task for Compression {
+    fn validate(&self) -> Result<(), Invalid> {
+        if !(self.rate >= 0.0 && self.rate.is_finite()) {
+            return Err(Invalid::new("rate", format!("{} is not a number, 0 or more", self.rate)));
+        }
+        self.loss.validate().map_err(|invalid| invalid.under("loss"))
+    }
+
+    fn runs_parts(&self) -> bool {
+        true
+    }
+
+    fn scores_images(&self) -> bool {
+        true
+    }
+
     fn check(&self, model: &Model, set: &Dataset) -> Result<()> {
         Self::code(model)?;
         let output = model.output();
@@ -141,12 +145,8 @@ impl Task for Compression {
         self.rate > 0.0
     }
 
-    fn metrics(&self, _output: &[i64]) -> Box<dyn Metric> {
-        Box::new(CompressionMeter::default())
-    }
-
-    fn monitor(&self) -> Monitor {
-        Monitor { metric: "psnr", higher_is_better: true }
+    fn default_monitor(&self) -> &'static str {
+        "psnr"
     }
 
     fn panels(&self, _xs: &Tensor, outputs: &Tensor, ys: &Tensor) -> Vec<Panel> {

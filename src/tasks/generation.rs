@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 use tch::Kind;
 use tch::Tensor;
 
-use super::{ModelOutput, Monitor, Panel, Task, code, part, through};
+use super::{ModelArgs, ModelOutput, Panel, Task, code, part, through};
 use crate::data::Dataset;
-use crate::functional::loss::{Likelihood, kl_from_standard_normal};
-use crate::metrics::{GenerationMeter, Metric};
+use crate::functional::loss::Likelihood;
+use crate::metrics::{MetricArgs, nats};
 use crate::nn::layers::reparametrize;
 use crate::nn::model::{Model, Network};
 use crate::schedule::ScheduleStep;
@@ -39,19 +39,6 @@ impl Default for Generation {
 }
 
 impl Generation {
-    pub fn validate(&self) -> Result<(), Invalid> {
-        if !(self.beta >= 0.0 && self.beta.is_finite()) {
-            return Err(Invalid::new("generation.beta", format!("{} is not a number, 0 or more", self.beta)));
-        }
-        match self.likelihood {
-            Likelihood::Gaussian { sigma } if !(sigma > 0.0 && sigma.is_finite()) => Err(Invalid::new(
-                "generation.likelihood.gaussian.sigma",
-                format!("{sigma} is not a positive number"),
-            )),
-            _ => Ok(()),
-        }
-    }
-
     /// The shape of one code. Exit 2 where the model is no such autoencoder.
     pub fn code(model: &Model) -> Result<&[i64]> {
         code(model, 2, "generation")
@@ -78,20 +65,31 @@ impl Generation {
     }
 }
 
-/// −log p(ys | outputs) and KL, in nats per image, `[N]` each.
-fn nats(likelihood: Likelihood, answer: &ModelOutput, ys: &Tensor) -> (Tensor, Tensor) {
-    let reconstruction = likelihood.nats(&answer.outputs, ys);
-    let kl = match &answer.latent {
-        Some(latent) => {
-            let (mean, log_var) = reparametrize::moments(latent);
-            kl_from_standard_normal(&mean, &log_var)
-        }
-        None => reconstruction.zeros_like(),
-    };
-    (reconstruction, kl)
-}
-
 impl Task for Generation {
+    fn validate(&self) -> Result<(), Invalid> {
+        if !(self.beta >= 0.0 && self.beta.is_finite()) {
+            return Err(Invalid::new("beta", format!("{} is not a number, 0 or more", self.beta)));
+        }
+        match self.likelihood {
+            Likelihood::Gaussian { sigma } if !(sigma > 0.0 && sigma.is_finite()) => {
+                Err(Invalid::new("likelihood.gaussian.sigma", format!("{sigma} is not a positive number")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn model_args(&self, channels: i64, _classes: Option<usize>) -> ModelArgs {
+        ModelArgs { channels, classes: None, is_sized: true }
+    }
+
+    fn runs_parts(&self) -> bool {
+        true
+    }
+
+    fn scores_images(&self) -> bool {
+        true
+    }
+
     fn check(&self, model: &Model, set: &Dataset) -> Result<()> {
         Self::code(model)?;
         let output = model.output();
@@ -125,13 +123,12 @@ impl Task for Generation {
         self.kl_warmup_steps > 0
     }
 
-    fn metrics(&self, _output: &[i64]) -> Box<dyn Metric> {
-        let likelihood = self.likelihood;
-        Box::new(GenerationMeter::new(Box::new(move |answer, ys| nats(likelihood, answer, ys))))
+    fn metric_args(&self, _output: &[i64]) -> MetricArgs {
+        MetricArgs { likelihood: self.likelihood, ..MetricArgs::default() }
     }
 
-    fn monitor(&self) -> Monitor {
-        Monitor { metric: "elbo", higher_is_better: true }
+    fn default_monitor(&self) -> &'static str {
+        "elbo"
     }
 
     fn panels(&self, _xs: &Tensor, outputs: &Tensor, ys: &Tensor) -> Vec<Panel> {

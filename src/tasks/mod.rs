@@ -14,67 +14,91 @@ use tch::Tensor;
 use tch::nn::ModuleT;
 
 use crate::data::Dataset;
-use crate::metrics::Metric;
 use crate::metrics::image::psnr;
+use crate::metrics::{MetricArgs, MetricCollection, Monitor};
 use crate::nn::model::{Model, Network};
 use crate::schedule::ScheduleStep;
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::Invalid;
 
-pub use classification::Classification;
 pub use compression::Compression;
 pub use generation::Generation;
 pub use reconstruction::Reconstruction;
-pub use regression::Regression;
-pub use segmentation::Segmentation;
 
 pub use crate::metrics::ModelOutput;
 
-/// The task as declared: `task: classification`, or `task: {classification: {label_smoothing: 0.1}}`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum TaskSpec {
-    Classification(Classification),
-    Regression(Regression),
-    Reconstruction(Reconstruction),
-    Segmentation(Segmentation),
-    Generation(Generation),
-    Compression(Compression),
+/// The name of a task in YAML, as the table gives it.
+pub trait Named {
+    fn name(&self) -> &'static str;
+}
+
+macro_rules! tasks {
+    ($($name:literal => $variant:ident($spec:ty),)*) => {
+        /// The task as declared: `task: classification`, or `task: {classification: {label_smoothing: 0.1}}`.
+        #[derive(Clone, Debug, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub enum TaskSpec {
+            $(#[serde(rename = $name)] $variant($spec),)*
+        }
+
+        $(impl Named for $spec {
+            fn name(&self) -> &'static str {
+                $name
+            }
+        })*
+
+        impl TaskSpec {
+            pub const NAMES: &'static [&'static str] = &[$($name),*];
+
+            pub fn task(&self) -> &dyn Task {
+                match self {
+                    $(Self::$variant(spec) => spec,)*
+                }
+            }
+
+            /// The task itself; it has no state.
+            pub fn build(&self) -> Box<dyn Task> {
+                match self.clone() {
+                    $(Self::$variant(spec) => Box::new(spec),)*
+                }
+            }
+        }
+    };
+}
+
+tasks! {
+    "classification" => Classification(classification::Classification),
+    "regression" => Regression(regression::Regression),
+    "reconstruction" => Reconstruction(reconstruction::Reconstruction),
+    "segmentation" => Segmentation(segmentation::Segmentation),
+    "generation" => Generation(generation::Generation),
+    "compression" => Compression(compression::Compression),
 }
 
 impl TaskSpec {
+    /// Refuses what no task of the kind can mean; the path starts at the config's `task`.
     pub fn validate(&self) -> Result<(), Invalid> {
-        match self {
-            Self::Classification(spec) => spec.validate(),
-            Self::Regression(spec) => spec.validate(),
-            Self::Reconstruction(spec) => spec.validate(),
-            Self::Segmentation(spec) => spec.validate(),
-            Self::Generation(spec) => spec.validate(),
-            Self::Compression(spec) => spec.validate(),
-        }
+        let task = self.task();
+        task.validate().map_err(|invalid| invalid.under(task.name()))
     }
 
-    /// The task itself; it has no state.
-    pub fn build(&self) -> Box<dyn Task> {
-        match self.clone() {
-            Self::Classification(spec) => Box::new(spec),
-            Self::Regression(spec) => Box::new(spec),
-            Self::Reconstruction(spec) => Box::new(spec),
-            Self::Segmentation(spec) => Box::new(spec),
-            Self::Generation(spec) => Box::new(spec),
-            Self::Compression(spec) => Box::new(spec),
-        }
+    /// The score that decides: `name`, or the task's own where there is none. Else what is wrong.
+    pub fn monitor(&self, name: Option<&str>) -> Result<Monitor, String> {
+        let task = self.task();
+        Monitor::new(task.name(), name.unwrap_or(task.default_monitor()))
     }
 }
 
-/// The metric that decides what is best.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Monitor {
-    pub metric: &'static str,
-    pub higher_is_better: bool,
+/// Arguments of a shipped model that follow from the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelArgs {
+    pub channels: i64,
+    pub classes: Option<usize>,
+    /// Whether the network has one input size, which is then that of the data.
+    pub is_sized: bool,
 }
 
-/// What the network says of one sample, where it is no picture.
+/// A prediction for one sample, where it is no image.
 #[derive(Debug)]
 pub enum Prediction {
     /// (class index, probability), most probable first.
@@ -136,9 +160,43 @@ fn lacks(name: &str, task: &str) -> anyhow::Error {
     fail(ExitCode::Usage, message)
 }
 
-/// A loss, its metrics, its predictions. Nothing here waits for the device, `Metric::scores` and
-/// `predictions` excepted.
-pub trait Task {
+/// A loss, its metrics, its predictions. Nothing here waits for the device, `predictions` and
+/// [`MetricCollection::compute`] excepted.
+pub trait Task: Named {
+    /// Refuses what serde cannot express; the path starts at the task's own keys.
+    fn validate(&self) -> Result<(), Invalid>;
+
+    /// What the data's `channels` and `classes` say about a shipped model's arguments.
+    fn model_args(&self, channels: i64, _classes: Option<usize>) -> ModelArgs {
+        ModelArgs { channels, classes: None, is_sized: false }
+    }
+
+    /// Whether it runs the network's parts `encoder` and `decoder` one by one, so that the network as a whole
+    /// cannot be cut into segments.
+    fn runs_parts(&self) -> bool {
+        false
+    }
+
+    /// Whether its scores are of images in 0..1, which rules out normalised data.
+    fn scores_images(&self) -> bool {
+        false
+    }
+
+    /// Whether its panels show the input, which is then shown as it was before normalisation.
+    fn shows_input(&self) -> bool {
+        false
+    }
+
+    /// Whether the network's output of shape `output` is logits of two classes or more along the channels.
+    fn answers_logits(&self, _output: &[i64]) -> bool {
+        false
+    }
+
+    /// Whether the network's output is to be subtracted from its input.
+    fn answers_residual(&self) -> bool {
+        false
+    }
+
     /// Whether the network has what the task runs and its output fits the data; the message ends with the
     /// remedy.
     fn check(&self, model: &Model, set: &Dataset) -> Result<()>;
@@ -197,10 +255,13 @@ pub trait Task {
         false
     }
 
-    /// `output` is the network's output shape without batch.
-    fn metrics(&self, output: &[i64]) -> Box<dyn Metric>;
+    /// What its metrics need to know; `output` is the network's output shape without batch.
+    fn metric_args(&self, _output: &[i64]) -> MetricArgs {
+        MetricArgs::default()
+    }
 
-    fn monitor(&self) -> Monitor;
+    /// The score that is monitored where the config names none.
+    fn default_monitor(&self) -> &'static str;
 
     /// One sample side by side, batch of 1 each: what the network saw, what it answers, what was wanted.
     /// Empty where there is nothing to see. Panics as tch does.
@@ -212,5 +273,28 @@ pub trait Task {
     fn predictions(&self, _outputs: &Tensor) -> Result<Vec<Prediction>> {
         let message = "this run answers with pictures: `restore` writes those of a reconstruction";
         Err(fail(ExitCode::Usage, message))
+    }
+}
+
+impl dyn Task + '_ {
+    /// Its metrics, all at 0; `output` is the network's output shape without batch.
+    pub fn metrics(&self, output: &[i64]) -> MetricCollection {
+        MetricCollection::new(self.name(), &self.metric_args(output))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics;
+
+    #[test]
+    fn every_task_has_the_score_that_it_monitors() {
+        for name in TaskSpec::NAMES {
+            let spec: TaskSpec = serde_json::from_value(serde_json::json!({*name: {}})).unwrap();
+            let monitor = spec.monitor(None).unwrap();
+            assert!(metrics::scores(name).any(|score| score.name == monitor.metric), "{name}");
+            assert!(!spec.monitor(Some("loss")).unwrap().higher_is_better);
+        }
     }
 }

@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::degrade::{ANY_SIZE, Chain};
-use super::{ModelOutput, Monitor, Panel, Task};
+use super::{ModelArgs, ModelOutput, Panel, Task};
 use crate::data::{Dataset, Targets};
 use crate::functional::loss::RegressionLoss;
 use crate::functional::ssim::WINDOW;
 use crate::functional::{bicubic, luma};
-use crate::metrics::{ImageMeter, ImageRules, Metric};
+use crate::metrics::{ImageRules, MetricArgs};
 use crate::nn::model::{Model, Network};
 use crate::schedule::ScheduleStep;
 use crate::util::exit_code::{ExitCode, fail};
@@ -58,17 +58,6 @@ impl MetricSpec {
 }
 
 impl Reconstruction {
-    pub fn validate(&self) -> Result<(), Invalid> {
-        let checked = match self.residual && self.degrade.shrinks() {
-            true => {
-                Err(Invalid::new("residual", "needs an input as large as the image; say `input: upscaled`"))
-            }
-            false => self.degrade.validate().map_err(|invalid| invalid.under("degrade")),
-        };
-        let loss = || self.loss.validate().map_err(|invalid| invalid.under("loss"));
-        checked.and_then(|()| loss()).map_err(|invalid| invalid.under("reconstruction"))
-    }
-
     /// The image itself, as the network is to answer it.
     fn target(&self, images: &Tensor) -> Tensor {
         self.known(bicubic::crop_to_multiple(images, self.degrade.scale()))
@@ -99,6 +88,28 @@ impl Reconstruction {
 }
 
 impl Task for Reconstruction {
+    fn validate(&self) -> Result<(), Invalid> {
+        if self.residual && self.degrade.shrinks() {
+            let message = "needs an input as large as the image; say `input: upscaled`";
+            return Err(Invalid::new("residual", message));
+        }
+        self.degrade.validate().map_err(|invalid| invalid.under("degrade"))?;
+        self.loss.validate().map_err(|invalid| invalid.under("loss"))
+    }
+
+    fn model_args(&self, channels: i64, _classes: Option<usize>) -> ModelArgs {
+        let channels = if self.luma && channels == 3 { 1 } else { channels };
+        ModelArgs { channels, classes: None, is_sized: false }
+    }
+
+    fn scores_images(&self) -> bool {
+        true
+    }
+
+    fn answers_residual(&self) -> bool {
+        self.residual
+    }
+
     fn input(&self, sample: &[i64]) -> Vec<i64> {
         match *sample {
             [channels, height, width] => {
@@ -165,8 +176,8 @@ impl Task for Reconstruction {
         self.loss.of(&answer.outputs, ys)
     }
 
-    fn metrics(&self, _output: &[i64]) -> Box<dyn Metric> {
-        Box::new(ImageMeter::new(self.rules()))
+    fn metric_args(&self, _output: &[i64]) -> MetricArgs {
+        MetricArgs { image: self.rules(), ..MetricArgs::default() }
     }
 
     fn panels(&self, xs: &Tensor, outputs: &Tensor, ys: &Tensor) -> Vec<Panel> {
@@ -179,7 +190,7 @@ impl Task for Reconstruction {
         degraded.into_iter().chain(rest).collect()
     }
 
-    fn monitor(&self) -> Monitor {
-        Monitor { metric: "psnr", higher_is_better: true }
+    fn default_monitor(&self) -> &'static str {
+        "psnr"
     }
 }

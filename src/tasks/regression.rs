@@ -4,10 +4,9 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{ModelOutput, Monitor, Prediction, Task};
+use super::{ModelOutput, Prediction, Task};
 use crate::data::{Dataset, Targets};
 use crate::functional::loss::RegressionLoss;
-use crate::metrics::{Metric, RegressionMeter};
 use crate::nn::model::Model;
 use crate::schedule::ScheduleStep;
 use crate::util::exit_code::{ExitCode, fail};
@@ -19,19 +18,14 @@ pub struct Regression {
     pub loss: RegressionLoss,
 }
 
-impl Regression {
-    pub fn validate(&self) -> Result<(), Invalid> {
-        if let RegressionLoss::Ssim { .. } = self.loss {
-            return Err(Invalid::new(
-                "regression.loss",
-                "`ssim` compares images; use `task: reconstruction`",
-            ));
-        }
-        self.loss.validate().map_err(|invalid| invalid.under("regression.loss"))
-    }
-}
-
 impl Task for Regression {
+    fn validate(&self) -> Result<(), Invalid> {
+        if let RegressionLoss::Ssim { .. } = self.loss {
+            return Err(Invalid::new("loss", "`ssim` compares images; use `task: reconstruction`"));
+        }
+        self.loss.validate().map_err(|invalid| invalid.under("loss"))
+    }
+
     fn check(&self, model: &Model, set: &Dataset) -> Result<()> {
         let output = model.output();
         let Targets::Values(values) = &set.targets else {
@@ -55,12 +49,8 @@ impl Task for Regression {
         self.loss.of(&answer.outputs, ys)
     }
 
-    fn metrics(&self, _output: &[i64]) -> Box<dyn Metric> {
-        Box::new(RegressionMeter::default())
-    }
-
-    fn monitor(&self) -> Monitor {
-        Monitor { metric: "mse", higher_is_better: false }
+    fn default_monitor(&self) -> &'static str {
+        "mse"
     }
 
     fn predictions(&self, outputs: &Tensor) -> Result<Vec<Prediction>> {

@@ -5,11 +5,11 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::{ModelOutput, Monitor, Panel, Task};
+use super::{ModelArgs, ModelOutput, Panel, Task};
 use crate::data::mask::{IGNORED, voc_colour};
 use crate::data::{Dataset, Targets};
 use crate::functional::loss;
-use crate::metrics::{Metric, SegmentationMeter};
+use crate::metrics::MetricArgs;
 use crate::nn::model::{Model, Network};
 use crate::schedule::ScheduleStep;
 use crate::util::exit_code::{ExitCode, fail};
@@ -30,28 +30,6 @@ pub struct Segmentation {
 impl Default for Segmentation {
     fn default() -> Self {
         Self { cross_entropy: 1.0, dice: 1.0, class_weights: None }
-    }
-}
-
-impl Segmentation {
-    pub fn validate(&self) -> Result<(), Invalid> {
-        let weight = |key: &str, value: f64| match value >= 0.0 && value.is_finite() {
-            true => Ok(()),
-            false => Err(Invalid::new(
-                format!("segmentation.{key}"),
-                format!("{value} is not a weight, 0 or more"),
-            )),
-        };
-        weight("cross_entropy", self.cross_entropy)?;
-        weight("dice", self.dice)?;
-        if self.cross_entropy + self.dice == 0.0 {
-            return Err(Invalid::new(
-                "segmentation",
-                "`cross_entropy` and `dice` are both 0: nothing would be learnt",
-            ));
-        }
-        let mut weights = self.class_weights.iter().flatten().enumerate();
-        weights.try_for_each(|(class, value)| weight(&format!("class_weights.{class}"), *value))
     }
 }
 
@@ -80,6 +58,33 @@ fn classes(channels: i64) -> i64 {
 }
 
 impl Task for Segmentation {
+    fn validate(&self) -> Result<(), Invalid> {
+        let weight = |key: &str, value: f64| match value >= 0.0 && value.is_finite() {
+            true => Ok(()),
+            false => Err(Invalid::new(key, format!("{value} is not a weight, 0 or more"))),
+        };
+        weight("cross_entropy", self.cross_entropy)?;
+        weight("dice", self.dice)?;
+        if self.cross_entropy + self.dice == 0.0 {
+            return Err(Invalid::new("", "`cross_entropy` and `dice` are both 0: nothing would be learnt"));
+        }
+        let mut weights = self.class_weights.iter().flatten().enumerate();
+        weights.try_for_each(|(class, value)| weight(&format!("class_weights.{class}"), *value))
+    }
+
+    fn model_args(&self, channels: i64, classes: Option<usize>) -> ModelArgs {
+        ModelArgs { channels, classes, is_sized: false }
+    }
+
+    fn shows_input(&self) -> bool {
+        true
+    }
+
+    /// One channel alone, a logit against 0, has no softmax.
+    fn answers_logits(&self, output: &[i64]) -> bool {
+        output.first().is_some_and(|&channels| channels > 1)
+    }
+
     fn check(&self, model: &Model, set: &Dataset) -> Result<()> {
         let output = model.output();
         let refuse = |message: String| Err(fail(ExitCode::Usage, message));
@@ -161,12 +166,13 @@ impl Task for Segmentation {
         self.dice > 0.0
     }
 
-    fn metrics(&self, output: &[i64]) -> Box<dyn Metric> {
-        Box::new(SegmentationMeter::new(classes(output.first().copied().unwrap_or(1)) as usize))
+    fn metric_args(&self, output: &[i64]) -> MetricArgs {
+        let classes = classes(output.first().copied().unwrap_or(1)) as usize;
+        MetricArgs { classes, ..MetricArgs::default() }
     }
 
-    fn monitor(&self) -> Monitor {
-        Monitor { metric: "mean_dice", higher_is_better: true }
+    fn default_monitor(&self) -> &'static str {
+        "mean_dice"
     }
 
     fn panels(&self, xs: &Tensor, outputs: &Tensor, ys: &Tensor) -> Vec<Panel> {

@@ -68,7 +68,7 @@ pub fn evaluate(
     scores.values.splice(0..0, loss.map(|loss| ("loss".into(), loss)));
     let is_broken = |(name, value): &&(String, f64)| match name.as_str() {
         "loss" => !value.is_finite(),
-        name => name == task.monitor().metric && value.is_nan(),
+        name => name == task.default_monitor() && value.is_nan(),
     };
     match scores.values.iter().find(is_broken) {
         None => Ok(scores),

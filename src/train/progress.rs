@@ -11,7 +11,7 @@ use crate::train::run_folder::RunFolder;
 use crate::util::console::{plain, print_err};
 use crate::util::terminal::{Part, line, stderr_columns};
 
-/// How often a plain line reports the progress of an epoch when there is no terminal.
+/// How often the step is printed where there is no terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
 
 /// The bar counts the optimiser steps of the whole run, so that its ETA is the run's.
@@ -19,6 +19,9 @@ pub struct Progress {
     bar: ProgressBar,
     style: Style,
     epochs: u64,
+    /// The score that is shown beside the loss.
+    metric: String,
+    /// The last plain line.
     printed: Instant,
 }
 
@@ -30,8 +33,8 @@ enum Style {
 }
 
 impl Progress {
-    /// `done` of `steps` are behind us already after a resume.
-    pub fn new(epochs: u64, steps: u64, done: u64, quiet: bool) -> Self {
+    /// `done` of `steps` were made before a resume; `metric` is the score that is shown beside the loss.
+    pub fn new(epochs: u64, metric: &str, (done, steps): (u64, u64), quiet: bool) -> Self {
         let style = match (quiet, std::io::stderr().is_terminal()) {
             (true, _) => Style::Quiet,
             (false, true) => Style::Bar,
@@ -46,10 +49,10 @@ impl Progress {
         );
         bar.reset_eta();
         if style == Style::Bar {
-            // Evaluations are no steps: the time goes on all the same.
+            // During evaluations no step moves the bar, and the time left is still to be drawn.
             bar.enable_steady_tick(Duration::from_secs(1));
         }
-        Self { bar, style, epochs, printed: Instant::now() }
+        Self { bar, style, epochs, metric: metric.into(), printed: Instant::now() }
     }
 
     pub fn step(&mut self, epoch: u64, step: u64) {
@@ -123,9 +126,15 @@ impl Progress {
         let whose = if record.averaged.is_some() { " (averaged weights)" } else { "" };
         for (split, scores) in [("validation", &record.validation), ("test", &record.test)] {
             let Some(scores) = scores else { continue };
-            let shown: Vec<_> = scores.values.iter().take(2).collect();
+            // The loss and the monitored score, or where they are one the task's own.
+            let mut shown: Vec<_> = scores.values.iter().take(2).collect();
+            let monitored = scores.values.iter().find(|(name, _)| *name == self.metric);
+            if let (Some(monitored), false) = (monitored, self.metric == "loss") {
+                shown.truncate(1);
+                shown.push(monitored);
+            }
             parts.push(kept(format!(" | {split}{whose}")));
-            // The loss stands before what decides, and gives way to it.
+            // Where there is little room the loss goes first.
             for (at, (name, value)) in shown.iter().enumerate() {
                 let rank = if at + 1 == shown.len() { Part::KEPT } else { 4 };
                 parts.push(Part::new(rank, format!(" {name} {value:.4}")));

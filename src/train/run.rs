@@ -94,7 +94,8 @@ pub fn train_run(
     let mut run = Trainer::new(&session, folder, start)?;
     notes.extend(run.notes()?);
     let epochs = session.config.spec.train.epochs;
-    let mut progress = Progress::new(epochs, run.total_steps(), run.step(), manner.quiet);
+    let steps = (run.step(), run.total_steps());
+    let mut progress = Progress::new(epochs, &session.monitor.metric, steps, manner.quiet);
     warnings.extend(run.take_warnings());
     for warning in warnings {
         progress.warn(&warning, run.folder())?;

@@ -12,7 +12,7 @@ use crate::config::RunConfig;
 use crate::data::image::photo::Photo;
 use crate::data::normalize::{Normalize, NormalizeSpec};
 use crate::metrics::ModelOutput;
-use crate::tasks::{Panel, Task, TaskSpec};
+use crate::tasks::{Panel, Task};
 use crate::util::atomic_file;
 use crate::util::exit_code::{ExitCode, WithExitCode};
 
@@ -43,8 +43,8 @@ impl SampleImages {
     /// The same for samples as `spec` prepares them: where the network sees normalised pictures and answers
     /// with something else, the pictures are shown.
     pub fn showing(self, spec: &RunConfig) -> Self {
-        let normalize = match (&spec.task, &spec.data.normalize) {
-            (TaskSpec::Segmentation(_), NormalizeSpec::Given(normalize)) => Some(normalize.clone()),
+        let normalize = match &spec.data.normalize {
+            NormalizeSpec::Given(normalize) if spec.task.task().shows_input() => Some(normalize.clone()),
             _ => None,
         };
         Self { normalize, ..self }

@@ -17,7 +17,8 @@ use crate::util::terminal::{fitted, stdout_columns};
 
 /// List the runs below a folder.
 ///
-/// Best: on the validation set, or without one on the test set, by the metric of the run's own task. Trials
+/// Best: on the validation set, or without one on the test set, by the run's `train.monitor`
+/// or its task's own score. Trials
 /// of sweeps are listed with --all.
 #[derive(Args, Debug)]
 pub struct Options {
@@ -148,8 +149,8 @@ impl Row {
     }
 
     fn told(name: String, run: &History) -> Self {
-        let goal = run.goal();
-        let best = goal.as_ref().and_then(|(metric, higher)| run.best(metric, *higher));
+        let monitor = run.monitor();
+        let best = monitor.as_ref().and_then(|monitor| run.best(monitor));
         let optimizer = run.optimizer();
         let penalty = &run.config["penalty"];
         let readable = !run.config.is_null();
@@ -159,11 +160,11 @@ impl Row {
             state: run.standing.word(),
             epochs: run.epochs_done(),
             epochs_planned: run.epochs_planned(),
-            higher_is_better: goal.as_ref().map(|goal| goal.1),
+            higher_is_better: monitor.as_ref().map(|monitor| monitor.higher_is_better),
             best: best.map(|best| best.0),
             best_epoch: best.map(|best| best.1),
-            last_test: goal.as_ref().and_then(|(metric, _)| run.last_test(metric)),
-            metric: goal.map(|goal| goal.0),
+            last_test: monitor.as_ref().and_then(|monitor| run.last_test(&monitor.metric)),
+            metric: monitor.map(|monitor| monitor.metric),
             penalty: if readable { run.penalty() } else { String::new() },
             lambda: KEYS.iter().find_map(|key| penalty[*key].as_f64()),
             lr: optimizer.as_ref().map(|optimizer| optimizer.1),

@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::data::Split;
 use crate::libtorch::device::{DeviceSpec, cores};
 use crate::libtorch::machine::gpu;
+use crate::metrics::Monitor;
 use crate::sweep::choice::is_strength;
 use crate::sweep::path;
 use crate::sweep::prune::Prune;
@@ -56,7 +57,7 @@ pub struct Options {
     /// Cross-validate with so many folds of the training set
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(2..=1000))]
     pub folds: Option<u32>,
-    /// The score that decides, instead of the task's own; losses and errors are better when they are low
+    /// The score that decides, instead of the config's `train.monitor` or the task's own
     #[arg(long, value_name = "NAME")]
     pub metric: Option<String>,
     /// Give trials up that do badly: median, halving, or with settings {halving: {warmup: 1, factor: 3}}
@@ -148,7 +149,9 @@ pub fn run(options: &Options) -> Result<()> {
         for set in design.assignments(&outcome.standings[at].point) {
             command.args(["--set", &set]);
         }
-        let status = command.args(["--set", "data.validation=null"]).stdin(Stdio::null()).status()?;
+        // A score on the validation set decides no more.
+        command.args(["--set", "data.validation=null", "--set", "train.monitor=null"]);
+        let status = command.stdin(Stdio::null()).status()?;
         if !status.success() {
             let code = ExitCode::from_code(status.code()).unwrap_or(ExitCode::Usage);
             return Err(fail(code, format!("the final fit failed; its log is in {}", output.display())));
@@ -243,10 +246,13 @@ fn design(options: &Options, sweep: &SweepSpec, config: &Config) -> Result<Desig
         );
         return Err(fail(ExitCode::Usage, message));
     }
-    let goal = spec.task.build().monitor();
-    let metric = sweep.metric.clone().unwrap_or_else(|| goal.metric.to_owned());
-    let is_cost = ["loss", "mse", "rmse", "mae"].contains(&metric.as_str());
-    let higher_is_better = if metric == goal.metric { goal.higher_is_better } else { !is_cost };
+    let Monitor { metric, higher_is_better } = match &sweep.metric {
+        None => spec.monitor().map_err(|invalid| config.document.invalid_at("", invalid))?,
+        Some(name) => spec.task.monitor(Some(name)).map_err(|message| match options.metric {
+            Some(_) => fail(ExitCode::Usage, format!("--metric: {message}")),
+            None => config.document.error_at("sweep.metric", message),
+        })?,
+    };
     let mut base = serde_json::to_value(spec)?;
     // Where it runs changes nothing of what it is.
     if let Some(base) = base.as_object_mut() {

@@ -10,6 +10,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::config::CONFIG_FILE;
+use crate::metrics::Monitor;
 use crate::penalty::KEYS;
 use crate::plot::number;
 use crate::tasks::TaskSpec;
@@ -116,15 +117,14 @@ impl History {
         }
     }
 
-    /// What decides, and whether more of it is better; None where the config does not tell.
-    pub fn goal(&self) -> Option<(String, bool)> {
+    /// The score that decides; None where the config does not say.
+    pub fn monitor(&self) -> Option<Monitor> {
         let task = match &self.config["task"] {
             Value::String(name) => json!({name: {}}),
             task => task.clone(),
         };
         let task: TaskSpec = serde_json::from_value(task).ok()?;
-        let goal = task.build().monitor();
-        Some((goal.metric.to_owned(), goal.higher_is_better))
+        task.monitor(self.config["train"]["monitor"].as_str()).ok()
     }
 
     /// Epochs that are over.
@@ -152,14 +152,14 @@ impl History {
         self.epochs.iter().filter_map(of).fold(0.0, |sum, value| sum + value)
     }
 
-    /// The best `metric` on the validation set, or where there is none on the test set; and the epoch.
-    pub fn best(&self, metric: &str, higher_is_better: bool) -> Option<(f64, u64)> {
+    /// The best of a score on the validation set, or where there is none on the test set; and the epoch.
+    pub fn best(&self, Monitor { metric, higher_is_better }: &Monitor) -> Option<(f64, u64)> {
         let of = |split: &str| {
             let scores = self
                 .epochs
                 .iter()
                 .filter_map(|record| Some((record[split][metric].as_f64()?, record["epoch"].as_u64()?)));
-            scores.reduce(|a, b| if (b.0 > a.0) == higher_is_better && b.0 != a.0 { b } else { a })
+            scores.reduce(|a, b| if (b.0 > a.0) == *higher_is_better && b.0 != a.0 { b } else { a })
         };
         of("validation").or_else(|| of("test"))
     }

@@ -15,6 +15,7 @@ use crate::data::{Dataset, DatasetCache, Skipped, Split, Splits, Targets};
 use crate::libtorch::autocast::allow_tf32;
 use crate::libtorch::device;
 use crate::libtorch::winograd;
+use crate::metrics::Monitor;
 use crate::nn::layers::{Param, ParamKind};
 use crate::nn::model::{Model, Network};
 use crate::penalty::{ParamGroup, PenaltyParam, PenaltySpec};
@@ -36,6 +37,12 @@ impl ModelPlan {
         let model = Model::from_spec(&config.spec.model)?;
         let groups = penalty_groups(&config.spec.penalty, &model)
             .map_err(|invalid| config.document.invalid_at("penalty", invalid))?;
+        let task = config.spec.task.task();
+        let monitor = config.spec.monitor().and_then(|monitor| {
+            let known = monitor.check(task.name(), &task.metric_args(model.output()));
+            known.map_err(|message| Invalid::new("train.monitor", message))
+        });
+        monitor.map_err(|invalid| config.document.invalid_at("", invalid))?;
         Ok(Self { model, groups })
     }
 
@@ -98,6 +105,8 @@ pub struct Session {
     pub model: Model,
     pub groups: Vec<ParamGroup>,
     pub task: Box<dyn Task>,
+    /// The score on the validation set that decides.
+    pub monitor: Monitor,
     train: Option<Dataset>,
     validation: Option<Dataset>,
     test: Option<Dataset>,
@@ -158,8 +167,9 @@ impl Session {
         // The run folder must not depend on a model file that may change.
         spec.model = spec.model.inlined()?;
         let (task, kind) = (spec.task.build(), spec.dtype.kind());
+        let monitor = spec.monitor().map_err(|invalid| config.document.invalid_at("", invalid))?;
         let (train, validation, test) = (None, None, None);
-        Ok(Self { config, device, kind, model, groups, task, train, validation, test })
+        Ok(Self { config, device, kind, model, groups, task, monitor, train, validation, test })
     }
 
     /// From here on the config says the numbers that `auto` stood for: an evaluation must not compute others.

@@ -277,14 +277,9 @@ impl Trainer<'_> {
             scores => scores?,
         };
         if let Some(scores) = &validation {
-            let goal = self.session.task.monitor();
-            early_stopping::update_best(
-                &mut self.state,
-                &mut self.plateau,
-                &self.session.config.spec,
-                goal,
-                scores,
-            );
+            let Session { config, monitor, .. } = self.session;
+            early_stopping::check(scores, monitor)?;
+            early_stopping::update_best(&mut self.state, &mut self.plateau, &config.spec, monitor, scores);
         }
         self.latest = due.then(|| [validation.clone(), test.clone()]);
         let condition =

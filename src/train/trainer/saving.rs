@@ -61,6 +61,6 @@ impl Trainer<'_> {
         checkpoints.save(snapshot, early_stopping::is_best(&self.state))?;
         self.saved = Some(position);
         let keep = self.session.config.spec.train.checkpoint.keep;
-        checkpoints.prune(keep, self.session.task.monitor().higher_is_better)
+        checkpoints.prune(keep, &self.session.monitor)
     }
 }

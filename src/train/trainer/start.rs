@@ -104,11 +104,16 @@ impl<'a> Trainer<'a> {
             Some(Amp::Fp16) => Some(GradScaler::new(state.scaling, session.device)?),
             _ => None,
         };
-        let plateau = match &state.plateau {
+        let mut plateau = match &state.plateau {
             serde_json::Value::Null => Plateau::default(),
             saved => serde_json::from_value(saved.clone())
                 .with_exit_code(ExitCode::Checkpoint, || "the checkpoint's schedule state")?,
         };
+        let mut warnings = Vec::new();
+        // A run without epochs to come keeps what it has chosen.
+        if state.epoch < spec.train.epochs {
+            warnings.extend(early_stopping::restart(&mut state, &mut plateau, spec, &session.monitor));
+        }
         device::autotune(spec.train.cudnn_benchmark);
         let (graphing, note) = GraphState::new(session)?;
         // The folder is touched only now that nothing can be refused any more.
@@ -130,7 +135,6 @@ impl<'a> Trainer<'a> {
         checkpoints
             .settle(resumed.then_some(&state))
             .with_exit_code(ExitCode::Storage, || "tidying the checkpoints")?;
-        let mut warnings = Vec::new();
         if let Some(best) = &state.best
             && !checkpoints.has(&format!("epoch-{:04}", best.epoch))
         {

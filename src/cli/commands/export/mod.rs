@@ -13,7 +13,6 @@ use crate::checkpoint::safetensors;
 use crate::nn::model::Op;
 use crate::pytorch::export::{python, torchscript};
 use crate::pytorch::writer;
-use crate::tasks::TaskSpec;
 use crate::train::initial_weights::is_pythons;
 use crate::train::python_checkpoint::python_checkpoint;
 use crate::train::session::ModelPlan;
@@ -209,13 +208,9 @@ fn write_resumable(options: &Options) -> Result<()> {
 
 fn write_script(source: &Source, options: &Options, output: &Path) -> Result<String> {
     if options.softmax {
-        // Of logits in channels: one alone, as some segmentations have it, is no choice between classes.
-        let has_channels = source.model.output().first().is_some_and(|&channels| channels > 1);
-        let is_classifier = source.config.as_ref().is_none_or(|config| match config.task {
-            TaskSpec::Classification(_) => true,
-            TaskSpec::Segmentation(_) => has_channels,
-            _ => false,
-        });
+        let output = source.model.output();
+        let is_classifier =
+            source.config.as_ref().is_none_or(|config| config.task.task().answers_logits(output));
         let last = source.model.root().leaves().last().map(|leaf| &leaf.op);
         let ends_in_one =
             matches!(last, Some(Op::Layer(spec)) if ["softmax", "log_softmax"].contains(&spec.kind()));

@@ -15,7 +15,6 @@ use crate::data::{Resize, SourceSpec};
 use crate::nn::model::{Model, ModelSpec};
 use crate::pytorch::export::{About, torchscript};
 use crate::pytorch::weights::Part;
-use crate::tasks::TaskSpec;
 use crate::train::initial_weights::InitialWeights;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::yaml::{self, Document};
@@ -142,7 +141,7 @@ impl Source {
     }
 
     pub fn answers_residual(&self) -> bool {
-        matches!(self.config.as_ref().map(|c| &c.task), Some(TaskSpec::Reconstruction(task)) if task.residual)
+        self.config.as_ref().is_some_and(|config| config.task.task().answers_residual())
     }
 
     /// Lines for the docstring of the source.
