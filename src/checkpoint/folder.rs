@@ -10,11 +10,11 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use tch::Tensor;
 
-use super::safetensors::Contents;
 use super::state::{Newer, State};
 use crate::libtorch::device::cores;
 use crate::optim::keep_zeros;
 use crate::pytorch::weights::read_weights;
+use crate::pytorch::writer::safetensors::Contents;
 use crate::util::exit_code::{ExitCode, WithExitCode};
 use crate::util::sha256::{self, PIECE};
 use crate::util::threads::{both, each, share, unpoisoned};

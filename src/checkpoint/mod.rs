@@ -1,7 +1,6 @@
 //! Checkpoints: our own folders, and what Python users saved.
 
 mod folder;
-pub mod safetensors;
 mod state;
 mod store;
 

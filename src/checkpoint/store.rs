@@ -362,7 +362,7 @@ mod tests {
         store.save(snapshot(10, 0, None), true).unwrap();
         store.save(snapshot(20, 0, None), false).unwrap();
         let mut state = State::new("data".into());
-        state.best = Some(crate::checkpoint::Best { metric: "loss".into(), value: 1.0, epoch: 2 });
+        state.best = Some(Best { metric: "loss".into(), higher_is_better: None, value: 1.0, epoch: 2 });
         store.settle(Some(&state)).unwrap();
         assert_eq!(store.named("best").unwrap().state.step, 20);
     }

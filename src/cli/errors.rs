@@ -1,4 +1,4 @@
-//! How the process ends when something goes wrong: the message for people, the code for scripts.
+//! How the process ends when something goes wrong: the message and the exit code.
 
 use std::io::{ErrorKind, Write};
 use std::panic::PanicHookInfo;
@@ -33,13 +33,13 @@ pub fn failure(error: &anyhow::Error, debug: bool) -> u8 {
         text += "  no room is left on that disk, in its quota or under `ulimit -f`: free some; a run goes on with --resume\n";
     }
     let text = console::plain(&text);
-    // Where stderr is closed too there is nobody left to tell.
+    // An error that stderr is closed too has nowhere to go.
     let _ = std::io::stderr().write_all(text.as_bytes());
     code
 }
 
-/// Whether whoever read our output has gone, as `head` does; that is no failure. The writers of JSON and CSV
-/// hide the system's error in their own, so its text counts too.
+/// Whether the reader of our output has closed the pipe, as `head` does; that is no failure. The writers of
+/// JSON and CSV hide the system's error in their own, so its text counts too.
 fn is_broken_pipe(cause: &(dyn std::error::Error + 'static)) -> bool {
     let io = cause.downcast_ref::<std::io::Error>();
     io.is_some_and(|io| io.kind() == ErrorKind::BrokenPipe) || cause.to_string().ends_with("(os error 32)")

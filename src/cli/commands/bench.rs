@@ -19,8 +19,8 @@ use crate::util::exit_code::{ExitCode, WithExitCode};
 
 /// Measure how fast a config trains: steps, phases, memory, evaluation.
 ///
-/// Trains as `train` does, and keeps nothing. Phases wait for a GPU; how fast it runs without these waits is
-/// told beside them.
+/// Trains as `train` does, and keeps nothing. Phases wait for a GPU; the speed without these waits is printed
+/// as well.
 #[derive(Args, Debug)]
 pub struct Options {
     #[command(flatten)]
@@ -57,11 +57,11 @@ pub fn run(options: &Options) -> Result<()> {
     let no_pictures = Override::new("bench", "train.pictures", 0);
     let config = options.config.load(options.machine.overrides().chain([output, no_pictures]))?;
     config.validate_data(&Split::ALL)?;
+    let device = config.spec.device.resolve()?;
     let plan = ModelPlan::of(&config)?;
-    config.spec.device.resolve()?;
     keep_memory();
     let initial = plan.initial_with_optimizer(&config)?;
-    let session = Session::open(config, plan, &mut DatasetCache::default())?;
+    let session = Session::open(config, plan, device, &mut DatasetCache::default())?;
     let taken = LockedFolder::take(folder.path())?;
     let mut run = Trainer::new(&session, taken, Start::Fresh(initial))?;
     let extent = Extent {

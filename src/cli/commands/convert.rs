@@ -7,14 +7,13 @@ use anyhow::{Result, anyhow};
 use clap::Args;
 use tch::{Kind, Tensor};
 
-use crate::checkpoint::safetensors;
 use crate::libtorch::bytes;
 use crate::pytorch::weights::{self, Part, Weights, read_weights};
-use crate::pytorch::writer;
+use crate::pytorch::writer::{self, safetensors};
 use crate::train::initial_weights::read_place;
 use crate::util::atomic_file;
 use crate::util::console::print_out;
-use crate::util::exit_code::{ExitCode, WithExitCode, fail};
+use crate::util::exit_code::{ExitCode, fail};
 use crate::util::rename::Rule;
 
 /// Convert weights between .pth, .pt and .safetensors; the extension of OUT decides.
@@ -79,8 +78,8 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let tensors = rename(&weights, options)?;
     let tensors = match (options.half, options.bf16) {
-        (true, _) => narrow(tensors, Kind::Half)?,
-        (_, true) => narrow(tensors, Kind::BFloat16)?,
+        (true, _) => writer::narrow(tensors, Kind::Half)?,
+        (_, true) => writer::narrow(tensors, Kind::BFloat16)?,
         _ => tensors,
     };
     // What is wrong with the tensors is no matter of the disk.
@@ -194,46 +193,6 @@ fn rename(weights: &Weights, options: &Options) -> Result<Vec<(String, Tensor)>>
         ));
     }
     Ok(names.into_iter().zip(weights.tensors.iter().map(|(_, tensor)| tensor.shallow_clone())).collect())
-}
-
-/// Converts the floating-point tensors; tied ones stay tied. Exit 4 where finite values would become
-/// infinite.
-pub(super) fn narrow(tensors: Vec<(String, Tensor)>, kind: Kind) -> Result<Vec<(String, Tensor)>> {
-    let overflows = |(_, tensor): &&(String, Tensor)| -> bool {
-        let lost = || -> Result<bool, tch::TchError> {
-            let infinite = tensor.f_to_kind(kind)?.f_isfinite()?.f_logical_not()?;
-            Ok(tensor.f_isfinite()?.f_logical_and(&infinite)?.f_any()?.int64_value(&[]) != 0)
-        };
-        // What cannot be converted at all is told below.
-        tensor.is_floating_point() && lost().unwrap_or(false)
-    };
-    let names: Vec<_> = tensors.iter().filter(overflows).map(|(name, _)| format!("`{name}`")).collect();
-    if !names.is_empty() {
-        let (dtype, remedy) = match kind {
-            Kind::Half => ("float16, which ends at 65504", "say --bf16, or leave --half out"),
-            _ => ("bfloat16", "leave --bf16 out"),
-        };
-        let message = format!("{} hold values too large for {dtype}: {remedy}", names.join(", "));
-        return Err(fail(ExitCode::Checkpoint, message));
-    }
-    let mut done: HashMap<_, Tensor> = HashMap::new();
-    tensors
-        .into_iter()
-        .map(|(name, tensor)| {
-            if !tensor.is_floating_point() {
-                return Ok((name, tensor));
-            }
-            let place = (tensor.data_ptr() as usize, tensor.size(), tensor.stride());
-            let narrowed = match done.get(&place) {
-                Some(twin) => twin.shallow_clone(),
-                None => {
-                    tensor.f_to_kind(kind).with_exit_code(ExitCode::Checkpoint, || format!("`{name}`"))?
-                }
-            };
-            done.insert(place, narrowed.shallow_clone());
-            Ok((name, narrowed))
-        })
-        .collect()
 }
 
 /// The plain values beside the weights: safetensors keeps strings only.

@@ -57,7 +57,7 @@ pub fn run(options: &Options) -> Result<()> {
 
 fn eval_one(run: &Path, options: &Options) -> Result<()> {
     let overrides = options.machine.overrides();
-    let LoadedModel { config, plan, weights } =
+    let LoadedModel { config, device, plan, weights } =
         LoadedModel::open(run, &options.set, overrides, &options.weights.choice())?;
     let data = &config.spec.data;
     let split = options.split.unwrap_or(match (&data.test, &data.validation) {
@@ -71,7 +71,7 @@ fn eval_one(run: &Path, options: &Options) -> Result<()> {
         _ => Split::Test,
     });
     config.validate_data(&[split])?;
-    let session = Session::open_only(config, plan, split, weights.classes())?;
+    let session = Session::open_only(config, plan, device, split, weights.classes())?;
     let network = session.network()?;
     weights.load_into(&network)?;
     let name = format!("{split:?}").to_lowercase();

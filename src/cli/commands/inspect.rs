@@ -15,9 +15,9 @@ use crate::train::initial_weights::{is_pythons, no_weights};
 use crate::util::exit_code::{ExitCode, WithExitCode};
 use crate::util::terminal;
 
-/// Show what a checkpoint holds: .pth, .pt, TorchScript or safetensors, told by content.
+/// Show what a checkpoint holds: .pth, .pt, TorchScript or safetensors, detected by content.
 ///
-/// Prints the container, where in the file the weights are, what stands beside them (epoch, accuracy …), and
+/// Prints the container, where in the file the weights are, what else it holds (epoch, accuracy …), and
 /// every tensor. Objects of unknown classes are shown by their class name; nothing in the file is ever run.
 #[derive(Args, Debug)]
 pub struct Options {

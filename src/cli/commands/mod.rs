@@ -1,38 +1,90 @@
-//! One file per subcommand: its options and what it does.
+//! The subcommands: one file each, with its `Options` and its `run`, and one row of `commands!`.
 
-pub mod bench;
-pub mod completions;
-pub mod convert;
-pub mod decode;
-pub mod doctor;
-pub mod encode;
-pub mod eval;
-pub mod export;
-pub mod init;
-pub mod inspect;
-pub mod interpolate;
+mod bench;
+mod completions;
+mod convert;
+mod decode;
+mod doctor;
+mod encode;
+mod eval;
+mod export;
+mod init;
+mod inspect;
+mod interpolate;
 mod outputs;
-pub mod predict;
-pub mod report;
-pub mod restore;
-pub mod runs;
-pub mod sample;
-pub mod summary;
-pub mod sweep;
-pub mod sweep_worker;
-pub mod train;
+mod predict;
+mod report;
+mod restore;
+mod runs;
+mod sample;
+mod summary;
+mod sweep;
+mod sweep_worker;
+mod train;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, Subcommand};
 
 use crate::config::{CONFIG_FILE, Config, Override};
 use crate::inference::compressor::Compressor;
 use crate::inference::loaded_model::{LoadedModel, WeightSelection};
 use crate::libtorch::device::DeviceSpec;
 use crate::pytorch::weights::Part;
+use crate::sweep::worker::COMMAND;
 use crate::util::console::print_err;
+
+macro_rules! commands {
+    ($($(#[$attribute:meta])* $variant:ident => $module:ident $(, $saves:ident)?;)*) => {
+        #[derive(Debug, Subcommand)]
+        pub enum Command {
+            $($(#[$attribute])* $variant($module::Options),)*
+        }
+
+        impl Command {
+            pub fn run(&self) -> Result<()> {
+                match self {
+                    $(Self::$variant(options) => $module::run(options),)*
+                }
+            }
+
+            /// Whether it saves its state on a signal, instead of ending at once.
+            pub fn saves_on_signal(&self) -> bool {
+                match self {
+                    $(Self::$variant(_) => commands!(@ $($saves)?),)*
+                }
+            }
+        }
+    };
+    (@ saves_on_signal) => { true };
+    (@) => { false };
+}
+
+// In the order of `--help`.
+commands! {
+    Train => train, saves_on_signal;
+    Sweep => sweep, saves_on_signal;
+    #[command(name = COMMAND, hide = true)]
+    SweepWorker => sweep_worker, saves_on_signal;
+    Report => report;
+    Runs => runs;
+    Eval => eval;
+    Predict => predict;
+    Restore => restore;
+    Sample => sample;
+    Interpolate => interpolate;
+    Encode => encode;
+    Decode => decode;
+    Summary => summary;
+    Inspect => inspect;
+    Convert => convert;
+    Export => export;
+    Init => init;
+    Doctor => doctor;
+    Bench => bench;
+    Completions => completions;
+}
 
 /// Which config, and what the command line changes in it.
 #[derive(Args, Clone, Debug)]

@@ -1,4 +1,4 @@
-//! Where commands write files: never over an input, over anything else only when told to.
+//! Where commands write files: never over an input, over anything else only with --force.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -85,14 +85,14 @@ pub fn may_write<'a>(output: &Path, mut inputs: impl Iterator<Item = &'a Path>, 
     Ok(())
 }
 
-/// The format that the name of a picture to be written stands for.
+/// The format of a picture to be written, by its name.
 pub fn format(output: &Path) -> Result<ImageFormat> {
     ImageFormat::from_path(output).with_exit_code(ExitCode::Usage, || {
         format!("{}: give it the name of a picture, such as a .png", output.display())
     })
 }
 
-/// Writes a picture in the format that its name stands for.
+/// Writes a picture in the format of its name.
 pub fn write_photo(photo: &Photo, output: &Path) -> Result<()> {
     let bytes = photo.encode(format(output)?).with_exit_code(ExitCode::Usage, || output.display())?;
     atomic_file::write_with_folders(output, &bytes)
@@ -140,9 +140,9 @@ pub fn bar(jobs: usize) -> ProgressBar {
     bar
 }
 
-/// Does one job after the other and prints the line that `work` makes of each, while `bar` moves on. What
-/// fails is told by its error, which names the input, and passed over; it ends it all with `exit`, and
-/// `failed` after the numbers. Of one job alone, the error is its own.
+/// Does one job after the other and prints the line that `work` makes of each, while `bar` moves on. A job
+/// that fails is reported by its error, which names the input, and skipped; in the end the error is `exit`,
+/// with `failed` after the numbers. Of one job alone it is the job's own.
 pub fn each(
     jobs: &[Job],
     bar: &ProgressBar,

@@ -23,7 +23,7 @@ use crate::util::rng::{CounterRng, RngStream};
 /// Restore images with a trained reconstruction network.
 ///
 /// Bit depth and alpha stay. Large images are computed in tiles that overlap, so that no seam shows. Files of
-/// lossy formats become .png. What cannot be read is told and passed over; the exit code is then 3.
+/// lossy formats become .png. What cannot be read is reported and skipped; the exit code is then 3.
 #[derive(Args, Debug)]
 pub struct Options {
     #[command(flatten)]
@@ -98,7 +98,7 @@ pub fn run(options: &Options) -> Result<()> {
     outcome
 }
 
-/// Restores one image; returns a line for people, and PSNR before and after where noise was added.
+/// Restores one image; returns a line to print, and PSNR before and after where noise was added.
 fn one(
     restorer: &Restorer,
     job: &Job,

@@ -137,7 +137,7 @@ impl Row {
         let name = folder.strip_prefix(root).unwrap_or(folder).display().to_string();
         let name = if name.is_empty() { crate::report::history::name_of(folder) } else { name };
         match History::read(folder) {
-            Ok(history) => Self::told(name, &history),
+            Ok(history) => Self::of_history(name, &history),
             Err(error) => Self {
                 name,
                 folder: folder.to_owned(),
@@ -148,7 +148,7 @@ impl Row {
         }
     }
 
-    fn told(name: String, run: &History) -> Self {
+    fn of_history(name: String, run: &History) -> Self {
         let monitor = run.monitor();
         let best = monitor.as_ref().and_then(|monitor| run.best(monitor));
         let optimizer = run.optimizer();

@@ -1,10 +1,11 @@
-//! `tikhonov sweep-worker`: the other end of a sweep's worker, no command for people.
+//! `tikhonov sweep-worker`: the process that `tikhonov sweep` starts for its trials; hidden from `--help`.
 
 use std::io::Write;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use clap::Args;
 
 use crate::config::{Config, Override};
 use crate::data::DatasetCache;
@@ -12,24 +13,26 @@ use crate::libtorch::machine::keep_memory;
 use crate::metrics::Scores;
 use crate::sweep::worker::{Report, Request, Verdict};
 use crate::train::run::{RunOptions, train_run};
-use crate::train::session::ModelPlan;
 use crate::train::training_loop::Pruner;
 use crate::util::exit_code;
 use crate::util::signals::Stop;
 
+#[derive(Args, Debug)]
+pub struct Options {}
+
 /// Runs trials until stdin ends or a signal comes.
-pub fn run() -> Result<()> {
+pub fn run(_options: &Options) -> Result<()> {
     keep_memory();
     let (stop, lines) = Stop::on_signals_and_end_of_stdin()?;
-    let mut shelf = DatasetCache::default();
+    let mut cache = DatasetCache::default();
     while let Ok(line) = lines.recv() {
         let request: Request = serde_json::from_str(&line).context("a line that asks for no trial")?;
-        let report = match trial(request, &mut shelf, &stop, &lines) {
+        let report = match trial(request, &mut cache, &stop, &lines) {
             Ok(true) => Report::Done,
             Ok(false) => Report::Pruned,
             Err(error) => Report::Failed { code: exit_code::code(&error), message: format!("{error:#}") },
         };
-        tell(&report)?;
+        send(&report)?;
         if stop.is_requested() {
             break;
         }
@@ -38,7 +41,7 @@ pub fn run() -> Result<()> {
 }
 
 /// Whether the trial came to its own end.
-fn trial(request: Request, shelf: &mut DatasetCache, stop: &Stop, lines: &Receiver<String>) -> Result<bool> {
+fn trial(request: Request, cache: &mut DatasetCache, stop: &Stop, lines: &Receiver<String>) -> Result<bool> {
     let Request { config, sets, output, threads, device } = request;
     let device = device.map(|device| Override::new("--device", "device", String::from(device)));
     let overrides = [
@@ -46,30 +49,29 @@ fn trial(request: Request, shelf: &mut DatasetCache, stop: &Stop, lines: &Receiv
         Override::new("--output", "output", output.to_string_lossy().into_owned()),
     ];
     let config = Config::load(&config, &sets, overrides.into_iter().chain(device))?;
-    let plan = ModelPlan::of(&config)?;
-    let manner = RunOptions { resume: true, force: false, quiet: true, plots: false };
-    let result =
-        train_run(config, plan, manner, shelf, stop, &mut Asking { lines, stop, told: Instant::now() })?;
+    let options = RunOptions { resume: true, force: false, quiet: true, plots: false };
+    let mut pruner = SweepPruner { lines, stop, reported: Instant::now() };
+    let result = train_run(config, options, cache, stop, &mut pruner)?;
     Ok(result.is_some())
 }
 
-/// Tells whoever started us of every epoch, and does as it says.
-struct Asking<'a> {
+/// Reports every epoch to the sweep, which decides whether the trial goes on.
+struct SweepPruner<'a> {
     lines: &'a Receiver<String>,
     stop: &'a Stop,
-    /// When it last told of a step.
-    told: Instant,
+    /// When steps were last reported.
+    reported: Instant,
 }
 
-/// Between two lines about steps: more often is not seen.
+/// Between two reports of steps: the display shows no more.
 const STEPS_EVERY: Duration = Duration::from_millis(900);
 
-impl Pruner for Asking<'_> {
+impl Pruner for SweepPruner<'_> {
     fn should_continue(&mut self, epoch: u64, scores: &Scores) -> Result<bool> {
-        tell(&Report::Epoch { epoch, scores: serde_json::to_value(scores)? })?;
+        send(&Report::Epoch { epoch, scores: serde_json::to_value(scores)? })?;
         match self.lines.recv() {
             Ok(line) => Ok(serde_json::from_str::<Verdict>(&line)? == Verdict::GoOn),
-            // Nobody decides any more; the loop saves and stops.
+            // The sweep is gone; the loop saves and stops.
             Err(_) => {
                 self.stop.request();
                 Ok(true)
@@ -78,15 +80,15 @@ impl Pruner for Asking<'_> {
     }
 
     fn steps(&mut self, epoch: u64, done: u64, of: u64) -> Result<()> {
-        if self.told.elapsed() < STEPS_EVERY {
+        if self.reported.elapsed() < STEPS_EVERY {
             return Ok(());
         }
-        self.told = Instant::now();
-        tell(&Report::Steps { epoch: epoch + 1, done, of })
+        self.reported = Instant::now();
+        send(&Report::Steps { epoch: epoch + 1, done, of })
     }
 }
 
-fn tell(report: &Report) -> Result<()> {
+fn send(report: &Report) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     Ok(stdout.write_all((serde_json::to_string(report)? + "\n").as_bytes()).and_then(|()| stdout.flush())?)
 }

@@ -61,17 +61,15 @@ impl Options {
 pub fn run(options: &Options) -> Result<()> {
     let config = options.config.load(options.overrides())?;
     config.validate_data(&Split::ALL)?;
-    let plan = ModelPlan::of(&config)?;
     if options.dry_run {
-        plan.initial_with_optimizer(&config)?;
+        ModelPlan::of(&config)?.initial_with_optimizer(&config)?;
         console::out(format_args!("{}", config.resolved()?));
         return Ok(());
     }
     keep_memory();
     let stop = Stop::on_signals()?;
-    let manner =
-        RunOptions { resume: options.resume, force: options.force, quiet: options.quiet, plots: true };
-    let result = train_run(config, plan, manner, &mut DatasetCache::default(), &stop, &mut NeverPrune)?;
+    let how = RunOptions { resume: options.resume, force: options.force, quiet: options.quiet, plots: true };
+    let result = train_run(config, how, &mut DatasetCache::default(), &stop, &mut NeverPrune)?;
     if let Some(result) = result {
         print_out!("{result}");
     }

@@ -1,12 +1,12 @@
 //! A network as Python source: `nn.Module` classes whose `state_dict()` has the names of our weights.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::About;
 use super::classes::{Class, Classes, Part};
 use super::plan::{Module, is_plain};
+use super::{About, ExportOptions, Exporter, TrainedNetwork};
 use crate::nn::layers::{Arg, TorchModule};
 use crate::nn::model::{Model, Op};
 use crate::util::atomic_file;
@@ -16,6 +16,46 @@ use crate::util::exit_code::{ExitCode, fail};
 const WIDTH: usize = 100;
 /// Layers that repeat more often than this become a loop.
 const FEW: usize = 2;
+
+/// `--to python`.
+pub struct Python;
+
+impl Exporter for Python {
+    fn extension(&self) -> &'static str {
+        "py"
+    }
+
+    fn help(&self) -> &'static str {
+        "nn.Module source that loads the weights with strict=True"
+    }
+
+    fn options(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    fn refusal(&self, option: &str) -> Option<&'static str> {
+        let is_dtype = ["--half", "--bf16"].contains(&option);
+        is_dtype.then_some(
+            "source code has no dtype: leave --half and --bf16 out, and write Net().half() in Python",
+        )
+    }
+
+    /// A name that can be imported.
+    fn default_file(&self, name: &str) -> PathBuf {
+        let word = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+        PathBuf::from(name.chars().map(word).collect::<String>()).with_extension(self.extension())
+    }
+
+    fn write(&self, from: &TrainedNetwork, _options: &ExportOptions, path: &Path) -> Result<String> {
+        write(path, &from.model, &from.name, &from.remarks(), &from.about)?;
+        Ok("source of class Net".into())
+    }
+
+    /// It holds no weights.
+    fn notes(&self, _from: &TrainedNetwork) -> Vec<String> {
+        Vec::new()
+    }
+}
 
 /// Writes the source of `model` to `path`. `title` and `notes` are for its docstring, `about` becomes
 /// constants of the file. Exit 2 where a layer has a name that no

@@ -5,17 +5,20 @@
 //! bytes.
 
 mod pickle;
+pub mod safetensors;
 mod zip;
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::weights::dtype;
 use crate::libtorch::bytes;
 use crate::pytorch::reader::dtype::Dtype;
 use crate::util::atomic_file;
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use zip::Zip;
 
 /// An object to be saved: what Python's plain data consists of.
@@ -79,6 +82,46 @@ pub fn write_with(path: &Path, tensors: &[(String, Tensor)], metadata: Value) ->
         Value::OrderedDict(items) => save(path, &Value::Described(items, Box::new(metadata))),
         plain => save(path, &plain),
     }
+}
+
+/// Converts the floating-point tensors; tied ones stay tied. Exit 4 where finite values would become
+/// infinite.
+pub fn narrow(tensors: Vec<(String, Tensor)>, kind: Kind) -> Result<Vec<(String, Tensor)>> {
+    let overflows = |(_, tensor): &&(String, Tensor)| -> bool {
+        let lost = || -> Result<bool, tch::TchError> {
+            let infinite = tensor.f_to_kind(kind)?.f_isfinite()?.f_logical_not()?;
+            Ok(tensor.f_isfinite()?.f_logical_and(&infinite)?.f_any()?.int64_value(&[]) != 0)
+        };
+        // What cannot be converted at all is reported below.
+        tensor.is_floating_point() && lost().unwrap_or(false)
+    };
+    let names: Vec<_> = tensors.iter().filter(overflows).map(|(name, _)| format!("`{name}`")).collect();
+    if !names.is_empty() {
+        let (dtype, remedy) = match kind {
+            Kind::Half => ("float16, which ends at 65504", "say --bf16, or leave --half out"),
+            _ => ("bfloat16", "leave --bf16 out"),
+        };
+        let message = format!("{} hold values too large for {dtype}: {remedy}", names.join(", "));
+        return Err(fail(ExitCode::Checkpoint, message));
+    }
+    let mut done: HashMap<_, Tensor> = HashMap::new();
+    tensors
+        .into_iter()
+        .map(|(name, tensor)| {
+            if !tensor.is_floating_point() {
+                return Ok((name, tensor));
+            }
+            let place = (tensor.data_ptr() as usize, tensor.size(), tensor.stride());
+            let narrowed = match done.get(&place) {
+                Some(twin) => twin.shallow_clone(),
+                None => {
+                    tensor.f_to_kind(kind).with_exit_code(ExitCode::Checkpoint, || format!("`{name}`"))?
+                }
+            };
+            done.insert(place, narrowed.shallow_clone());
+            Ok((name, narrowed))
+        })
+        .collect()
 }
 
 /// Writes `value` to `path`, atomically. Tensors whose memory overlaps share a storage, with their strides;

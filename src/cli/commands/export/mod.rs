@@ -2,16 +2,14 @@
 
 mod source;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::{Args, ValueEnum};
-use tch::Device;
+use clap::Args;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use super::convert::is_same_file;
-use crate::checkpoint::safetensors;
-use crate::nn::model::Op;
-use crate::pytorch::export::{python, torchscript};
+use crate::pytorch::export::{EXPORTS, Export, ExportOptions};
 use crate::pytorch::writer;
 use crate::train::initial_weights::is_pythons;
 use crate::train::python_checkpoint::python_checkpoint;
@@ -19,24 +17,20 @@ use crate::train::session::ModelPlan;
 use crate::util::atomic_file;
 use crate::util::console::print_out;
 use crate::util::exit_code::{ExitCode, fail};
-use source::{Source, checkpoint, stem};
+use source::{checkpoint, stem};
 
 /// Write a trained network for Python.
 ///
-/// Formats: `safetensors` and `state-dict` are the weights under PyTorch's names; `torchscript` is the whole
-/// network for torch.jit.load, its weights in state_dict(), for any batch size and any image size that the
-/// network takes; `python` is nn.Module source that loads the weights with strict=True. TorchScript is loaded
-/// again and compared with the network before the file appears, in evaluation mode: .train() brings dropout
-/// and batch statistics back.
+/// TorchScript is loaded again and compared with the network before the file appears, in evaluation mode:
+/// .train() brings dropout and batch statistics back.
 #[derive(Args, Debug)]
 pub struct Options {
     /// A run folder, a checkpoint's folder, or with --model any file that `inspect` reads
     #[arg(value_name = "SOURCE")]
     source: PathBuf,
-    #[arg(long, value_enum, value_name = "FORMAT")]
-    to: Format,
-    /// The file to write; NAME.safetensors, NAME.pt, NAME.torchscript.pt or NAME.py in this folder, after
-    /// SOURCE, where absent
+    #[arg(long, value_name = "FORMAT", value_parser = formats())]
+    to: Export,
+    /// The file to write; where absent, in this folder, the name of SOURCE with the format's extension
     #[arg(short, long, value_name = "OUT")]
     output: Option<PathBuf>,
     /// Replace OUT where it exists
@@ -64,46 +58,14 @@ pub struct Options {
     /// Leave out the tensors of a file that PATTERN names, such as 'aux*' (repeatable)
     #[arg(long, value_name = "PATTERN", requires = "model")]
     ignore: Vec<String>,
-    /// Write weights as float16
-    #[arg(long, conflicts_with = "bf16")]
-    half: bool,
-    /// Write weights as bfloat16
-    #[arg(long)]
-    bf16: bool,
-    /// TorchScript: weights as constants, evaluation only, batch norms folded into convolutions
-    #[arg(long)]
-    freeze: bool,
-    /// TorchScript: --freeze, and of torch.jit.optimize_for_inference what a file can hold (linear weights
-    /// transposed). Its oneDNN half cannot be saved: call it on the loaded file
-    #[arg(long)]
-    optimize: bool,
-    /// TorchScript: take pictures of any size, 0..1 as floats or 0..255 as uint8 [N, C, H, W]; resize
-    /// (bilinear, antialiased) and normalise them as the run did
-    #[arg(long)]
-    preprocess: bool,
-    /// TorchScript: answer probabilities
-    #[arg(long)]
-    softmax: bool,
+    #[command(flatten)]
+    format: ExportOptions,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Safetensors,
-    StateDict,
-    Torchscript,
-    Python,
-}
-
-impl Format {
-    /// Added to the name of the source.
-    fn extension(self) -> &'static str {
-        match self {
-            Self::Safetensors => "safetensors",
-            Self::StateDict => "pt",
-            Self::Torchscript => "torchscript.pt",
-            Self::Python => "py",
-        }
-    }
+fn formats() -> impl TypedValueParser<Value = Export> {
+    let value = |export: &Export| PossibleValue::new(export.name).help(export.exporter.help());
+    let find = |name: String| Export::find(&name).ok_or("no such format");
+    PossibleValuesParser::new(EXPORTS.iter().map(value)).try_map(find)
 }
 
 pub fn run(options: &Options) -> Result<()> {
@@ -111,61 +73,19 @@ pub fn run(options: &Options) -> Result<()> {
     if options.with_optimizer {
         return write_resumable(options);
     }
-    let source = Source::open(options)?;
-    let output = output(options, &source.name)?;
-    let written = match options.to {
-        Format::Safetensors => {
-            let tensors = source.tensors(options)?;
-            safetensors::write(&output, &tensors, &source.metadata)?;
-            format!("{} tensors", tensors.len())
-        }
-        Format::StateDict => {
-            let tensors = source.tensors(options)?;
-            writer::write_with(&output, &tensors, source.about.value())?;
-            format!("{} tensors", tensors.len())
-        }
-        Format::Torchscript => write_script(&source, options, &output)?,
-        Format::Python => {
-            python::write(&output, &source.model, &source.name, &source.remarks(), &source.about)?;
-            "source of class Net".to_owned()
-        }
-    };
-    print_out!("{}: {written}, from {}", output.display(), source.notes.join("; "));
-    let broken = source.broken();
-    if !broken.is_empty() && options.to != Format::Python {
-        print_out!("note: not all values are finite in {}", broken.join(", "));
-    }
-    if options.to == Format::Torchscript && source.answers_residual() {
-        print_out!(
-            "note: this network answers what is to be subtracted from its input (task.reconstruction.residual)"
-        );
-    }
+    let network = source::open(options)?;
+    let output = output(options, &network.name)?;
+    let exporter = options.to.exporter;
+    let written = exporter.write(&network, &options.format, &output)?;
+    print_out!("{}: {written}, from {}", output.display(), network.origin.join("; "));
+    exporter.notes(&network).iter().for_each(|note| print_out!("note: {note}"));
     Ok(())
 }
 
 fn validate_flags(options: &Options) -> Result<()> {
-    let is_script = options.to == Format::Torchscript;
-    let script_only = [
-        (options.freeze, "--freeze"),
-        (options.optimize, "--optimize"),
-        (options.preprocess, "--preprocess"),
-        (options.softmax, "--softmax"),
-    ];
-    if let Some((_, option)) = script_only.iter().find(|(given, _)| *given && !is_script) {
-        return Err(fail(
-            ExitCode::Usage,
-            format!("{option} changes a program; say --to torchscript, or leave it out"),
-        ));
-    }
-    if options.to == Format::Python && (options.half || options.bf16) {
-        let message =
-            "source code has no dtype: leave --half and --bf16 out, and write Net().half() in Python";
-        return Err(fail(ExitCode::Usage, message));
-    }
-    if options.with_optimizer && options.to != Format::StateDict {
-        let message = "--with-optimizer is for Python's training: say --to state-dict, or leave it out";
-        return Err(fail(ExitCode::Usage, message));
-    }
+    let mut given = options.format.given();
+    given.extend(options.with_optimizer.then_some("--with-optimizer"));
+    options.to.check(&given).map_err(|message| fail(ExitCode::Usage, message))?;
     if std::fs::symlink_metadata(&options.source).is_err() {
         let message = format!(
             "there is no {}; give a run folder, a checkpoint's folder, or a file with --model",
@@ -206,60 +126,9 @@ fn write_resumable(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn write_script(source: &Source, options: &Options, output: &Path) -> Result<String> {
-    if options.softmax {
-        let output = source.model.output();
-        let is_classifier =
-            source.config.as_ref().is_none_or(|config| config.task.task().answers_logits(output));
-        let last = source.model.root().leaves().last().map(|leaf| &leaf.op);
-        let ends_in_one =
-            matches!(last, Some(Op::Layer(spec)) if ["softmax", "log_softmax"].contains(&spec.kind()));
-        if !is_classifier || ends_in_one {
-            let why = match ends_in_one {
-                true => "the network ends in one already",
-                false => "this run answers with no logits of several classes",
-            };
-            return Err(fail(ExitCode::Usage, format!("--softmax: {why}; leave it out")));
-        }
-    }
-    // Refuses what narrowing would break.
-    source.tensors(options)?;
-    let kind = source.narrowed(options).unwrap_or(source.kind);
-    let network = source.model.build(Device::Cpu, kind)?;
-    network.load_state(&source.weights)?;
-    let mut about = source.about.clone();
-    if options.preprocess {
-        // They are in the program, and must not be applied once more.
-        (about.mean, about.std) = Default::default();
-    }
-    let script = torchscript::Options {
-        preprocess: options.preprocess.then(|| source.preprocess()).transpose()?,
-        softmax: options.softmax,
-        freeze: options.freeze,
-        optimize: options.optimize,
-        about,
-    };
-    let agreement = torchscript::write(output, &source.model, &network, &script)?;
-    let train =
-        agreement.train.map(|apart| format!(", {apart:.0e} in training (float64)")).unwrap_or_default();
-    Ok(format!(
-        "TorchScript of {} tensors, {:.0e} apart from the network in evaluation{train}",
-        source.model.params().len(),
-        agreement.eval
-    ))
-}
-
 /// Where to write; refuses what is there already and, whatever --force says, the source.
 fn output(options: &Options, name: &str) -> Result<PathBuf> {
-    let output = match (&options.output, options.to) {
-        (Some(output), _) => output.clone(),
-        // It is to be imported.
-        (None, Format::Python) => {
-            let word = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
-            PathBuf::from(name.chars().map(word).collect::<String>()).with_extension("py")
-        }
-        (None, format) => PathBuf::from(format!("{name}.{}", format.extension())),
-    };
+    let output = options.output.clone().unwrap_or_else(|| options.to.exporter.default_file(name));
     let is_inside = || -> Result<bool> {
         let source = options.source.canonicalize().context("the source")?;
         Ok(output.canonicalize().is_ok_and(|output| source.is_dir() && output.starts_with(source)))

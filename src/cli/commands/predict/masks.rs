@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 
 use super::Options;
 use crate::cli::commands::outputs::{TileOptions, bar, each, jobs, tile_progress};
-use crate::data::mask::{Level, percent, voc_colour};
+use crate::data::mask::{Level, percent, tint, voc_colour};
 use crate::data::pictures_at;
 use crate::data::{ImageFile, Mode, Picture, SourceSpec};
 use crate::inference::loaded_model::LoadedModel;
@@ -100,7 +100,7 @@ pub fn run(options: &Options, trained: &LoadedModel, task: &dyn Task) -> Result<
     })
 }
 
-/// The share of each class that was found, for people.
+/// The share of each class that was found, as text.
 fn shares(classes: &[u8], names: &[String]) -> String {
     let mut counts: BTreeMap<u8, usize> = BTreeMap::new();
     for run in classes.chunk_by(|a, b| a == b) {
@@ -141,15 +141,9 @@ fn encode(classes: &[u8], picture: &Picture, form: Form, levels: &[Level]) -> Re
             (ColorType::Grayscale, BitDepth::Eight, bytes.into())
         }
         (Form::Overlay, _) => {
-            let tinted = picture.data.chunks_exact(3).zip(classes).flat_map(|(pixel, &class)| {
-                let colour = voc_colour(class);
-                let mix = |own: u8, tint: u8| ((u16::from(own) + u16::from(tint)) / 2) as u8;
-                match class {
-                    0 => [pixel[0], pixel[1], pixel[2]],
-                    _ => [mix(pixel[0], colour[0]), mix(pixel[1], colour[1]), mix(pixel[2], colour[2])],
-                }
-            });
-            (ColorType::Rgb, BitDepth::Eight, tinted.collect::<Vec<_>>().into())
+            let mut pixels = picture.data.clone();
+            tint(&mut pixels, classes);
+            (ColorType::Rgb, BitDepth::Eight, pixels.into())
         }
     };
     let mut file = Vec::new();

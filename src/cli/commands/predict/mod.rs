@@ -1,4 +1,4 @@
-//! `tikhonov predict`: what a trained network says of pictures or of the rows of a table.
+//! `tikhonov predict`: predictions for pictures or for the rows of a table.
 
 mod masks;
 
@@ -26,7 +26,7 @@ use crate::util::yaml;
 ///
 /// Pictures are brought to the network's size as the run's own were. Tables (.csv) need the columns that the
 /// run was trained on. A segmentation run writes a mask for each picture, upright and of its size, computed
-/// in tiles that overlap. What cannot be read is told and passed over; the exit code is then 3.
+/// in tiles that overlap. What cannot be read is reported and skipped; the exit code is then 3.
 #[derive(Args, Debug)]
 pub struct Options {
     #[command(flatten)]
@@ -142,7 +142,7 @@ impl<'a> Printer<'a> {
         match self.options.format {
             Format::Json => {
                 let mut object = json!({ "input": name });
-                // Classes are one list, the most probable first; the first of them stands beside it as well.
+                // Classes are one list, the most probable first; the first of them has keys of its own as well.
                 let is_list = self.options.top > 1 && header.first().is_some_and(|name| name == "class");
                 let classes: Value = cells
                     .chunks(2)
@@ -204,7 +204,7 @@ fn exact(cell: &Value) -> String {
     cell.as_str().map_or_else(|| cell.to_string(), str::to_owned)
 }
 
-/// A cell for people: probabilities and values with four decimals.
+/// A cell of the table: probabilities and values with four decimals.
 fn plain(cell: &Value) -> String {
     match cell {
         Value::String(text) => text.clone(),

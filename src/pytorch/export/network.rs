@@ -1,0 +1,120 @@
+//! What is exported: a network with its weights, and what is known of how it was trained.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use tch::{Kind, Tensor};
+
+use super::{About, torchscript};
+use crate::data::normalize::{Normalize, NormalizeSpec};
+use crate::data::{DataSpec, Resize, SourceSpec};
+use crate::nn::model::{Model, Op};
+use crate::pytorch::writer::narrow;
+use crate::tasks::TaskSpec;
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
+
+pub struct TrainedNetwork {
+    /// That of the run or the file.
+    pub name: String,
+    pub model: Model,
+    /// By the model's names.
+    pub weights: BTreeMap<String, Tensor>,
+    pub kind: Kind,
+    /// Of a run.
+    pub task: Option<TaskSpec>,
+    pub data: Option<DataSpec>,
+    /// What every format says beside the weights.
+    pub about: About,
+    /// The same and more, for safetensors.
+    pub metadata: Vec<(String, String)>,
+    /// Where the weights come from, for the user.
+    pub origin: Vec<String>,
+}
+
+impl TrainedNetwork {
+    /// In PyTorch's order, as `kind` where it is given. Exit 4 where that would make finite values infinite.
+    pub fn tensors(&self, kind: Option<Kind>) -> Result<Vec<(String, Tensor)>> {
+        let named = self.model.params().iter().map(|param| {
+            let tensor = self.weights.get(&param.name);
+            let tensor = tensor
+                .with_exit_code(ExitCode::Checkpoint, || format!("the weights lack `{}`", param.name))?;
+            Ok((param.name.clone(), tensor.shallow_clone()))
+        });
+        let tensors: Vec<_> = named.collect::<Result<_>>()?;
+        match kind {
+            Some(kind) => narrow(tensors, kind),
+            None => Ok(tensors),
+        }
+    }
+
+    /// A note that names the tensors which hold NaN or infinity.
+    pub fn non_finite(&self) -> Option<String> {
+        let is_broken = |tensor: &Tensor| {
+            let finite = tensor.f_isfinite().and_then(|finite| finite.f_all());
+            finite.is_ok_and(|all| all.int64_value(&[]) == 0)
+        };
+        let broken = self.weights.iter().filter(|(_, tensor)| is_broken(tensor));
+        let names: Vec<_> = broken.map(|(name, _)| format!("`{name}`")).collect();
+        (!names.is_empty()).then(|| format!("not all values are finite in {}", names.join(", ")))
+    }
+
+    fn normalize(&self) -> Option<&Normalize> {
+        match self.data.as_ref().map(|data| &data.normalize) {
+            Some(NormalizeSpec::Given(normalize)) => Some(normalize),
+            _ => None,
+        }
+    }
+
+    pub fn answers_residual(&self) -> bool {
+        self.task.as_ref().is_some_and(|task| task.task().answers_residual())
+    }
+
+    /// Lines for the docstring of the source.
+    pub fn remarks(&self) -> Vec<String> {
+        let mut remarks = Vec::new();
+        if let Some(normalize) = self.normalize() {
+            remarks.push("Trained on (x - mean) / std per channel, x in 0..1 for pictures, with".to_owned());
+            remarks.push(format!("mean = {:?}", normalize.mean));
+            remarks.push(format!("std = {:?}", normalize.std));
+        }
+        if self.answers_residual() {
+            remarks.push("The network answers what is to be subtracted from its input.".into());
+        }
+        remarks
+    }
+
+    /// Exit 2 where a softmax over the channels gives no probabilities of classes.
+    pub fn takes_softmax(&self) -> Result<()> {
+        let output = self.model.output();
+        let is_classifier = self.task.as_ref().is_none_or(|task| task.task().answers_logits(output));
+        let last = self.model.root().leaves().last().map(|leaf| &leaf.op);
+        let ends_in_one =
+            matches!(last, Some(Op::Layer(spec)) if ["softmax", "log_softmax"].contains(&spec.kind()));
+        let why = match (ends_in_one, is_classifier) {
+            (true, _) => "the network ends in one already",
+            (_, false) => "this run answers with no logits of several classes",
+            _ => return Ok(()),
+        };
+        Err(fail(ExitCode::Usage, format!("--softmax: {why}; leave it out")))
+    }
+
+    /// What the run did to pictures. Exit 2 where that is not known or no program can do it.
+    pub fn preprocess(&self) -> Result<torchscript::Preprocess> {
+        let data = self.data.as_ref().with_exit_code(
+            ExitCode::Usage,
+            || "--preprocess wants the normalisation of a run: give its folder instead of a file",
+        )?;
+        if data.smooth.is_some() {
+            let message = "--preprocess cannot smooth pictures as this run's `data.smooth` does; leave it out and smooth before";
+            return Err(fail(ExitCode::Usage, message));
+        }
+        let resize = match (&data.train, self.model.input(), self.model.output()) {
+            // What answers images takes them as large as they are.
+            (_, _, [_, _, _]) => None,
+            (SourceSpec::Folder(folder), [_, _, _], _) => Some(folder.resize),
+            (_, [_, _, _], _) => Some(Resize::default()),
+            _ => None,
+        };
+        Ok(torchscript::Preprocess { normalize: self.normalize().cloned(), resize })
+    }
+}

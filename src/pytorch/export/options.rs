@@ -1,0 +1,53 @@
+//! How a network is exported; no format takes all of it.
+
+use clap::Args;
+use tch::Kind;
+
+#[derive(Args, Clone, Debug, Default)]
+pub struct ExportOptions {
+    /// Write weights as float16
+    #[arg(long, conflicts_with = "bf16")]
+    pub half: bool,
+    /// Write weights as bfloat16
+    #[arg(long)]
+    pub bf16: bool,
+    /// TorchScript: weights as constants, evaluation only, batch norms folded into convolutions
+    #[arg(long)]
+    pub freeze: bool,
+    /// TorchScript: --freeze, and of torch.jit.optimize_for_inference what a file can hold (linear weights
+    /// transposed). Its oneDNN half cannot be saved: call it on the loaded file
+    #[arg(long)]
+    pub optimize: bool,
+    /// TorchScript: take pictures of any size, 0..1 as floats or 0..255 as uint8 [N, C, H, W]; resize
+    /// (bilinear, antialiased) and normalise them as the run did
+    #[arg(long)]
+    pub preprocess: bool,
+    /// TorchScript: answer probabilities
+    #[arg(long)]
+    pub softmax: bool,
+}
+
+impl ExportOptions {
+    /// The dtype of the file's weights, where it is not their own.
+    pub fn kind(&self) -> Option<Kind> {
+        match (self.half, self.bf16) {
+            (true, _) => Some(Kind::Half),
+            (_, true) => Some(Kind::BFloat16),
+            _ => None,
+        }
+    }
+
+    /// The options that were given.
+    pub fn given(&self) -> Vec<&'static str> {
+        let &Self { half, bf16, freeze, optimize, preprocess, softmax } = self;
+        let all = [
+            (half, "--half"),
+            (bf16, "--bf16"),
+            (freeze, "--freeze"),
+            (optimize, "--optimize"),
+            (preprocess, "--preprocess"),
+            (softmax, "--softmax"),
+        ];
+        all.into_iter().filter(|(given, _)| *given).map(|(_, option)| option).collect()
+    }
+}
