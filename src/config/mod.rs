@@ -200,7 +200,7 @@ impl Override {
     }
 }
 
-/// A validated run and the document it was read from, which knows where each key stands.
+/// A validated run and the document it was read from, which knows the place of each key.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub spec: RunConfig,

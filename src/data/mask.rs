@@ -421,6 +421,15 @@ pub fn voc_colour(class: u8) -> [u8; 3] {
     [channel(0), channel(1), channel(2)]
 }
 
+/// Tints RGB pixels by their classes: the mean of a pixel and its class's colour, of every class but the first.
+pub fn tint(pixels: &mut [u8], classes: &[u8]) {
+    for (pixel, &class) in pixels.chunks_exact_mut(3).zip(classes).filter(|(_, class)| **class != 0) {
+        for (own, colour) in pixel.iter_mut().zip(voc_colour(class)) {
+            *own = ((u16::from(*own) + u16::from(colour)) / 2) as u8;
+        }
+    }
+}
+
 /// What is known of the masks of a set: how they are read, and what they hold.
 #[derive(Clone, Debug)]
 pub struct Masks {

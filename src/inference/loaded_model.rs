@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
+use tch::Device;
 
 use crate::checkpoint::{Checkpoints, Loaded, State};
 use crate::config::{CONFIG_FILE, Config, Override, differences};
@@ -29,6 +30,7 @@ pub struct WeightSelection<'a> {
 /// A config whose weights are known and fit.
 pub struct LoadedModel {
     pub config: Config,
+    pub device: Device,
     pub plan: ModelPlan,
     pub weights: Weights,
 }
@@ -55,6 +57,8 @@ impl LoadedModel {
             true => Config::of_run(run, sets, overrides)?,
             false => Config::load(&run.to_string_lossy(), sets, overrides)?,
         };
+        // Before the first tensor: libtorch looks for a GPU's libraries once.
+        let device = config.spec.device.resolve()?;
         let plan = ModelPlan::of(&config)?;
         let checkpoints = Checkpoints::of(&config.spec.output);
         let weights = match (choice.weights, is_run) {
@@ -81,7 +85,7 @@ impl LoadedModel {
         if let (Weights::Checkpoint(loaded), true) = (&weights, is_run) {
             tell_edits(run, loaded)?;
         }
-        Ok(Self { config, plan, weights })
+        Ok(Self { config, device, plan, weights })
     }
 
     /// Refuses weights of which some are drawn afresh: what answers with them is not trained. Exit 2, with
@@ -110,8 +114,7 @@ impl LoadedModel {
 
     /// The network alone.
     pub fn network(&self) -> Result<Network> {
-        let spec = &self.config.spec;
-        let network = self.plan.model.build(spec.device.resolve()?, spec.dtype.kind())?;
+        let network = self.plan.model.build(self.device, self.config.spec.dtype.kind())?;
         self.weights.load_into(&network)?;
         Ok(network)
     }

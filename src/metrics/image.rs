@@ -67,7 +67,7 @@ impl ImageRules {
         if std::ptr::eq(xs.data_ptr(), ys.data_ptr()) || xs.size()[1] < ys.size()[1] {
             return None;
         }
-        // What stands behind the image's own channels tells the network of the degradation.
+        // The channels after the image's own describe the degradation.
         let degraded = xs.narrow(1, 0, ys.size()[1]);
         let (given, wanted) = (degraded.size(), ys.size());
         let degraded = match bicubic::factor(&given, &wanted)? {

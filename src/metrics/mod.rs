@@ -77,7 +77,7 @@ fn class_of(stem: &str, name: &str) -> Option<usize> {
 /// What a task says of its network's outputs, for its metrics.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MetricArgs {
-    /// How many classes are told apart; 0 where the task has none.
+    /// Number of classes; 0 where the task has none.
     pub classes: usize,
     /// What of an image is measured.
     pub image: ImageRules,

@@ -1,4 +1,4 @@
-//! Which class is taken for which, and how often that is right.
+//! Confusion matrices, and precision, recall and F1 per class.
 
 use std::fmt::Write;
 
@@ -16,20 +16,20 @@ const CLASSES: usize = 120;
 const WORST: usize = 20;
 
 pub fn section(group: &Group) -> String {
-    let told: Vec<(&History, Matrix)> =
+    let shown: Vec<(&History, Matrix)> =
         group.runs.iter().filter_map(|run| Some((*run, Matrix::of(run)?))).collect();
     let mut content = String::new();
-    for (run, matrix) in told.iter().take(RUNS) {
-        if told.len() > 1 {
+    for (run, matrix) in shown.iter().take(RUNS) {
+        if shown.len() > 1 {
             let _ = writeln!(content, "<h3>{}</h3>", escape(&run.name));
         }
         let _ = writeln!(content, "<div class=\"classes\">\n{}{}</div>", matrix.figure(), matrix.scores());
     }
-    let (split, weights) = told.first().map_or(("", ""), |(_, matrix)| (matrix.split, matrix.weights));
+    let (split, weights) = shown.first().map_or(("", ""), |(_, matrix)| (matrix.split, matrix.weights));
     let mut note =
         format!("On the {split} set, with the {weights} weights. Rows: truth; columns: prediction.");
-    if told.len() > RUNS {
-        let _ = write!(note, " The first {RUNS} of {} runs.", told.len());
+    if shown.len() > RUNS {
+        let _ = write!(note, " The first {RUNS} of {} runs.", shown.len());
     }
     framed("Classes", &note, &content)
 }
@@ -60,9 +60,9 @@ struct Matrix {
 impl Matrix {
     /// Of the best weights where there are any, on the validation set where there is one.
     fn of(run: &History) -> Option<Self> {
-        let told = [("best", "validation"), ("last", "validation"), ("best", "test"), ("last", "test")];
+        let shown = [("best", "validation"), ("last", "validation"), ("best", "test"), ("last", "test")];
         let (weights, split) =
-            told.into_iter().find(|(weights, split)| run.confusion[*weights][*split].is_object())?;
+            shown.into_iter().find(|(weights, split)| run.confusion[*weights][*split].is_object())?;
         let report = run.confusion[weights][split].clone();
         let counts: Vec<Vec<u64>> = serde_json::from_value(report["confusion"].clone()).ok()?;
         if counts.is_empty() || counts.iter().any(|row| row.len() != counts.len()) {

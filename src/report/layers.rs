@@ -8,13 +8,13 @@ use crate::report::history::History;
 const RUNS: usize = 6;
 
 pub fn section(group: &Group) -> String {
-    let told: Vec<&&History> = group
+    let shown: Vec<&&History> = group
         .runs
         .iter()
         .filter(|run| run.epochs.iter().any(|record| record["layers"].is_object()))
         .collect();
-    let figures = told.iter().take(RUNS).flat_map(|run| {
-        let name = if told.len() > 1 { format!(", {}", run.name) } else { String::new() };
+    let figures = shown.iter().take(RUNS).flat_map(|run| {
+        let name = if shown.len() > 1 { format!(", {}", run.name) } else { String::new() };
         [of(run, "norm", &name), of(run, "zeros", &name)]
     });
     let content: String = figures.flatten().collect();
@@ -22,8 +22,8 @@ pub fn section(group: &Group) -> String {
         return String::new();
     }
     let mut note = "From the first layer, violet, to the last, yellow.".to_owned();
-    if told.len() > RUNS {
-        note += &format!(" The first {RUNS} of {} runs.", told.len());
+    if shown.len() > RUNS {
+        note += &format!(" The first {RUNS} of {} runs.", shown.len());
     }
     framed("Layers", &note, &format!("<div class=\"grid\">\n{content}</div>\n"))
 }

@@ -25,7 +25,7 @@ pub use plots::plots;
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// By which a page of ours is known again.
+/// Marks a page as written by this program.
 pub const GENERATOR: &str = "<meta name=\"generator\" content=\"tikhonov";
 
 pub struct Report {
@@ -114,7 +114,7 @@ fn task_of(run: &History) -> String {
 /// Runs that are shown side by side.
 struct Group<'a> {
     runs: Vec<&'a History>,
-    /// Whether they are told apart by an order, such as that of λ, and not by a colour of their own.
+    /// Whether their colours follow an order, such as that of λ, instead of each being its own.
     ordered: bool,
 }
 
@@ -136,7 +136,7 @@ fn disambiguate(runs: &mut [History]) {
     }
 }
 
-/// A figure in its frame, with the numbers that the script tells.
+/// A figure in its frame, with the numbers that the script shows.
 fn figure(drawn: &Drawn) -> String {
     // Within a script element only `<` could end it.
     let hover = drawn.hover.to_string().replace('<', "\\u003c");

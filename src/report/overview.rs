@@ -1,5 +1,4 @@
-//! The runs in a table: how each stands, how well it does, how long it took; and in what their configs
-//! differ.
+//! The runs in a table: state, best score, time; and in what their configs differ.
 
 use serde_json::{Value, json};
 
@@ -61,7 +60,7 @@ pub fn section(group: &Group) -> String {
     framed("Runs", note, &table(&head, &rows))
 }
 
-/// The layers of a network that stands within its config, as one value.
+/// The layers of a network that is declared within its config, as one value.
 const NETWORK: &str = "model.layers";
 
 /// The keys in which the configs are not all the same; nothing for one run.

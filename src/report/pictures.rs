@@ -9,7 +9,7 @@ use super::{Group, section as framed};
 use crate::plot::escape;
 use crate::report::history::name_of;
 
-/// Per run, and bytes of one: a page that cannot be mailed helps nobody.
+/// Pictures per run, and bytes of one, so that the page stays small enough for mail.
 const EACH: usize = 4;
 const LARGEST: u64 = 2 << 20;
 

@@ -1,7 +1,6 @@
-//! The figures of one run as PNG files, for those who have only a terminal.
+//! The figures of one run as PNG files in its folder.
 
 use std::fs;
-use std::path::Path;
 
 use anyhow::Result;
 
@@ -12,17 +11,16 @@ use crate::report::history::History;
 use crate::util::atomic_file;
 use crate::util::exit_code::{ExitCode, WithExitCode};
 
-/// Draws what the run in `folder` has recorded so far into its folder `plots`: `loss.png` and so on.
-pub fn plots(folder: &Path) -> Result<()> {
-    let run = History::read(folder)?;
-    let group = Group { runs: vec![&run], ordered: false };
+/// Draws what `run` has recorded so far into the folder `plots` of its own: `loss.png` and so on.
+pub fn plots(run: &History) -> Result<()> {
+    let group = Group { runs: vec![run], ordered: false };
     let mut figures = curves::figures(&group);
     for (name, what) in [("layer-norms", "norm"), ("layer-zeros", "zeros")] {
-        figures.extend(layers::lines(&run, what, "").map(|lines| (name.to_owned(), lines)));
+        figures.extend(layers::lines(run, what, "").map(|lines| (name.to_owned(), lines)));
     }
     let drawn = figures.iter().filter_map(|(name, lines)| Some((name.as_str(), lines.draw()?.svg)));
-    let all = drawn.chain(classes::matrix(&run).map(|svg| ("confusion", svg)));
-    let plots = folder.join("plots");
+    let all = drawn.chain(classes::matrix(run).map(|svg| ("confusion", svg)));
+    let plots = run.path.join("plots");
     fs::create_dir_all(&plots).with_exit_code(ExitCode::Storage, || plots.display())?;
     for (name, svg) in all {
         let picture = png(&standalone(&svg))?;

@@ -140,7 +140,7 @@ fn error(point: &SweptPoint) -> Option<f64> {
     Some(if error < 1e-12 * point.standing.mean?.abs() { 0.0 } else { error })
 }
 
-/// The first trial of so many points that their curves can be told apart: along the one number that is
+/// The first trial of so many points that their curves can be distinguished: along the one number that is
 /// varied, else of the best.
 fn trials(sweep: &Swept) -> Vec<(PathBuf, String)> {
     let mut order: Vec<usize> = (0..sweep.points.len()).collect();
@@ -172,7 +172,7 @@ fn words(sweep: &Swept, point: &SweptPoint) -> String {
     plot::words(&sweep.keys, &point.standing.point)
 }
 
-/// A point beside its curve: with more than one key the values alone, or there is no room.
+/// A point beside its curve: with more than one key the values alone, to save space.
 fn name(sweep: &Swept, point: &SweptPoint) -> String {
     match sweep.keys.len() {
         1 => words(sweep, point),

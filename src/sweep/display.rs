@@ -28,13 +28,13 @@ struct State {
     done: u64,
     /// How far the trial of each slot is, in units.
     shares: Vec<u64>,
-    /// The last score that each has told of.
+    /// The last score that each has reported.
     scores: Vec<String>,
     count: u64,
 }
 
 impl Display {
-    /// `done` of `total` trials are behind us already.
+    /// `done` of `total` trials are finished already.
     pub fn new(total: usize, done: usize, slots: usize) -> Self {
         let is_terminal = std::io::stderr().is_terminal();
         let target = if is_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
@@ -88,7 +88,7 @@ impl Display {
         });
     }
 
-    pub fn stands(&self, slot: usize, epoch: u64, metric: &str, value: f64) {
+    pub fn scored(&self, slot: usize, epoch: u64, metric: &str, value: f64) {
         let Some(line) = self.slots.get(slot) else { return };
         self.with(|state| state.scores[slot] = format!(", {metric} {value:.5}"));
         line.set_message(format!("{}: epoch {epoch}, {metric} {value:.5}", line.prefix()));
@@ -105,7 +105,7 @@ impl Display {
         let end = format!("{end}, {:.1} s", finished.seconds);
         let mut line =
             format!("{}: {end}", which(&join_pairs(&finished.point), finished.seed, finished.fold));
-        // The last parts of the keys are enough to know them, where a line has no room for the whole.
+        // The last parts of the keys identify them, where a line is too short for the whole.
         if stderr_columns().is_some_and(|columns| width(&line) > columns) {
             let (keys, values): (Vec<_>, Vec<_>) = finished.point.clone().into_iter().unzip();
             let point = super::plot::words(&keys, &values);

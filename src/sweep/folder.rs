@@ -32,7 +32,7 @@ pub struct Past {
     pub finished: Vec<Finished>,
     /// Of TPE.
     pub points: Vec<Point>,
-    pub stands: Vec<IntermediateScore>,
+    pub scores: Vec<IntermediateScore>,
 }
 
 /// The folder of a sweep.
@@ -72,20 +72,20 @@ impl Folder {
                 now.as_object().into_iter().flat_map(Map::keys).filter(differ).map(String::as_str).collect();
             // What follows from the axes, and what the config is called in here.
             let axes = keys.contains(&"axes");
-            let told = keys.iter().filter(|key| !(axes && ["points", "count"].contains(key)));
-            let told: Vec<_> = told.map(|&key| if key == "base" { "config" } else { key }).collect();
+            let named = keys.iter().filter(|key| !(axes && ["points", "count"].contains(key)));
+            let named: Vec<_> = named.map(|&key| if key == "base" { "config" } else { key }).collect();
             let message = format!(
                 "{} was begun as another sweep, which differs in its {}: go on with the command that began it, or start a new \
                  sweep with --output FOLDER",
                 path.display(),
-                told.join(", ")
+                named.join(", ")
             );
             return Err(fail(ExitCode::Usage, message));
         }
         let mut past = Past {
             finished: folder.lines(TRIALS)?,
             points: folder.lines(POINTS)?,
-            stands: folder.lines(REPORTS)?,
+            scores: folder.lines(REPORTS)?,
         };
         let mut known = HashSet::new();
         past.finished.retain(|one| one.ending != Ending::Crashed && known.insert(one.trial));
@@ -131,8 +131,8 @@ impl Folder {
     }
 
     /// Adds a decision.
-    pub fn record_stand(&self, stand: &IntermediateScore) -> Result<()> {
-        self.append(REPORTS, stand)
+    pub fn record_score(&self, score: &IntermediateScore) -> Result<()> {
+        self.append(REPORTS, score)
     }
 
     fn append(&self, name: &str, one: &impl Serialize) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Sweeps: which runs there are, what became of each, and what they say together.
+//! Sweeps: the design, the trials that run it, and the choice among their results.
 
 pub mod choice;
 mod design;
@@ -22,7 +22,7 @@ pub use design::{Design, Ending, Finished, Trial};
 pub use folder::Folder;
 pub use outcome::Outcome;
 
-/// `penalty.l2=0.01, seed=3`, for people.
+/// `penalty.l2=0.01, seed=3`.
 pub fn join_pairs(point: &Map<String, Value>) -> String {
     let words: Vec<_> = point.iter().map(|(key, value)| format!("{key}={}", format_value(value))).collect();
     words.join(", ")

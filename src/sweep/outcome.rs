@@ -1,9 +1,9 @@
-//! What the trials of a sweep say together, for people and for programs.
+//! The outcome of a sweep: a table, JSON and CSV.
 
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::choice::{Choice, Standing};
+use super::choice::{Choice, Standing, same_folds};
 use super::{Design, Finished, format_value, plot};
 use crate::util::terminal::{table, width};
 
@@ -40,6 +40,7 @@ impl Outcome {
             log: design.axes.iter().map(|axis| axis.range.is_some_and(|range| range.log)).collect(),
             metric: &self.metric,
             higher_is_better: design.higher_is_better,
+            folds_by_seed: design.folds.is_some() && !same_folds(&design.base),
             standings: self.standings.iter().collect(),
             scores: Vec::new(),
             best: self.choice.map(|choice| choice.best),
@@ -47,7 +48,7 @@ impl Outcome {
         }
     }
 
-    /// A table for people: the best point is marked `*`, the one-standard-error point `+`.
+    /// A table: the best point is marked `*`, the one-standard-error point `+`.
     /// Keys are cut to their last parts where they would not fit so many columns.
     pub fn table(&self, design: &Design, columns: Option<usize>) -> String {
         let whole = self.table_of(design, |key| key);

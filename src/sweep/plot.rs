@@ -6,7 +6,7 @@ use super::choice::Standing;
 use crate::plot::{Cell, Heat, Mean, Means, Ramp, digits, number, spans_decades};
 use crate::sweep::interaction::{Separability, separability};
 
-/// What a sweep has found, to be looked at.
+/// What the figures and the remarks of a sweep are made from.
 pub struct View<'a> {
     /// That are varied.
     pub keys: Vec<&'a str>,
@@ -14,6 +14,8 @@ pub struct View<'a> {
     pub log: Vec<bool>,
     pub metric: &'a str,
     pub higher_is_better: bool,
+    /// Whether each seed deals its own folds of a cross-validation: more seeds leave the error as it is.
+    pub folds_by_seed: bool,
     pub standings: Vec<&'a Standing>,
     /// The single scores of each standing; empty where they are not to be shown.
     pub scores: Vec<&'a [f64]>,
@@ -64,11 +66,15 @@ impl View<'_> {
             let is_here = |standing: &&Standing| standing.point[row] == *r && standing.point[column] == *c;
             let Some(at) = self.standings.iter().position(is_here) else { return Cell::default() };
             let mean = self.standings[at].mean;
-            let told = mean.map_or_else(|| "no score".to_owned(), number);
+            let shown_mean = mean.map_or_else(|| "no score".to_owned(), number);
             Cell {
                 value: mean,
                 text: mean.map_or_else(|| "×".to_owned(), brief),
-                title: format!("{}: {} {told}", words(&self.keys, &self.standings[at].point), self.metric),
+                title: format!(
+                    "{}: {} {shown_mean}",
+                    words(&self.keys, &self.standings[at].point),
+                    self.metric
+                ),
                 chosen: self.best == Some(at),
             }
         };

@@ -78,67 +78,67 @@ pub struct IntermediateScore {
     pub pruned: bool,
 }
 
-/// Decides, and knows what was decided.
+/// Decides about trials, and remembers its decisions.
 pub struct TrialPruner {
     rule: Option<Prune>,
     higher_is_better: bool,
-    stands: Vec<IntermediateScore>,
+    scores: Vec<IntermediateScore>,
     finished: HashSet<usize>,
 }
 
 impl TrialPruner {
-    /// `stands`: those of a sweep that goes on; `finished`: its trials that came to their own end.
+    /// `scores`: those of a sweep that goes on; `finished`: its trials that came to their own end.
     pub fn new(
         rule: Option<Prune>,
         higher_is_better: bool,
-        stands: Vec<IntermediateScore>,
+        scores: Vec<IntermediateScore>,
         finished: HashSet<usize>,
     ) -> Self {
-        Self { rule, higher_is_better, stands, finished }
+        Self { rule, higher_is_better, scores, finished }
     }
 
     pub fn finish(&mut self, trial: usize) {
         self.finished.insert(trial);
     }
 
-    /// How the trial stands, and whether that is news.
-    pub fn judge(&mut self, trial: &Trial, epoch: u64, value: f64) -> (IntermediateScore, bool) {
-        let known = self.stands.iter().find(|stand| stand.trial == trial.id && stand.epoch == epoch);
+    /// The score with the decision about it, and whether that is new.
+    pub fn decide(&mut self, trial: &Trial, epoch: u64, value: f64) -> (IntermediateScore, bool) {
+        let known = self.scores.iter().find(|score| score.trial == trial.id && score.epoch == epoch);
         if let Some(known) = known {
             return (*known, false);
         }
         let value = Some(value).filter(|value| value.is_finite());
         let &Trial { id, point, seed, fold } = trial;
-        let mut stand = IntermediateScore { trial: id, point, seed, fold, epoch, value, pruned: false };
-        stand.pruned = match &self.rule {
+        let mut score = IntermediateScore { trial: id, point, seed, fold, epoch, value, pruned: false };
+        score.pruned = match &self.rule {
             None => false,
-            Some(Prune::Median(rule)) => self.is_below_median(rule, &stand),
-            Some(Prune::Halving(rule)) => self.is_out(rule, &stand),
+            Some(Prune::Median(rule)) => self.is_below_median(rule, &score),
+            Some(Prune::Halving(rule)) => self.is_out(rule, &score),
         };
-        self.stands.push(stand);
-        (stand, true)
+        self.scores.push(score);
+        (score, true)
     }
 
     /// What is to be small; a score that is no number loses against all.
-    fn cost(&self, stand: &IntermediateScore) -> f64 {
+    fn cost(&self, score: &IntermediateScore) -> f64 {
         let sign = if self.higher_is_better { -1.0 } else { 1.0 };
-        stand.value.map_or(f64::INFINITY, |value| sign * value)
+        score.value.map_or(f64::INFINITY, |value| sign * value)
     }
 
-    fn rivals<'a>(&'a self, stand: &IntermediateScore) -> impl Iterator<Item = &'a IntermediateScore> {
-        let IntermediateScore { point, seed, fold, .. } = *stand;
-        self.stands
+    fn rivals<'a>(&'a self, score: &IntermediateScore) -> impl Iterator<Item = &'a IntermediateScore> {
+        let IntermediateScore { point, seed, fold, .. } = *score;
+        self.scores
             .iter()
             .filter(move |other| other.point != point && other.seed == seed && other.fold == fold)
     }
 
-    fn is_below_median(&self, rule: &Median, stand: &IntermediateScore) -> bool {
-        if stand.epoch <= rule.warmup {
+    fn is_below_median(&self, rule: &Median, score: &IntermediateScore) -> bool {
+        if score.epoch <= rule.warmup {
             return false;
         }
         let mut costs: Vec<f64> = self
-            .rivals(stand)
-            .filter(|other| other.epoch == stand.epoch && self.finished.contains(&other.trial))
+            .rivals(score)
+            .filter(|other| other.epoch == score.epoch && self.finished.contains(&other.trial))
             .map(|other| self.cost(other))
             .collect();
         if costs.len() < rule.startup {
@@ -146,25 +146,25 @@ impl TrialPruner {
         }
         costs.sort_by(f64::total_cmp);
         let (low, high) = (costs[(costs.len() - 1) / 2], costs[costs.len() / 2]);
-        let own = self.stands.iter().filter(|other| other.trial == stand.trial);
-        let best = own.map(|other| self.cost(other)).fold(self.cost(stand), f64::min);
+        let own = self.scores.iter().filter(|other| other.trial == score.trial);
+        let best = own.map(|other| self.cost(other)).fold(self.cost(score), f64::min);
         best > (low + high) / 2.0
     }
 
-    fn is_out(&self, rule: &Halving, stand: &IntermediateScore) -> bool {
+    fn is_out(&self, rule: &Halving, score: &IntermediateScore) -> bool {
         // Not every epoch is evaluated: a trial comes to a rung with its first score from there on.
         let rung = |epoch: u64| (epoch / rule.warmup).checked_ilog(rule.factor);
-        let Some(height) = rung(stand.epoch) else { return false };
+        let Some(height) = rung(score.epoch) else { return false };
         let arrival = |trial: usize| {
-            let of_trial = self.stands.iter().filter(move |other| other.trial == trial);
+            let of_trial = self.scores.iter().filter(move |other| other.trial == trial);
             of_trial.filter(|other| rung(other.epoch) >= Some(height)).min_by_key(|other| other.epoch)
         };
-        if arrival(stand.trial).is_some() {
+        if arrival(score.trial).is_some() {
             return false;
         }
-        let rivals: HashSet<usize> = self.rivals(stand).map(|other| other.trial).collect();
+        let rivals: HashSet<usize> = self.rivals(score).map(|other| other.trial).collect();
         let costs: Vec<f64> = rivals.into_iter().filter_map(arrival).map(|other| self.cost(other)).collect();
-        let better = costs.iter().filter(|cost| **cost < self.cost(stand)).count();
+        let better = costs.iter().filter(|cost| **cost < self.cost(score)).count();
         let places = ((costs.len() as u64 + 1) / rule.factor).max(1) as usize;
         better >= places
     }
@@ -174,7 +174,7 @@ impl TrialPruner {
 mod tests {
     use super::*;
 
-    fn judge(rule: Prune) -> TrialPruner {
+    fn pruner(rule: Prune) -> TrialPruner {
         TrialPruner::new(Some(rule), false, Vec::new(), HashSet::new())
     }
 
@@ -184,9 +184,9 @@ mod tests {
 
     #[test]
     fn halving_lets_the_best_third_of_those_so_far_go_on() {
-        let mut judge = judge(Prune::Halving(Halving::default()));
-        let mut pruned = |id: usize, epoch: u64, value: f64| judge.judge(&trial(id), epoch, value).0.pruned;
-        // The first has nobody above it; the second must beat it; of three to five the best goes on, of six
+        let mut pruner = pruner(Prune::Halving(Halving::default()));
+        let mut pruned = |id: usize, epoch: u64, value: f64| pruner.decide(&trial(id), epoch, value).0.pruned;
+        // The first has no rival; the second must beat it; of three to five the best goes on, of six
         // the best two.
         assert!(!pruned(0, 1, 5.0));
         assert!(pruned(1, 1, 6.0));
@@ -205,25 +205,26 @@ mod tests {
     #[test]
     fn the_median_rule_compares_the_best_so_far_with_the_finished_ones() {
         let rule = Median { warmup: 1, startup: 3 };
-        let mut judge = judge(Prune::Median(rule));
+        let mut pruner = pruner(Prune::Median(rule));
         for (id, value) in [(0, 1.0), (1, 2.0), (2, 3.0), (3, 4.0)] {
             assert!(
-                !judge.judge(&trial(id), 1, value).0.pruned && !judge.judge(&trial(id), 2, value).0.pruned
+                !pruner.decide(&trial(id), 1, value).0.pruned
+                    && !pruner.decide(&trial(id), 2, value).0.pruned
             );
         }
-        (0..4).for_each(|id| judge.finish(id));
+        (0..4).for_each(|id| pruner.finish(id));
         // The median after two epochs is 2.5.
-        assert!(!judge.judge(&trial(4), 1, 2.4).0.pruned);
-        assert!(!judge.judge(&trial(4), 2, 9.0).0.pruned, "it has been better");
-        assert!(!judge.judge(&trial(5), 1, 9.0).0.pruned, "within the warm-up");
-        assert!(judge.judge(&trial(5), 2, 2.6).0.pruned);
+        assert!(!pruner.decide(&trial(4), 1, 2.4).0.pruned);
+        assert!(!pruner.decide(&trial(4), 2, 9.0).0.pruned, "it has been better");
+        assert!(!pruner.decide(&trial(5), 1, 9.0).0.pruned, "within the warm-up");
+        assert!(pruner.decide(&trial(5), 2, 2.6).0.pruned);
         // What is decided stays so, whatever came since.
-        judge.finish(4);
+        pruner.finish(4);
         assert_eq!(
-            judge.judge(&trial(5), 2, 0.0),
-            (IntermediateScore { pruned: true, ..judge.stands[11] }, false)
+            pruner.decide(&trial(5), 2, 0.0),
+            (IntermediateScore { pruned: true, ..pruner.scores[11] }, false)
         );
         let other_seed = Trial { seed: 1, ..trial(6) };
-        assert!(!judge.judge(&other_seed, 2, 9.0).0.pruned, "other seeds are no rivals");
+        assert!(!pruner.decide(&other_seed, 2, 9.0).0.pruned, "other seeds are no rivals");
     }
 }

@@ -1,5 +1,5 @@
-//! What a sweep's choice is worth: whether it lies at the edge of what was tried, and whether chance could
-//! have made it.
+//! How far a sweep's choice can be trusted: whether it lies at the edge of what was tried, and whether it is
+//! within noise.
 
 use serde_json::Value;
 
@@ -7,7 +7,7 @@ use super::choice::Standing;
 use super::plot::{View, shown};
 
 impl View<'_> {
-    /// Sentences for people; none where the choice is sound.
+    /// Sentences for the user; none where the choice is sound.
     pub fn remarks(&self) -> Vec<String> {
         let Some(best) = self.best.and_then(|at| self.standings.get(at)) else { return Vec::new() };
         let mut remarks: Vec<String> = (0..self.keys.len()).filter_map(|key| self.edge(key, best)).collect();
@@ -52,16 +52,18 @@ impl View<'_> {
             let difference = (one.mean.unwrap_or(f64::NAN) - best.mean.unwrap_or(f64::NAN)).abs();
             difference <= error.hypot(one.standard_error.unwrap_or(0.0))
         };
+        let remedy = match self.folds_by_seed {
+            false => "more --seeds may tell them apart",
+            true => "more samples may tell them apart; more --seeds deal the same samples again and do not",
+        };
         match (others.iter().filter(near).count(), others.len()) {
             (0, _) => None,
-            (near, all) if near == all => Some(
+            (near, all) if near == all => Some(format!(
                 "no point differs from the best by more than chance (one standard error of the difference): the choice is noise; \
-                 more --seeds may tell them apart"
-                    .into(),
-            ),
+                 {remedy}"
+            )),
             (near, all) => Some(format!(
-                "{near} of the {all} other points are within noise of the best (one standard error of the difference); more --seeds \
-                 tell them apart"
+                "{near} of the {all} other points are within noise of the best (one standard error of the difference); {remedy}"
             )),
         }
     }
@@ -75,6 +77,10 @@ mod tests {
     use crate::sweep::choice::Score;
 
     fn remarks(points: &[(f64, &[f64])], best: usize) -> Vec<String> {
+        remarks_of(points, best, false)
+    }
+
+    fn remarks_of(points: &[(f64, &[f64])], best: usize, folds_by_seed: bool) -> Vec<String> {
         let standings: Vec<Standing> = (points.iter())
             .map(|(x, scores)| {
                 let of = |(seed, &value): (u64, &f64)| Score { seed, fold: None, value: Some(value) };
@@ -86,6 +92,7 @@ mod tests {
             log: vec![true],
             metric: "accuracy",
             higher_is_better: true,
+            folds_by_seed,
             standings: standings.iter().collect(),
             scores: Vec::new(),
             best: Some(best),
@@ -95,19 +102,24 @@ mod tests {
     }
 
     #[test]
-    fn a_choice_at_the_edge_or_within_noise_is_told() {
-        let told = remarks(&[(1e-4, &[0.9, 0.9]), (1e-3, &[0.8, 0.8]), (1e-2, &[0.7, 0.7])], 0);
+    fn a_choice_at_the_edge_or_within_noise_gets_a_remark() {
+        let found = remarks(&[(1e-4, &[0.9, 0.9]), (1e-3, &[0.8, 0.8]), (1e-2, &[0.7, 0.7])], 0);
         assert_eq!(
-            told,
+            found,
             ["best penalty.l2 10⁻⁴ is at the edge of what was tried, 10⁻⁴ to 0.01: widen it below, the best may lie there"
                 .replace("10⁻⁴", &shown(&json!(1e-4)))]
         );
-        let told = remarks(&[(1e-4, &[0.8]), (1e-3, &[0.9]), (1e-2, &[0.7])], 1);
-        assert!(told.len() == 1 && told[0].contains("--seeds 3"), "{told:?}");
-        let told = remarks(&[(1e-4, &[0.1, 0.11]), (1e-3, &[0.1, 0.13]), (1e-2, &[0.12, 0.1])], 1);
-        assert!(told.len() == 1 && told[0].contains("the choice is noise"), "{told:?}");
-        let told = remarks(&[(1e-4, &[0.1, 0.11]), (1e-3, &[0.9, 0.91]), (1e-2, &[0.91, 0.9])], 1);
-        assert!(told.len() == 1 && told[0].starts_with("1 of the 2 other points"), "{told:?}");
+        let found = remarks(&[(1e-4, &[0.8]), (1e-3, &[0.9]), (1e-2, &[0.7])], 1);
+        assert!(found.len() == 1 && found[0].contains("--seeds 3"), "{found:?}");
+        let found = remarks(&[(1e-4, &[0.1, 0.11]), (1e-3, &[0.1, 0.13]), (1e-2, &[0.12, 0.1])], 1);
+        assert!(found.len() == 1 && found[0].contains("the choice is noise"), "{found:?}");
+        let found = remarks(&[(1e-4, &[0.1, 0.11]), (1e-3, &[0.9, 0.91]), (1e-2, &[0.91, 0.9])], 1);
+        assert!(found.len() == 1 && found[0].starts_with("1 of the 2 other points"), "{found:?}");
+        let near: &[(f64, &[f64])] = &[(1e-4, &[0.1, 0.11]), (1e-3, &[0.1, 0.13])];
+        assert!(remarks_of(near, 1, false)[0].ends_with("; more --seeds may tell them apart"));
+        assert!(
+            remarks_of(near, 1, true)[0].ends_with("more --seeds deal the same samples again and do not")
+        );
         // No penalty at all is no edge; a sound choice needs no word.
         assert!(remarks(&[(0.0, &[0.9, 0.9]), (1e-3, &[0.8, 0.8]), (1e-2, &[0.7, 0.7])], 0).is_empty());
         assert!(remarks(&[(1e-4, &[0.8, 0.8]), (1e-3, &[0.9, 0.9]), (1e-2, &[0.7, 0.7])], 1).is_empty());

@@ -1,4 +1,4 @@
-//! Keeps several trials of a sweep going, each in a worker of its own, until there are no more.
+//! Runs the trials of a sweep, several at a time, each in a worker process.
 
 use std::collections::{HashSet, VecDeque};
 use std::os::unix::process::ExitStatusExt;
@@ -37,7 +37,7 @@ pub struct Runner<'a> {
     folder: &'a Folder,
     place: Place,
     stop: &'a Stop,
-    live: Display,
+    display: Display,
     work: Mutex<Work>,
 }
 
@@ -46,7 +46,7 @@ struct Work {
     design: Design,
     queue: VecDeque<Trial>,
     finished: Vec<Finished>,
-    judge: TrialPruner,
+    pruner: TrialPruner,
     /// Something failed: no more trials.
     is_over: bool,
 }
@@ -68,7 +68,7 @@ enum End {
 
 impl<'a> Runner<'a> {
     pub fn new(folder: &'a Folder, mut design: Design, past: Past, place: Place, stop: &'a Stop) -> Self {
-        let Past { finished, points, stands } = past;
+        let Past { finished, points, scores } = past;
         if design.search == Search::Tpe {
             design.points = points;
         }
@@ -81,10 +81,10 @@ impl<'a> Runner<'a> {
             let mut begun = HashSet::new();
             queue.retain(|trial| begun.insert((trial.seed, trial.fold)));
         }
-        let judge = TrialPruner::new(design.prune.clone(), design.higher_is_better, stands, done);
-        let live = Display::new(design.total(), over.len(), place.slots.len());
-        let work = Mutex::new(Work { design, queue, finished, judge, is_over: false });
-        Self { folder, place, stop, live, work }
+        let pruner = TrialPruner::new(design.prune.clone(), design.higher_is_better, scores, done);
+        let display = Display::new(design.total(), over.len(), place.slots.len());
+        let work = Mutex::new(Work { design, queue, finished, pruner, is_over: false });
+        Self { folder, place, stop, display, work }
     }
 
     /// All trials, the finished ones too, and the design with all its points. The first trial that fails for
@@ -93,7 +93,7 @@ impl<'a> Runner<'a> {
         let runner = &self;
         let slots = (0..self.place.slots.len()).collect::<Vec<_>>();
         let outcomes = each(slots.len(), slots, |at| runner.work(at));
-        self.live.finish();
+        self.display.finish();
         outcomes.into_iter().collect::<Result<()>>()?;
         if self.stop.is_requested() {
             let message = "interrupted; the same command with --resume goes on from here";
@@ -116,9 +116,9 @@ impl<'a> Runner<'a> {
                     // Under the lock, so that lines do not mix.
                     self.folder.record(&finished)?;
                     if finished.ending == Ending::Done {
-                        work.judge.finish(finished.trial);
+                        work.pruner.finish(finished.trial);
                     }
-                    self.live.ended(at, &finished, &work.design.metric);
+                    self.display.ended(at, &finished, &work.design.metric);
                     work.finished.push(finished);
                     work.enqueue_next_on_path(&trial);
                 }
@@ -130,7 +130,7 @@ impl<'a> Runner<'a> {
                 }
             }
         }
-        self.live.idle(at);
+        self.display.idle(at);
         Ok(())
     }
 
@@ -164,7 +164,7 @@ impl<'a> Runner<'a> {
     }
 
     /// Runs one trial to its end; None when the sweep is to stop.
-    fn one(&self, trial: &Trial, at: usize, hired: &mut Option<Worker>) -> Result<Option<Finished>> {
+    fn one(&self, trial: &Trial, at: usize, slot_worker: &mut Option<Worker>) -> Result<Option<Finished>> {
         const PATIENCE: Duration = Duration::from_secs(60);
         const LIVES: usize = 2;
         let slot = &self.place.slots[at];
@@ -178,15 +178,15 @@ impl<'a> Runner<'a> {
         };
         let (began, mut lost) = (Instant::now(), 0);
         loop {
-            let worker = match hired {
+            let worker = match slot_worker {
                 Some(worker) => worker,
-                None => hired.insert(Worker::start()?),
+                None => slot_worker.insert(Worker::start()?),
             };
-            self.live.began(at, trial, &self.lock().design);
+            self.display.began(at, trial, &self.lock().design);
             worker.ask(&request)?;
             let mut end = self.monitor_trial(worker, trial, at)?;
             if let End::Killed = end {
-                let (status, errors) = match hired.take() {
+                let (status, errors) = match slot_worker.take() {
                     Some(worker) => worker.end()?,
                     None => continue,
                 };
@@ -212,7 +212,7 @@ impl<'a> Runner<'a> {
                 }
                 // Out of memory it starts anew, with nothing of the trials before.
                 End::Killed | End::Failed { code: 6, .. } => {
-                    *hired = None;
+                    *slot_worker = None;
                     lost += 1;
                     if lost == LIVES {
                         return Ok(Some(ended(Ending::Crashed, None, None)));
@@ -226,28 +226,28 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Listens to the worker until its trial ends, and decides whether it goes on. When the sweep is to stop,
-    /// the worker is let go: it saves and ends.
+    /// Receives the worker's reports until its trial ends, and decides after each epoch whether it goes on. When
+    /// the sweep is to stop, the worker's stdin is closed: it saves and ends.
     fn monitor_trial(&self, worker: &mut Worker, trial: &Trial, at: usize) -> Result<End> {
         let mut last = (0, f64::NAN);
         loop {
             match worker.listen(Duration::from_millis(50)) {
                 Heard::Report(Report::Epoch { epoch, scores }) => {
-                    let stand = {
+                    let score = {
                         let mut work = self.lock();
                         let value = work.design.score(&scores)?;
                         last = (epoch, value);
-                        let (stand, is_new) = work.judge.judge(trial, epoch, value);
-                        // Before the worker knows: what it obeys to must still hold when all this is killed.
+                        let (score, is_new) = work.pruner.decide(trial, epoch, value);
+                        // Recorded before it is sent, so that a resumed sweep repeats the decision.
                         if is_new && work.design.prune.is_some() {
-                            self.folder.record_stand(&stand)?;
+                            self.folder.record_score(&score)?;
                         }
-                        self.live.stands(at, epoch, &work.design.metric, value);
-                        stand
+                        self.display.scored(at, epoch, &work.design.metric, value);
+                        score
                     };
-                    worker.answer(if stand.pruned { Verdict::Prune } else { Verdict::GoOn })?;
+                    worker.answer(if score.pruned { Verdict::Prune } else { Verdict::GoOn })?;
                 }
-                Heard::Report(Report::Steps { epoch, done, of }) => self.live.steps(at, epoch, done, of),
+                Heard::Report(Report::Steps { epoch, done, of }) => self.display.steps(at, epoch, done, of),
                 Heard::Report(Report::Done) => return Ok(End::Ran),
                 Heard::Report(Report::Pruned) => return Ok(End::Pruned { epoch: last.0, value: last.1 }),
                 Heard::Report(Report::Failed { code, message }) => return Ok(End::Failed { code, message }),
@@ -275,7 +275,7 @@ impl<'a> Runner<'a> {
         score.is_finite().then_some(()).with_exit_code(ExitCode::Usage, || {
             format!(
                 "trial {} has no finite `{metric}` on its validation set (R² of one sample is none, PSNR of an image that is met \
-                 exactly is infinite); take fewer folds, or judge by another --metric, such as loss",
+                 exactly is infinite); take fewer folds, or pruner by another --metric, such as loss",
                 trial.id
             )
         })?;

@@ -36,7 +36,7 @@ pub struct Range {
 const FORM: &str = "LOW:HIGH:log:COUNT";
 
 impl Range {
-    /// Reads `LOW:HIGH:SCALE:COUNT`, and gives the values that it stands for, too; None for a text that is no
+    /// Reads `LOW:HIGH:SCALE:COUNT`, and its values; None for a text that is no
     /// range. The error says what was expected.
     fn parse(text: &str) -> Option<Result<(Self, Vec<Value>), String>> {
         let parts: Vec<&str> = text.split(':').collect();
@@ -103,7 +103,7 @@ fn scale_of(name: &str) -> Option<(bool, bool)> {
 
 impl Axis {
     /// Reads `KEY=LOW:HIGH:SCALE:COUNT` or `KEY=VALUE,VALUE,…`, where a value may be such a range too and
-    /// stands for its values. SCALE is `log`, `lin`, or for whole numbers `int` or `logint`. Exit 2.
+    /// is replaced by its values. SCALE is `log`, `lin`, or for whole numbers `int` or `logint`. Exit 2.
     pub fn parse(text: &str) -> Result<Self> {
         let refuse = |message: String| fail(ExitCode::Usage, format!("--over {text}: {message}"));
         let forms = format!("expected KEY={FORM} (or lin, int, logint) or KEY=VALUE,VALUE,…");

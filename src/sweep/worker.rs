@@ -30,7 +30,7 @@ pub struct Request {
     pub device: Option<DeviceSpec>,
 }
 
-/// To a worker that has told of an epoch.
+/// To a worker that has reported an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -54,7 +54,7 @@ pub enum Report {
     Failed { code: u8, message: String },
 }
 
-/// What [`Worker::listen`] has heard.
+/// What [`Worker::listen`] received.
 pub enum Heard {
     Report(Report),
     Nothing,
@@ -129,7 +129,7 @@ impl Worker {
         }
     }
 
-    /// Lets it save and end.
+    /// Closes its stdin, at which it saves and ends.
     pub fn let_go(&mut self) {
         self.stdin = None;
     }
@@ -146,7 +146,7 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.let_go();
-        // Nobody is left to be told.
+        // Its status is of no use any more.
         let _ = self.child.wait();
     }
 }

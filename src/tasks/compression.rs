@@ -1,7 +1,7 @@
 //! Compression: an autoencoder whose code is whole numbers, after Ballé et al. 2017.
 //!
 //! The model has two top-level layers called `encoder` and `decoder` (or `_encoder`, `_decoder`), and
-//! `quantize` between them. The task runs the two parts itself: noise of ±½ stands for rounding in training,
+//! `quantize` between them. The task runs the two parts itself: noise of ±½ replaces rounding in training,
 //! evaluation rounds and counts the bits that the code needs.
 
 use anyhow::Result;

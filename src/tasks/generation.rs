@@ -3,7 +3,7 @@
 //!
 //! The model has two top-level layers called `encoder` and `decoder` (or `_encoder`, `_decoder`, which keeps
 //! the words out of the parameter names). The encoder ends with means and log-variances, one behind the
-//! other; the decoder takes a code and ends with an image. Between them stands `reparametrize`, which makes
+//! other; the decoder takes a code and ends with an image. Between them is `reparametrize`, which makes
 //! the whole a network like any other; the task runs the two parts itself, draws the code in training and
 //! evaluation, and generates with the decoder alone.
 

@@ -1,4 +1,5 @@
-//! What the network is trained for: the loss, the metrics, and what a prediction looks like.
+//! What the network is trained for: the loss, the metrics, the predictions. A task is one file and one row of
+//! `tasks!`.
 
 mod classification;
 mod compression;
@@ -206,13 +207,13 @@ pub trait Task: Named {
         sample.to_vec()
     }
 
-    /// Makes what the network sees and should answer of a batch as loaded. May draw from libtorch's
+    /// Makes the network's inputs and targets of a batch as loaded. May draw from libtorch's
     /// generator, which the caller has seeded. Panics as tch does.
     fn make_batch(&self, xs: Tensor, ys: Tensor, _train: bool) -> Result<(Tensor, Tensor)> {
         Ok((xs, ys))
     }
 
-    /// Makes what the network sees of samples that nobody knows the answer to.
+    /// Makes the network's input of samples without targets.
     fn make_inference_input(&self, xs: Tensor) -> Tensor {
         xs
     }

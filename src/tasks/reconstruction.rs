@@ -128,7 +128,7 @@ impl Task for Reconstruction {
                 set.shape
             ));
         };
-        // Of images of any size, whatever is too small for the degradation is told when its turn comes.
+        // Of images of any size, one that is too small for the degradation is an error when it is loaded.
         let [height, width] = [height, width].map(|side| if side == 0 { ANY_SIZE } else { side });
         let channels = match set.targets {
             Targets::Images { .. } if !self.degrade.is_none() => {
@@ -167,7 +167,7 @@ impl Task for Reconstruction {
 
     fn forward(&self, network: &Network, xs: &Tensor, train: bool) -> Result<ModelOutput> {
         let outputs = network.forward(xs, train);
-        // A noise map stands behind the image's own channels.
+        // A noise map follows the image's own channels.
         let image = if self.residual { xs.narrow(1, 0, outputs.size()[1]) - outputs } else { outputs };
         Ok(image.into())
     }

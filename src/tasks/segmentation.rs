@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::{ModelArgs, ModelOutput, Panel, Task};
-use crate::data::mask::{IGNORED, voc_colour};
+use crate::data::mask::{IGNORED, tint};
 use crate::data::{Dataset, Targets};
 use crate::functional::loss;
 use crate::metrics::MetricArgs;
@@ -52,7 +52,7 @@ impl Segmentation {
     }
 }
 
-/// The classes that logits of `channels` channels tell apart: one channel stands for two.
+/// The classes that logits of `channels` channels distinguish: two by one channel.
 fn classes(channels: i64) -> i64 {
     channels.max(2)
 }
@@ -189,18 +189,16 @@ impl Task for Segmentation {
     }
 }
 
-/// The picture `[1, C, H, W]` in [0, 1] with every class of `[1, H, W]` but the first in its colour of Pascal
-/// VOC's palette, and what is ignored in that of its borders; `[1, 3, H, W]`.
+/// The image `[1, C, H, W]` in [0, 1] tinted by the classes `[1, H, W]`, pixels that are ignored in the colour
+/// of Pascal VOC's borders; `[1, 3, H, W]`. Panics as tch does.
 fn tinted(xs: &Tensor, classes: &Tensor) -> Tensor {
-    const BORDER: [u8; 3] = [224, 224, 192];
-    let picture =
-        if xs.size()[1] == 3 { xs.shallow_clone() } else { xs.narrow(1, 0, 1).repeat([1, 3, 1, 1]) };
-    let palette: Vec<f32> =
-        (0..IGNORED).flat_map(voc_colour).chain(BORDER).map(|channel| f32::from(channel) / 255.0).collect();
-    let palette = Tensor::from_slice(&palette).view([-1, 3]).to_device(xs.device());
-    let index = classes.masked_fill(&classes.lt(0), i64::from(IGNORED)).flatten(0, -1);
-    let size = classes.size();
-    let colours = palette.index_select(0, &index).view([1, size[1], size[2], 3]).permute([0, 3, 1, 2]);
-    let mixed = (picture.clamp(0.0, 1.0) + colours.to_kind(picture.kind())) / 2.0;
-    picture.where_self(&classes.eq(0).unsqueeze(1), &mixed)
+    let image = if xs.size()[1] == 3 { xs.shallow_clone() } else { xs.narrow(1, 0, 1).repeat([1, 3, 1, 1]) };
+    let bytes = |tensor: &Tensor| {
+        let flat = tensor.to_kind(Kind::Uint8).to_device(Device::Cpu).contiguous().view([-1]);
+        Vec::<u8>::try_from(flat).unwrap_or_default()
+    };
+    let mut pixels = bytes(&(image.permute([0, 2, 3, 1]).clamp(0.0, 1.0) * 255.0).round());
+    tint(&mut pixels, &bytes(&classes.masked_fill(&classes.lt(0), i64::from(IGNORED))));
+    let [_, height, width] = classes.size()[..] else { return image };
+    Tensor::from_slice(&pixels).view([1, height, width, 3]).permute([0, 3, 1, 2]) / 255.0
 }

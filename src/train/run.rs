@@ -1,10 +1,11 @@
-//! One run from its config to its result, for every command that trains.
+//! One run, for every command that trains: open, train, finish.
 
 use anyhow::Result;
 
 use crate::checkpoint::Checkpoints;
 use crate::config::{COEFFICIENTS_FILE, Config};
 use crate::data::DatasetCache;
+use crate::report::history::History;
 use crate::report::plots;
 use crate::train::coefficients::Coefficients;
 use crate::train::progress::Progress;
@@ -17,7 +18,7 @@ use crate::util::console;
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::signals::Stop;
 
-/// How to go about it.
+/// What a command asks of a run beside its config.
 #[derive(Clone, Copy, Debug)]
 pub struct RunOptions {
     /// Go on from the run folder's last checkpoint; start where there is none.
@@ -26,60 +27,83 @@ pub struct RunOptions {
     pub force: bool,
     /// Nothing on the terminal.
     pub quiet: bool,
-    /// Draws the curves into the run folder. Nobody looks at each trial of a sweep.
+    /// Draw the curves into the run folder.
     pub plots: bool,
 }
 
-/// Trains what `config` declares, whose plan is `plan`, and writes the result into the run folder. None where
-/// `watch` has ended the run early: then there is no result, and the last checkpoint is from the end of that
-/// epoch.
+/// Trains what `config` declares and writes the result into the run folder. None where `pruner` has ended the
+/// run: then there is no result, and the last checkpoint is from the end of that epoch.
 pub fn train_run(
     config: Config,
-    plan: ModelPlan,
-    manner: RunOptions,
-    shelf: &mut DatasetCache,
+    options: RunOptions,
+    cache: &mut DatasetCache,
     stop: &Stop,
-    watch: &mut dyn Pruner,
+    pruner: &mut dyn Pruner,
 ) -> Result<Option<RunResult>> {
-    // A device that cannot be used is refused before anything is written.
-    config.spec.device.resolve()?;
-    // A folder that is taken, or holds a run, is refused before the data is read.
+    let Opened { session, folder, start, mut notes, mut warnings } = open(config, options, cache)?;
+    let mut run = Trainer::new(&session, folder, start)?;
+    notes.extend(run.notes()?);
+    warnings.extend(run.take_warnings());
+    let steps = (run.step(), run.total_steps());
+    let epochs = session.config.spec.train.epochs;
+    let mut progress = Progress::new(epochs, &session.monitor.metric, steps, options.quiet);
+    for warning in warnings {
+        progress.warn(&warning, run.folder())?;
+    }
+    for note in notes {
+        progress.say(&note, run.folder())?;
+    }
+    let ended = train(&mut run, &mut progress, stop, pruner);
+    progress.finish();
+    let result = finish(&session, &mut run, &mut progress, ended);
+    if options.plots
+        && let Err(error) = draw(&mut run, result.as_ref().ok().and_then(Option::as_ref))
+    {
+        // The result does not depend on it.
+        let _ = progress.warn(&format!("no plots: {error:#}"), run.folder());
+    }
+    result
+}
+
+/// Everything that a run starts from.
+struct Opened {
+    session: Session,
+    folder: LockedFolder,
+    start: Start,
+    notes: Vec<String>,
+    /// Shown with `--quiet` too: what is lost or changed since the run was left.
+    warnings: Vec<String>,
+}
+
+/// Refuses what cannot work, the cheapest first: the device, the model, the folder, the initial weights, the
+/// data. Nothing is written but with `force`, which removes the run that was there.
+fn open(config: Config, options: RunOptions, cache: &mut DatasetCache) -> Result<Opened> {
+    // Before the first tensor: libtorch looks for a GPU's libraries once.
+    let device = config.spec.device.resolve()?;
+    let plan = ModelPlan::of(&config)?;
     let output = config.spec.output.clone();
     let folder = LockedFolder::take(&output)?;
     let checkpoints = Checkpoints::of(&output);
-    // Told with --quiet too: what is lost or not as it was left.
     let mut warnings = checkpoints.recover()?;
-    let is_replaced = manner.force && folder.holds_run();
+    let is_replaced = options.force && folder.holds_run();
     let holds_run = checkpoints.exist()? && !is_replaced;
-    if holds_run && !manner.resume {
+    if holds_run && !options.resume {
         let message = format!(
             "{} holds a run already; --resume goes on with it, --output FOLDER puts the new one elsewhere, --force replaces it",
             output.display()
         );
         return Err(fail(ExitCode::Usage, message));
     }
-    // Weights that do not fit are refused before the data is read, too.
     let initial = if holds_run { None } else { plan.initial_with_optimizer(&config)? };
-    if manner.quiet {
+    if options.quiet {
         console::hush();
     }
-    let session = Session::open(config, plan, shelf)?;
+    let session = Session::open(config, plan, device, cache)?;
     let mut notes = session.notes();
     let start = match holds_run {
-        true => {
-            warnings.extend(["last", "best"].iter().filter_map(|link| checkpoints.dangling(link)));
-            let (loaded, complaints) = checkpoints.last()?;
-            if !complaints.is_empty() {
-                warnings.extend(complaints);
-                warnings.push(format!("going back to {}", loaded.folder.display()));
-            }
-            warnings.extend(session.is_same_data(&loaded.state)?);
-            notes.extend(session.differences(&loaded.state)?);
-            notes.push(format!("resuming at step {} (epoch {})", loaded.state.step, loaded.state.epoch + 1));
-            Start::Resumed(Box::new(loaded))
-        }
+        true => resume(&session, &checkpoints, &mut notes, &mut warnings)?,
         false => {
-            if manner.resume
+            if options.resume
                 && let Some(dangling) = checkpoints.dangling("last")
             {
                 warnings.push(format!("{dangling}: there is nothing to go on from, the run starts anew"));
@@ -91,25 +115,40 @@ pub fn train_run(
     if is_replaced {
         notes.push(folder.clear()?);
     }
-    let mut run = Trainer::new(&session, folder, start)?;
-    notes.extend(run.notes()?);
-    let epochs = session.config.spec.train.epochs;
-    let steps = (run.step(), run.total_steps());
-    let mut progress = Progress::new(epochs, &session.monitor.metric, steps, manner.quiet);
-    warnings.extend(run.take_warnings());
-    for warning in warnings {
-        progress.warn(&warning, run.folder())?;
+    Ok(Opened { session, folder, start, notes, warnings })
+}
+
+/// The run's last checkpoint, if it is of the same data.
+fn resume(
+    session: &Session,
+    checkpoints: &Checkpoints,
+    notes: &mut Vec<String>,
+    warnings: &mut Vec<String>,
+) -> Result<Start> {
+    warnings.extend(["last", "best"].iter().filter_map(|link| checkpoints.dangling(link)));
+    let (loaded, complaints) = checkpoints.last()?;
+    if !complaints.is_empty() {
+        warnings.extend(complaints);
+        warnings.push(format!("going back to {}", loaded.folder.display()));
     }
-    for note in notes {
-        progress.say(&note, run.folder())?;
-    }
-    let ended = train(&mut run, &mut progress, stop, watch);
-    progress.finish();
+    warnings.extend(session.is_same_data(&loaded.state)?);
+    notes.extend(session.differences(&loaded.state)?);
+    notes.push(format!("resuming at step {} (epoch {})", loaded.state.step, loaded.state.epoch + 1));
+    Ok(Start::Resumed(Box::new(loaded)))
+}
+
+/// Evaluates and writes the result; how the run ended goes into its log in any case. None where it was pruned.
+fn finish(
+    session: &Session,
+    run: &mut Trainer,
+    progress: &mut Progress,
+    ended: Result<StopReason>,
+) -> Result<Option<RunResult>> {
     for warning in run.take_warnings() {
         progress.warn(&warning, run.folder())?;
     }
     let ended = ended.and_then(|ended| run.folder().sync().map(|()| ended));
-    let outcome = ended.and_then(|ended| match ended {
+    let result = ended.and_then(|ended| match ended {
         StopReason::Interrupted => {
             let message = format!(
                 "interrupted and saved at step {}; the same command with --resume goes on from there",
@@ -118,26 +157,14 @@ pub fn train_run(
             Err(fail(ExitCode::Interrupted, message))
         }
         StopReason::Pruned => Ok(None),
-        ended => run_result::final_evaluation(&session, &run, ended).map(Some),
+        ended => run_result::final_evaluation(session, run, ended).map(Some),
     });
     for line in run.left_out() {
         progress.say(&line, run.folder())?;
     }
-    let ended = match outcome {
+    match result {
         Ok(Some(mut result)) => {
-            let which = if result.best.is_some() { "best" } else { "last" };
-            let (spec, names) = (&session.config.spec, &run.state().features);
-            let coefficients = Coefficients::of(spec, &session.model, names, &checkpoints, which)?;
-            if let Some(coefficients) = &coefficients {
-                run.folder().write(COEFFICIENTS_FILE, &coefficients.csv()?)?;
-            }
-            result.coefficients = coefficients;
-            // Before the result, which says that the run is over.
-            if let Some(confusion) = result.confusion(&run.state().classes) {
-                run.folder().write("confusion.json", &confusion.to_string())?;
-            }
-            run.folder().write("result.json", &serde_json::to_string_pretty(&result)?)?;
-            run.folder().log(&result.to_string())?;
+            write(session, run, &mut result)?;
             Ok(Some(result))
         }
         Ok(None) => {
@@ -150,12 +177,29 @@ pub fn train_run(
             let _ = run.folder().log(&format!("{error:#}"));
             Err(error)
         }
-    };
-    // A run of which nothing can be drawn is complete all the same.
-    if manner.plots
-        && let Err(error) = plots(&output)
-    {
-        let _ = progress.warn(&format!("no plots: {error:#}"), run.folder());
     }
-    ended
+}
+
+/// Writes `result` and what goes with it. The file of the result comes last: it marks the run as done.
+fn write(session: &Session, run: &mut Trainer, result: &mut RunResult) -> Result<()> {
+    let which = if result.best.is_some() { "best" } else { "last" };
+    let (spec, names) = (&session.config.spec, &run.state().features);
+    let coefficients = Coefficients::of(spec, &session.model, names, &session.checkpoints(), which)?;
+    if let Some(coefficients) = &coefficients {
+        run.folder().write(COEFFICIENTS_FILE, &coefficients.csv()?)?;
+    }
+    result.coefficients = coefficients;
+    if let Some(confusion) = result.confusion(&run.state().classes) {
+        run.folder().write("confusion.json", &confusion.to_string())?;
+    }
+    run.folder().write("result.json", &serde_json::to_string_pretty(&result)?)?;
+    run.folder().log(&result.to_string())
+}
+
+/// Draws the run's figures from its records in memory.
+fn draw(run: &mut Trainer, result: Option<&RunResult>) -> Result<()> {
+    let (config, classes) = (run.state().config.clone(), run.state().classes.clone());
+    let confusion = result.and_then(|result| result.confusion(&classes)).unwrap_or_default();
+    let folder = run.folder();
+    plots(&History::new(folder.path(), config, folder.records(), serde_json::to_value(result)?, confusion))
 }

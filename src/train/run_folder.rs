@@ -28,6 +28,8 @@ pub struct LockedFolder {
 pub struct RunFolder {
     path: PathBuf,
     metrics: File,
+    /// What `metrics.jsonl` holds.
+    records: Vec<u8>,
     table: Option<Table>,
     log: File,
     /// When the metrics were last flushed to the disk, and whether there were more since.
@@ -36,14 +38,14 @@ pub struct RunFolder {
     _lock: File,
 }
 
-/// `metrics.csv` as it is, to be appended to.
+/// `metrics.csv`, open for more rows.
 struct Table {
     columns: Vec<String>,
     file: File,
 }
 
-/// How long a failing power supply may set the metrics back, where no checkpoint is saved meanwhile. What a
-/// killed process wrote stays in any case.
+/// How much of the metrics a power failure may lose between two checkpoints. What a killed process wrote is
+/// not lost.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 impl LockedFolder {
@@ -144,7 +146,7 @@ impl LockedFolder {
         // Waiting for the disk where nothing is taken back would only make the start slower.
         if kept != past {
             atomic_file::write_bytes(&metrics, &kept).context("metrics.jsonl")?;
-            write_csv(&path).context("metrics.csv")?;
+            write_csv(&path, &kept).context("metrics.csv")?;
         }
         let append = |name: &str| {
             OpenOptions::new()
@@ -164,13 +166,18 @@ impl LockedFolder {
         }
         // The first epoch to come writes the table whole.
         let (table, synced) = (None, Instant::now());
-        Ok(RunFolder { metrics, table, log, path, synced, is_behind: false, _lock: lock })
+        Ok(RunFolder { metrics, records: kept, table, log, path, synced, is_behind: false, _lock: lock })
     }
 }
 
 impl RunFolder {
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The lines of `metrics.jsonl`.
+    pub fn records(&self) -> &[u8] {
+        &self.records
     }
 
     pub fn checkpoints(&self) -> Checkpoints {
@@ -207,6 +214,7 @@ impl RunFolder {
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
         self.metrics.write_all(&line)?;
+        self.records.extend_from_slice(&line);
         self.is_behind = true;
         if matches!(record, Record::Epoch(_)) {
             self.tabulate(&line)?;
@@ -227,7 +235,7 @@ impl RunFolder {
                 lines.write_record(cells(&table.columns, &row))?;
                 table.file.write_all(&lines.into_inner()?)?;
             }
-            None => self.table = write_csv(&self.path)?,
+            None => self.table = write_csv(&self.path, &self.records)?,
         }
         Ok(())
     }
@@ -263,16 +271,15 @@ impl RunFolder {
     }
 }
 
-/// `metrics.csv` anew from `metrics.jsonl`: one row per epoch; nested numbers are columns such as
-/// `test.accuracy`, empty where there is none. The statistics of single layers stay in `metrics.jsonl`: they
-/// would be hundreds of columns. None, and no file, where no epoch is over.
-fn write_csv(folder: &Path) -> Result<Option<Table>> {
-    let text = fs::read_to_string(folder.join("metrics.jsonl"))?;
+/// `metrics.csv` anew from the lines of `metrics.jsonl`: one row per epoch; nested numbers are columns such as
+/// `test.accuracy`, empty where there is none. What is recorded layer by layer stays in `metrics.jsonl`, so
+/// that the table has few columns. None, and no file, where no epoch is over.
+fn write_csv(folder: &Path, records: &[u8]) -> Result<Option<Table>> {
     let path = folder.join("metrics.csv");
     let mut columns: Vec<String> = Vec::new();
     let mut rows = Vec::new();
-    for line in text.lines() {
-        let record: Value = serde_json::from_str(line)?;
+    for line in records.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
+        let record: Value = serde_json::from_slice(line)?;
         if record["kind"] == "epoch" {
             let row = row(&record);
             for (name, _) in &row {

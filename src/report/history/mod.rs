@@ -19,10 +19,10 @@ use crate::util::yaml::Document;
 
 pub use sweep::{Swept, SweptPoint};
 
-/// Where a run stands.
+/// The state of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// A process is at it.
+    /// A process trains it.
     Running,
     Done,
     /// Its loss became NaN or infinite.
@@ -42,7 +42,7 @@ impl Standing {
     }
 }
 
-/// A run as its folder tells it. What is not there is null or empty.
+/// A run as its folder records it. What is not there is null or empty.
 pub struct History {
     pub path: PathBuf,
     /// The name of the folder.
@@ -71,11 +71,20 @@ impl History {
         let config = fs::read_to_string(path.join(CONFIG_FILE)).unwrap_or_default();
         let config = Document::parse(CONFIG_FILE, config).map_or(Value::Null, |document| document.tree);
         let metrics = path.join("metrics.jsonl");
-        let text = match fs::read(&metrics) {
+        let records = match fs::read(&metrics) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             bytes => bytes.with_exit_code(ExitCode::Storage, || metrics.display())?,
         };
-        let text = String::from_utf8_lossy(&text);
+        let [result, confusion] = ["result.json", "confusion.json"].map(|name| json_of(&path.join(name)));
+        let mut history = Self::new(path, config, &records, result, confusion);
+        history.standing = history.read_standing();
+        Ok(history)
+    }
+
+    /// The run in the folder `path`, from what would be read there: the lines of `metrics.jsonl`,
+    /// `result.json`, `confusion.json`; the two are null where there are none.
+    pub fn new(path: &Path, config: Value, records: &[u8], result: Value, confusion: Value) -> Self {
+        let text = String::from_utf8_lossy(records);
         let (mut steps, mut epochs) = (Vec::new(), Vec::new());
         for record in text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
             match record["kind"].as_str() {
@@ -84,22 +93,12 @@ impl History {
                 _ => {}
             }
         }
-        let result = json_of(&path.join("result.json"));
-        let mut history = Self {
-            path: path.to_owned(),
-            name: name_of(path),
-            config,
-            steps,
-            epochs,
-            confusion: json_of(&path.join("confusion.json")),
-            result,
-            standing: Standing::Interrupted,
-        };
-        history.standing = history.stands();
-        Ok(history)
+        let standing = if result.is_null() { Standing::Interrupted } else { Standing::Done };
+        let (path, name) = (path.to_owned(), name_of(path));
+        Self { path, name, config, steps, epochs, result, confusion, standing }
     }
 
-    fn stands(&self) -> Standing {
+    fn read_standing(&self) -> Standing {
         if is_locked(&self.path) {
             return Standing::Running;
         }
@@ -208,7 +207,7 @@ impl History {
     pub fn over_steps(&self, value: impl Fn(&Value) -> Option<&Value>) -> Vec<(f64, f64)> {
         let of = |record: &Value| Some((record["step"].as_f64()?, record["epoch"].as_f64()?));
         let per_epoch = self.epochs.last().and_then(of).map(|(step, epoch)| step / epoch);
-        // Before the end of the first epoch nobody knows how long one is.
+        // Before the end of the first epoch its length is not known.
         let per_epoch = per_epoch.or_else(|| self.steps.last().and_then(of).map(|(step, _)| step));
         points(&self.steps, |record| Some(record["step"].as_f64()? / per_epoch?), value)
     }

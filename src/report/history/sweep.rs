@@ -20,6 +20,7 @@ pub struct Swept {
     pub log: Vec<bool>,
     pub metric: String,
     pub higher_is_better: bool,
+    pub folds_by_seed: bool,
     pub points: Vec<SweptPoint>,
     /// Indices into `points`.
     pub best: Option<usize>,
@@ -57,7 +58,7 @@ impl Swept {
         let trials = String::from_utf8_lossy(&trials);
         let mut trials: Vec<Value> =
             trials.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        // Stable: of a trial that stands there twice the first line counts.
+        // Stable: of a trial with two lines the first counts.
         trials.sort_by_key(|trial| trial["trial"].as_u64());
         trials.dedup_by_key(|trial| trial["trial"].as_u64());
 
@@ -102,6 +103,7 @@ impl Swept {
             keys,
             metric: design["metric"].as_str().unwrap_or("score").to_owned(),
             higher_is_better,
+            folds_by_seed: design["folds"].is_u64() && !same_folds,
             points,
             best,
             one_standard_error,
@@ -118,6 +120,7 @@ impl Swept {
             log: self.log.clone(),
             metric: &self.metric,
             higher_is_better: self.higher_is_better,
+            folds_by_seed: self.folds_by_seed,
             standings: self.points.iter().map(|point| &point.standing).collect(),
             scores: self.points.iter().map(|point| point.scores.as_slice()).collect(),
             best: self.best,

@@ -16,7 +16,7 @@ pub struct Gaussian {
     /// The σ of evaluation, where it is not the middle of the range.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_sigma: Option<f64>,
-    /// Whether the network is told σ/255, in one more channel, as FFDNet is (Zhang et al. 2018).
+    /// Whether σ/255 is one more input channel, as in FFDNet (Zhang et al. 2018).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub map: bool,
 }

@@ -45,7 +45,7 @@ pub enum Missing {
     Mask(FilePath),
 }
 
-/// What stands for a missing pixel.
+/// The value of a missing pixel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fill {

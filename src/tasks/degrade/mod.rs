@@ -1,7 +1,7 @@
 //! What is done to an image before the network sees it: one file per degradation, several make a chain.
 //!
 //! Written as a name, as `{gaussian: {sigma: 25}}`, or as a list of those, applied in its order. Everything
-//! happens in batches, where the images are, and draws from libtorch's generator alone: whoever seeds it
+//! happens in batches, where the images are, and draws from libtorch's generator alone: the same seed
 //! repeats the degradation. A value given as `[low, high]` is drawn per image, uniformly, while training;
 //! evaluation takes the middle, so that its scores are comparable. Where pixels go missing they go missing in
 //! evaluation too.
@@ -26,7 +26,7 @@ use tch::Tensor;
 use crate::util::tagged_enum::{self, Tagged};
 use crate::util::yaml::Invalid;
 
-/// Stands for the sides of images that have their own; every scale divides it.
+/// The side of images of any size in checks; every scale divides it.
 pub(crate) const ANY_SIZE: i64 = 840;
 
 /// One way to spoil images.

@@ -1,4 +1,4 @@
-//! A config come to life: the device, the data, the network and the task, shared by training and evaluation.
+//! What a config declares, opened: the device, the data, the network and the task, for training and evaluation.
 
 mod resume;
 
@@ -115,8 +115,8 @@ pub struct Session {
 impl Session {
     /// Opens all data, from `shelf` where it is there, and sees that data, network and task fit; nothing is
     /// trained or written.
-    pub fn open(config: Config, plan: ModelPlan, shelf: &mut DatasetCache) -> Result<Self> {
-        let mut session = Self::without_data(config, plan)?;
+    pub fn open(config: Config, plan: ModelPlan, device: Device, shelf: &mut DatasetCache) -> Result<Self> {
+        let mut session = Self::without_data(config, plan, device)?;
         let spec = &session.config.spec;
         let Splits { train, validation, test } = spec.data.open_from(shelf, spec.seed)?;
         session.settle_normalization(&train)?;
@@ -132,10 +132,11 @@ impl Session {
     pub fn open_only(
         config: Config,
         plan: ModelPlan,
+        device: Device,
         split: Split,
         classes: Option<&[String]>,
     ) -> Result<Self> {
-        let mut session = Self::without_data(config, plan)?;
+        let mut session = Self::without_data(config, plan, device)?;
         let spec = &session.config.spec;
         let open = |split| spec.data.open_only(split, spec.seed, classes);
         if spec.data.normalize == NormalizeSpec::Auto && split != Split::Train {
@@ -155,10 +156,9 @@ impl Session {
         Ok(session)
     }
 
-    fn without_data(mut config: Config, plan: ModelPlan) -> Result<Self> {
+    fn without_data(mut config: Config, plan: ModelPlan, device: Device) -> Result<Self> {
         let ModelPlan { model, groups } = plan;
         let spec = &mut config.spec;
-        let device = spec.device.resolve()?;
         device::settle_threads(spec.threads);
         if let Some(tf32) = spec.train.tf32 {
             allow_tf32(tf32)?;
@@ -291,8 +291,13 @@ impl Session {
         if let (Some(train), [outputs]) = (&self.train, self.model.output())
             && let (Targets::Classes(_), classes) = (&train.targets, train.classes.len())
         {
-            let absent: Vec<_> =
-                train.classes.iter().zip(train.class_counts()).filter(|(_, count)| *count == 0).collect();
+            // The source of a folder has said why a class of it has none.
+            let is_noted = |class: &str| {
+                let start = format!("class `{class}` has 0 samples");
+                train.notes.iter().any(|note| note.starts_with(&start))
+            };
+            let counts = train.classes.iter().zip(train.class_counts());
+            let absent: Vec<_> = counts.filter(|(class, count)| *count == 0 && !is_noted(class)).collect();
             if let Some((first, _)) = absent.first() {
                 let from_one = train.classes.first() == Some(first) && *first == "0" && absent.len() == 1;
                 let hint = if from_one { ": do the labels begin at 1? Classes count from 0" } else { "" };
@@ -351,7 +356,7 @@ impl Session {
     }
 }
 
-/// The classes of a set with their samples, for people.
+/// The classes of a set with their numbers of samples, as text.
 fn classes(set: &Dataset) -> String {
     const FEW: usize = 12;
     let counts = set.class_counts();
