@@ -332,7 +332,8 @@ mod tests {
     fn snapshot(step: u64, batch: usize, score: Option<f64>) -> Snapshot {
         let mut state = State::new("data".into());
         (state.step, state.epoch, state.batch, state.score) = (step, step / 10, batch, score);
-        let best = |value| Best { metric: "accuracy".into(), higher_is_better: None, value, epoch: 2 };
+        let best =
+            |value| Best { metric: "accuracy".into(), higher_is_better: None, value, epoch: step / 10 };
         state.best = score.map(best);
         let weight = Tensor::from_slice(&[step as f32, 0.1]);
         Snapshot { state, model: vec![("w".into(), weight)], optimizer: vec![], ema: None }

@@ -22,7 +22,7 @@ pub fn section(group: &Group) -> String {
             let planned = run.epochs_planned().map_or_else(String::new, |epochs| format!("/{epochs}"));
             vec![
                 format!("<span class=\"swatch {}\"></span>{}", group.class(index), escape(&run.name)),
-                format!("<span class=\"{0}\">{0}</span>", run.standing.word()),
+                format!("<span class=\"{0}\">{0}</span>", run.status.word()),
                 format!("{}{planned}", run.epochs_done()),
                 best.map_or_else(dash, |(value, epoch)| format!("{}{of} <i>@ {epoch}</i>", number(value))),
                 test.map_or_else(dash, |value| number(value) + &of),

@@ -79,7 +79,7 @@ fn summary(sweep: &Swept) -> String {
     };
     // What was trained once more with the choice.
     let last = History::read(&sweep.path.join("final")).ok();
-    let last = last.as_ref().and_then(|run| Some((run.standing.word(), run.last_test(&sweep.metric)?)));
+    let last = last.as_ref().and_then(|run| Some((run.status.word(), run.last_test(&sweep.metric)?)));
     let last = last.map_or_else(String::new, |(state, score)| {
         let metric = escape(&sweep.metric);
         format!(

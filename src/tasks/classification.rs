@@ -20,8 +20,8 @@ pub struct Classification {
     pub label_smoothing: f64,
 }
 
-/// What to do where labels do not look as if they counted classes from 0.
-fn unusual(labels: &[i64]) -> Option<String> {
+/// A hint where labels do not count classes from 0.
+fn label_hint(labels: &[i64]) -> Option<String> {
     let mut found = labels.to_vec();
     found.sort_unstable();
     found.dedup();
@@ -68,7 +68,7 @@ impl Task for Classification {
         let largest = labels.iter().copied().max().unwrap_or(0);
         if classes > outputs || largest >= outputs {
             let wanted = classes.max(largest + 1);
-            let remedy = unusual(labels).unwrap_or_else(|| {
+            let remedy = label_hint(labels).unwrap_or_else(|| {
                 format!(
                     "give its last layer {wanted}, with most shipped models by `args: {{classes: {wanted}}}`"
                 )

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tch::Kind;
 use tch::Tensor;
 
-use super::{ModelOutput, Panel, Task, code, part, through};
+use super::{ModelOutput, Panel, Task, autoencoder_panels, code_shape, part};
 use crate::data::Dataset;
 use crate::functional::loss::RegressionLoss;
 use crate::nn::layers::quantize::quantize;
@@ -33,7 +33,7 @@ impl Compression {
     /// The shape of the code of an image as large as the model's input. Exit 2 where the model is no such
     /// autoencoder.
     pub fn code(model: &Model) -> Result<&[i64]> {
-        code(model, 1, "compression")
+        code_shape(model, 1, "compression")
     }
 
     /// The code `[N, K, …]` of images `[N, C, H, W]`: whole numbers from −128 to 127.
@@ -150,6 +150,6 @@ impl Task for Compression {
     }
 
     fn panels(&self, _xs: &Tensor, outputs: &Tensor, ys: &Tensor) -> Vec<Panel> {
-        through(outputs, ys)
+        autoencoder_panels(outputs, ys)
     }
 }

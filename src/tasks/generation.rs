@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tch::Kind;
 use tch::Tensor;
 
-use super::{ModelArgs, ModelOutput, Panel, Task, code, part, through};
+use super::{ModelArgs, ModelOutput, Panel, Task, autoencoder_panels, code_shape, part};
 use crate::data::Dataset;
 use crate::functional::loss::Likelihood;
 use crate::metrics::{MetricArgs, nats};
@@ -41,7 +41,7 @@ impl Default for Generation {
 impl Generation {
     /// The shape of one code. Exit 2 where the model is no such autoencoder.
     pub fn code(model: &Model) -> Result<&[i64]> {
-        code(model, 2, "generation")
+        code_shape(model, 2, "generation")
     }
 
     /// The means of the codes of images `[N, C, H, W]`, in evaluation.
@@ -132,6 +132,6 @@ impl Task for Generation {
     }
 
     fn panels(&self, _xs: &Tensor, outputs: &Tensor, ys: &Tensor) -> Vec<Panel> {
-        through(outputs, ys)
+        autoencoder_panels(outputs, ys)
     }
 }

@@ -123,8 +123,8 @@ impl Panel {
     }
 }
 
-/// An image `[1, C, H, W]` and what came of it.
-fn through(outputs: &Tensor, ys: &Tensor) -> Vec<Panel> {
+/// An image `[1, C, H, W]` and what the autoencoder makes of it.
+fn autoencoder_panels(outputs: &Tensor, ys: &Tensor) -> Vec<Panel> {
     let outputs = outputs.clamp(0.0, 1.0);
     let caption = format!("back {:.2} dB", psnr(&outputs, ys).double_value(&[0]));
     vec![Panel::new("given", ys), Panel::new(caption, &outputs)]
@@ -133,13 +133,13 @@ fn through(outputs: &Tensor, ys: &Tensor) -> Vec<Panel> {
 /// The top-level child `name` (or `_name`) of the network, which the task runs apart; exit 2 where it has
 /// none.
 fn part<'a>(network: &'a Network, name: &str, task: &str) -> Result<&'a dyn ModuleT> {
-    network.child(name).ok_or_else(|| lacks(name, task))
+    network.child(name).ok_or_else(|| missing_part(name, task))
 }
 
 /// The shape of one code: what `encoder` gives, its first axis `per_value` times as long, and `decoder`
 /// takes. Exit 2 where the model has no such parts.
-fn code<'m>(model: &'m Model, per_value: i64, task: &str) -> Result<&'m [i64]> {
-    let child = |name| model.child(name).ok_or_else(|| lacks(name, task));
+fn code_shape<'m>(model: &'m Model, per_value: i64, task: &str) -> Result<&'m [i64]> {
+    let child = |name| model.child(name).ok_or_else(|| missing_part(name, task));
     let ((_, given), (taken, _)) = (child("encoder")?, child("decoder")?);
     let wanted = taken.first().map(|first| first * per_value);
     if given.first().copied() == wanted && given.get(1..) == taken.get(1..) {
@@ -153,7 +153,7 @@ fn code<'m>(model: &'m Model, per_value: i64, task: &str) -> Result<&'m [i64]> {
     Err(fail(ExitCode::Usage, message))
 }
 
-fn lacks(name: &str, task: &str) -> anyhow::Error {
+fn missing_part(name: &str, task: &str) -> anyhow::Error {
     let message = format!(
         "{task} runs the network's parts `encoder` and `decoder`, and its model has no `{name}`; name two of its \
          top-level layers so (`_{name}` keeps it out of the parameter names)"

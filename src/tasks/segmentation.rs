@@ -40,7 +40,7 @@ impl Segmentation {
     }
 
     /// Σ of the weights of the pixels that count, float64: what the cross-entropy is divided by.
-    fn counted(&self, ys: &Tensor) -> Tensor {
+    fn weight_sum(&self, ys: &Tensor) -> Tensor {
         let counted = ys.ge(0);
         match self.weights(Kind::Double, ys.device()) {
             None => counted.sum(Kind::Double),
@@ -145,7 +145,7 @@ impl Task for Segmentation {
         let weights = self.weights(logits.kind(), logits.device());
         let total = loss::pixel_cross_entropy_sum(&logits, ys, weights.as_ref()).to_kind(Kind::Double);
         let [common, either] = loss::dice_sums(&logits, ys).map(|sums| sums.to_kind(Kind::Double));
-        Some(Tensor::cat(&[Tensor::stack(&[total, self.counted(ys)], 0), common, either], 0))
+        Some(Tensor::cat(&[Tensor::stack(&[total, self.weight_sum(ys)], 0), common, either], 0))
     }
 
     fn joint_loss(&self, sums: &Tensor) -> Tensor {
@@ -159,7 +159,7 @@ impl Task for Segmentation {
     }
 
     fn weight(&self, ys: &Tensor) -> Option<Tensor> {
-        Some(self.counted(ys))
+        Some(self.weight_sum(ys))
     }
 
     fn is_joint(&self) -> bool {

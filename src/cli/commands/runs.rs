@@ -157,7 +157,7 @@ impl Row {
         Self {
             name,
             folder: run.path.clone(),
-            state: run.standing.word(),
+            state: run.status.word(),
             epochs: run.epochs_done(),
             epochs_planned: run.epochs_planned(),
             higher_is_better: monitor.as_ref().map(|monitor| monitor.higher_is_better),

@@ -21,7 +21,7 @@ pub use sweep::{Swept, SweptPoint};
 
 /// The state of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum RunStatus {
     /// A process trains it.
     Running,
     Done,
@@ -31,7 +31,7 @@ pub enum Standing {
     Interrupted,
 }
 
-impl Standing {
+impl RunStatus {
     pub fn word(self) -> &'static str {
         match self {
             Self::Running => "running",
@@ -53,7 +53,7 @@ pub struct History {
     pub epochs: Vec<Value>,
     pub result: Value,
     pub confusion: Value,
-    pub standing: Standing,
+    pub status: RunStatus,
 }
 
 impl History {
@@ -77,7 +77,7 @@ impl History {
         };
         let [result, confusion] = ["result.json", "confusion.json"].map(|name| json_of(&path.join(name)));
         let mut history = Self::new(path, config, &records, result, confusion);
-        history.standing = history.read_standing();
+        history.status = history.read_status();
         Ok(history)
     }
 
@@ -93,26 +93,26 @@ impl History {
                 _ => {}
             }
         }
-        let standing = if result.is_null() { Standing::Interrupted } else { Standing::Done };
+        let status = if result.is_null() { RunStatus::Interrupted } else { RunStatus::Done };
         let (path, name) = (path.to_owned(), name_of(path));
-        Self { path, name, config, steps, epochs, result, confusion, standing }
+        Self { path, name, config, steps, epochs, result, confusion, status }
     }
 
-    fn read_standing(&self) -> Standing {
+    fn read_status(&self) -> RunStatus {
         if is_locked(&self.path) {
-            return Standing::Running;
+            return RunStatus::Running;
         }
         // A resumed run that goes beyond its old result is not done.
         let step = |record: Option<&Value>| record.and_then(|record| record["step"].as_u64()).unwrap_or(0);
         let reached = step(self.steps.last()).max(step(self.epochs.last()));
         if self.result["steps"].as_u64().is_some_and(|steps| steps >= reached) {
-            return Standing::Done;
+            return RunStatus::Done;
         }
         let log = fs::read(self.path.join("log.txt")).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
         match log.lines().next_back().is_some_and(|line| line.contains("became NaN or infinite")) {
-            true => Standing::Diverged,
-            false => Standing::Interrupted,
+            true => RunStatus::Diverged,
+            false => RunStatus::Interrupted,
         }
     }
 
