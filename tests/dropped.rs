@@ -110,6 +110,17 @@ fn what_cannot_be_decoded_is_named_by_train_and_eval_resident_or_read_at_need() 
     }
 }
 
+#[test]
+fn a_class_of_which_no_picture_can_be_decoded_is_mentioned_once() {
+    let place = Place::new();
+    (0..4).for_each(|index| place.cut(&format!("train/weeds/{index}.png")));
+    let config = place.config(&FOLDERS.replace("MEMORY", "1").replace("0.2", "0.5"));
+    let (code, _, stderr) = place.run(&["train", &config]);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(stderr.matches("class `weeds` has 0 samples: none of its files can be decoded").count(), 1);
+    assert!(!stderr.contains("no sample is of class"), "{stderr}");
+}
+
 const DENOISE: &str = "
 device: cpu
 threads: 1
