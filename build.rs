@@ -1,47 +1,60 @@
-//! Links libtorch (without its CUDA half, which is loaded when a GPU is asked for) and compiles the C++ shim.
+//! Links libtorch (its CUDA libraries are loaded at run time, when a GPU is used) and compiles the C++ shim: what
+//! tch does not bind and, with the feature `kernels`, our own CPU kernels.
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const SHIM: [&str; 23] = [
-    "shim.cpp",
+/// In src/libtorch.
+const SHIM: [&str; 17] = [
+    "activation_checkpoint.cpp",
     "autocast.cpp",
-    "cores.cpp",
     "cuda.cpp",
-    "dense.cpp",
     "graph.cpp",
-    "heap.cpp",
-    "loss.cpp",
     "machine.cpp",
-    "measures.cpp",
-    "norm.cpp",
+    "malloc.cpp",
     "optim.cpp",
     "script.cpp",
-    "segment.cpp",
+    "shim.cpp",
     "stream.cpp",
-    "team.cpp",
-    "winograd.cpp",
+    "threads.cpp",
     "cuda.h",
     "guarded.h",
     "lists.h",
-    "simd.h",
-    "team.h",
-    "winograd.h",
+    "startup.h",
+    "kernels/thread_pool.h",
+    "cuda_plugin.cpp",
 ];
-/// What needs symbols of libtorch's CUDA half: a library of its own, which the binary carries.
-const HALF: &str = "cuda_half.cpp";
+/// The CPU kernels, in src/libtorch.
+const KERNELS: [&str; 8] = [
+    "kernels/batch_norm.cpp",
+    "kernels/linear.cpp",
+    "kernels/loss.cpp",
+    "kernels/norms.cpp",
+    "kernels/thread_pool.cpp",
+    "kernels/winograd.cpp",
+    "kernels/simd.h",
+    "kernels/winograd.h",
+];
+/// Needs symbols of libtorch's CUDA libraries: a plugin of its own, which the binary embeds.
+const CUDA_PLUGIN: &str = "cuda_plugin.cpp";
+
+fn source(file: &str) -> PathBuf {
+    Path::new("src/libtorch").join(file)
+}
 
 fn main() {
-    for file in SHIM.iter().chain([&HALF]) {
+    let has_kernels = env::var_os("CARGO_FEATURE_KERNELS").is_some();
+    let files: Vec<&str> = SHIM.iter().chain(KERNELS.iter().filter(|_| has_kernels)).copied().collect();
+    for file in &files {
         println!("cargo:rerun-if-changed=src/libtorch/{file}");
     }
     println!("cargo:rerun-if-env-changed=CUDA_HOME");
-    // New files there must reach the binary that embeds them.
+    // The binary embeds these folders.
     println!("cargo:rerun-if-changed=models");
     println!("cargo:rerun-if-changed=configs");
 
-    // torch-sys has found libtorch already; it tells its direct dependents where.
+    // torch-sys has found libtorch and passes its place to its direct dependents.
     let lib = env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys says where libtorch is");
     let lib = PathBuf::from(&lib).canonicalize().unwrap_or_else(|_| PathBuf::from(&lib));
     let torch = lib.parent().expect("libtorch's lib folder has a parent");
@@ -57,11 +70,18 @@ fn main() {
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .include(torch.join("include"))
         .include(torch.join("include/torch/csrc/api/include"))
+        // For `#include "…"` alone: `<cuda.h>` is CUDA's.
+        .flag("-iquote")
+        .flag("src/libtorch")
         .files(
-            SHIM.iter()
-                .filter(|file| file.ends_with(".cpp"))
-                .map(|file| Path::new("src/libtorch").join(file)),
+            files
+                .iter()
+                .filter(|file| file.ends_with(".cpp") && **file != CUDA_PLUGIN)
+                .map(|file| source(file)),
         );
+    if has_kernels {
+        shim.define("TIKHONOV_KERNELS", None);
+    }
     let has_cuda = lib.join("libtorch_cuda.so").exists();
     if has_cuda {
         shim.define("TIKHONOV_CUDA", None);
@@ -73,10 +93,10 @@ fn main() {
     }
     println!("cargo:rustc-env=TIKHONOV_CUDA_HEADERS={}", if cuda.is_some() { "yes" } else { "no" });
     println!("cargo:rustc-env=TIKHONOV_LIBTORCH={}", torch.display());
-    // A change in models/ or configs/ brings us here too, and is no reason to compile C++ for half a minute.
+    // A change in models/ or configs/ runs this script too, and is no reason to compile C++ for half a minute.
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo says where to build"));
     let stamp = out.join("shim.stamp");
-    let now = fingerprint(&lib, has_cuda, cuda.as_deref());
+    let now = fingerprint(&lib, has_cuda, cuda.as_deref(), &files);
     let is_built = out.join("libtikhonov_shim.a").exists() && fs::read(&stamp).is_ok_and(|then| then == now);
     if is_built {
         println!("cargo:rustc-link-search=native={}", out.display());
@@ -84,34 +104,34 @@ fn main() {
         println!("cargo:rustc-link-lib=stdc++");
     } else {
         shim.compile("tikhonov_shim");
-        let half = out.join("tikhonov_cuda.so");
+        let plugin = out.join("tikhonov_cuda.so");
         match &cuda {
-            Some(headers) => link_half(shim.include(headers), &half),
-            None => fs::write(&half, []).expect("OUT_DIR can be written"),
+            Some(headers) => link_plugin(shim.include(headers), &plugin),
+            None => fs::write(&plugin, []).expect("OUT_DIR can be written"),
         }
         fs::write(&stamp, now).expect("OUT_DIR can be written");
     }
 }
 
-/// Its symbols are libtorch's, which is loaded by then: nothing is linked to it.
-fn link_half(shim: &cc::Build, half: &Path) {
+/// Its undefined symbols are libtorch's, which is loaded first: nothing is linked to it.
+fn link_plugin(shim: &cc::Build, plugin: &Path) {
     let mut command = shim.get_compiler().to_command();
-    command.args(["-shared", "-s", "-o"]).arg(half).arg(Path::new("src/libtorch").join(HALF));
+    command.args(["-shared", "-s", "-o"]).arg(plugin).arg(source(CUDA_PLUGIN));
     assert!(command.status().is_ok_and(|status| status.success()), "{command:?} failed");
 }
 
-/// All that the compiled shim depends on: its sources, the libtorch and the CUDA headers that it is compiled against.
-fn fingerprint(lib: &Path, has_cuda: bool, headers: Option<&Path>) -> Vec<u8> {
-    let own = fs::read_to_string("build.rs").ok();
-    let mut all = format!("{} {has_cuda} {headers:?} {own:?}\n", lib.display()).into_bytes();
-    for file in SHIM.iter().chain([&HALF]) {
-        all.extend(fs::read(Path::new("src/libtorch").join(file)).unwrap_or_default());
+/// Everything that the compiled shim depends on: its sources, this script, and the libtorch and CUDA headers that
+/// it is compiled against.
+fn fingerprint(lib: &Path, has_cuda: bool, headers: Option<&Path>, files: &[&str]) -> Vec<u8> {
+    let mut all = format!("{} {has_cuda} {headers:?} {}\n", lib.display(), files.join(" ")).into_bytes();
+    for file in std::iter::once(PathBuf::from("build.rs")).chain(files.iter().map(|file| source(file))) {
+        all.extend(fs::read(file).unwrap_or_default());
     }
     all
 }
 
-/// libtorch's own OpenMP, whose threads the shim's loops share: a second one beside it would fight for the cores. Without it
-/// those loops run on one thread.
+/// libtorch's own OpenMP library, whose threads the shim's loops use: a second one beside it would compete for the
+/// cores. Without it those loops run on one thread.
 fn openmp(lib: &Path) -> Option<PathBuf> {
     let files = fs::read_dir(lib).ok()?.flatten().map(|file| file.path());
     let name = |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned());

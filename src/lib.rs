@@ -22,7 +22,7 @@
 //! | [`nn`] | layers, and the model language that composes them |
 //! | [`functional`] | losses and image arithmetic |
 //! | [`plot`] | figures |
-//! | [`libtorch`] | the only unsafe code: what tch does not bind, and kernels of our own |
+//! | [`libtorch`] | the only unsafe code: what tch does not bind, and in `kernels` our own CPU kernels |
 //! | [`util`] | YAML, exit codes, files, signals, the terminal, random numbers |
 
 pub mod checkpoint;

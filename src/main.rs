@@ -2,15 +2,15 @@
 
 use clap::Parser;
 use tikhonov::cli::{Cli, errors};
-use tikhonov::libtorch::{exit_fast, heap};
+use tikhonov::libtorch::{exit_fast, out_of_memory};
 use tikhonov::util::signals;
 
 #[global_allocator]
-static HEAP: heap::Heap = heap::Heap;
+static ALLOCATOR: out_of_memory::NotingAllocator = out_of_memory::NotingAllocator;
 
 fn main() {
     errors::install_panic_hook();
-    heap::watch();
+    out_of_memory::install_handlers();
     signals::outlive_file_limits();
     // Help, the version and mistakes on the command line end here.
     let cli = Cli::try_parse().unwrap_or_else(|told| {

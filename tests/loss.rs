@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Reduction, Tensor};
 use tikhonov::functional::loss::{self, RegressionLoss};
-use tikhonov::libtorch::loss::{cross_entropy, squared_error};
+use tikhonov::libtorch::kernels::loss::{cross_entropy, squared_error};
 
 use crate::common;
 

@@ -6,12 +6,13 @@ mod adaptive;
 mod amp;
 mod architecture;
 mod augment;
+#[cfg(feature = "kernels")]
+mod batch_norm;
 mod bench;
 mod checkpointing;
 mod compression;
 mod config;
 mod data;
-mod dense;
 mod device;
 mod dropped;
 mod export;
@@ -20,12 +21,15 @@ mod generation;
 mod group_lasso;
 mod init_from;
 mod judged;
+mod kernels;
+#[cfg(feature = "kernels")]
+mod linear;
 mod loader;
+#[cfg(feature = "kernels")]
 mod loss;
 mod masks;
 mod model;
 mod monitor;
-mod norm;
 mod optim;
 mod optimizer_state;
 mod papers;
@@ -41,4 +45,5 @@ mod tables;
 mod tasks;
 mod told;
 mod train;
+#[cfg(feature = "kernels")]
 mod winograd;

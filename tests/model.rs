@@ -10,6 +10,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
+use tikhonov::libtorch::kernels::{self, Kernel};
 use tikhonov::nn::layers::ParamKind;
 use tikhonov::nn::model::{Model, ModelSpec, Network, Summary};
 
@@ -54,7 +55,7 @@ fn every_shipped_model_equals_its_pytorch_twin() {
         return;
     }
     // Its rounding is held by tests/winograd.rs; here the order of the sums is libtorch's.
-    tikhonov::libtorch::winograd::allow(false);
+    kernels::enable(Kernel::Winograd, false);
     let folder = tempfile::tempdir().expect("a folder");
     let printed = twins(folder.path());
     assert_eq!(printed.lines().count(), tikhonov::util::builtin::models().count(), "every model has a twin");
@@ -80,9 +81,9 @@ fn every_shipped_model_equals_its_pytorch_twin() {
         // in channels-last.
         let evaluated = difference(&network.forward(&io["x"], false), &io["eval"]);
         assert!(evaluated < 1e-5, "{name}: eval differs by {evaluated}");
-        tikhonov::libtorch::winograd::allow(true);
+        kernels::enable(Kernel::Winograd, true);
         let fast = difference(&network.forward(&io["x"], false), &io["eval"]);
-        tikhonov::libtorch::winograd::allow(false);
+        kernels::enable(Kernel::Winograd, false);
         assert!(fast < 2e-5, "{name}: eval by Winograd's method differs by {fast}");
         tch::manual_seed(9);
         let ys = network.forward(&io["x"], true);
@@ -92,7 +93,7 @@ fn every_shipped_model_equals_its_pytorch_twin() {
         let gradient = difference(&network.parameters()[0].tensor.grad(), &io["grad"]);
         // Networks of one-channel images learn channels-last from their first layer on, Python's do not: a
         // value next to zero may fall on the other side of a ReLU. DnCNN's gradient in Python is 3.9e-3 from
-        // itself in channels-last; tests/norm.rs holds gradients against float64.
+        // itself in channels-last; tests/batch_norm.rs holds gradients against float64.
         let tolerance = if io["x"].size()[1] == 1 { 1e-2 } else { 1e-5 };
         assert!(gradient < tolerance, "{name}: the gradient differs by {gradient}");
         for (key, value) in file("after") {

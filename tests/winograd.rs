@@ -1,7 +1,7 @@
 //! Winograd's convolution against libtorch's own in float64.
 
 use tch::{Kind, Tensor};
-use tikhonov::libtorch::winograd::conv2d;
+use tikhonov::libtorch::kernels::winograd::conv2d;
 
 use crate::common::{self, channels_last, run, tikhonov};
 

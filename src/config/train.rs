@@ -5,6 +5,7 @@ use std::fmt;
 use serde::de::{Deserializer, Error, Unexpected, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::libtorch::kernels::{self, Kernel, KernelSpec};
 use crate::optim::{Clip, EmaSpec};
 use crate::util::yaml::Invalid;
 
@@ -24,8 +25,12 @@ pub struct TrainSpec {
     /// PyTorch, in convolutions only. No effect on the CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tf32: Option<bool>,
-    /// Whether the CPU convolves by Winograd's method where it pays: the same to rounding, in a third of the
-    /// time. No effect on a GPU, where cuDNN decides.
+    /// Which of our own CPU kernels compute instead of libtorch's operations: `own` (all, the default),
+    /// `libtorch` (none), or true or false for single ones. No effect on a GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernels: Option<KernelSpec>,
+    /// The older name of `kernels: {winograd: false}`: whether the CPU convolves by Winograd's method, the same
+    /// to rounding, in a third of the time.
     #[serde(default = "yes")]
     pub winograd: bool,
     /// Whether cuDNN tries its algorithms for each shape of a training step, and keeps the fastest. No effect
@@ -120,6 +125,24 @@ impl TrainSpec {
         !matches!(self.checkpoint_activations, None | Some(Segments::None))
     }
 
+    /// Lets each CPU kernel compute, or libtorch, for the whole process.
+    pub fn use_kernels(&self) {
+        self.kernels.as_ref().unwrap_or(&KernelSpec::Own).apply();
+        if !self.winograd {
+            kernels::enable(Kernel::Winograd, false);
+        }
+    }
+
+    fn validate_kernels(&self) -> Result<(), Invalid> {
+        let Some(kernels) = &self.kernels else { return Ok(()) };
+        kernels.validate().map_err(|invalid| invalid.under("kernels"))?;
+        if !self.winograd && kernels.says(Kernel::Winograd) == Some(true) {
+            let message = format!("false contradicts `kernels: {kernels}`: leave it out, or set it to true");
+            return Err(Invalid::new("winograd", message));
+        }
+        Ok(())
+    }
+
     pub fn validate(&self) -> Result<(), Invalid> {
         let at_least_one = |key: &str, value: u64| match value {
             0 => Err(Invalid::new(key, "must be 1 or more")),
@@ -131,6 +154,7 @@ impl TrainSpec {
         at_least_one("eval_every", self.eval_every)?;
         at_least_one("checkpoint.every_steps", self.checkpoint.every_steps.unwrap_or(1))?;
         at_least_one("checkpoint.every_epochs", self.checkpoint.every_epochs)?;
+        self.validate_kernels()?;
         if let Some(stopping) = &self.early_stopping {
             at_least_one("early_stopping.patience", stopping.patience)?;
             if stopping.min_delta < 0.0 {

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
 
 use crate::functional::ssim;
-use crate::libtorch::{loss as fused, or_panic};
+use crate::libtorch::kernels::loss as fused;
+use crate::libtorch::or_panic;
 use crate::util::yaml::Invalid;
 
 /// Cross-entropy of logits `[N, K]` against classes (int64 `[N]`) or probabilities (`[N, K]`, after mixup or

@@ -107,9 +107,10 @@ impl LoadedModel {
         Err(fail(ExitCode::Usage, message))
     }
 
-    /// Sets the number of threads, where the config names one.
+    /// Sets the number of threads, where the config names one, and which CPU kernels compute.
     pub fn use_threads(&self) {
         device::settle_threads(self.config.spec.threads);
+        self.config.spec.train.use_kernels();
     }
 
     /// The network alone.

@@ -26,7 +26,7 @@ char* tikhonov_autocast_enter(bool cuda, bool bf16, TikhonovAutocast* was) {
 
 void tikhonov_autocast_leave(const TikhonovAutocast* was) {
   const auto device = was->cuda ? at::kCUDA : at::kCPU;
-  // The outermost region ends: its cast weights are stale after the next step.
+  // The outermost region ends; its cached casts of weights would be stale after the next step.
   if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
   at::autocast::set_autocast_enabled(device, was->enabled);
   at::autocast::set_autocast_dtype(device, static_cast<at::ScalarType>(was->dtype));

@@ -1,4 +1,4 @@
-// Loads libtorch's CUDA half when a GPU is asked for. Every function returns nullptr, or the text of the
+// Loads libtorch's CUDA libraries when a GPU is used. Every function returns nullptr, or the text of the
 // exception.
 
 #include "cuda.h"
@@ -15,7 +15,7 @@
 
 namespace {
 
-const tikhonov::Cuda* half = nullptr;
+const tikhonov::Cuda* plugin = nullptr;
 
 #ifdef TIKHONOV_CUDA
 void* open_library(const char* name, int mode) {
@@ -24,18 +24,17 @@ void* open_library(const char* name, int mode) {
   return library;
 }
 
-// `own` is the library with what cuda.h declares, as a file has it: empty where the binary was built without
-// CUDA's headers.
-void load(const char* own, size_t size) {
-  // Its constructors tell libtorch of its kernels, its allocator and its hooks; `own` finds its symbols.
+// `bytes` is the plugin of cuda.h as a file; empty where the binary was built without CUDA's headers.
+void load(const char* bytes, size_t size) {
+  // Its constructors register libtorch's CUDA kernels, allocator and hooks; the plugin needs its symbols.
   open_library("libtorch_cuda.so", RTLD_LAZY | RTLD_GLOBAL);
   if (size == 0) return;
   const int file = memfd_create("tikhonov_cuda", MFD_CLOEXEC);
-  if (file < 0 || write(file, own, size) != static_cast<ssize_t>(size))
-    throw std::runtime_error(std::string("no memory for the library that asks for GPUs: ") + strerror(errno));
+  if (file < 0 || write(file, bytes, size) != static_cast<ssize_t>(size))
+    throw std::runtime_error(std::string("no memory for the plugin for GPUs: ") + strerror(errno));
   void* library = open_library(("/proc/self/fd/" + std::to_string(file)).c_str(), RTLD_NOW);
   close(file);
-  half = reinterpret_cast<const tikhonov::Cuda* (*)()>(dlsym(library, "tikhonov_cuda_half"))();
+  plugin = reinterpret_cast<const tikhonov::Cuda* (*)()>(dlsym(library, "tikhonov_cuda_plugin"))();
 }
 #else
 void load(const char*, size_t) { throw std::runtime_error("the libtorch that the binary was built with has no CUDA"); }
@@ -44,13 +43,13 @@ void load(const char*, size_t) { throw std::runtime_error("the libtorch that the
 }  // namespace
 
 const tikhonov::Cuda& tikhonov::cuda() {
-  if (!half) throw std::runtime_error("the binary was built without CUDA's headers");
-  return *half;
+  if (!plugin) throw std::runtime_error("the binary was built without CUDA's headers");
+  return *plugin;
 }
 
 extern "C" {
 
-// Whether a driver is there, without loading what needs one.
+// Whether a driver is installed; loads nothing else.
 bool tikhonov_cuda_driver() {
 #ifdef TIKHONOV_CUDA
   return dlopen("libcuda.so.1", RTLD_LAZY);
@@ -59,10 +58,10 @@ bool tikhonov_cuda_driver() {
 #endif
 }
 
-// `own` as in `load`. Before anything is computed: libtorch looks for the half once.
-char* tikhonov_cuda_load(const char* own, size_t size) {
+// `bytes` as in `load`. Must come before anything is computed: libtorch looks for its CUDA libraries once.
+char* tikhonov_cuda_load(const char* bytes, size_t size) {
   return guarded([&] {
-    static const bool loaded = (load(own, size), true);
+    static const bool loaded = (load(bytes, size), true);
     if (loaded && !at::detail::getCUDAHooks().isBuilt())
       throw std::runtime_error("libtorch has computed without its CUDA half, and looks for it only once");
   });
@@ -70,7 +69,7 @@ char* tikhonov_cuda_load(const char* own, size_t size) {
 
 char* tikhonov_cuda_count(int64_t* count) {
   return guarded([&] {
-    // Says precisely why there is none.
+    // Its error says precisely why there is no GPU.
     at::globalContext().lazyInitDevice(at::kCUDA);
     *count = at::detail::getCUDAHooks().deviceCount();
   });

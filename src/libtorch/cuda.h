@@ -1,6 +1,6 @@
-// What needs symbols of libtorch's CUDA half. It is compiled into a small library of its own, which the
-// binary carries and loads together with that half when a GPU is asked for: mapping and relocating the half
-// takes longer than many a command. Errors are exceptions.
+// The functions that need symbols of libtorch's CUDA libraries. They are compiled into a small plugin, which
+// the binary embeds and loads together with those libraries when a GPU is used: mapping and relocating them
+// takes longer than many commands on the CPU. Errors are exceptions.
 
 #pragma once
 
@@ -18,13 +18,14 @@ struct TikhonovGpu {
 
 namespace tikhonov {
 
-// What is asked of a device until the end is recorded, and not done. Other threads may go on with theirs.
+// A CUDA graph: until `end`, this thread's work for the device is recorded and not executed; other threads'
+// work is not affected.
 struct Recording {
   virtual ~Recording() = default;
   virtual void end() = 0;
-  // Takes back a recording that failed half-way: the stream, the allocator and the generator go on as before.
+  // Discards a recording that failed half-way, and restores the stream, the allocator and the generator.
   virtual void abandon() noexcept = 0;
-  // With the generator's seed and offset of now.
+  // With the generator's present seed and offset.
   virtual void replay() = 0;
 };
 
@@ -33,7 +34,7 @@ struct Cuda {
   virtual std::unique_ptr<Recording> record(c10::DeviceIndex device) const = 0;
 };
 
-// Throws where it is not loaded.
+// Throws where the plugin is not loaded.
 const Cuda& cuda();
 
 }  // namespace tikhonov

@@ -1,27 +1,26 @@
-//! libtorch's CUDA half: not loaded before a GPU is asked for.
+//! libtorch's CUDA libraries: not loaded before a GPU is used.
 
 use std::ffi::c_char;
 
 use super::check;
 
-/// What needs symbols of the CUDA half (see cuda.h); empty where the binary was built without CUDA or its
-/// headers.
-static HALF: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tikhonov_cuda.so"));
+/// The plugin of cuda.h; empty where the binary was built without CUDA or its headers.
+static PLUGIN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tikhonov_cuda.so"));
 
 unsafe extern "C" {
     fn tikhonov_cuda_driver() -> bool;
-    fn tikhonov_cuda_load(half: *const u8, size: usize) -> *mut c_char;
+    fn tikhonov_cuda_load(bytes: *const u8, size: usize) -> *mut c_char;
     fn tikhonov_cuda_count(count: *mut i64) -> *mut c_char;
 }
 
-/// Loads the half, once. The error says what is missing; too late is one as well: a process that has computed
-/// on the CPU stays there.
+/// Loads them, once. The error says what is missing; it is an error too after the first computation on the
+/// CPU, because libtorch looks for them only once.
 pub fn load() -> Result<(), String> {
-    // SAFETY: HALF is static, and what build.rs linked from cuda_half.cpp, or empty.
-    check(unsafe { tikhonov_cuda_load(HALF.as_ptr(), HALF.len()) })
+    // SAFETY: PLUGIN is static, and what build.rs linked from cuda_plugin.cpp, or empty.
+    check(unsafe { tikhonov_cuda_load(PLUGIN.as_ptr(), PLUGIN.len()) })
 }
 
-/// The number of CUDA devices, or the precise reason why there are none. Loads the half.
+/// The number of CUDA devices, or the precise reason why there are none. Loads the CUDA libraries.
 pub fn count() -> Result<usize, String> {
     load()?;
     let mut count = 0;
@@ -30,7 +29,7 @@ pub fn count() -> Result<usize, String> {
     Ok(count as usize)
 }
 
-/// Whether a GPU can be used. Where no driver is installed, the half is not loaded to find that out.
+/// Whether a GPU can be used. Loads nothing where no driver is installed.
 pub fn is_there() -> bool {
     // SAFETY: opens the driver's library, if there is one.
     unsafe { tikhonov_cuda_driver() && count().is_ok_and(|count| count > 0) }

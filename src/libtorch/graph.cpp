@@ -1,4 +1,4 @@
-// CUDA graphs: work of the device recorded once and replayed as a whole. Every function returns nullptr, or
+// CUDA graphs: work of the device that is recorded once and replayed as a whole. Every function returns nullptr, or
 // the text of the exception.
 
 #include <ATen/ATen.h>
@@ -12,7 +12,7 @@ using tikhonov::Recording;
 
 extern "C" {
 
-// From now on this thread works on a stream of its own; nothing can be recorded on the default one.
+// From now on this thread works on a stream of its own, because the default stream cannot be recorded.
 char* tikhonov_leave_default_stream(int64_t cuda) {
   return guarded([&] {
     const c10::Device device(c10::kCUDA, static_cast<c10::DeviceIndex>(cuda));
@@ -44,8 +44,8 @@ char* tikhonov_graph_replay(Recording* graph) {
 
 void tikhonov_graph_free(Recording* graph) { delete graph; }
 
-// to = from without waiting, where `from` is in page-locked memory.
-char* tikhonov_copy_ahead(at::Tensor* to, const at::Tensor* from) {
+// Copies without waiting, where `from` is in page-locked memory.
+char* tikhonov_copy_async(at::Tensor* to, const at::Tensor* from) {
   return guarded([&] {
     const at::NoGradGuard untracked;
     to->copy_(*from, /*non_blocking=*/true);

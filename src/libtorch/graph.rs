@@ -21,7 +21,7 @@ unsafe extern "C" {
     fn tikhonov_graph_abandon(graph: *mut RawGraph);
     fn tikhonov_graph_replay(graph: *mut RawGraph) -> *mut c_char;
     fn tikhonov_graph_free(graph: *mut RawGraph);
-    fn tikhonov_copy_ahead(to: *const C_tensor, from: *const C_tensor) -> *mut c_char;
+    fn tikhonov_copy_async(to: *const C_tensor, from: *const C_tensor) -> *mut c_char;
 }
 
 /// From now on this thread works on a stream of its own, because nothing can be recorded on the default one.
@@ -82,6 +82,6 @@ impl Drop for Graph {
 /// page-locked memory.
 pub fn copy_ahead(to: &Tensor, from: &Tensor) -> Result<()> {
     // SAFETY: both are alive; libtorch checks shapes.
-    check(unsafe { tikhonov_copy_ahead(to.as_ptr(), from.as_ptr()) })
+    check(unsafe { tikhonov_copy_async(to.as_ptr(), from.as_ptr()) })
         .map_err(|message| anyhow!("copying into a recorded step: {message}"))
 }

@@ -19,7 +19,7 @@ char* guarded(F&& f) {
   } catch (const std::exception& error) {
     return strdup(error.what());
   } catch (...) {
-    return strdup("libtorch threw something that is no exception");
+    return strdup("libtorch threw an object that is not an exception");
   }
 }
 

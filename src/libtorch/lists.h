@@ -1,4 +1,4 @@
-// Lists of tensors as Rust passes them, and how many threads work on them is worth.
+// Lists of tensors as Rust passes them, and how many threads a small operation on them takes.
 
 #pragma once
 
@@ -9,6 +9,9 @@
 #endif
 
 #include "guarded.h"
+#ifdef TIKHONOV_KERNELS
+#include "kernels/thread_pool.h"
+#endif
 
 namespace {
 
@@ -36,23 +39,35 @@ char* in_place(F&& f) {
   });
 }
 
-// Values that one thread is done with sooner than it has woken others: a step of theirs takes it about 50 us.
-constexpr int64_t FEW = 1 << 19;
+// Up to this many values, one thread is done (in about 50 us) before libgomp has woken the others.
+constexpr int64_t SMALL_STEP = 1 << 19;
+// Values of one chunk of a step on the thread pool: a few microseconds of work.
+constexpr int64_t VALUES_PER_CHUNK = 1 << 15;
 
-// libtorch's fused kernels wake all threads for any number of values.
-class Serial {
+bool thread_pool_enabled() {
+#ifdef TIKHONOV_KERNELS
+  return tikhonov::thread_pool_enabled();
+#else
+  return false;
+#endif
+}
+
+// While it lives, libtorch works on small lists with the calling thread alone: its fused kernels wake all
+// threads for any number of values. Without effect where the thread pool is off: then libtorch decides.
+class OneThread {
  public:
-  explicit Serial(Borrowed params) {
+  explicit OneThread(Borrowed params) {
 #ifdef _OPENMP
+    if (!thread_pool_enabled()) return;
     int64_t values = 0;
     for (size_t i = 0; i < params.count; ++i) values += params.tensors[i]->numel();
-    if (values > FEW || omp_in_parallel()) return;
+    if (values > SMALL_STEP || omp_in_parallel()) return;
     threads = omp_get_max_threads();
     omp_set_num_threads(1);
 #endif
   }
-  Serial(const Serial&) = delete;
-  ~Serial() {
+  OneThread(const OneThread&) = delete;
+  ~OneThread() {
 #ifdef _OPENMP
     if (threads > 0) omp_set_num_threads(threads);
 #endif
@@ -61,8 +76,5 @@ class Serial {
  private:
   int threads = 0;
 };
-
-// Values of a piece of a step: some microseconds' worth.
-constexpr int64_t PIECE_OF_STEP = 1 << 15;
 
 }  // namespace

@@ -1,4 +1,4 @@
-// What `doctor` tells about libtorch and the GPUs. Errors as in shim.cpp.
+// What `doctor` reports about libtorch and the GPUs. Errors as in shim.cpp.
 
 #include <ATen/ATen.h>
 #include <ATen/Version.h>
@@ -11,7 +11,7 @@
 extern "C" {
 
 // Ends the process without destructors.
-[[noreturn]] void tikhonov_leave(int32_t code) {
+[[noreturn]] void tikhonov_exit_fast(int32_t code) {
   fflush(nullptr);
   _exit(code);
 }

@@ -1,25 +1,23 @@
-//! What tch does not bind, and the only room with `unsafe`: fused optimiser kernels, CUDA's reasons,
-//! TorchScript.
+//! What tch does not bind, and the only folder with `unsafe`: optimiser kernels, activation checkpointing, CUDA
+//! graphs and errors, TorchScript; in [`kernels`] our own CPU kernels.
 //!
-//! Every function here turns a C++ exception into an error; none lets it cross the boundary.
+//! Every function turns a C++ exception into an error; none lets it cross the boundary.
 
+pub mod activation_checkpoint;
 pub mod autocast;
 pub mod bytes;
 pub mod cuda;
-pub mod dense;
 pub mod device;
 pub mod graph;
-pub mod heap;
-pub mod loss;
+pub mod kernels;
+mod lists;
 pub mod machine;
 pub mod memory;
-pub mod norm;
 pub mod optim;
+pub mod out_of_memory;
 pub mod scalar;
 pub mod script;
-pub mod segment;
 pub mod stream;
-pub mod winograd;
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char};
@@ -36,13 +34,13 @@ unsafe extern "C" {
     fn tikhonov_free(text: *mut c_char);
     fn tikhonov_cpu_capability() -> *const c_char;
     fn tikhonov_version() -> *const c_char;
-    fn tikhonov_leave(code: i32) -> !;
+    fn tikhonov_exit_fast(code: i32) -> !;
     fn tikhonov_set_threads(threads: i32);
 }
 
-/// Has the linker take cores.cpp whole, also where nobody sets threads.
+/// Makes the linker keep threads.cpp, whose other functions are not called from Rust.
 #[used]
-static CORES: unsafe extern "C" fn(i32) = tikhonov_set_threads;
+static THREADS: unsafe extern "C" fn(i32) = tikhonov_set_threads;
 
 /// Takes the message that a shim function returns: null means that all went well.
 fn check(message: *mut c_char) -> Result<(), String> {
@@ -66,7 +64,8 @@ fn take_tensor(message: *mut c_char, out: *mut C_tensor) -> Result<Option<Tensor
     Ok((!out.is_null()).then(|| unsafe { Tensor::from_ptr(out) }))
 }
 
-/// What an operation with an error path gives, in the place of one of tch: whoever called catches its panic.
+/// Unwraps; panics with the error, which [`catch_panics`] turns back into one. For code beside tch's operators,
+/// which report errors by panics.
 pub fn or_panic<T>(outcome: Result<T>) -> T {
     outcome.unwrap_or_else(|error| std::panic::panic_any(error))
 }
@@ -95,7 +94,7 @@ pub fn exit_fast(code: u8) -> ! {
     // Who reads them may have gone; there is nobody left to tell.
     let _ = (std::io::stdout().flush(), std::io::stderr().flush());
     // SAFETY: the shim flushes C's streams and ends the process.
-    unsafe { tikhonov_leave(code.into()) }
+    unsafe { tikhonov_exit_fast(code.into()) }
 }
 
 /// Lets this thread record gradients or not; returns whether it did.

@@ -18,16 +18,19 @@
 #include <ATen/ops/_fused_adam.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sgd.h>
+#include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/clamp.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/eq.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/stack.h>
 
 #include "lists.h"
-#include "team.h"
 
 namespace {
 
-// What the step is under: its rate, on the host or (where lr_tensor is no nullptr) on the device; and where
-// found_inf is no nullptr and holds 1, the step changes nothing.
+// The learning rate, on the host or (where lr_tensor is not null) on the device; where found_inf is not null and
+// holds 1, the step changes nothing.
 struct Control {
   double lr;
   const at::Tensor* lr_tensor;
@@ -59,51 +62,56 @@ void uncount(const Control& control, const List& counts) {
   if (control.found_inf) at::_foreach_add_(counts, *control.found_inf, -1);
 }
 
-// The memory from value `begin` on, as a tensor of one dimension.
-at::Tensor cut(const at::Tensor& tensor, int64_t begin, int64_t end) {
+// The values [begin, end) of a tensor's memory, as a tensor of one dimension.
+at::Tensor slice(const at::Tensor& tensor, int64_t begin, int64_t end) {
   return tensor.as_strided({end - begin}, {1}, tensor.storage_offset() + begin);
 }
 
-// step(lists) with all parameters and what belongs to them; of many values where these lie in the CPU's
-// memory, by pieces of each of them, on several threads. What one value becomes, no other has a part in.
+// step(lists) over all parameters and the tensors that belong to them. On the CPU, lists of up to SMALL_STEP
+// values are cut into chunks, each with a part of every large tensor, for the thread pool. The kernels are
+// elementwise, so that the result does not depend on the cuts.
 template <typename F>
-void by_pieces(Borrowed params, std::initializer_list<Borrowed> others, F&& step) {
+void in_chunks(Borrowed params, std::initializer_list<Borrowed> others, F&& step) {
   std::vector<List> whole = {list(params)};
   for (const Borrowed& other : others) whole.push_back(list(other));
+#ifdef TIKHONOV_KERNELS
   int64_t values = 0;
-  bool is_here = true;
+  bool on_cpu = true;
   for (const at::Tensor& param : whole[0]) {
     values += param.numel();
-    is_here = is_here && param.device().is_cpu();
+    on_cpu = on_cpu && param.device().is_cpu();
   }
-  if (!is_here || values > FEW) return step(whole);
-  const int64_t pieces = tikhonov::pieces_of(values / PIECE_OF_STEP);
-  if (pieces == 1) {
-    const Serial serial(params);
+  if (!on_cpu || values > SMALL_STEP || !thread_pool_enabled()) return step(whole);
+  const int64_t chunks = tikhonov::num_chunks(values / VALUES_PER_CHUNK);
+  if (chunks == 1) {
+    const OneThread alone(params);
     return step(whole);
   }
-  tikhonov::together(pieces, [&](int64_t piece) {
+  tikhonov::parallel_for(chunks, [&](int64_t chunk) {
     const c10::AutoGradMode off(false);
     const at::AutoDispatchBelowADInplaceOrView no_views;
     std::vector<List> own(whole.size());
     for (size_t i = 0; i < whole[0].size(); ++i) {
       const int64_t count = whole[0][i].numel();
-      // Whole vectors, lest a value be the rest of them in one partition and not in another.
-      const auto bound = [&](int64_t piece) {
-        return piece == pieces ? count : count < PIECE_OF_STEP / 4 ? 0 : piece * count / pieces / 64 * 64;
+      // Multiples of 64 values, whole vectors: the scalar loop for the rest of a vector may round differently.
+      const auto bound = [&](int64_t chunk) {
+        return chunk == chunks ? count : count < VALUES_PER_CHUNK / 4 ? 0 : chunk * count / chunks / 64 * 64;
       };
-      const int64_t begin = bound(piece), end = bound(piece + 1);
+      const int64_t begin = bound(chunk), end = bound(chunk + 1);
       if (begin == end) continue;
       for (size_t kind = 0; kind < whole.size(); ++kind) {
         if (whole[kind].empty()) continue;
         const at::Tensor& tensor = whole[kind][i];
         const bool is_count = tensor.dim() == 0;
-        own[kind].push_back(is_count || end - begin == count ? tensor : cut(tensor, begin, end));
+        own[kind].push_back(is_count || end - begin == count ? tensor : slice(tensor, begin, end));
       }
     }
-    const Serial serial(params);
+    const OneThread alone(params);
     if (!own[0].empty()) step(own);
   });
+#else
+  step(whole);
+#endif
 }
 
 }  // namespace
@@ -119,7 +127,7 @@ char* tikhonov_unscale(Borrowed grads, const at::Tensor* found_inf, const at::Te
 }
 
 // grads[i] = the gradient of params[i], or nullptr where it has none. The CPU kernels walk raw memory and
-// trust all tensors of a parameter to be laid out alike, so a gradient that is not is copied into place.
+// expect the same strides for all tensors of a parameter, so a gradient with other strides is copied.
 char* tikhonov_gradients(Borrowed params, at::Tensor** grads) {
   return in_place([&] {
     for (size_t i = 0; i < params.count; ++i) grads[i] = nullptr;
@@ -138,7 +146,7 @@ char* tikhonov_gradients(Borrowed params, at::Tensor** grads) {
   });
 }
 
-// Makes the gradients undefined, which spares the next backward pass an addition.
+// Makes the gradients undefined (`set_to_none`), which saves the next backward pass an addition.
 char* tikhonov_forget_gradients(Borrowed params) {
   return in_place([&] {
     for (size_t i = 0; i < params.count; ++i) params.tensors[i]->mutable_grad().reset();
@@ -213,11 +221,48 @@ char* tikhonov_lerp(Borrowed tensors, Borrowed others, double weight) {
   return in_place([&] { at::_foreach_lerp_(list(tensors), list(others), weight); });
 }
 
+// norms = the norm of order `ord` of each tensor, [count].
+char* tikhonov_norms(Borrowed tensors, double ord, bool in_double, at::Tensor** norms) {
+  return in_place([&] {
+    *norms = nullptr;
+    const OneThread alone(tensors);
+    const auto kind = in_double ? std::optional(at::kDouble) : std::nullopt;
+    List each = at::_foreach_norm(list(tensors), ord, kind);
+    for (at::Tensor& norm : each) norm = norm.to(each[0].options());
+    *norms = new at::Tensor(at::stack(each));
+  });
+}
+
+// norm = the 2-norm of all tensors together, 0-dim on their device, in the kind of the first: the norm of
+// their norms, as torch.nn.utils.clip_grad_norm_ computes it.
+char* tikhonov_total_norm(Borrowed tensors, at::Tensor** norm) {
+  return in_place([&] {
+    *norm = nullptr;
+    List each = at::_foreach_norm(list(tensors), 2);
+    for (at::Tensor& one : each) one = one.to(each[0].options());
+    *norm = new at::Tensor(at::linalg_vector_norm(at::stack(each), 2));
+  });
+}
+
+// zeros = how many values of all tensors together are 0, 0-dim int64 on their device.
+char* tikhonov_zeros(Borrowed tensors, at::Tensor** zeros) {
+  return in_place([&] {
+    *zeros = nullptr;
+    const OneThread alone(tensors);
+    at::Tensor sum;
+    for (size_t i = 0; i < tensors.count; ++i) {
+      const at::Tensor own = at::eq(*tensors.tensors[i], 0).sum();
+      sum = sum.defined() ? sum.add(own) : own;
+    }
+    *zeros = new at::Tensor(std::move(sum));
+  });
+}
+
 // momentum_buffers is empty where momentum is 0.
 char* tikhonov_fused_sgd(Borrowed params, Borrowed grads, Borrowed momentum_buffers, Control control,
                          double weight_decay, double momentum, double dampening, bool nesterov, bool is_first_step) {
   return in_place([&] {
-    by_pieces(params, {grads, momentum_buffers}, [&](const std::vector<List>& all) {
+    in_chunks(params, {grads, momentum_buffers}, [&](const std::vector<List>& all) {
       with_lr(control, [&](const auto& lr) {
         at::_fused_sgd_(all[0], all[1], all[2], weight_decay, momentum, lr, dampening, nesterov, /*maximize=*/false, is_first_step,
                         /*grad_scale=*/{}, optional(control.found_inf));
@@ -235,7 +280,7 @@ char* tikhonov_fused_adam(Borrowed params, Borrowed grads, Borrowed exp_avgs, Bo
     at::_foreach_add_(counts, 1);
     const auto found_inf = optional(control.found_inf);
     const auto apply = [&](auto kernel) {
-      by_pieces(params, {grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps}, [&](const std::vector<List>& all) {
+      in_chunks(params, {grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps}, [&](const std::vector<List>& all) {
         with_lr(control, [&](const auto& lr) { kernel(all[0], all[1], all[2], all[3], all[4], all[5], lr); });
       });
     };
@@ -257,7 +302,7 @@ char* tikhonov_fused_adagrad(Borrowed params, Borrowed grads, Borrowed sums, Bor
   return in_place([&] {
     const List counts = list(steps);
     at::_foreach_add_(counts, 1);
-    by_pieces(params, {grads, sums, steps}, [&](const std::vector<List>& all) {
+    in_chunks(params, {grads, sums, steps}, [&](const std::vector<List>& all) {
       with_lr(control, [&](const auto& lr) {
         at::_fused_adagrad_(all[0], all[1], all[2], all[3], lr, lr_decay, weight_decay, eps, /*maximize=*/false, /*grad_scale=*/{},
                             optional(control.found_inf));
@@ -272,7 +317,7 @@ char* tikhonov_foreach_rmsprop(Borrowed params, Borrowed grads, Borrowed square_
                                Borrowed grad_avgs, Borrowed steps, Control control, double alpha, double eps,
                                double weight_decay, double momentum) {
   return in_place([&] {
-    const Serial serial(params);
+    const OneThread alone(params);
     const List ws = list(params), gs = list(grads), squares = list(square_avgs);
     at::_foreach_add_(list(steps), 1);
     if (weight_decay != 0) at::_foreach_add_(gs, ws, weight_decay);

@@ -3,23 +3,16 @@
 //! nothing.
 
 use std::ffi::c_char;
-use std::marker::PhantomData;
 use std::ptr::{null, null_mut};
 
 use anyhow::{Result, anyhow};
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-/// A borrowed array of `at::Tensor*`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Borrowed<'a> {
-    tensors: *const *const C_tensor,
-    count: usize,
-    lifetime: PhantomData<&'a C_tensor>,
-}
+use super::kernels::norms::two_norm;
+use super::lists::{Borrowed, kernel};
 
-/// What a step is under.
+/// The learning rate of a step, and whether it is skipped.
 #[derive(Clone, Copy)]
 pub struct Control<'a> {
     pub lr: f64,
@@ -121,36 +114,6 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-/// Lends the lists to `call` as arrays of pointers. All lists must be as long as the first, or empty.
-fn lend<const N: usize>(
-    lists: [&[&Tensor]; N],
-    call: impl FnOnce([Borrowed; N]) -> *mut c_char,
-) -> Result<()> {
-    let count = lists[0].len();
-    if let Some(odd) = lists.iter().find(|list| !list.is_empty() && list.len() != count) {
-        return Err(anyhow!("a kernel got lists of {count} and {} tensors", odd.len()));
-    }
-    if count == 0 {
-        return Ok(());
-    }
-    let pointers = lists.map(|list| list.iter().map(|tensor| tensor.as_ptr()).collect::<Vec<_>>());
-    let borrowed = std::array::from_fn(|i| Borrowed {
-        tensors: pointers[i].as_ptr(),
-        count: pointers[i].len(),
-        lifetime: PhantomData,
-    });
-    super::check(call(borrowed)).map_err(|message| anyhow!("libtorch: {message}"))
-}
-
-/// Calls the shim. Every call below hands the shim pointers that `lend` keeps alive, each to a live
-/// `at::Tensor`; the shim checks nothing else that Rust promises. That is what makes these blocks sound.
-macro_rules! kernel {
-    ([$($list:expr),+], |$borrowed:pat_param| $call:expr) => {
-        // SAFETY: the lists are alive and of the lengths given; see the macro's doc.
-        lend([$($list),+], |$borrowed| unsafe { $call })
-    };
-}
-
 /// The gradient of each parameter, or None where the graph did not reach it. Laid out in memory as the
 /// parameter.
 pub fn gradients(params: &[&Tensor]) -> Result<Vec<Option<Tensor>>> {
@@ -193,6 +156,9 @@ pub fn zeros(tensors: &[&Tensor]) -> Result<Tensor> {
 
 /// The 2-norm of n > 0 tensors together, 0-dim, on their device.
 pub fn total_norm(tensors: &[&Tensor]) -> Result<Tensor> {
+    if let Some(norm) = two_norm(tensors)? {
+        return Ok(norm);
+    }
     let mut norm = null_mut();
     kernel!([tensors], |[tensors]| tikhonov_total_norm(tensors, &mut norm))?;
     owned(norm, "norm")

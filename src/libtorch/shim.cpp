@@ -1,4 +1,4 @@
-// What tch does not bind. Every function returns nullptr, or the text of the exception (free it with
+// libtorch's version and instruction set. Every function returns nullptr, or the text of the exception (free it with
 // tikhonov_free).
 
 #include <ATen/ATen.h>

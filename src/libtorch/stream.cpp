@@ -1,4 +1,4 @@
-// Work that goes on while the host does: reading a number later, copying a batch ahead. Through c10's
+// Asynchronous copies: a batch to the device ahead of its use, a number back to the host. By c10's
 // device-neutral streams and events, which need no CUDA headers. Every function returns nullptr, or the text
 // of the exception.
 
@@ -13,19 +13,19 @@ namespace {
 
 c10::Stream current(c10::Device device) { return c10::impl::VirtualGuardImpl(device.type()).getStream(device); }
 
-// A number on its way to the host.
-struct Reading {
+// A number that is being copied to the host.
+struct AsyncScalar {
   at::Tensor host;
   std::optional<c10::Event> arrived;
 };
 
-// A stream beside the one that computes.
-struct Courier {
+// Copies on a stream beside the one that computes.
+struct AsyncUpload {
   c10::Stream side;
 };
 
-// A tensor on its way to the device.
-struct Parcel {
+// A tensor that is being copied to the device.
+struct PendingTensor {
   at::Tensor there;
   c10::Event arrived;
 };
@@ -34,46 +34,45 @@ struct Parcel {
 
 extern "C" {
 
-char* tikhonov_courier_new(int64_t cuda, Courier** courier) {
+char* tikhonov_upload_new(int64_t cuda, AsyncUpload** upload) {
   return guarded([&] {
-    *courier = nullptr;
+    *upload = nullptr;
     const c10::Device device(c10::kCUDA, static_cast<c10::DeviceIndex>(cuda));
-    *courier = new Courier{c10::impl::VirtualGuardImpl(c10::kCUDA).getStreamFromGlobalPool(device)};
+    *upload = new AsyncUpload{c10::impl::VirtualGuardImpl(c10::kCUDA).getStreamFromGlobalPool(device)};
   });
 }
 
-void tikhonov_courier_free(Courier* courier) { delete courier; }
+void tikhonov_upload_free(AsyncUpload* upload) { delete upload; }
 
-// Starts to copy a tensor in page-locked memory, which the allocator keeps until the copy is made.
-char* tikhonov_courier_send(const Courier* courier, const at::Tensor* here, Parcel** parcel) {
+// Starts to copy a tensor in page-locked memory, which the allocator keeps until the copy is complete.
+char* tikhonov_upload_send(const AsyncUpload* upload, const at::Tensor* here, PendingTensor** pending) {
   return guarded([&] {
-    *parcel = nullptr;
-    const c10::StreamGuard beside(courier->side);
-    at::Tensor there = here->to(courier->side.device(), /*non_blocking=*/true);
-    c10::Event arrived(courier->side.device_type());
-    arrived.record(courier->side);
-    *parcel = new Parcel{std::move(there), std::move(arrived)};
+    *pending = nullptr;
+    const c10::StreamGuard beside(upload->side);
+    at::Tensor there = here->to(upload->side.device(), /*non_blocking=*/true);
+    c10::Event arrived(upload->side.device_type());
+    arrived.record(upload->side);
+    *pending = new PendingTensor{std::move(there), std::move(arrived)};
   });
 }
 
-// The tensor, for the stream that computes: what is asked of it from now on waits for the copy, the host does
-// not.
-char* tikhonov_parcel_receive(Parcel* parcel, at::Tensor** there) {
+// The tensor, for the stream that computes: its work from now on waits for the copy; the host does not.
+char* tikhonov_pending_receive(PendingTensor* pending, at::Tensor** there) {
   return guarded([&] {
-    const c10::Stream now = current(parcel->there.device());
-    parcel->arrived.block(now);
+    const c10::Stream now = current(pending->there.device());
+    pending->arrived.block(now);
     // Its memory belongs to the side stream, which must not reuse it before `now` is done with it.
-    parcel->there.record_stream(now);
-    *there = new at::Tensor(parcel->there);
+    pending->there.record_stream(now);
+    *there = new at::Tensor(pending->there);
   });
 }
 
-void tikhonov_parcel_free(Parcel* parcel) { delete parcel; }
+void tikhonov_pending_free(PendingTensor* pending) { delete pending; }
 
-char* tikhonov_read_later(const at::Tensor* number, Reading** reading) {
+char* tikhonov_read_later(const at::Tensor* number, AsyncScalar** scalar) {
   return guarded([&] {
-    *reading = nullptr;
-    auto own = std::make_unique<Reading>();
+    *scalar = nullptr;
+    auto own = std::make_unique<AsyncScalar>();
     const at::Tensor from = number->detach();
     if (from.device().is_cpu()) {
       own->host = from.clone();
@@ -83,18 +82,18 @@ char* tikhonov_read_later(const at::Tensor* number, Reading** reading) {
       own->arrived.emplace(from.device().type());
       own->arrived->record(current(from.device()));
     }
-    *reading = own.release();
+    *scalar = own.release();
   });
 }
 
-// Waits for the number, and for nothing that was asked of the device after it.
-char* tikhonov_read_now(const Reading* reading, double* number) {
+// Waits for the number, and for no later work of the device.
+char* tikhonov_read_now(const AsyncScalar* scalar, double* number) {
   return guarded([&] {
-    if (reading->arrived) reading->arrived->synchronize();
-    *number = reading->host.item<double>();
+    if (scalar->arrived) scalar->arrived->synchronize();
+    *number = scalar->host.item<double>();
   });
 }
 
-void tikhonov_read_free(Reading* reading) { delete reading; }
+void tikhonov_read_free(AsyncScalar* scalar) { delete scalar; }
 
 }  // extern "C"

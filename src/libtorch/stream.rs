@@ -19,15 +19,15 @@ unsafe extern "C" {
     fn tikhonov_read_later(number: *const C_tensor, reading: *mut *mut RawReading) -> *mut c_char;
     fn tikhonov_read_now(reading: *const RawReading, number: *mut f64) -> *mut c_char;
     fn tikhonov_read_free(reading: *mut RawReading);
-    fn tikhonov_courier_new(cuda: i64, courier: *mut *mut RawCourier) -> *mut c_char;
-    fn tikhonov_courier_free(courier: *mut RawCourier);
-    fn tikhonov_courier_send(
+    fn tikhonov_upload_new(cuda: i64, courier: *mut *mut RawCourier) -> *mut c_char;
+    fn tikhonov_upload_free(courier: *mut RawCourier);
+    fn tikhonov_upload_send(
         courier: *const RawCourier,
         here: *const C_tensor,
         parcel: *mut *mut RawParcel,
     ) -> *mut c_char;
-    fn tikhonov_parcel_receive(parcel: *mut RawParcel, there: *mut *mut C_tensor) -> *mut c_char;
-    fn tikhonov_parcel_free(parcel: *mut RawParcel);
+    fn tikhonov_pending_receive(parcel: *mut RawParcel, there: *mut *mut C_tensor) -> *mut c_char;
+    fn tikhonov_pending_free(parcel: *mut RawParcel);
 }
 
 #[repr(C)]
@@ -54,7 +54,7 @@ impl AsyncUpload {
         let Device::Cuda(index) = device else { return Ok(None) };
         let mut courier = null_mut();
         // SAFETY: `courier` outlives the call.
-        check(unsafe { tikhonov_courier_new(index as i64, &mut courier) })
+        check(unsafe { tikhonov_upload_new(index as i64, &mut courier) })
             .map_err(|message| anyhow!("a stream for copies: {message}"))?;
         Ok(Some(Self(courier)))
     }
@@ -63,7 +63,7 @@ impl AsyncUpload {
     pub fn send(&self, here: &Tensor) -> Result<PendingTensor> {
         let mut parcel = null_mut();
         // SAFETY: courier and tensor are alive, `parcel` outlives the call.
-        check(unsafe { tikhonov_courier_send(self.0, here.as_ptr(), &mut parcel) })
+        check(unsafe { tikhonov_upload_send(self.0, here.as_ptr(), &mut parcel) })
             .map_err(|message| anyhow!("copying a batch to the device: {message}"))?;
         Ok(PendingTensor(parcel))
     }
@@ -72,7 +72,7 @@ impl AsyncUpload {
 impl Drop for AsyncUpload {
     fn drop(&mut self) {
         // SAFETY: made by the shim with `new`, freed once.
-        unsafe { tikhonov_courier_free(self.0) }
+        unsafe { tikhonov_upload_free(self.0) }
     }
 }
 
@@ -85,7 +85,7 @@ impl PendingTensor {
     pub fn receive(self) -> Result<Tensor> {
         let mut there = null_mut();
         // SAFETY: the parcel is alive until `drop`, `there` outlives the call.
-        check(unsafe { tikhonov_parcel_receive(self.0, &mut there) })
+        check(unsafe { tikhonov_pending_receive(self.0, &mut there) })
             .map_err(|message| anyhow!("copying a batch to the device: {message}"))?;
         // SAFETY: the shim made it with `new` for us to own.
         Ok(unsafe { Tensor::from_ptr(there) })
@@ -95,7 +95,7 @@ impl PendingTensor {
 impl Drop for PendingTensor {
     fn drop(&mut self) {
         // SAFETY: made by the shim with `new`, freed once.
-        unsafe { tikhonov_parcel_free(self.0) }
+        unsafe { tikhonov_pending_free(self.0) }
     }
 }
 

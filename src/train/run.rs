@@ -1,10 +1,12 @@
 //! One run, for every command that trains: open, train, finish.
 
 use anyhow::Result;
+use tch::Device;
 
 use crate::checkpoint::Checkpoints;
 use crate::config::{COEFFICIENTS_FILE, Config};
 use crate::data::DatasetCache;
+use crate::libtorch::kernels;
 use crate::report::history::History;
 use crate::report::plots;
 use crate::train::coefficients::Coefficients;
@@ -100,6 +102,7 @@ fn open(config: Config, options: RunOptions, cache: &mut DatasetCache) -> Result
     }
     let session = Session::open(config, plan, device, cache)?;
     let mut notes = session.notes();
+    notes.extend(kernels::note().filter(|_| session.device == Device::Cpu));
     let start = match holds_run {
         true => resume(&session, &checkpoints, &mut notes, &mut warnings)?,
         false => {

@@ -31,6 +31,7 @@ use crate::config::{CONFIG_FILE, Config, Override};
 use crate::inference::compressor::Compressor;
 use crate::inference::loaded_model::{LoadedModel, WeightSelection};
 use crate::libtorch::device::DeviceSpec;
+use crate::libtorch::kernels::KernelSpec;
 use crate::pytorch::weights::Part;
 use crate::sweep::worker::COMMAND;
 use crate::util::console::print_err;
@@ -105,6 +106,9 @@ pub struct MachineOptions {
     /// CPU threads for one operation of libtorch
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
+    /// CPU kernels: `own`, or `libtorch` for libtorch's operations alone (see `train.kernels`)
+    #[arg(long, value_name = "own|libtorch")]
+    pub kernels: Option<KernelSpec>,
 }
 
 /// Which weights to use.
@@ -188,7 +192,9 @@ impl MachineOptions {
     pub fn overrides(&self) -> impl Iterator<Item = Override> {
         let device = self.device.map(|device| Override::new("--device", "device", String::from(device)));
         let threads = self.threads.map(|threads| Override::new("--threads", "threads", threads));
-        device.into_iter().chain(threads)
+        let kernels = self.kernels.as_ref();
+        let kernels = kernels.map(|kernels| Override::new("--kernels", "train.kernels", kernels.to_string()));
+        device.into_iter().chain(threads).chain(kernels)
     }
 }
 

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use super::args::{agrees, image, not_negative, same, share, yes};
 use super::{Layer, Param, ParamKind, Shape, ShapeError, TorchModule};
-use crate::libtorch::norm::{self, Channels};
+use crate::libtorch::kernels::batch_norm::{self, Channels};
 use crate::libtorch::or_panic;
 use crate::nn::layers::codegen::tensor;
 
@@ -207,7 +207,7 @@ impl Norm {
             momentum: self.momentum,
             eps: self.eps,
         };
-        or_panic(norm::batch_norm(xs, addend, &channels, relu))
+        or_panic(batch_norm::batch_norm(xs, addend, &channels, relu))
     }
 
     fn normalised(&self, xs: &Tensor, train: bool) -> Tensor {

@@ -11,7 +11,8 @@ use super::args::{
     too_large, yes,
 };
 use super::{Layer, Param, ParamKind, Shape, ShapeError, TorchModule, init};
-use crate::libtorch::{or_panic, winograd};
+use crate::libtorch::kernels::winograd;
+use crate::libtorch::or_panic;
 use crate::nn::layers::codegen::{Arg, Literal, tensor};
 
 /// `[C, H, W]` to `[out_channels, H', W']`.

@@ -6,7 +6,7 @@ use tch::nn::{self, Module, ModuleT};
 
 use super::args::{agrees, count, in_range, yes};
 use super::{Layer, Param, ParamKind, Shape, ShapeError, TorchModule, init};
-use crate::libtorch::{dense, or_panic};
+use crate::libtorch::{kernels, or_panic};
 use crate::nn::layers::codegen::tensor;
 
 /// `[F]` to `[out_features]`.
@@ -55,31 +55,31 @@ impl Layer for Linear {
     }
 
     fn build(&self, path: &nn::Path, input: &[i64]) -> Box<dyn ModuleT> {
-        Box::new(self.dense(path, input, false))
+        Box::new(self.build_with_relu(path, input, false))
     }
 }
 
 impl Linear {
     /// With the ReLU after it, where there is one.
-    pub(crate) fn dense(&self, path: &nn::Path, input: &[i64], relu: bool) -> Dense {
+    pub(crate) fn build_with_relu(&self, path: &nn::Path, input: &[i64], relu: bool) -> LinearRelu {
         let zeros = nn::Init::Const(0.0);
         let config = nn::LinearConfig { ws_init: zeros, bs_init: Some(zeros), bias: self.bias };
         let linear = nn::linear(path, input[0], self.out_features, config);
         init::reset_parameters(&linear.ws, linear.bs.as_ref());
-        Dense { linear, relu }
+        LinearRelu { linear, relu }
     }
 }
 
 #[derive(Debug)]
-pub(crate) struct Dense {
+pub(crate) struct LinearRelu {
     linear: nn::Linear,
     relu: bool,
 }
 
-impl Module for Dense {
+impl Module for LinearRelu {
     fn forward(&self, xs: &Tensor) -> Tensor {
         let nn::Linear { ws, bs } = &self.linear;
-        if let Some(ys) = or_panic(dense::linear(xs, ws, bs.as_ref(), self.relu)) {
+        if let Some(ys) = or_panic(kernels::linear::linear(xs, ws, bs.as_ref(), self.relu)) {
             return ys;
         }
         let mut ys = self.linear.forward(xs);

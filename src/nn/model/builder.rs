@@ -71,7 +71,7 @@ impl Builder<'_> {
         match &first.op {
             Op::Residual => Some((Box::new(self.residual(first, true)?), after)),
             Op::Layer(LayerSpec::Linear(linear)) if !self.is_frozen(first) => {
-                Some((Box::new(linear.dense(&self.path(first), &first.input, true)), after))
+                Some((Box::new(linear.build_with_relu(&self.path(first), &first.input, true)), after))
             }
             Op::Layer(LayerSpec::Conv2d(_) | LayerSpec::Linear(_)) => {
                 Some((Box::new(Overwritten(self.module(first))), after))

@@ -7,8 +7,8 @@ use std::rc::Rc;
 
 use tch::Tensor;
 
+use crate::libtorch::activation_checkpoint::{Shared, recomputed};
 use crate::libtorch::is_recording;
-use crate::libtorch::segment::{Shared, recomputed};
 
 /// A shorter list of layers is not worth a cut of its own; those within it may be.
 const SHORTEST: usize = 4;

@@ -14,7 +14,6 @@ use crate::data::normalize::NormalizeSpec;
 use crate::data::{Dataset, DatasetCache, Skipped, Split, Splits, Targets};
 use crate::libtorch::autocast::allow_tf32;
 use crate::libtorch::device;
-use crate::libtorch::winograd;
 use crate::metrics::Monitor;
 use crate::nn::layers::{Param, ParamKind};
 use crate::nn::model::{Model, Network};
@@ -163,7 +162,7 @@ impl Session {
         if let Some(tf32) = spec.train.tf32 {
             allow_tf32(tf32)?;
         }
-        winograd::allow(spec.train.winograd);
+        spec.train.use_kernels();
         // The run folder must not depend on a model file that may change.
         spec.model = spec.model.inlined()?;
         let (task, kind) = (spec.task.build(), spec.dtype.kind());

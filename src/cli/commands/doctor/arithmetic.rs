@@ -14,6 +14,13 @@ pub fn check(device: Device) -> Vec<(&'static str, Option<String>)> {
     vec![("matrix product", run(product)), ("convolution and its gradients", run(convolution))]
 }
 
+/// Uniform noise in ±1, float64, without libtorch's generator.
+pub fn noise(size: &[i64], salt: f64) -> Tensor {
+    let count = size.iter().product::<i64>();
+    let uniform = (Tensor::arange(count, (Kind::Double, Device::Cpu)) * 12.9898 + salt).sin() * 43758.5453;
+    ((&uniform - uniform.floor()) * 2.0 - 1.0).view(size)
+}
+
 /// Whole numbers from -3 to 3 that repeat with no simple period.
 fn numbers(count: usize, seed: usize) -> Vec<f32> {
     (0..count).map(|i| ((i * i + 3 * i + seed * 5) % 7) as f32 - 3.0).collect()

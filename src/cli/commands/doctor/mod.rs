@@ -1,6 +1,7 @@
 //! `tikhonov doctor`: what this machine offers, and whether its arithmetic is right.
 
 mod arithmetic;
+mod kernels;
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -20,6 +21,9 @@ use crate::libtorch::{self, cuda};
 /// Exits non-zero when something is broken; a machine without a GPU is not broken.
 #[derive(Args, Debug)]
 pub struct Options {
+    /// Compare our own CPU kernels with libtorch's instead: errors and speeds, in a few seconds
+    #[arg(long)]
+    kernels: bool,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -77,6 +81,9 @@ struct Check {
 }
 
 pub fn run(options: &Options) -> Result<()> {
+    if options.kernels {
+        return kernels::run(options.json);
+    }
     let report = examine();
     let mut out = std::io::stdout().lock();
     if options.json {

@@ -1,6 +1,6 @@
-// Losses of small batches on the CPU, one operation of autograd each: the gradient is made along with the
-// value, in one pass. libtorch makes ten operations of a cross-entropy with label smoothing, and as many
-// again of its gradient.
+// Losses of small batches on the CPU, one operation of autograd each: the gradient is computed with the value,
+// in one pass. libtorch runs ten operations for a cross-entropy with label smoothing, and as many for its
+// gradient.
 
 #include <ATen/ATen.h>
 #include <ATen/EmptyTensor.h>
@@ -14,19 +14,19 @@
 
 namespace {
 
-// More values than this are libtorch's, whose loops have vectors and threads.
-constexpr int64_t MOST_VALUES = 4096;
-// The class of samples that do not count.
-constexpr int64_t UNKNOWN = -100;
+// Above this size libtorch's kernels, with vectors and threads, are as fast.
+constexpr int64_t MAX_VALUES = 4096;
+// The class of samples that do not count, as PyTorch's default.
+constexpr int64_t IGNORE_INDEX = -100;
 
-// Hands back what the forward pass has made.
-struct Known : torch::autograd::Node {
+// Returns the gradient that the forward pass computed.
+struct KnownGradient : torch::autograd::Node {
   at::Tensor gradient;
 
   torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     TORCH_CHECK(!at::GradMode::is_enabled(), "a loss has no second derivative here");
-    TORCH_CHECK(gradient.defined(), "the gradient of this loss has been asked for already");
+    TORCH_CHECK(gradient.defined(), "this loss has been differentiated already");
     if (!gradients[0].defined()) return {at::Tensor()};
     const float factor = gradients[0].item<float>();
     return {factor == 1 ? gradient : gradient.mul(factor)};
@@ -37,7 +37,7 @@ struct Known : torch::autograd::Node {
     gradient.reset();
   }
 
-  std::string name() const override { return "LossBackward"; }
+  std::string name() const override { return "FusedLossBackward"; }
 };
 
 bool fits(const at::Tensor& tensor, at::ScalarType kind) {
@@ -46,7 +46,7 @@ bool fits(const at::Tensor& tensor, at::ScalarType kind) {
 
 at::Tensor empty(at::IntArrayRef size) { return at::Tensor(at::detail::empty_cpu(size, at::kFloat)); }
 
-// *out = what f(gradient) returns; f fills the gradient where that is no nullptr.
+// *out = the value that f(gradient) returns; f also fills `gradient` unless that is null.
 template <typename F>
 void with_gradient(const at::Tensor& inputs, at::Tensor** out, F&& f) {
   at::Tensor loss = empty({});
@@ -54,7 +54,7 @@ void with_gradient(const at::Tensor& inputs, at::Tensor** out, F&& f) {
   const at::Tensor gradient = needed ? empty(inputs.sizes()) : at::Tensor();
   *loss.mutable_data_ptr<float>() = static_cast<float>(f(needed ? gradient.mutable_data_ptr<float>() : nullptr));
   if (needed) {
-    const auto node = std::shared_ptr<Known>(new Known(), torch::autograd::deleteNode);
+    const auto node = std::shared_ptr<KnownGradient>(new KnownGradient(), torch::autograd::deleteNode);
     node->set_next_edges(torch::autograd::collect_next_edges(inputs));
     node->gradient = gradient;
     torch::autograd::set_history(loss, node);
@@ -66,18 +66,18 @@ void with_gradient(const at::Tensor& inputs, at::Tensor** out, F&& f) {
 
 extern "C" {
 
-// *out = the mean cross-entropy of logits [N, K] with classes int64 [N]; null where this does not take the
-// input. Classes out of range are left to libtorch, which says so.
+// *out = the mean cross-entropy of logits [N, K] with classes int64 [N]; null for an input that this does not
+// support. Classes out of range are left to libtorch, which reports them.
 char* tikhonov_cross_entropy(const at::Tensor* logits, const at::Tensor* ys, double smoothing, at::Tensor** out) {
   return guarded([&] {
     *out = nullptr;
     if (!fits(*logits, at::kFloat) || !fits(*ys, at::kLong) || logits->dim() != 2 || ys->dim() != 1) return;
     const int64_t rows = logits->size(0), classes = logits->size(1);
-    if (ys->size(0) != rows || logits->numel() > MOST_VALUES || logits->numel() == 0) return;
+    if (ys->size(0) != rows || logits->numel() > MAX_VALUES || logits->numel() == 0) return;
     const int64_t* y = ys->const_data_ptr<int64_t>();
     int64_t counted = 0;
     for (int64_t row = 0; row < rows; ++row) {
-      if (y[row] == UNKNOWN) continue;
+      if (y[row] == IGNORE_INDEX) continue;
       if (y[row] < 0 || y[row] >= classes) return;
       ++counted;
     }
@@ -87,7 +87,7 @@ char* tikhonov_cross_entropy(const at::Tensor* logits, const at::Tensor* ys, dou
       for (int64_t row = 0; row < rows; ++row) {
         const float* z = all + row * classes;
         float* dz = gradient ? gradient + row * classes : nullptr;
-        if (y[row] == UNKNOWN) {
+        if (y[row] == IGNORE_INDEX) {
           if (dz) std::fill_n(dz, classes, 0.f);
           continue;
         }
@@ -110,13 +110,13 @@ char* tikhonov_cross_entropy(const at::Tensor* logits, const at::Tensor* ys, dou
   });
 }
 
-// *out = factor x the mean of (outputs - ys)^2, of equal shapes; null where this does not take the input.
+// *out = factor x the mean of (outputs - ys)^2, of equal shapes; null for an input that this does not support.
 char* tikhonov_squared_error(const at::Tensor* outputs, const at::Tensor* ys, double factor, at::Tensor** out) {
   return guarded([&] {
     *out = nullptr;
     if (!fits(*outputs, at::kFloat) || !fits(*ys, at::kFloat) || outputs->sizes() != ys->sizes()) return;
     const int64_t values = outputs->numel();
-    if (values > MOST_VALUES || values == 0 || ys->requires_grad()) return;
+    if (values > MAX_VALUES || values == 0 || ys->requires_grad()) return;
     const float *given = outputs->const_data_ptr<float>(), *wanted = ys->const_data_ptr<float>();
     with_gradient(*outputs, out, [&](float* gradient) {
       double total = 0;

@@ -1,5 +1,5 @@
-// Loops that the compiler turns into vector instructions, compiled once for each instruction set and chosen
-// at run time.
+// Loops that are compiled once for each instruction set (AVX-512, AVX2, baseline), one of which is chosen at
+// run time.
 
 #pragma once
 
@@ -43,7 +43,7 @@ void on_avx2(Args...) {}
 
 #endif
 
-// How many floats the widest vectors hold that libtorch uses: all that this CPU has, or fewer by
+// The number of floats in libtorch's widest vectors: those of this CPU, or narrower ones by
 // ATEN_CPU_CAPABILITY.
 inline int simd_lanes() {
   static const int lanes = [] {
@@ -63,7 +63,7 @@ void by_lanes(Args... args) {
   }
 }
 
-// The same for a kernel that leaves the vectors to the compiler.
+// The same for a kernel that the compiler vectorises.
 template <typename Kernel, typename... Args>
 void simd(Args... args) {
   switch (simd_lanes()) {
@@ -113,9 +113,9 @@ TIKHONOV_INLINE void narrow(float value, uint16_t* out) {
   *out = static_cast<uint16_t>(value != value ? 0x7fc0 : rounded);
 }
 
-// The gradient before a ReLU: none where its result was zero.
+// The gradient of a ReLU's input: zero where its result is zero.
 template <typename T>
-struct Undo {
+struct ReluBackward {
   static TIKHONOV_INLINE void run(const T* TIKHONOV_NO_ALIAS dys, const T* TIKHONOV_NO_ALIAS ys, T* TIKHONOV_NO_ALIAS dzs,
                                   int64_t count) {
     for (int64_t i = 0; i < count; ++i) dzs[i] = widen(ys[i]) <= 0 ? T{0} : dys[i];

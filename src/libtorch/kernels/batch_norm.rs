@@ -1,15 +1,15 @@
 //! Batch normalisation in training on the CPU, fused with the addition and the ReLU after it.
 
-use std::ffi::c_char;
 use std::ptr::{null, null_mut};
 
 use anyhow::Result;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use super::take_tensor;
+use super::super::take_tensor;
+use super::{Kernel, is_enabled};
 
-unsafe extern "C" {
+shim! {
     fn tikhonov_batch_norm(
         xs: *const C_tensor,
         addend: *const C_tensor,
@@ -21,10 +21,10 @@ unsafe extern "C" {
         eps: f64,
         relu: bool,
         out: *mut *mut C_tensor,
-    ) -> *mut c_char;
+    );
 }
 
-/// What a batch normalisation knows of its channels, `[C]` each.
+/// Parameters and running statistics of a batch norm, `[C]` each.
 pub struct Channels<'a> {
     pub weight: Option<&'a Tensor>,
     pub bias: Option<&'a Tensor>,
@@ -35,8 +35,8 @@ pub struct Channels<'a> {
     pub eps: f64,
 }
 
-/// `relu(batch_norm(xs) + addend)` of a batch `[N, C, H, W]` in training, ReLU and addend as asked for, as
-/// one operation with a gradient (and no second one). None, and nothing done, unless `xs` and `addend` are
+/// `relu(batch_norm(xs) + addend)` of a batch `[N, C, H, W]` in training, the ReLU and the addend where given,
+/// as one operation with a gradient (and no second one). None, and nothing done, unless `xs` and `addend` are
 /// channels-last float32 or bfloat16 on the CPU and the channels' tensors float32: then libtorch's own
 /// operations are to be used.
 pub fn batch_norm(
@@ -45,6 +45,9 @@ pub fn batch_norm(
     channels: &Channels,
     relu: bool,
 ) -> Result<Option<Tensor>> {
+    if !is_enabled(Kernel::BatchNorm) {
+        return Ok(None);
+    }
     let pointer = |tensor: Option<&Tensor>| tensor.map_or(null(), |tensor| tensor.as_ptr());
     let Channels { weight, bias, running_mean, running_var, momentum, eps } = *channels;
     let mut out = null_mut();

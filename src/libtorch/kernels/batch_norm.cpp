@@ -1,6 +1,6 @@
 // Batch normalisation in training, with the addition and the ReLU that follow it: one operation of autograd
-// for channels-last images on the CPU. libtorch takes a pass over memory for each; here statistics take one,
-// values one, gradients two. Every function returns nullptr, or the text of the exception.
+// for channels-last images on the CPU. libtorch makes a pass over memory for each of them; here statistics
+// take one, values one, gradients two. Every function returns nullptr, or the text of the exception.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -9,12 +9,12 @@
 #include <numeric>
 
 #include "guarded.h"
-#include "simd.h"
+#include "kernels/simd.h"
 
 namespace {
 
-// Channels-last memory as rows of `width` values, a whole number of pixels: long enough to fill vectors
-// whatever the number of channels, so that every per-channel factor is repeated along the row.
+// Channels-last memory as rows of `width` values, a whole number of pixels: long enough to fill vectors for
+// any number of channels. Per-channel factors are repeated along the row.
 struct Rows {
   int64_t channels;
   int64_t width;
@@ -34,7 +34,7 @@ struct Rows {
   // threads, so sums over them do not either.
   template <typename F>
   void each(F&& f) const {
-    // Below this many pieces another thread costs more than it does.
+    // Two pieces per thread: with fewer, waking a thread costs more than its work.
     at::parallel_for(0, pieces(), 2, [&](int64_t begin, int64_t end) {
       for (int64_t at = begin; at < end; ++at) f(at, at * piece, std::min(piece, values - at * piece));
     });
@@ -123,9 +123,9 @@ struct Apply {
   }
 };
 
-// The sums of dz and of dz (x - mean), where dz is dy with the ReLU's part undone: zero where the result was.
+// The sums of dz and of dz (x - mean), where dz is the gradient of the ReLU's input: zero where its result was.
 template <typename T, bool relu>
-struct Gather {
+struct GradientSums {
   static TIKHONOV_INLINE void run(const T* TIKHONOV_NO_ALIAS dys, const T* TIKHONOV_NO_ALIAS xs, int64_t count, int64_t width,
                                   const float* TIKHONOV_NO_ALIAS mean, const float* TIKHONOV_NO_ALIAS scale,
                                   const float* TIKHONOV_NO_ALIAS shift, float* TIKHONOV_NO_ALIAS sum,
@@ -143,7 +143,7 @@ struct Gather {
 
 // dx = scale (dz - offset - slope (x - mean))
 template <typename T, bool relu>
-struct Spread {
+struct InputGradient {
   static TIKHONOV_INLINE void run(const T* TIKHONOV_NO_ALIAS dys, const T* TIKHONOV_NO_ALIAS xs, T* TIKHONOV_NO_ALIAS dxs,
                                   int64_t count, int64_t width, const float* TIKHONOV_NO_ALIAS mean,
                                   const float* TIKHONOV_NO_ALIAS scale, const float* TIKHONOV_NO_ALIAS shift,
@@ -294,16 +294,16 @@ struct Normalize : torch::autograd::Function<Normalize> {
         const T* x = memory<const T>(xs) + first;
         const float *m = mean.data(), *a = scale.data(), *b = shift.data();
         if (added && relu) {
-          // Of the addend too.
+          // This is the gradient of the addend too.
           T* dz = memory<T>(dzs) + first;
-          simd<Undo<T>>(dy, memory<const T>(ys) + first, dz, count);
-          // A piece is in the cache still.
+          simd<ReluBackward<T>>(dy, memory<const T>(ys) + first, dz, count);
+          // The piece is still in the cache.
           dy = dz;
         }
         if (relu && !added) {
-          simd<Gather<T, true>>(dy, x, count, rows.width, m, a, b, sum, product);
+          simd<GradientSums<T, true>>(dy, x, count, rows.width, m, a, b, sum, product);
         } else {
-          simd<Gather<T, false>>(dy, x, count, rows.width, m, a, b, sum, product);
+          simd<GradientSums<T, false>>(dy, x, count, rows.width, m, a, b, sum, product);
         }
         float* out = sums.data() + piece * 2 * channels;
         rows.fold(sum, out);
@@ -330,9 +330,9 @@ struct Normalize : torch::autograd::Function<Normalize> {
         T* dx = memory<T>(dxs) + first;
         const float *m = mean.data(), *a = scale.data(), *b = shift.data(), *o = offset.data(), *s = slope.data();
         if (relu && !added) {
-          simd<Spread<T, true>>(dz, x, dx, count, rows.width, m, a, b, o, s);
+          simd<InputGradient<T, true>>(dz, x, dx, count, rows.width, m, a, b, o, s);
         } else {
-          simd<Spread<T, false>>(dz, x, dx, count, rows.width, m, a, b, o, s);
+          simd<InputGradient<T, false>>(dz, x, dx, count, rows.width, m, a, b, o, s);
         }
       });
     });
@@ -360,8 +360,8 @@ bool is_float(const at::Tensor* tensor) {
 
 extern "C" {
 
-// *out = relu(batch_norm(xs) + addend), the running statistics updated; null where these kernels do not take
-// the input, and nothing has been done. addend, weight and bias may be null.
+// *out = relu(batch_norm(xs) + addend), and updates the running statistics; null, and nothing done, for an
+// input that these kernels do not support. addend, weight and bias may be null.
 char* tikhonov_batch_norm(const at::Tensor* xs, const at::Tensor* addend, const at::Tensor* weight, const at::Tensor* bias,
                           const at::Tensor* running_mean, const at::Tensor* running_var, double momentum, double eps, bool relu,
                           at::Tensor** out) {

@@ -1,7 +1,7 @@
 // 3x3 convolutions of stride 1 on the CPU by minimal filtering, F(4x4, 3x3) of Lavin and Gray (2016): a
 // quarter of the multiplications, for the forward pass and both gradients, channels-last float32. The points
-// are 0, 2/3, -2/3, 3/2, -3/2 and infinity rather than the usual 1 and 2 (Barabasz et al. 2020): they round
-// about as well as a direct convolution does. Every function returns nullptr, or the text of the exception.
+// are 0, 2/3, -2/3, 3/2, -3/2 and infinity instead of the usual 1 and 2 (Barabasz et al. 2020), which brings
+// the rounding error close to that of a direct convolution. Every function returns nullptr, or the text of the exception.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -11,14 +11,14 @@
 #include <tuple>
 
 #include "guarded.h"
-#include "winograd.h"
+#include "kernels/winograd.h"
 
 namespace {
 
-int64_t up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
-// Working memory that a thread keeps from one convolution to the next: taken from the heap each time, it
-// would lie scattered between the activations and keep them from using each other's places.
+// Working memory that a thread keeps from one convolution to the next. Allocated anew each time, it would
+// fragment the heap between the activations.
 class Scratch {
   at::Tensor kept;
 
@@ -31,17 +31,17 @@ class Scratch {
     return kept.data_ptr<float>();
   }
 
-  // So many zeros, which stand for what is outside an image, and the memory after them.
+  // `zeros` zeros, read for pixels outside an image, and the memory after them.
   std::pair<const float*, float*> after_zeros(int64_t zeros, int64_t floats) {
-    float* start = take(up(zeros, 16) + floats);
-    return {start, std::fill_n(start, up(zeros, 16), 0.f)};
+    float* start = take(round_up(zeros, 16) + floats);
+    return {start, std::fill_n(start, round_up(zeros, 16), 0.f)};
   }
 };
 
-// What a thread shares with those that work for it, and what it works with itself.
+// `shared` is written by the calling thread's workers too; `own` is for one thread.
 thread_local Scratch shared, own;
 
-// What a convolution reads and makes, in tiles.
+// The input and the result of a convolution, in tiles.
 struct Pass {
   Tiles source, result;
   int64_t tiles, lanes;
@@ -54,10 +54,11 @@ struct Pass {
     tiles = xs.size(0) * down * across;
   }
 
-  // Whether the transformed weights are larger than the transformed images, which are then made all at once.
+  // Whether the transformed weights are larger than the transformed images; then all images are transformed at
+  // once.
   bool few() const { return tiles < result.channels; }
 
-  // Then the weights may be transformed by the panel, which stays in the cache, and the panels shared out.
+  // Then each thread transforms its own panels of the weights, which stay in its cache.
   bool by_panels() const { return few() && Panels(1, result.channels, lanes).count() >= at::get_num_threads(); }
 };
 
@@ -65,7 +66,7 @@ struct Pass {
 // core's cache.
 constexpr int64_t kBlockFloats = 512 * 1024 / sizeof(float);
 
-// xs [N, C, H, W] by filters of which each row is a channel of xs and each column one of the result.
+// Convolves xs [N, C, H, W] with filters: each row is a channel of xs, each column a channel of the result.
 at::Tensor convolve(const at::Tensor& xs, const Filters<const float>& filters, int64_t out_channels, const float* bias,
                     int64_t padding) {
   const Pass pass(xs, out_channels, padding);
@@ -85,7 +86,7 @@ at::Tensor convolve(const at::Tensor& xs, const Filters<const float>& filters, i
     by_lanes<ToOutput>(&pass.result, y, sink, begin, end, static_cast<const float*>(out), out_plane, width, panel * wide, bias);
   };
   if (pass.by_panels()) {
-    const int64_t in_plane = up(tiles, kRows) * in_channels + 16, out_plane = up(tiles, kRows) * wide + 16;
+    const int64_t in_plane = round_up(tiles, kRows) * in_channels + 16, out_plane = round_up(tiles, kRows) * wide + 16;
     const float* zeros;
     float* in;
     std::tie(zeros, in) = shared.after_zeros(in_channels, kPlanes * in_plane);
@@ -112,9 +113,9 @@ at::Tensor convolve(const at::Tensor& xs, const Filters<const float>& filters, i
     by_lanes<OfWeight>(&filters, out_channels, begin, end, filter, &panels);
   });
   const int64_t fitting = kBlockFloats / (kPlanes * (in_channels + wide)) / kRows * kRows;
-  const int64_t block = std::min(std::max<int64_t>(fitting, 4 * kRows), up((tiles + threads - 1) / threads, kRows));
+  const int64_t block = std::min(std::max<int64_t>(fitting, 4 * kRows), round_up((tiles + threads - 1) / threads, kRows));
   const int64_t blocks = (tiles + block - 1) / block;
-  // With fewer blocks than threads the panels are shared out too.
+  // With fewer blocks than threads the panels are divided among threads too.
   const int64_t shares = std::min(panels.count(), std::max<int64_t>(1, threads / blocks));
   at::parallel_for(0, blocks * shares, 1, [&](int64_t begin, int64_t end) {
     const int64_t in_plane = block * in_channels + 16, out_plane = block * wide + 16;
@@ -131,8 +132,8 @@ at::Tensor convolve(const at::Tensor& xs, const Filters<const float>& filters, i
   return ys;
 }
 
-// The gradient of the weights from xs [N, C, H, W] and the gradient dys [N, O, H', W'] of the results. Every
-// sum is made in an order that does not depend on the number of threads.
+// The gradient of the weights from xs [N, C, H, W] and the gradient dys [N, O, H', W'] of the results. The
+// order of every sum is independent of the number of threads.
 class WeightGradient {
   const Pass pass;
   const int64_t in_channels, out_channels, padding;
@@ -149,8 +150,8 @@ class WeightGradient {
     Panels panels;
   };
 
-  // Rows of `count` tiles, and so many floats after its gradients. The last row's last group of channels
-  // reads a little beyond it, which the planes' gap allows.
+  // Rows of `count` tiles, and `more` floats after its gradients. The last group of channels of the last row
+  // reads a little beyond it, into the gap between two planes.
   Block block(Scratch& scratch, int64_t count, int64_t more) const {
     const Panels panels(count, out_channels, pass.lanes);
     const int64_t in_plane = count * in_channels + 16, ins = kPlanes * in_plane;
@@ -165,7 +166,7 @@ class WeightGradient {
     by_lanes<OfGradient>(&pass.result, dy, block.zeros, tile, tile + count, block.gradients, &block.panels, row);
   }
 
-  // What `count` tiles of the block give to a panel of a plane: groups of kRows rows from `group` on.
+  // The contribution of `count` tiles of the block to a panel of a plane: groups of kRows rows from `group` on.
   void multiply(const Block& block, int64_t count, int64_t plane, int64_t panel, int64_t group, int64_t groups, float* sum,
                 bool add) const {
     const Panels& panels = block.panels;
@@ -174,7 +175,7 @@ class WeightGradient {
     by_lanes<Multiply>(in, int64_t{1}, in_channels, groups, gradients, panels.width(panel), count, sum, add);
   }
 
-  // Few tiles: all at once, then each thread makes panels of the gradient.
+  // Few tiles: all are transformed at once, then each thread computes panels of the gradient.
   void by_panels() const {
     const Block all = block(shared, pass.tiles, 0);
     at::parallel_for(0, pass.tiles, 4, [&](int64_t begin, int64_t end) { transform(all, begin, begin, end - begin); });
@@ -191,7 +192,7 @@ class WeightGradient {
     });
   }
 
-  // Few channels: the sums of a share of the tiles stay in a core's cache, and the shares are added in the
+  // Few channels: the sums over a share of the tiles stay in a core's cache, and the shares are added at the
   // end.
   void by_shares() const {
     const int64_t row = in_channels + sums.vectors * pass.lanes, whole = kPlanes * sums.size();
@@ -225,10 +226,9 @@ class WeightGradient {
     });
   }
 
-  // Many of both: blocks of tiles in the cache that the cores share, and each thread sums the planes that are
-  // its own.
+  // Many tiles and channels: blocks of tiles in the shared cache, each thread sums its own planes.
   void by_planes() const {
-    const int64_t fitting = std::max<int64_t>(32, kShared / (kPlanes * (in_channels + up(out_channels, pass.lanes))));
+    const int64_t fitting = std::max<int64_t>(32, kShared / (kPlanes * (in_channels + round_up(out_channels, pass.lanes))));
     const int64_t count = pass.few() ? pass.tiles : std::min(pass.tiles, fitting), groups = sums.rows / kRows;
     const Block all = block(shared, count, kPlanes * sums.size());
     float* sum = all.gradients + kPlanes * all.panels.size();
@@ -250,7 +250,7 @@ class WeightGradient {
     });
   }
 
-  // Floats that fit the cache that the cores share, with room for more.
+  // Floats that fit into the shared cache, with room to spare.
   static constexpr int64_t kShared = 6 * 1024 * 1024 / sizeof(float);
 
  public:
@@ -260,26 +260,26 @@ class WeightGradient {
         in_channels(xs.size(1)),
         out_channels(dys.size(1)),
         padding(padding),
-        sums(up(in_channels, kRows), out_channels, pass.lanes),
+        sums(round_up(in_channels, kRows), out_channels, pass.lanes),
         x(xs.data_ptr<float>()),
         dy(dys.data_ptr<float>()),
         filters{weights.data_ptr<float>(), kTaps, in_channels * kTaps, false} {}
 
   void run() const {
     if (pass.by_panels()) return by_panels();
-    // What a core may sum in a cache of its own.
+    // Sums that fit into a core's own cache.
     const bool is_narrow = kPlanes * sums.size() <= 256 * 1024;
     return is_narrow && !pass.few() ? by_shares() : by_planes();
   }
 };
 
-// Each row of filters a channel of the images.
-at::Tensor forwards(const at::Tensor& xs, const at::Tensor& weight, const float* bias, int64_t padding) {
+// Each row of the filters is a channel of the images.
+at::Tensor convolve_forward(const at::Tensor& xs, const at::Tensor& weight, const float* bias, int64_t padding) {
   const int64_t out_channels = weight.size(0), in_channels = weight.size(1);
   return convolve(xs, {weight.data_ptr<float>(), kTaps, in_channels * kTaps, false}, out_channels, bias, padding);
 }
 
-at::Tensor backwards(const at::Tensor& dys, const at::Tensor& weight, int64_t padding) {
+at::Tensor convolve_input_gradient(const at::Tensor& dys, const at::Tensor& weight, int64_t padding) {
   const int64_t in_channels = weight.size(1);
   return convolve(dys, {weight.data_ptr<float>(), in_channels * kTaps, kTaps, true}, in_channels, nullptr, 2 - padding);
 }
@@ -291,12 +291,11 @@ struct Winograd : torch::autograd::Function<Winograd> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& xs, const at::Tensor& weight,
                             const std::optional<at::Tensor>& bias, int64_t padding, bool learns) {
     context->save_for_backward({xs, weight});
-    // Its memory is taken now: in the backward pass it would lie in the place of an activation, and that
-    // place be lost.
+    // Allocated now: in the backward pass it would take the place of a freed activation and fragment the heap.
     if (learns) context->saved_data["gradient"] = at::empty_like(weight);
     context->saved_data["padding"] = padding;
     context->saved_data["bias"] = bias.has_value();
-    return forwards(xs, weight, bias ? bias->data_ptr<float>() : nullptr, padding);
+    return convolve_forward(xs, weight, bias ? bias->data_ptr<float>() : nullptr, padding);
   }
 
   static variable_list backward(AutogradContext* context, variable_list gradients) {
@@ -306,7 +305,7 @@ struct Winograd : torch::autograd::Function<Winograd> {
     const int64_t padding = context->saved_data["padding"].toInt();
     const at::Tensor dys = gradients[0].contiguous(at::MemoryFormat::ChannelsLast);
     variable_list out(5);
-    if (context->needs_input_grad(0)) out[0] = backwards(dys, weight, padding);
+    if (context->needs_input_grad(0)) out[0] = convolve_input_gradient(dys, weight, padding);
     if (context->needs_input_grad(1)) {
       auto& saved = context->saved_data["gradient"];
       out[1] = saved.isTensor() ? std::move(saved).toTensor() : at::empty_like(weight);
@@ -318,7 +317,8 @@ struct Winograd : torch::autograd::Function<Winograd> {
   }
 };
 
-// Whether it pays: half the multiplications at most, and enough tiles for the transformed weights.
+// Whether it is faster: at most half the multiplications, and enough tiles for the cost of the transformed
+// weights.
 bool pays(const at::Tensor& xs, int64_t out_channels, int64_t padding) {
   if (std::min(xs.size(1), out_channels) < 16) return false;
   const Pass pass(xs, out_channels, padding);
@@ -330,8 +330,8 @@ bool pays(const at::Tensor& xs, int64_t out_channels, int64_t padding) {
 
 extern "C" {
 
-// *out = the convolution of xs [N, C, H, W] by weight [O, C, 3, 3], of stride 1, plus bias [O], which may be
-// null. Null where libtorch's own is the better one, and nothing has been done.
+// *out = the convolution of xs [N, C, H, W] with weight [O, C, 3, 3], of stride 1, plus bias [O], which may be
+// null. Null, and nothing done, where libtorch's own is faster or the input is not supported.
 char* tikhonov_winograd(const at::Tensor* xs, const at::Tensor* weight, const at::Tensor* bias, int64_t padding,
                         at::Tensor** out) {
   return guarded([&] {

@@ -1,31 +1,23 @@
 //! 3x3 convolutions by Winograd's minimal filtering on the CPU (Lavin & Gray 2016), which oneDNN does not
 //! have there.
 
-use std::ffi::c_char;
 use std::ptr::{null, null_mut};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use super::take_tensor;
+use super::super::take_tensor;
+use super::{Kernel, is_enabled};
 
-unsafe extern "C" {
+shim! {
     fn tikhonov_winograd(
         xs: *const C_tensor,
         weight: *const C_tensor,
         bias: *const C_tensor,
         padding: i64,
         out: *mut *mut C_tensor,
-    ) -> *mut c_char;
-}
-
-static ALLOWED: AtomicBool = AtomicBool::new(true);
-
-/// Whether [`conv2d`] may take anything, for the whole process.
-pub fn allow(on: bool) {
-    ALLOWED.store(on, Ordering::Relaxed);
+    );
 }
 
 /// The convolution of images `[N, C, H, W]` by `weight` `[O, C, 3, 3]`, of stride 1 with `padding` zeros
@@ -33,7 +25,7 @@ pub fn allow(on: bool) {
 /// convolution, a third of its time. None, and nothing done, where it would not pay or `xs` is not
 /// channels-last float32 on the CPU: then libtorch's own is to be used.
 pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, padding: i64) -> Result<Option<Tensor>> {
-    if !ALLOWED.load(Ordering::Relaxed) {
+    if !is_enabled(Kernel::Winograd) {
         return Ok(None);
     }
     let bias = bias.map_or(null(), |bias| bias.as_ptr());

@@ -1,4 +1,4 @@
-// The library that cuda.h speaks of.
+// The plugin that cuda.h describes.
 
 #include "cuda.h"
 
@@ -17,9 +17,9 @@ cudaDeviceProp* getDeviceProperties(c10::DeviceIndex device);
 
 namespace {
 
-// For what is undone after another failure, which is the one to be told.
+// Cleans up after a failure, whose error is the one to report.
 template <typename F>
-void regardless(F&& f) {
+void ignore_errors(F&& f) {
   try {
     f();
   } catch (...) {
@@ -36,20 +36,20 @@ struct Graph final : tikhonov::Recording {
   void end() override { graph.capture_end(); }
 
   void abandon() noexcept override {
-    regardless([&] { graph.capture_end(); });
-    regardless([&] { c10::cuda::CUDACachingAllocator::endAllocateToPool(device, graph.pool()); });
-    regardless([&] {
-      // A generator that was being recorded stays so; its twin was not.
+    ignore_errors([&] { graph.capture_end(); });
+    ignore_errors([&] { c10::cuda::CUDACachingAllocator::endAllocateToPool(device, graph.pool()); });
+    ignore_errors([&] {
+      // A generator stays in its recording state; that of a new one is not a recording one.
       at::Generator generator = at::cuda::detail::getDefaultCUDAGenerator(device);
-      const at::Generator twin = at::cuda::detail::createCUDAGenerator(device);
-      generator.graphsafe_set_state(twin.graphsafe_get_state());
+      const at::Generator copy = at::cuda::detail::createCUDAGenerator(device);
+      generator.graphsafe_set_state(copy.graphsafe_get_state());
     });
   }
 
   void replay() override { graph.replay(); }
 };
 
-struct Half final : tikhonov::Cuda {
+struct Plugin final : tikhonov::Cuda {
   void describe(c10::DeviceIndex device, TikhonovGpu& gpu) const override {
     const cudaDeviceProp* properties = at::cuda::getDeviceProperties(device);
     strncpy(gpu.name, properties->name, sizeof(gpu.name) - 1);
@@ -68,7 +68,7 @@ struct Half final : tikhonov::Cuda {
 
 }  // namespace
 
-extern "C" const tikhonov::Cuda* tikhonov_cuda_half() {
-  static const Half half;
-  return &half;
+extern "C" const tikhonov::Cuda* tikhonov_cuda_plugin() {
+  static const Plugin plugin;
+  return &plugin;
 }

@@ -21,9 +21,9 @@ struct Borrowed {
 type Run = unsafe extern "C" fn(*mut c_void, *const C_tensor, *mut C_tensor) -> bool;
 
 unsafe extern "C" {
-    fn tikhonov_segment_failed(text: *const c_char);
-    fn tikhonov_segment_answer(to: *mut C_tensor, from: *const C_tensor);
-    fn tikhonov_segment(
+    fn tikhonov_checkpoint_failed(text: *const c_char);
+    fn tikhonov_checkpoint_output(to: *mut C_tensor, from: *const C_tensor);
+    fn tikhonov_checkpoint(
         context: *mut c_void,
         run: Run,
         release: unsafe extern "C" fn(*mut c_void),
@@ -79,7 +79,7 @@ pub fn recomputed(
     // SAFETY: the shim takes `context` over and calls `release` on it once, whatever happens; tensors and
     // list outlive the call.
     let outcome = check(unsafe {
-        tikhonov_segment(Box::into_raw(context).cast(), through, release, xs.as_ptr(), buffers, &mut ys)
+        tikhonov_checkpoint(Box::into_raw(context).cast(), forward, release, xs.as_ptr(), buffers, &mut ys)
     });
     if let Err(message) = outcome {
         panic!("{message}");
@@ -89,19 +89,19 @@ pub fn recomputed(
 }
 
 /// No panic may cross the shim.
-unsafe extern "C" fn through(context: *mut c_void, xs: *const C_tensor, ys: *mut C_tensor) -> bool {
+unsafe extern "C" fn forward(context: *mut c_void, xs: *const C_tensor, ys: *mut C_tensor) -> bool {
     // SAFETY: the context is what `recomputed` made; the tensors are the shim's and live as long as this
     // call.
     unsafe {
         let segment = &*context.cast::<Segment>();
         match catch_panics(|| segment(&Tensor::clone_from_ptr(xs.cast_mut()))) {
             Ok(answer) => {
-                tikhonov_segment_answer(ys, answer.as_ptr());
+                tikhonov_checkpoint_output(ys, answer.as_ptr());
                 true
             }
             Err(error) => {
                 let text = CString::new(format!("{error:#}").replace('\0', "")).unwrap_or_default();
-                tikhonov_segment_failed(text.as_ptr());
+                tikhonov_checkpoint_failed(text.as_ptr());
                 false
             }
         }

@@ -1,7 +1,7 @@
 //! The fused batch norm against libtorch's own operations in float64.
 
 use tch::{Device, Kind, Tensor};
-use tikhonov::libtorch::norm::{Channels, batch_norm};
+use tikhonov::libtorch::kernels::batch_norm::{Channels, batch_norm};
 
 use crate::common::{self, channels_last};
 

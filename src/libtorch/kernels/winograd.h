@@ -1,22 +1,22 @@
-// The parts of a convolution by Winograd's method: tiles, their transforms, and the product between. By the
-// six points of F(4, 3) a side is 0, 2/3, -2/3, 3/2, -3/2 and infinity.
+// The parts of a convolution by Winograd's method: tiles, their transforms, and the products between them.
+// The six interpolation points of F(4, 3) are 0, 2/3, -2/3, 3/2, -3/2 and infinity.
 
 #pragma once
 
 #include <algorithm>
 
-#include "simd.h"
+#include "kernels/simd.h"
 
 namespace {
 
-// An output tile is 4x4, an input tile 6x6, and so is what stands between: 36 matrices.
+// An output tile is 4x4, an input tile 6x6, a transformed tile 6x6: the products are of 36 matrices (planes).
 constexpr int64_t kOut = 4, kIn = 6, kPlanes = kIn * kIn, kTaps = 9;
-// Rows of a product that are made at once, and how many terms are summed before they join the others.
+// Rows of a product that are computed at once, and terms that are summed before they are added to the others.
 constexpr int64_t kRows = 6, kDepth = 128;
 
 constexpr double kNear = 2.0 / 3, kFar = 3.0 / 2;
 
-// The transforms along one side, for values `step` apart. That kNear kFar = 1 saves multiplications.
+// The transforms along one side, for values `step` apart. kNear * kFar = 1 saves multiplications.
 template <typename V>
 struct Side {
   static constexpr float a = kNear, b = kFar, aa = kNear * kNear, bb = kFar * kFar, both = kNear * kNear + kFar * kFar;
@@ -83,8 +83,8 @@ struct Side {
   }
 };
 
-// A matrix of `rows` rows whose columns are kept in panels, a few vectors wide: what the product walks
-// through is contiguous.
+// A matrix of `rows` rows whose columns are stored in panels, a few vectors wide, so that the product reads
+// contiguous memory.
 struct Panels {
   int64_t rows;
   int64_t lanes;
@@ -103,22 +103,22 @@ struct Panels {
     const int64_t panel = vector / wide();
     return start(panel) + row * width(panel) + vector % wide() * lanes;
   }
-  // From one plane to the next; uneven, lest the 36 values of a place fall on the same lines of the cache.
+  // The distance between two planes. The odd 16 floats keep the 36 values of a place out of the same cache set.
   int64_t size() const { return rows * vectors * lanes + 16; }
 };
 
-// Images [N, H, W, C] in tiles of 4x4 of what a convolution makes of them, or of themselves.
+// Images [N, H, W, C] in 4x4 tiles of the result of their convolution, or of their own pixels.
 struct Tiles {
   int64_t height, width, channels;
-  // Of the tiles.
+  // Tiles per image.
   int64_t down, across;
 
   int64_t per_image() const { return down * across; }
 
-  // The pixels of a tile's square of `side`, that begins `before` pixels above and left of the tile, or
-  // `outside`.
+  // Pointers to the pixels of a square of `side` that begins `before` pixels above and left of the tile;
+  // `outside` for pixels outside the image.
   template <int64_t side, typename T>
-  TIKHONOV_INLINE void look(T* images, int64_t tile, int64_t before, T* outside, T** pixels) const {
+  TIKHONOV_INLINE void locate(T* images, int64_t tile, int64_t before, T* outside, T** pixels) const {
     const int64_t image = tile / per_image(), within = tile % per_image();
     const int64_t top = within / across * kOut - before, left = within % across * kOut - before;
     for (int64_t i = 0; i < side; ++i) {
@@ -133,8 +133,7 @@ struct Tiles {
   }
 };
 
-// The first channel of each vector of `channels`; the last one overlaps its neighbour where they do not come
-// out even.
+// The first channel of a vector; where the channels do not fill the last vector, it overlaps its neighbour.
 TIKHONOV_INLINE int64_t first(int64_t vector, int64_t lanes, int64_t channels) {
   return std::min(vector * lanes, channels - lanes);
 }
@@ -148,8 +147,8 @@ struct OfInput {
     const int64_t channels = tiles->channels;
     for (int64_t tile = begin; tile < end; ++tile, out += channels) {
       const float *pixels[kPlanes], *next[kPlanes];
-      tiles->look<kIn>(images, tile, before, zeros, pixels);
-      tiles->look<kIn>(images, std::min(tile + 1, end - 1), before, zeros, next);
+      tiles->locate<kIn>(images, tile, before, zeros, pixels);
+      tiles->locate<kIn>(images, std::min(tile + 1, end - 1), before, zeros, next);
       for (int64_t vector = 0; vector * lanes < channels; ++vector) {
         const int64_t c = first(vector, lanes, channels);
         for (int i = 0; i < kIn; ++i)
@@ -180,8 +179,8 @@ struct OfGradient {
     const int64_t channels = tiles->channels, plane = panels->size();
     for (int64_t tile = begin; tile < end; ++tile, ++row) {
       const float *pixels[kOut * kOut], *next[kOut * kOut];
-      tiles->look<kOut>(images, tile, 0, zeros, pixels);
-      tiles->look<kOut>(images, std::min(tile + 1, end - 1), 0, zeros, next);
+      tiles->locate<kOut>(images, tile, 0, zeros, pixels);
+      tiles->locate<kOut>(images, std::min(tile + 1, end - 1), 0, zeros, next);
       for (int64_t vector = 0; vector < panels->vectors; ++vector) {
         for (int i = 0; i < kOut * kOut; ++i) __builtin_prefetch(next[i] + vector * lanes);
         float* to = out + panels->at(row, vector);
@@ -221,8 +220,8 @@ struct ToOutput {
     const int64_t channels = tiles->channels, count = std::min(width, channels - from);
     for (int64_t tile = begin; tile < end; ++tile, in += width) {
       float *pixels[kOut * kOut], *next[kOut * kOut];
-      tiles->look<kOut>(images, tile, 0, sink, pixels);
-      tiles->look<kOut>(images, std::min(tile + 1, end - 1), 0, sink, next);
+      tiles->locate<kOut>(images, tile, 0, sink, pixels);
+      tiles->locate<kOut>(images, std::min(tile + 1, end - 1), 0, sink, next);
       for (int64_t c = 0; c < count; c += lanes) {
         for (int i = 0; i < kOut * kOut; ++i) __builtin_prefetch(next[i] + from + c, 1);
         V t[kOut * kIn], made[kOut];
@@ -260,13 +259,13 @@ struct ToOutput {
 template <typename T>
 struct Filters {
   T* weights;
-  // From one to the next.
+  // Distances between filters.
   int64_t row, column;
-  // Turned by half a circle, as the gradient of the inputs wants them.
-  bool turned;
+  // Rotated by 180 degrees, for the gradient of the inputs.
+  bool rotated;
 
   TIKHONOV_INLINE T* at(int64_t r, int64_t c) const { return weights + r * row + c * column; }
-  Filters from(int64_t c) const { return {at(0, c), row, column, turned}; }
+  Filters from(int64_t c) const { return {at(0, c), row, column, rotated}; }
 };
 
 // G g G' of the rows [begin, end) of a matrix of filters of so many columns.
@@ -284,7 +283,7 @@ struct OfWeight {
         float taps[kTaps][lanes] = {};
         for (int64_t lane = 0; lane < count; ++lane) {
           const float* filter = filters->at(row, vector * lanes + lane);
-          for (int k = 0; k < kTaps; ++k) taps[k][lane] = filter[filters->turned ? kTaps - 1 - k : k];
+          for (int k = 0; k < kTaps; ++k) taps[k][lane] = filter[filters->rotated ? kTaps - 1 - k : k];
         }
         V g[kTaps], t[kIn * 3], made[kIn];
         for (int k = 0; k < kTaps; ++k) g[k] = load<V>(taps[k]);
@@ -350,8 +349,8 @@ TIKHONOV_INLINE void block(const float* a, int64_t a_row, int64_t a_step, const 
     }
 }
 
-// The product of kRows * `blocks` rows by a panel of `width` columns, whose rows in c are `width` long. Its
-// sums are made of shorter ones, which round less.
+// The product of kRows * `blocks` rows and a panel of `width` columns, whose rows in c are `width` long. Long
+// sums are split into shorter ones, which round less.
 template <int lanes>
 struct Multiply {
   static TIKHONOV_INLINE void run(const float* a, int64_t a_row, int64_t a_step, int64_t blocks, const float* b, int64_t width,

@@ -1,8 +1,8 @@
 //! Memory that is refused: exit 6 with what to do, instead of an abort by the allocators of Rust and C++.
 //!
-//! Neither has a stable way to be told: Rust's allocator ends in `abort`, C++'s in an exception that a thread
-//! without a handler turns into `abort`. So both note the refusal, and the handler of SIGABRT ends the
-//! process as it should where there was one.
+//! Rust's allocator calls `abort` and has no stable handler; C++'s throws an exception, which a thread without a
+//! handler turns into `abort`. So both set a flag, and the handler of SIGABRT ends the process with exit 6
+//! where it is set.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::{c_int, c_void};
@@ -27,10 +27,10 @@ const SIG_DFL: usize = 0;
 static REFUSED: AtomicBool = AtomicBool::new(false);
 
 /// The system's allocator, which notes what it refuses.
-pub struct Heap;
+pub struct NotingAllocator;
 
 // SAFETY: every call is the system allocator's own; a flag is set beside that.
-unsafe impl GlobalAlloc for Heap {
+unsafe impl GlobalAlloc for NotingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as of the caller.
         noted(unsafe { System.alloc(layout) })
@@ -82,7 +82,7 @@ extern "C" fn aborted(number: c_int) {
 }
 
 /// From here on an abort for want of memory is exit 6.
-pub fn watch() {
+pub fn install_handlers() {
     // SAFETY: called before there are other threads; both handlers stay for the life of the process.
     unsafe {
         set_new_handler(Some(refused));

@@ -1,6 +1,6 @@
-// A linear map of a small batch with the ReLU after it on the CPU, one operation of autograd. For few rows
-// libtorch spends more time on finding its operations, and on repacking the weights for MKL, than on
-// multiplying.
+// A linear layer on a small batch with the ReLU after it on the CPU, one operation of autograd. For few rows
+// libtorch spends more time on dispatching its operations, and MKL on repacking the weights, than on the
+// multiplications.
 
 #include <ATen/ATen.h>
 #include <ATen/EmptyTensor.h>
@@ -19,14 +19,14 @@
 #endif
 
 #include "guarded.h"
-#include "simd.h"
-#include "team.h"
+#include "kernels/simd.h"
+#include "kernels/thread_pool.h"
 
 namespace {
 
-// From so many rows on MKL, which repacks its factors, is as fast.
-constexpr int64_t MOST_ROWS = 64;
-// Multiplications that are worth a thread: 3 us of them.
+// With more rows than this MKL, which repacks its factors, is as fast.
+constexpr int64_t MAX_ROWS = 64;
+// Multiplications that are worth another thread: about 3 us of them.
 constexpr int64_t GRAIN = 1 << 18;
 
 #if defined(__GNUC__)
@@ -38,16 +38,16 @@ struct Rows {
   int64_t stride;
 };
 
-// A matrix, or one turned, of which single values are asked for.
-struct Values {
+// A matrix or a transposed one, read value by value.
+struct Strided {
   const float* at;
   int64_t row, column;
 };
 
-// `height` rows of `width` vectors of columns of C = A B, the sums over `depth` in registers and in order: no
-// partition of C changes a bit of it.
+// `height` rows and `width` vectors of columns of C = A B. The sums over `depth` stay in registers and have a
+// fixed order: how C is divided among threads changes no bit of it.
 template <typename V, int height, int width>
-TIKHONOV_INLINE void tile(Values a, Rows<const float> b, Rows<float> c, int64_t depth) {
+TIKHONOV_INLINE void tile(Strided a, Rows<const float> b, Rows<float> c, int64_t depth) {
   constexpr int64_t lanes = sizeof(V) / sizeof(float);
   V sums[height][width] = {};
   for (int64_t k = 0; k < depth; ++k) {
@@ -61,19 +61,19 @@ TIKHONOV_INLINE void tile(Values a, Rows<const float> b, Rows<float> c, int64_t 
 }
 
 template <typename V, int height, int width>
-TIKHONOV_INLINE void tiles(Values a, Rows<const float> b, Rows<float> c, int64_t& row, int64_t rows, int64_t depth) {
+TIKHONOV_INLINE void tiles(Strided a, Rows<const float> b, Rows<float> c, int64_t& row, int64_t rows, int64_t depth) {
   for (; row + height <= rows; row += height)
     tile<V, height, width>({a.at + row * a.row, a.row, a.column}, b, {c.at + row * c.stride, c.stride}, depth);
 }
 
-// C = A B for at least a vector of columns: A [rows, depth], B [depth, columns]. As many sums at once as
-// there are registers.
+// C = A B for at least one vector of columns: A [rows, depth], B [depth, columns]. Computes as many sums at
+// once as there are registers.
 template <int lanes>
 struct Product {
   static constexpr int height = lanes == 16 ? 8 : 4;
 
   template <int width>
-  static TIKHONOV_INLINE void columns_from(int64_t column, Values a, Rows<const float> b, Rows<float> c, int64_t rows, int64_t depth) {
+  static TIKHONOV_INLINE void columns_from(int64_t column, Strided a, Rows<const float> b, Rows<float> c, int64_t rows, int64_t depth) {
     using V = typename Vector<lanes>::type;
     b.at += column;
     c.at += column;
@@ -83,21 +83,22 @@ struct Product {
     tiles<V, 1, width>(a, b, c, row, rows, depth);
   }
 
-  static TIKHONOV_INLINE void run(Values a, Rows<const float> b, Rows<float> c, int64_t rows, int64_t columns, int64_t depth) {
+  static TIKHONOV_INLINE void run(Strided a, Rows<const float> b, Rows<float> c, int64_t rows, int64_t columns, int64_t depth) {
     int64_t column = 0;
     for (; column + 2 * lanes <= columns; column += 2 * lanes) columns_from<2>(column, a, b, c, rows, depth);
-    // The last columns once more with those before them, where they do not fill a vector.
+    // Where the last columns do not fill a vector, it is moved back and some columns are computed twice.
     for (; column < columns; column += lanes) columns_from<1>(std::min(column, columns - lanes), a, b, c, rows, depth);
   }
 };
 
-// Which value of two vectors comes to place i when of each group of 2 `half` values one half is taken.
+// The index, in two concatenated vectors, of the i-th value when one half of each group of 2 * half values is
+// taken.
 template <int half, bool upper>
 constexpr int source(int i) {
   return i / half * 2 * half + i % half + (upper ? half : 0);
 }
 
-// The halves of both vectors' groups, added up: one vector that has each group at half its length.
+// Adds the two halves of each group of 2 * half values of a and b: one vector with groups of half the length.
 template <int half, typename V, int... i>
 TIKHONOV_INLINE V folded(const V& a, const V& b, std::integer_sequence<int, i...>) {
 #if defined(__clang__)
@@ -108,7 +109,7 @@ TIKHONOV_INLINE V folded(const V& a, const V& b, std::integer_sequence<int, i...
 #endif
 }
 
-// What each of as many vectors as one has values adds up to, as a vector.
+// The horizontal sums of `lanes` vectors, as one vector.
 template <int half, typename V>
 TIKHONOV_INLINE V totals(V* sums) {
   constexpr int lanes = sizeof(V) / sizeof(float);
@@ -121,11 +122,11 @@ TIKHONOV_INLINE V totals(V* sums) {
 // depth], B [columns, depth].
 template <int lanes>
 struct Dots {
-  // Together as many sums as a vector has values.
+  // height * width sums: as many as a vector has values.
   static constexpr int height = 4, width = lanes / height;
 
-  // `real_rows` rows and `real_columns` columns from A and B on; where they do not fill a tile, the last ones
-  // over and over.
+  // `real_rows` rows and `real_columns` columns, from the starts of A and B on; where they do not fill a tile,
+  // the last row or column is repeated.
   static TIKHONOV_INLINE void tile(Rows<const float> a, Rows<const float> b, const float* shift, bool relu, Rows<float> c,
                                    int64_t real_rows, int64_t real_columns, int64_t depth) {
     using V = typename Vector<lanes>::type;
@@ -166,14 +167,14 @@ struct Dots {
   }
 };
 
-// f(first, number) for all of `count` things that cost `each` multiplications, in multiples of `step`, on the
-// threads that they are worth.
+// f(first, number) over `count` items that cost `each` multiplications, in multiples of `step`, on as many
+// threads as the work is worth.
 template <typename F>
 void share(int64_t count, int64_t each, int64_t step, F&& f) {
   const int64_t steps = (count + step - 1) / step, worth = count * each / GRAIN;
-  const int64_t pieces = tikhonov::pieces_of(std::min(steps, worth));
-  tikhonov::together(pieces, [&](int64_t piece) {
-    const int64_t begin = piece * steps / pieces * step, end = (piece + 1) * steps / pieces * step;
+  const int64_t chunks = tikhonov::num_chunks(std::min(steps, worth));
+  tikhonov::parallel_for(chunks, [&](int64_t chunk) {
+    const int64_t begin = chunk * steps / chunks * step, end = (chunk + 1) * steps / chunks * step;
     f(begin, std::min(count, end) - begin);
   });
 }
@@ -188,7 +189,7 @@ struct Scratch {
 at::Tensor empty(at::IntArrayRef size) { return at::Tensor(at::detail::empty_cpu(size, at::kFloat)); }
 
 // ys = relu(xs weight' + bias)
-at::Tensor through(const at::Tensor& xs, const at::Tensor& weight, const at::Tensor& bias, bool relu) {
+at::Tensor forward(const at::Tensor& xs, const at::Tensor& weight, const at::Tensor& bias, bool relu) {
   const int64_t rows = xs.size(0), in = xs.size(1), out = weight.size(0);
   const at::Tensor ys = empty({rows, out});
   const Rows<const float> x = {xs.const_data_ptr<float>(), in}, w = {weight.const_data_ptr<float>(), in};
@@ -198,8 +199,8 @@ at::Tensor through(const at::Tensor& xs, const at::Tensor& weight, const at::Ten
   return ys;
 }
 
-// C = A B whatever the number of columns.
-void multiply(Values a, Rows<const float> b, Rows<float> c, int64_t rows, int64_t columns, int64_t depth) {
+// C = A B for any number of columns.
+void multiply(Strided a, Rows<const float> b, Rows<float> c, int64_t rows, int64_t columns, int64_t depth) {
   if (columns < simd_lanes()) {
     for (int64_t row = 0; row < rows; ++row) {
       for (int64_t column = 0; column < columns; ++column) {
@@ -210,11 +211,11 @@ void multiply(Values a, Rows<const float> b, Rows<float> c, int64_t rows, int64_
     }
   } else if (rows >= columns) {
     share(rows, columns * depth, 8, [&](int64_t first, int64_t count) {
-      by_lanes<Product>(Values{a.at + first * a.row, a.row, a.column}, b, Rows<float>{c.at + first * c.stride, c.stride}, count, columns,
+      by_lanes<Product>(Strided{a.at + first * a.row, a.row, a.column}, b, Rows<float>{c.at + first * c.stride, c.stride}, count, columns,
                         depth);
     });
   } else {
-    // Two of the widest vectors; what is left over goes with the last.
+    // Two of the widest vectors; the remainder goes with the last step.
     constexpr int64_t step = 32;
     const int64_t steps = std::max<int64_t>(1, columns / step);
     share(steps, rows * depth * step, 1, [&](int64_t first, int64_t count) {
@@ -228,7 +229,7 @@ using torch::autograd::Edge;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
-struct Dense : torch::autograd::Node {
+struct LinearNode : torch::autograd::Node {
   SavedVariable xs, weight, ys;
   bool relu = false;
 
@@ -240,7 +241,7 @@ struct Dense : torch::autograd::Node {
     const at::Tensor y = relu ? ys.unpack(shared_from_this()) : at::Tensor();
     const bool wanted[] = {task_should_compute_output(0), task_should_compute_output(1), task_should_compute_output(2)};
     if (at::GradMode::is_enabled()) {
-      // Who wants a second derivative gets it from libtorch's operations.
+      // For a second derivative the gradient is computed by libtorch's differentiable operations.
       const at::Tensor dz = relu ? at::threshold_backward(gradients[0], y, 0) : gradients[0];
       if (wanted[0]) out[0] = dz.mm(w);
       if (wanted[1]) out[1] = dz.t().mm(x);
@@ -251,9 +252,9 @@ struct Dense : torch::autograd::Node {
     const int64_t rows = x.size(0), in = x.size(1), width = w.size(0);
     const float* dy = dys.const_data_ptr<float>();
     const float* result = relu ? y.const_data_ptr<float>() : nullptr;
-    // The gradient before the ReLU.
+    // The gradient of the ReLU's input.
     const Scratch own(relu ? rows * width : 0);
-    if (relu) simd<Undo<float>>(dy, result, own.get(), rows * width);
+    if (relu) simd<ReluBackward<float>>(dy, result, own.get(), rows * width);
     const float* dz = relu ? own.get() : dy;
     if (wanted[0]) {
       out[0] = empty({rows, in});
@@ -280,7 +281,7 @@ struct Dense : torch::autograd::Node {
     ys.reset_data();
   }
 
-  std::string name() const override { return "DenseBackward"; }
+  std::string name() const override { return "FusedLinearBackward"; }
 };
 
 bool fits(const at::Tensor& tensor, int64_t dims) {
@@ -294,19 +295,19 @@ bool fits(const at::Tensor& tensor, int64_t dims) {
 
 extern "C" {
 
-// *out = relu(xs weight' + bias), the ReLU as asked for; null where these kernels do not take the input, and
-// nothing has been done. bias may be null.
-char* tikhonov_dense(const at::Tensor* xs, const at::Tensor* weight, const at::Tensor* bias, bool relu, at::Tensor** out) {
+// *out = relu(xs weight' + bias), with the ReLU where `relu`; null, and nothing done, for an input that these
+// kernels do not support. bias may be null.
+char* tikhonov_linear(const at::Tensor* xs, const at::Tensor* weight, const at::Tensor* bias, bool relu, at::Tensor** out) {
   return guarded([&] {
     *out = nullptr;
 #if defined(__GNUC__)
-    if (!fits(*xs, 2) || !fits(*weight, 2) || (bias && !fits(*bias, 1)) || xs->size(0) > MOST_ROWS) return;
+    if (!fits(*xs, 2) || !fits(*weight, 2) || (bias && !fits(*bias, 1)) || xs->size(0) > MAX_ROWS) return;
     if (xs->size(1) != weight->size(1) || (bias && bias->size(0) != weight->size(0))) return;
     if (at::autocast::is_autocast_enabled(at::kCPU)) return;
     const at::Tensor shift = bias ? *bias : at::Tensor();
-    at::Tensor ys = through(*xs, *weight, shift, relu);
+    at::Tensor ys = forward(*xs, *weight, shift, relu);
     if (torch::autograd::compute_requires_grad(*xs, *weight, shift)) {
-      const auto node = std::shared_ptr<Dense>(new Dense(), torch::autograd::deleteNode);
+      const auto node = std::shared_ptr<LinearNode>(new LinearNode(), torch::autograd::deleteNode);
       node->set_next_edges(torch::autograd::collect_next_edges(*xs, *weight, shift));
       node->relu = relu;
       torch::autograd::set_history(ys, node);

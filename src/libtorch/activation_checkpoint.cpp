@@ -1,5 +1,5 @@
-// Activation checkpointing (Chen et al. 2016): a segment of a network that keeps its input only, and runs
-// again in the backward pass, as torch.utils.checkpoint does it. Every function returns nullptr, or the text
+// Activation checkpointing (Chen et al. 2016), as torch.utils.checkpoint does it: a segment of a network keeps
+// its input alone and runs again in the backward pass. Every function returns nullptr, or the text
 // of the exception.
 
 #include <ATen/ATen.h>
@@ -11,7 +11,7 @@
 
 namespace {
 
-// What a segment computes: true when all went well, else tikhonov_segment_failed was told why.
+// Runs a segment. False where it failed; then tikhonov_checkpoint_failed has the reason.
 using Run = bool (*)(void* context, const at::Tensor* xs, at::Tensor* ys);
 
 thread_local std::string failure;
@@ -26,14 +26,14 @@ struct Segment {
   Segment(const Segment&) = delete;
   ~Segment() { release(context); }
 
-  at::Tensor through(const at::Tensor& xs) const {
+  at::Tensor forward(const at::Tensor& xs) const {
     at::Tensor ys;
     if (!run(context, &xs, &ys)) throw std::runtime_error(failure);
     return ys;
   }
 };
 
-// The generators that a segment on `device` may draw from, and where they stood.
+// The states of the random generators that a segment on `device` may draw from.
 struct Generators {
   std::vector<std::pair<at::Generator, at::Tensor>> states;
 
@@ -91,14 +91,14 @@ struct Recomputed : torch::autograd::Function<Recomputed> {
     Autocast::State autocast;
   };
 
-  // `tie` wants a gradient, so that the segment has one to pass on where its input, the images, has none.
+  // `tie` requires a gradient, so that the backward pass reaches the segment where its input (images) does not.
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& xs, const at::Tensor& tie,
                             const c10::intrusive_ptr<Kept>& kept) {
     ctx->save_for_backward({xs});
-    ctx->saved_data["wants"] = xs.requires_grad();
+    ctx->saved_data["requires_grad"] = xs.requires_grad();
     ctx->saved_data["kept"] = c10::IValue::make_capsule(kept);
-    at::Tensor ys = kept->segment->through(xs);
-    // Weights that were cast without recording must not be taken for those that were cast with it.
+    at::Tensor ys = kept->segment->forward(xs);
+    // Weights that were cast without recording gradients must not be reused where gradients are recorded.
     if (kept->autocast.enabled) at::autocast::clear_cache();
     return ys;
   }
@@ -108,7 +108,7 @@ struct Recomputed : torch::autograd::Function<Recomputed> {
     const auto capsule = ctx->saved_data["kept"].toCapsule();
     auto& kept = static_cast<Kept&>(*capsule);
     at::Tensor xs = ctx->get_saved_variables()[0].detach();
-    xs.set_requires_grad(ctx->saved_data["wants"].toBool());
+    xs.set_requires_grad(ctx->saved_data["requires_grad"].toBool());
     auto& buffers = kept.segment->buffers;
     std::vector<at::Tensor> before;
     for (const at::Tensor& buffer : buffers) before.push_back(buffer.clone());
@@ -119,12 +119,12 @@ struct Recomputed : torch::autograd::Function<Recomputed> {
       kept.generators->restore();
       const at::AutoGradMode recording(true);
       const Autocast autocast(kept.autocast);
-      ys = kept.segment->through(xs);
+      ys = kept.segment->forward(xs);
     }
     now.restore();
     torch::autograd::backward({ys}, {grads[0]});
-    // The running statistics saw this batch once already. Not before the backward pass, which checks that
-    // nobody touched them.
+    // The running statistics had seen this batch in the forward pass. Restored after the backward pass, which
+    // checks that they did not change.
     const c10::AutoGradMode off(false);
     if (!buffers.empty()) at::_foreach_copy_(buffers, before);
     return {xs.grad(), at::Tensor(), at::Tensor()};
@@ -140,16 +140,15 @@ struct TikhonovTensors {
   size_t count;
 };
 
-void tikhonov_segment_failed(const char* text) { failure = text; }
+void tikhonov_checkpoint_failed(const char* text) { failure = text; }
 
-void tikhonov_segment_answer(at::Tensor* to, const at::Tensor* from) { *to = *from; }
+void tikhonov_checkpoint_output(at::Tensor* to, const at::Tensor* from) { *to = *from; }
 
-// ys = run(xs), of which the graph keeps xs alone. `release` is called once, when nobody needs `context` any
-// more.
-char* tikhonov_segment(void* context, Run run, void (*release)(void*), const at::Tensor* xs, TikhonovTensors buffers,
+// ys = run(xs), of which the graph keeps xs alone. `release` is called once, when `context` is no longer used.
+char* tikhonov_checkpoint(void* context, Run run, void (*release)(void*), const at::Tensor* xs, TikhonovTensors buffers,
                        at::Tensor** ys) {
   return guarded([&] {
-    // First of all: from here on somebody releases the context.
+    // First of all: from here on the context is released in any case.
     auto segment = std::make_shared<Segment>(context, run, release);
     for (size_t i = 0; i < buffers.count; ++i) segment->buffers.push_back(*buffers.tensors[i]);
     auto kept = c10::make_intrusive<Recomputed::Kept>();

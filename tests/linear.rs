@@ -1,7 +1,7 @@
-//! The linear map of small batches against libtorch's own operations in float64.
+//! The linear kernel for small batches against libtorch's own operations in float64.
 
 use tch::{Device, Kind, Tensor};
-use tikhonov::libtorch::dense::linear;
+use tikhonov::libtorch::kernels::linear::linear;
 use tikhonov::libtorch::optim::total_norm;
 
 use crate::common::{self, run as binary, write_config};
