@@ -55,7 +55,7 @@ impl Loaded {
         weights
     }
 
-    /// Which weights [`weights`](Self::weights) gives, for people: nothing where the run has one kind only.
+    /// Which weights [`weights`](Self::weights) gives, as a message says it: nothing where the run has one kind only.
     pub fn kind(&self) -> &'static str {
         match (&self.ema, &self.state.config["train"]["ema"]) {
             (Some(_), _) => " (averaged weights)",

@@ -130,7 +130,7 @@ impl State {
     }
 }
 
-/// What stands before the digits of the sum, and after them.
+/// The text before the digits of the sum, and after them.
 const OPENING: &str = "{\n  \"sha256\": \"";
 const CLOSING: &str = "\",\n";
 

@@ -176,7 +176,7 @@ impl Weights {
         }
     }
 
-    /// What they are, for people.
+    /// What they are, as a message says it.
     pub fn name(&self) -> String {
         match self {
             Self::Checkpoint(loaded) => format!("{}{}", loaded.folder.display(), loaded.kind()),
@@ -184,7 +184,7 @@ impl Weights {
         }
     }
 
-    /// What they are, for a line that goes on: the notes of a file stand above it.
+    /// What they are, for a line that goes on: the notes of a file are above it.
     pub fn on(&self, run: &Path) -> String {
         match self {
             Self::Checkpoint(_) => self.name(),

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::{WIDTH, escape, number, width};
 
-/// What a colour stands for.
+/// What a colour means.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Ramp {
     /// From the least of the cells to the largest, viridis (Smith and van der Walt 2015).

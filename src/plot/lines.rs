@@ -33,7 +33,7 @@ pub struct Lines {
     /// Of y.
     pub kind: Kind,
     pub series: Vec<Series>,
-    /// Names stand at the ends of the curves where there are no more than this.
+    /// Names are at the ends of the curves where there are no more than this.
     pub direct: usize,
 }
 

@@ -4,7 +4,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Linear,
-    /// By the logarithm; 0 stands apart before the others, what is below it has no place.
+    /// By the logarithm; 0 is apart before the others, what is below it has no place.
     Log,
     /// By the logarithm where all are above 0 and the largest is 30 times the smallest or more.
     Auto,

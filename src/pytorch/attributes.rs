@@ -121,7 +121,7 @@ fn sides(padding: &Json, value: &impl Fn(&str) -> Option<Json>) -> Json {
     }
 }
 
-/// A number stands for a tuple of it.
+/// A number is the same as a tuple of it.
 fn same(one: &Json, other: &Json) -> bool {
     match (one, other) {
         (Json::Array(one), Json::Array(other)) => {

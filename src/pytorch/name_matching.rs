@@ -75,7 +75,7 @@ pub fn match_keys(wanted: &[Named], found: &[Named]) -> KeyMatch {
 
 fn compare(wanted: &[Named], found: &[Named], by_name: &HashMap<&str, usize>, strip: &Strip) -> KeyMatch {
     let mut fit = KeyMatch { stripped: strip.name(), ..KeyMatch::default() };
-    // A name that is wanted as it stands goes before one that is so only when stripped.
+    // A name that is wanted as it is goes before one that is so only when stripped.
     let mut taken: HashMap<usize, usize> = HashMap::new();
     for (index, (name, _)) in found.iter().enumerate() {
         if let Some(&at) = by_name.get(*name).filter(|_| strip.apply(name) == *name) {
@@ -219,7 +219,7 @@ mod tests {
             assert_eq!((fit.mapping.clone(), fit.stripped.clone()), (vec![(0, first), (1, first + 1)], None));
             assert_eq!(fit.unexpected.len(), 2);
         }
-        // One name as it stands, the other under a prefix: both are found, and the exact one is not replaced.
+        // One name as it is, the other under a prefix: both are found, and the exact one is not replaced.
         let found = [("m.a.weight", W), ("m.a.bias", B), ("a.weight", W)];
         let fit = match_keys(&wanted, &found);
         assert_eq!((fit.mapping, fit.stripped.as_deref()), (vec![(0, 2), (1, 1)], Some("m.")));

@@ -1,4 +1,4 @@
-//! Weights from any file that Python users have: named tensors and what stands beside them.
+//! Weights from any file that Python users have: named tensors and what is saved beside them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -33,7 +33,7 @@ pub struct Part {
 #[derive(Debug)]
 pub struct Weights {
     pub container: Container,
-    /// For people: which part of the file the tensors are, such as "state_dict under `net`".
+    /// As a message says it: which part of the file the tensors are, such as "state_dict under `net`".
     pub structure: String,
     /// Dotted path of that part; empty for the whole file.
     pub key: String,
@@ -100,7 +100,7 @@ impl Weights {
         Ok(self.tensors.iter().map(|(name, _)| !ignored.matches(name)).collect())
     }
 
-    /// The other parts, for people; empty where there are none.
+    /// The other parts, as a message lists them; empty where there are none.
     pub fn other_parts(&self) -> String {
         let name = |(path, count): &(String, usize)| match path.as_str() {
             crate::pytorch::reader::ROOT => format!("`{path}`, the file's root ({count})"),

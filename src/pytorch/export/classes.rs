@@ -34,7 +34,7 @@ pub struct Class {
     pub instances: Vec<Vec<Arg>>,
     /// Of each value: the argument of the class that it comes from, if any.
     pub slots: Vec<Option<usize>>,
-    /// Names of the arguments, and the value that stands for each.
+    /// Names of the arguments, and the value of each.
     pub params: Vec<(String, usize)>,
     signature: String,
 }

@@ -195,7 +195,7 @@ pub fn attribute(name: &str) -> String {
     if is_plain(name) { format!("self.{name}") } else { format!("getattr(self, \"{name}\")") }
 }
 
-/// Whether `name` can stand behind a dot.
+/// Whether `name` can be an attribute.
 pub fn is_plain(name: &str) -> bool {
     !name.starts_with(|first: char| first.is_ascii_digit()) && !KEYWORDS.contains(&name)
 }

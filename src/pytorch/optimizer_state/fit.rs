@@ -35,7 +35,7 @@ pub struct Fitted {
 }
 
 impl PythonOptimizer {
-    /// The state for `params`, which stand in Python's order of definition: that of `model.parameters()`.
+    /// The state for `params`, which are in Python's order of definition: that of `model.parameters()`.
     /// Their numbers or names and shapes must fit; values in which the file's optimiser differs from `spec`
     /// are notes. Errors exit with 4 and list everything that does not fit.
     pub fn fit(&self, params: &[Known], spec: &OptimizerSpec) -> Result<Fitted> {

@@ -218,7 +218,7 @@ fn states(file: &PythonFile, value: Value, ids: &[Id]) -> Result<Vec<Vec<(String
     let state = heap.get(value, "state").context("no `state`")?;
     let items = heap.items(state).unwrap_or_default();
     file.budget.charge(96 * items.len() as u64)?;
-    // Of a key that stands twice the last value counts.
+    // Of a key that occurs twice the last value counts.
     let by_id: std::collections::HashMap<Id, Value> =
         items.iter().filter_map(|&(key, value)| Some((id(file, key)?, value))).collect();
     let mut states = Vec::new();

@@ -1,4 +1,4 @@
-//! What stands beside the weights, as JSON: numbers and strings as they are, objects by their class name.
+//! What is saved beside the weights, as JSON: numbers and strings as they are, objects by their class name.
 
 use serde_json::{Map, Value as Json, json};
 

@@ -248,7 +248,7 @@ impl Unpickler<'_> {
             .collect()
     }
 
-    /// What a persistent id stands for: a storage, or (legacy files of whole models) a class with its source.
+    /// What a persistent id refers to: a storage, or (legacy files of whole models) a class with its source.
     pub(super) fn persistent(&mut self, id: Value) -> Result<Value> {
         let parts = self.heap.sequence(id).context("a persistent id that is no tuple")?.to_vec();
         let text = |index: usize| parts.get(index).and_then(|&value| self.heap.str(value));

@@ -25,7 +25,7 @@ pub enum Object {
     Tuple(Vec<Value>),
     List(Vec<Value>),
     Set(Vec<Value>),
-    /// In insertion order. A key may stand twice in a hostile file; the last one counts.
+    /// In insertion order. A key may occur twice in a hostile file; the last one counts.
     Dict(Vec<(Value, Value)>),
     /// A class or function by name; never imported.
     Global(Box<Global>),

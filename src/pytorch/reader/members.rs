@@ -12,7 +12,7 @@ use super::lookup::join;
 /// Attributes nested deeper than this are no module.
 const MAX_DEPTH: usize = 64;
 
-/// What a state_dict's key may stand for.
+/// What a state_dict's key may be.
 pub(super) enum Item<'a> {
     Tensor(&'a TensorInfo),
     /// The record of another kind of tensor.

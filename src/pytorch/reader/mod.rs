@@ -121,7 +121,7 @@ pub fn detect(source: &Source) -> Result<Container> {
             )
         }
         _ if head.get(257..262) == Some(b"ustar") => {
-            // A header of PAX, of 512 bytes and as many of its own, may stand before the first entry's.
+            // A header of PAX, of 512 bytes and as many of its own, may come before the first entry's.
             let first = if starts(b"././@PaxHeader") { start.get(1024..1124) } else { head.get(..100) };
             let name = first.unwrap_or_default().split(|&byte| byte == 0).next().unwrap_or_default();
             // PyTorch's own tar files begin with this entry.

@@ -48,7 +48,7 @@ impl<'a> Unpickler<'a> {
         }
     }
 
-    /// Runs one pickle up to its STOP and returns what it describes; `input` stands behind it afterwards.
+    /// Runs one pickle up to its STOP and returns what it describes; `input` is behind it afterwards.
     pub fn run(&mut self, input: &mut Input) -> Result<Value> {
         self.stack.clear();
         self.marks.clear();

@@ -35,7 +35,7 @@ pub struct Header {
     pub metadata: Vec<(String, String)>,
 }
 
-/// A JSON object none of whose keys stands twice, nor any of those in its `__metadata__`. The crate keeps the
+/// A JSON object none of whose keys occurs twice, nor any of those in its `__metadata__`. The crate keeps the
 /// last of two.
 struct UniqueKeys;
 

@@ -17,7 +17,7 @@ pub struct UnsupportedTensor {
 }
 
 impl PythonFile {
-    /// What kind of tensor a record stands for, where no other code knows it.
+    /// What kind of tensor a record is, where no other code knows it.
     pub(super) fn stranger(&self, value: Value) -> Option<&'static str> {
         let record = self.heap.record(value)?;
         if is_array(&self.heap, record.class) {

@@ -47,7 +47,7 @@ impl Found {
         Ok(())
     }
 
-    /// For people: `state_dict under "net"`.
+    /// As a message says it: `state_dict under "net"`.
     pub fn describe(&self) -> String {
         let kind = match self.kind {
             Kind::StateDict => "state_dict",
@@ -76,7 +76,7 @@ impl PythonFile {
         self.find_raw(key, false)
     }
 
-    /// The same; with `raw` not those of a moving average where others of as many tensors stand beside them.
+    /// The same; with `raw` not those of a moving average where others of as many tensors are beside them.
     pub fn find_raw(&self, key: Option<&str>, raw: bool) -> Result<Found> {
         if let Some(key) = key {
             let value = self.lookup(key)?;

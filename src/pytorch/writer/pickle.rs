@@ -78,7 +78,7 @@ impl Writer<'_> {
     /// A call of `_rebuild_tensor_v2`.
     fn tensor(&mut self, view: &View) -> Result<()> {
         let storage = &self.plan.storages[view.storage];
-        // float8 has no typed storage: it is untyped bytes and the dtype stands beside the tensor.
+        // float8 has no typed storage: it is untyped bytes and the dtype is saved beside the tensor.
         let (function, class, unit) = match view.dtype.storage_class() {
             Some(class) => ("_rebuild_tensor_v2", format!("torch\n{class}"), 1),
             None => ("_rebuild_tensor_v3", "torch.storage\nUntypedStorage".into(), view.dtype.size() as i64),

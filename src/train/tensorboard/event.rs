@@ -84,7 +84,7 @@ impl Event {
         put_bytes(&mut self.summary, 1, &value);
     }
 
-    /// As it stands in the file.
+    /// As it is in the file.
     pub fn record(&self) -> Vec<u8> {
         let mut message = self.bytes.clone();
         if !self.summary.is_empty() {
