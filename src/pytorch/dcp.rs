@@ -7,7 +7,8 @@ use std::path::{Component, Path};
 use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Tensor};
 
-use super::weights::{Part, Unreadable, Weights, tensors};
+use super::named_weights::{Part, Unreadable, Weights};
+use super::single_file::tensors;
 use crate::pytorch::reader::heap::{ObjectArena, Value};
 use crate::pytorch::reader::source::{Budget, Source};
 use crate::pytorch::reader::{Container, ROOT, read_pickle, read_source};

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde_json::Value as Json;
 
-use super::weights::{Part, Unreadable, Weights, read_any};
+use super::named_weights::{Part, Unreadable, Weights};
+use super::single_file;
 
 const INDEX: &str = ".index.json";
 
@@ -55,8 +56,8 @@ pub fn read(index: &Path, part: &Part) -> Result<(Weights, Vec<Unreadable>)> {
     let mut unreadable = Vec::new();
     let mut container = None;
     for (file, names) in &wanted {
-        let (shard, broken) =
-            read_any(&folder.join(file), &Part::default()).with_context(|| format!("shard {file}"))?;
+        let (shard, broken) = single_file::read(&folder.join(file), &Part::default())
+            .with_context(|| format!("shard {file}"))?;
         container.get_or_insert(shard.container);
         let broken: Vec<_> =
             broken.into_iter().filter(|tensor| names.contains(&tensor.name.as_str())).collect();

@@ -14,9 +14,9 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::block::{Block, COMPOSITES, single};
 use super::expr::is_name;
 use super::naming::Kinds;
 use super::scope::{Scope, arguments, fill, merge, name};
@@ -27,17 +27,6 @@ use crate::util::yaml::{self, Invalid, nearest};
 const MAX_LAYERS: usize = 10_000;
 /// Sequences inside sequences; blocks that hold blocks count too.
 const MAX_DEPTH: usize = 48;
-pub const COMPOSITES: [&str; 4] = ["concat", "repeat", "residual", "sequential"];
-
-/// A layer type of the user's own.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Block {
-    /// Arguments and their defaults; null for one that must be given.
-    #[serde(default)]
-    pub args: Map<String, Value>,
-    layers: Value,
-}
 
 /// One place in the network, before shapes are known.
 #[derive(Debug)]
@@ -92,12 +81,6 @@ pub fn expand(
     let mut expander = Expander { blocks, globals: &globals, stack: Vec::new(), depth: 0, layers: 0 };
     let layers = expander.children(layers, "layers", &globals)?;
     Ok(Expanded { input, layers })
-}
-
-/// The only entry of a mapping.
-pub fn single(value: &Value) -> Option<(&str, &Value)> {
-    let map = value.as_object().filter(|map| map.len() == 1)?;
-    map.iter().next().map(|(key, value)| (key.as_str(), value))
 }
 
 /// Whether a value can only be the arguments of a layer, so that the key above it must be a layer's name.

@@ -1,5 +1,6 @@
 //! A network as declared: YAML becomes a checked tree of layers, the tree becomes a tch network.
 
+mod block;
 mod builder;
 mod expand;
 mod expr;
@@ -51,7 +52,7 @@ struct Description {
     #[serde(default)]
     args: Map<String, Value>,
     #[serde(default)]
-    blocks: BTreeMap<String, expand::Block>,
+    blocks: BTreeMap<String, block::Block>,
     #[serde(default)]
     init: Map<String, Value>,
     /// The shape of one sample, without the batch dimension.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::expand::{Block, COMPOSITES, single};
+use super::block::{Block, COMPOSITES, single};
 use crate::nn::layers::LayerSpec;
 use crate::util::yaml::nearest;
 
