@@ -3,11 +3,18 @@
 //!
 //! In a config `schedule: cosine`, or with values and a warm-up beside the curve:
 //! `schedule: {cosine: {min_lr: 1e-5}, warmup: {epochs: 2}}`. Each curve starts from the optimiser's `lr`,
-//! written η₀ below, and equals PyTorch's scheduler of that name; `t` is the number of finished epochs or
-//! optimiser steps since the warm-up, `T` their total.
+//! written η₀ in the files, and equals PyTorch's scheduler of that name; `t` is the number of finished epochs
+//! or optimiser steps since the warm-up, `T` their total. A new schedule is one file and one row of the table.
 
-mod curve;
+mod constant;
+mod cosine;
+mod exponential;
+mod inverse_sqrt;
+mod linear;
+mod multistep;
+mod one_cycle;
 mod plateau;
+mod step;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -17,11 +24,87 @@ use serde::{Deserialize, Serialize};
 
 use crate::util::tagged_enum::{self, Body, Tagged};
 use crate::util::yaml::Invalid;
+pub use plateau::{Mode, Plateau};
 
-pub use curve::{Constant, Cosine, Curve, Exponential, InverseSqrt, Linear, Multistep, OneCycle, StepDecay};
-pub use plateau::{Mode, Plateau, PlateauSpec, ThresholdMode};
+/// One form of the learning rate over a run.
+trait Schedule {
+    /// The rate at `now`, from the optimiser's rate `base`.
+    fn lr(&self, base: f64, now: ScheduleStep, plateau: &Plateau) -> f64;
 
-/// Where a run stands.
+    /// The highest rate that it means to reach.
+    fn peak(&self, base: f64) -> f64 {
+        base
+    }
+
+    /// Refuses values out of range; paths are relative to the schedule.
+    fn validate(&self) -> Result<(), Invalid> {
+        Ok(())
+    }
+
+    /// Which way a metric is better that [`observe`](Self::observe) needs after each epoch.
+    fn monitors(&self) -> Option<Mode> {
+        None
+    }
+
+    /// Takes the metric of a finished epoch into `plateau`.
+    fn observe(&self, _metric: f64, _plateau: &mut Plateau) {}
+}
+
+macro_rules! schedules {
+    ($($name:literal => $variant:ident($spec:ty),)*) => {
+        /// The form of the learning rate, as declared.
+        #[derive(Clone, Debug, PartialEq, Serialize)]
+        pub enum Curve {
+            $(#[serde(rename = $name)] $variant($spec),)*
+        }
+
+        impl Curve {
+            fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => $name,)*
+                }
+            }
+
+            fn schedule(&self) -> &dyn Schedule {
+                match self {
+                    $(Self::$variant(spec) => spec,)*
+                }
+            }
+        }
+
+        impl Tagged for Curve {
+            const WHAT: &'static str = "a schedule";
+            const NAMES: &'static [&'static str] = &[$($name),*];
+
+            fn body<'de, D: Deserializer<'de>>(name: &str, body: D) -> Result<Self, D::Error> {
+                match name {
+                    $($name => tagged_enum::spec(body).map(Self::$variant),)*
+                    _ => Err(D::Error::unknown_variant(name, Self::NAMES)),
+                }
+            }
+        }
+    };
+}
+
+schedules! {
+    "constant" => Constant(constant::Constant),
+    "step" => Step(step::StepDecay),
+    "multistep" => Multistep(multistep::Multistep),
+    "exponential" => Exponential(exponential::Exponential),
+    "inverse_sqrt" => InverseSqrt(inverse_sqrt::InverseSqrt),
+    "cosine" => Cosine(cosine::Cosine),
+    "linear" => Linear(linear::Linear),
+    "one_cycle" => OneCycle(one_cycle::OneCycle),
+    "plateau" => Plateau(plateau::PlateauSpec),
+}
+
+impl Default for Curve {
+    fn default() -> Self {
+        Self::Constant(constant::Constant {})
+    }
+}
+
+/// A moment of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScheduleStep {
     /// Optimiser steps made so far: 0 during the first.
@@ -43,7 +126,7 @@ impl ScheduleStep {
         }
     }
 
-    /// The clock of a run that began `steps` later.
+    /// The same moment in a run that began `steps` later.
     fn since(&self, steps: u64) -> Self {
         Self {
             step: self.step.saturating_sub(steps),
@@ -60,6 +143,16 @@ pub enum Unit {
     /// A staircase: constant within an epoch.
     Epoch,
     Step,
+}
+
+impl Unit {
+    fn epoch() -> Self {
+        Self::Epoch
+    }
+
+    fn step() -> Self {
+        Self::Step
+    }
 }
 
 /// The learning rate over a run.
@@ -91,8 +184,8 @@ fn third() -> f64 {
 }
 
 impl Warmup {
-    fn length(&self, clock: ScheduleStep) -> u64 {
-        let epochs = self.epochs.map(|epochs| (epochs * clock.steps_per_epoch as f64).round() as u64);
+    fn length(&self, now: ScheduleStep) -> u64 {
+        let epochs = self.epochs.map(|epochs| (epochs * now.steps_per_epoch as f64).round() as u64);
         self.steps.or(epochs).unwrap_or(0)
     }
 
@@ -113,37 +206,32 @@ impl Warmup {
 }
 
 impl ScheduleSpec {
-    /// The learning rate of the step at `clock`, from the optimiser's rate `base`.
-    pub fn lr(&self, base: f64, clock: ScheduleStep, plateau: &Plateau) -> f64 {
+    /// The learning rate of the step `now`, from the optimiser's rate `base`.
+    pub fn lr(&self, base: f64, now: ScheduleStep, plateau: &Plateau) -> f64 {
         let Some(warmup) = self.warmup else {
-            return self.curve.lr(base, clock, plateau);
+            return self.curve.schedule().lr(base, now, plateau);
         };
-        let length = warmup.length(clock);
-        if clock.step < length {
-            let share = clock.step as f64 / length as f64;
+        let length = warmup.length(now);
+        if now.step < length {
+            let share = now.step as f64 / length as f64;
             return base * (warmup.start_factor + (1.0 - warmup.start_factor) * share);
         }
-        self.curve.lr(base, clock.since(length), plateau)
+        self.curve.schedule().lr(base, now.since(length), plateau)
     }
 
     /// The highest rate that the curve means to reach, from the optimiser's rate `base`.
     pub fn peak(&self, base: f64) -> f64 {
-        self.curve.peak(base)
+        self.curve.schedule().peak(base)
     }
 
     /// Feeds the metric of a finished epoch to `plateau`. Does nothing unless the curve is `plateau`.
     pub fn observe(&self, metric: f64, plateau: &mut Plateau) {
-        if let Curve::Plateau(spec) = &self.curve {
-            spec.observe(metric, plateau);
-        }
+        self.curve.schedule().observe(metric, plateau);
     }
 
     /// Whether [`observe`](Self::observe) must be fed a metric each epoch, and which way is better.
     pub fn watches(&self) -> Option<Mode> {
-        match &self.curve {
-            Curve::Plateau(spec) => Some(spec.mode.unwrap_or_default()),
-            _ => None,
-        }
+        self.curve.schedule().monitors()
     }
 
     /// The mode of a plateau that has none of its own.
@@ -158,7 +246,7 @@ impl ScheduleSpec {
         if let Some(warmup) = &self.warmup {
             warmup.validate().map_err(|invalid| invalid.under("warmup"))?;
         }
-        self.curve.validate().map_err(|invalid| invalid.under(self.curve.name()))
+        self.curve.schedule().validate().map_err(|invalid| invalid.under(self.curve.name()))
     }
 }
 
@@ -170,6 +258,18 @@ pub(crate) fn anneal(from: f64, to: f64, share: f64) -> f64 {
 /// t/T, held at 1 behind the end.
 pub(crate) fn progress((t, total): (u64, u64)) -> f64 {
     if total == 0 { 1.0 } else { t.min(total) as f64 / total as f64 }
+}
+
+fn power(base: f64, exponent: u64) -> f64 {
+    base.powf(exponent as f64)
+}
+
+fn default_gamma() -> f64 {
+    0.1
+}
+
+fn check_gamma(gamma: f64) -> Result<(), Invalid> {
+    check("gamma", gamma, gamma > 0.0, "above 0")
 }
 
 /// Refuses a value for which `range` does not hold, NaN and infinity always.
@@ -219,7 +319,7 @@ impl<'de> Deserialize<'de> for ScheduleSpec {
     }
 }
 
-/// The curves, and what stands beside them.
+/// The curves, and the key beside them.
 const KEYS: [&str; Curve::NAMES.len() + 1] = {
     let mut keys = ["warmup"; Curve::NAMES.len() + 1];
     let (names, _) = keys.split_at_mut(Curve::NAMES.len());

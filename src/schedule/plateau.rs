@@ -1,22 +1,22 @@
-//! Reduce-on-plateau, as `torch.optim.lr_scheduler.ReduceLROnPlateau`: the one schedule with a memory.
+//! Reduce-on-plateau, as `torch.optim.lr_scheduler.ReduceLROnPlateau`: the one schedule with a state.
 
 use serde::{Deserialize, Serialize};
 
-use super::check;
-use super::curve::tenth;
+use super::{Schedule, ScheduleStep, check, default_gamma};
 use crate::util::yaml::Invalid;
 
+/// η₀·factor^(number of reductions), no lower than `min_lr`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlateauSpec {
     /// In (0, 1).
-    #[serde(default = "tenth")]
+    #[serde(default = "default_gamma")]
     pub factor: f64,
-    /// Epochs without an improvement that are borne.
-    #[serde(default = "patience")]
+    /// Epochs without an improvement before a reduction.
+    #[serde(default = "default_patience")]
     pub patience: u64,
     /// An improvement counts when it is larger than this.
-    #[serde(default = "threshold")]
+    #[serde(default = "default_threshold")]
     pub threshold: f64,
     #[serde(default)]
     pub threshold_mode: ThresholdMode,
@@ -48,7 +48,7 @@ pub enum ThresholdMode {
     Abs,
 }
 
-/// What reduce-on-plateau remembers; nothing for the other curves.
+/// State of reduce-on-plateau; untouched by the other schedules.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Plateau {
@@ -58,26 +58,31 @@ pub struct Plateau {
     pub reductions: u64,
 }
 
-fn patience() -> u64 {
+fn default_patience() -> u64 {
     10
 }
-fn threshold() -> f64 {
+
+fn default_threshold() -> f64 {
     1e-4
 }
 
-impl PlateauSpec {
-    pub(super) fn lr(&self, base: f64, state: &Plateau) -> f64 {
+impl Schedule for PlateauSpec {
+    fn lr(&self, base: f64, _: ScheduleStep, state: &Plateau) -> f64 {
         let floor = self.min_lr.min(base);
         (0..state.reductions).fold(base, |lr, _| (lr * self.factor).max(floor))
     }
 
-    pub(super) fn validate(&self) -> Result<(), Invalid> {
+    fn validate(&self) -> Result<(), Invalid> {
         check("factor", self.factor, self.factor > 0.0 && self.factor < 1.0, "in (0, 1)")?;
         check("threshold", self.threshold, self.threshold >= 0.0, "at least 0")?;
         check("min_lr", self.min_lr, self.min_lr >= 0.0, "at least 0")
     }
 
-    pub(super) fn observe(&self, metric: f64, state: &mut Plateau) {
+    fn monitors(&self) -> Option<Mode> {
+        Some(self.mode.unwrap_or_default())
+    }
+
+    fn observe(&self, metric: f64, state: &mut Plateau) {
         let better = state.best.is_none_or(|best| {
             let margin = match self.threshold_mode {
                 // PyTorch scales by the best value, sign included.

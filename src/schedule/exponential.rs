@@ -1,0 +1,25 @@
+//! Exponential decay: PyTorch's `ExponentialLR`.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Plateau, Schedule, ScheduleStep, Unit, check_gamma, power};
+use crate::util::yaml::Invalid;
+
+/// η₀·gamma^t; a decay of d per epoch is gamma = 1 − d.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exponential {
+    pub gamma: f64,
+    #[serde(default = "Unit::epoch")]
+    pub by: Unit,
+}
+
+impl Schedule for Exponential {
+    fn lr(&self, base: f64, now: ScheduleStep, _: &Plateau) -> f64 {
+        base * power(self.gamma, now.count(self.by).0)
+    }
+
+    fn validate(&self) -> Result<(), Invalid> {
+        check_gamma(self.gamma)
+    }
+}

@@ -1,0 +1,27 @@
+//! Decay with the inverse square root of time.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Plateau, Schedule, ScheduleStep, Unit, check};
+use crate::util::yaml::Invalid;
+
+/// η₀/√(1 + gamma²·t)
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct InverseSqrt {
+    /// At least 0.
+    pub gamma: f64,
+    #[serde(default = "Unit::step")]
+    pub by: Unit,
+}
+
+impl Schedule for InverseSqrt {
+    fn lr(&self, base: f64, now: ScheduleStep, _: &Plateau) -> f64 {
+        let (t, _) = now.count(self.by);
+        base / (1.0 + self.gamma * self.gamma * t as f64).sqrt()
+    }
+
+    fn validate(&self) -> Result<(), Invalid> {
+        check("gamma", self.gamma, self.gamma >= 0.0, "at least 0")
+    }
+}

@@ -1,0 +1,40 @@
+//! A straight line: PyTorch's `LinearLR`.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Plateau, Schedule, ScheduleStep, Unit, check, progress};
+use crate::util::yaml::Invalid;
+
+/// η₀·(start_factor + (end_factor − start_factor)·t/T)
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Linear {
+    /// At least 0.
+    #[serde(default = "default_start_factor")]
+    pub start_factor: f64,
+    /// At least 0.
+    #[serde(default)]
+    pub end_factor: f64,
+    #[serde(default = "Unit::step")]
+    pub by: Unit,
+}
+
+fn default_start_factor() -> f64 {
+    1.0
+}
+
+impl Schedule for Linear {
+    fn lr(&self, base: f64, now: ScheduleStep, _: &Plateau) -> f64 {
+        let share = progress(now.count(self.by));
+        base * (self.start_factor + (self.end_factor - self.start_factor) * share)
+    }
+
+    fn peak(&self, base: f64) -> f64 {
+        base * self.start_factor.max(self.end_factor)
+    }
+
+    fn validate(&self) -> Result<(), Invalid> {
+        check("start_factor", self.start_factor, self.start_factor >= 0.0, "at least 0")?;
+        check("end_factor", self.end_factor, self.end_factor >= 0.0, "at least 0")
+    }
+}

@@ -1,0 +1,33 @@
+//! Steps at given times: PyTorch's `MultiStepLR`.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Plateau, Schedule, ScheduleStep, Unit, check_gamma, default_gamma, power};
+use crate::util::yaml::Invalid;
+
+/// η₀·gamma^(milestones passed)
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Multistep {
+    /// In epochs, or steps with `by: step`; ascending.
+    pub milestones: Vec<u64>,
+    #[serde(default = "default_gamma")]
+    pub gamma: f64,
+    #[serde(default = "Unit::epoch")]
+    pub by: Unit,
+}
+
+impl Schedule for Multistep {
+    fn lr(&self, base: f64, now: ScheduleStep, _: &Plateau) -> f64 {
+        let (t, _) = now.count(self.by);
+        let passed = self.milestones.iter().filter(|&&milestone| milestone <= t).count();
+        base * power(self.gamma, passed as u64)
+    }
+
+    fn validate(&self) -> Result<(), Invalid> {
+        if !self.milestones.is_sorted_by(|a, b| a < b) {
+            return Err(Invalid::new("milestones", "must ascend, each once"));
+        }
+        check_gamma(self.gamma)
+    }
+}
