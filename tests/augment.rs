@@ -1,9 +1,13 @@
 //! Augmentations against the formulas of their papers and of torchvision, written out in Python.
 
+use std::sync::Arc;
+
 use tch::{Device, Kind, Tensor};
-use tikhonov::data::augment::{self, Augment, Mixup, Pipeline};
+use tikhonov::data::augment::{self, Augment, Pipeline};
 use tikhonov::data::loader::{Loader, LoaderOptions, Preparation};
-use tikhonov::data::{Samples, Targets};
+use tikhonov::data::mask::{Encoding, Masks};
+use tikhonov::data::{DataSpec, Samples, Targets};
+use tikhonov::util::exit_code::{self, ExitCode};
 use tikhonov::util::rng::{CounterRng, RngStream};
 
 use crate::common::python;
@@ -17,7 +21,7 @@ fn run(yaml: &str, n: i64, channels: i64, height: i64, width: i64) -> (Vec<f64>,
     let pipeline = Pipeline::new(&list, &set.shape, false).unwrap();
     let mut numbers = Vec::new();
     for index in 0..n as u64 {
-        pipeline.draw(&mut CounterRng::new(7, 0, index, RngStream::Augment), [0, 0], &mut numbers);
+        pipeline.sample(&mut CounterRng::new(7, 0, index, RngStream::Augment), [0, 0], &mut numbers);
     }
     let prep = Preparation { normalize: None, augment: list };
     let whole = LoaderOptions { batch_size: n as usize, kind: Kind::Double, ..options() };
@@ -44,6 +48,128 @@ fn close(got: &[f64], want: &[f64], tolerance: f64) {
     assert_eq!(got.len(), want.len());
     let worst = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     assert!(worst <= tolerance, "differs by {worst}");
+}
+
+/// One use of each augmentation.
+const EXAMPLES: &[(&str, &str)] = &[
+    ("flip", "{horizontal: true, vertical: true}"),
+    ("crop", "{padding: 3, size: [10, 13], fill: 51}"),
+    ("dihedral", "{}"),
+    ("random_resized_crop", "{scale: [0.3, 0.8]}"),
+    ("rotation", "{degrees: 30, fill: 9}"),
+    ("color_jitter", "{brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.2}"),
+    ("noise", "{sigma: 0.2}"),
+    ("cutout", "{size: 5}"),
+    ("mixup", "{alpha: 1}"),
+    ("cutmix", "{}"),
+];
+
+#[test]
+fn every_augmentation_is_read_changes_images_and_goes_with_masks_or_is_refused_by_name() {
+    let names: Vec<_> = EXAMPLES.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, Augment::NAMES, "each augmentation of the table needs an example here");
+    let set = pictures(16, 3, 12, 12);
+    let plain = Loader::new(&set, &Preparation::default(), options()).unwrap();
+    let plain = batches(&plain, 0, 0);
+    // The mask of a picture is its second channel, so that the two can be compared wherever they go.
+    let Samples::Resident(levels) = &set.samples else { unreachable!() };
+    let levels = levels.remainder(3);
+    let masked = |targets| {
+        let mut set = dataset(Tensor::cat(&[&levels.narrow(1, 0, 2), &levels.narrow(1, 1, 1)], 1), targets);
+        set.shape[0] = 2;
+        set
+    };
+    let masks = Masks {
+        encoding: Encoding::numbers(3, Vec::new()),
+        pixels: vec![0; 3],
+        ignored: 0,
+        looked_at: [16, 16],
+        reading: String::new(),
+    };
+    let (masks, images) = (masked(Targets::Masks(Arc::new(masks))), masked(Targets::Images { channels: 1 }));
+    for (name, values) in EXAMPLES {
+        let yaml = format!("{{train: {{shapes: {{count: 8}}}}, augment: [{{{name}: {values}}}]}}");
+        let spec: DataSpec = tikhonov::util::yaml::decode(&serde_yaml::from_str(&yaml).unwrap()).expect(name);
+        spec.validate(&[]).expect(name);
+        let prep = Preparation { normalize: None, augment: spec.augment };
+        assert_eq!(prep.augment[0].name(), *name);
+        let loader = Loader::new(&set, &prep, options()).expect(name);
+        let changed = batches(&loader, 0, 0);
+        assert!(changed.iter().zip(&plain).all(|(a, b)| !a.xs.equal(&b.xs)), "{name} changes nothing");
+        assert_eq!(changed[0].xs.size()[1..], *loader.shape(), "{name}");
+        for set in [&masks, &images] {
+            match Loader::new(set, &prep, options()) {
+                Ok(loader) => {
+                    for batch in batches(&loader, 0, 0) {
+                        let image = (batch.xs.select(1, 1) * 255.0).round();
+                        let target = match batch.ys.kind() {
+                            Kind::Int64 => batch.ys.shallow_clone(),
+                            _ => (batch.ys.select(1, 0) * 255.0).round(),
+                        };
+                        // Padding: level 51 of images, ignored in masks.
+                        let differs = target.not_equal_tensor(&image).logical_and(&target.ge(0));
+                        assert_eq!(differs.any().int64_value(&[]), 0, "{name}");
+                        assert!(target.ge(0).any().int64_value(&[]) == 1, "{name}");
+                    }
+                }
+                Err(error) => {
+                    assert_eq!(exit_code::code(&error), ExitCode::Usage as u8);
+                    let text = error.to_string();
+                    assert!(text.contains(&format!("`{name}`")), "{text}");
+                    assert!(text.ends_with("flip, crop and dihedral do"), "{text}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_one_pass_over_bytes_has_the_bits_of_libtorchs_operations_for_every_augmentation() {
+    let set = pictures(16, 3, 12, 12);
+    let Samples::Resident(levels) = &set.samples else { unreachable!() };
+    for (name, values) in EXAMPLES {
+        let prep = Preparation { normalize: None, augment: steps(&format!("[{{{name}: {values}}}]")) };
+        for kind in [Kind::Float, Kind::Double] {
+            // The same levels as floating-point pictures go through tensors.
+            let floats = dataset(
+                levels.to_kind(kind) / 255.0,
+                Targets::Classes((0..16).map(|index| index % 3).collect()),
+            );
+            let options = LoaderOptions { kind, ..options() };
+            let bytes = Loader::new(&set, &prep, options.clone()).unwrap();
+            let tensors = Loader::new(&floats, &prep, options).unwrap();
+            for (a, b) in batches(&bytes, 0, 0).iter().zip(batches(&tensors, 0, 0)) {
+                assert!(a.xs.equal(&b.xs) && a.ys.equal(&b.ys), "{name} {kind:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn dihedral_symmetries_equal_numpys() {
+    // Between two crops, so that padding turns too.
+    let got = run(
+        "[{crop: {padding: 2, size: 7, fill: 102}}, {dihedral: {}}, {crop: {size: [7, 5]}}]",
+        40,
+        2,
+        6,
+        6,
+    );
+    let body = "
+import numpy as np
+y = torch.empty(n, c, 7, 5, dtype=torch.float64)
+for i in range(n):
+    t, l, a, h_, v_, t2, l2 = map(int, p[i])
+    x_ = np.pad(x[i].numpy(), ((0, 0), (2, 2), (2, 2)), constant_values=102 / 255)[:, t + 2:t + 9, l + 2:l + 9]
+    if a: x_ = x_.transpose(0, 2, 1)
+    if h_: x_ = x_[:, :, ::-1]
+    if v_: x_ = x_[:, ::-1]
+    y[i] = torch.from_numpy(x_[:, t2:t2 + 7, l2:l2 + 5].copy())";
+    close(&got.2, &python_run(body, &got, [40, 2, 6, 6]), 0.0);
+    for bit in 2..5 {
+        let set = got.0.chunks(7).map(|row| row[bit]).sum::<f64>();
+        assert!(set > 8.0 && set < 32.0, "about half of 40: {set}");
+    }
 }
 
 #[test]
@@ -171,7 +297,8 @@ fn random_resized_crops_have_the_asked_area_and_proportions() {
     let Augment::RandomResizedCrop(crop) = &list[0] else { unreachable!() };
     let (mut area, n) = (0.0, 4000);
     for index in 0..n {
-        let [top, left, h, w] = crop.draw([200, 300], &mut CounterRng::new(1, 0, index, RngStream::Augment));
+        let [top, left, h, w] =
+            crop.rectangle([200, 300], &mut CounterRng::new(1, 0, index, RngStream::Augment));
         assert!(top >= 0.0 && left >= 0.0 && top + h <= 200.0 && left + w <= 300.0);
         let share = h * w / 60000.0;
         assert!(share > 0.195 && share < 0.505, "{share}");
@@ -189,7 +316,7 @@ fn random_resized_crops_have_the_asked_area_and_proportions() {
     // No rectangle of these proportions fits: the largest centred one.
     let list = steps("[{random_resized_crop: {scale: [1, 1]}}]");
     let Augment::RandomResizedCrop(crop) = &list[0] else { unreachable!() };
-    let drawn = crop.draw([100, 1000], &mut CounterRng::new(1, 0, 0, RngStream::Augment));
+    let drawn = crop.rectangle([100, 1000], &mut CounterRng::new(1, 0, 0, RngStream::Augment));
     assert_eq!(drawn, [0.0, 433.0, 100.0, 133.0]);
 }
 
@@ -275,11 +402,11 @@ for k in range(n):
 #[test]
 fn cutout_blanks_a_square_of_the_normalised_picture_with_probability_p() {
     let list = steps("[{cutout: {size: 6, p: 0.25}}]");
-    let Augment::Cutout(cutout) = &list[0] else { unreachable!() };
+    let (pipeline, mut params) = (Pipeline::new(&list, &[3, 28, 20], false).unwrap(), Vec::new());
     let (mut blanked, n) = (0, 4000);
     for index in 0..n {
-        let [top, bottom, left, right] =
-            cutout.draw([28, 20], &mut CounterRng::new(1, 0, index, RngStream::Augment));
+        pipeline.sample(&mut CounterRng::new(1, 0, index, RngStream::Augment), [0, 0], &mut params);
+        let [top, bottom, left, right] = params.drain(..).as_slice().try_into().unwrap();
         if right > left {
             blanked += 1;
             assert!((3.0..=6.0).contains(&(bottom - top)) && (3.0..=6.0).contains(&(right - left)));
@@ -355,10 +482,12 @@ fn mixture_weights_have_the_moments_of_a_beta_distribution() {
     let xs = Tensor::from_slice(&[0.0, 1.0]).view([2, 1]);
     let ys = Tensor::from_slice(&[1.0, 0.0, 0.0, 1.0]).view([2, 2]);
     for alpha in [0.1, 0.4, 1.0, 3.0] {
+        let pipeline =
+            Pipeline::new(&steps(&format!("[{{mixup: {{alpha: {alpha}}}}}]")), &[1], false).unwrap();
         let (mut sum, mut squares, mut mixed) = (0.0, 0.0, 0.0);
         for index in 0..20000 {
             let mut draw = CounterRng::new(1, 0, index, RngStream::Mix);
-            let (_, ys) = Mixup { alpha }.apply(&xs, &ys, &mut draw);
+            let (_, ys) = pipeline.mix(xs.shallow_clone(), ys.shallow_clone(), &mut draw);
             let own = ys.double_value(&[0, 0]);
             // With the partner itself nothing is mixed and λ stays unknown.
             if own < 1.0 {

@@ -306,7 +306,7 @@ impl DataSpec {
             part,
             memory: (self.memory_gib * f64::from(1 << 30)) as u64,
             max_skipped: self.max_skipped,
-            keep_files: part == Split::Train && self.augment.iter().any(Augment::needs_original),
+            keep_files: part == Split::Train && self.augment.iter().any(Augment::crops_original),
             smooth: self.smooth,
             group: match self.share() {
                 Some(Share::Fold(fold)) => fold.group.clone(),

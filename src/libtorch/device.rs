@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use tch::Device;
+use tch::{Device, Tensor};
 
 use crate::libtorch::{self, cuda};
 use crate::util::console::print_err;
@@ -89,6 +89,14 @@ pub fn seed(seed: u64) {
 /// CPU.
 pub fn autotune(on: bool) {
     tch::Cuda::cudnn_set_benchmark(on);
+}
+
+/// A small CPU tensor on `device`; a copy to a GPU is not waited for.
+pub fn upload(tensor: &Tensor, device: Device) -> Tensor {
+    if device == Device::Cpu {
+        return tensor.shallow_clone();
+    }
+    tensor.pin_memory(device).to_device_(device, tensor.kind(), true, false)
 }
 
 /// Sets the number of threads that one libtorch operation uses on the CPU.

@@ -4,11 +4,12 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::values::Range;
+use super::{Augmentation, ChangesValues, Params, image_sides};
 use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
 /// A number b means a factor from max(0, 1 - b) to 1 + b, for the hue a shift from -b to b turns; a pair is
-/// the range itself. torchvision shuffles the four for each picture; here they are applied as they stand.
+/// the range itself. torchvision shuffles the four for each picture; here they are applied in this order.
 #[derive(Deserialize, Serialize, Clone, Debug, Default, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct ColorJitter {
@@ -31,8 +32,8 @@ fn factors(range: Range) -> Range {
     }
 }
 
-impl ColorJitter {
-    pub fn validate(&self) -> Result<(), Invalid> {
+impl Augmentation for ColorJitter {
+    fn validate(&self) -> Result<(), Invalid> {
         let ranges =
             [("brightness", self.brightness), ("contrast", self.contrast), ("saturation", self.saturation)];
         for (key, range) in ranges {
@@ -53,21 +54,30 @@ impl ColorJitter {
         Ok(())
     }
 
-    /// Saturation and hue mean nothing in grey pictures.
-    pub fn needs_colour(&self) -> bool {
-        self.saturation.is_some() || self.hue.is_some()
+    fn output_shape(&self, input: &[i64]) -> Result<Vec<i64>, String> {
+        image_sides(input)?;
+        if (self.saturation.is_some() || self.hue.is_some()) && input[0] != 3 {
+            return Err("saturation and hue need 3 channels; leave them out".into());
+        }
+        Ok(input.to_vec())
+    }
+
+    fn num_params(&self) -> usize {
+        4
     }
 
     /// The factors of brightness, contrast and saturation, and the shift of the hue.
-    pub fn draw(&self, draw: &mut CounterRng) -> [f64; 4] {
-        let mut factor = |range: Option<Range>| range.map_or(1.0, |range| factors(range).draw(1.0, draw));
-        let drawn = [factor(self.brightness), factor(self.contrast), factor(self.saturation)];
-        [drawn[0], drawn[1], drawn[2], self.hue.map_or(0.0, |range| range.draw(0.0, draw))]
+    fn sample(&self, _: [usize; 2], rng: &mut CounterRng, params: &mut Vec<f64>) {
+        for range in [self.brightness, self.contrast, self.saturation] {
+            params.push(range.map_or(1.0, |range| factors(range).sample(1.0, rng)));
+        }
+        params.push(self.hue.map_or(0.0, |range| range.sample(0.0, rng)));
     }
+}
 
-    /// `xs` `[B, C, H, W]` in [0, 1], `params` `[B, 4]`.
-    pub fn apply(&self, xs: &Tensor, params: &Tensor) -> Tensor {
-        let param = |column: i64| params.select(1, column).to_kind(xs.kind()).view([-1, 1, 1, 1]);
+impl ChangesValues for ColorJitter {
+    fn apply(&self, xs: &Tensor, params: &Params) -> Tensor {
+        let param = |column: i64| params.tensor.select(1, column).to_kind(xs.kind()).view([-1, 1, 1, 1]);
         let mut xs = xs.shallow_clone();
         if self.brightness.is_some() {
             xs = (&xs * param(0)).clamp_(0.0, 1.0);

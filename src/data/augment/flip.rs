@@ -1,9 +1,9 @@
 //! Mirror images: torchvision's `RandomHorizontalFlip` and `RandomVerticalFlip`.
 
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
 
 use super::values::probability;
+use super::{Augmentation, MovesPixels, PixelMap};
 use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
@@ -23,30 +23,33 @@ fn half() -> f64 {
     0.5
 }
 
-impl Flip {
-    pub fn validate(&self) -> Result<(), Invalid> {
+impl Augmentation for Flip {
+    fn validate(&self) -> Result<(), Invalid> {
         if !(self.horizontal || self.vertical) {
             return Err(Invalid::new("", "flips nothing; say `horizontal: true` or `vertical: true`"));
         }
         probability("p", self.p)
     }
 
-    /// 1 or 0 for left to right, 1 or 0 for top to bottom.
-    pub fn draw(&self, draw: &mut CounterRng) -> [f64; 2] {
-        // Both are drawn whatever is asked for, so that adding one axis leaves the other's draws alone.
-        let (horizontal, vertical) = (draw.uniform() < self.p, draw.uniform() < self.p);
-        [f64::from(horizontal && self.horizontal), f64::from(vertical && self.vertical)]
+    fn num_params(&self) -> usize {
+        2
     }
 
-    /// `xs` `[B, C, H, W]`, `params` `[B, 2]`.
-    pub fn apply(&self, xs: &Tensor, params: &Tensor) -> Tensor {
-        let mut xs = xs.shallow_clone();
-        for (column, axis, wanted) in [(0, 3, self.horizontal), (1, 2, self.vertical)] {
-            if wanted {
-                let flipped = params.select(1, column).gt(0.5).view([-1, 1, 1, 1]);
-                xs = xs.flip([axis]).where_self(&flipped, &xs);
-            }
+    /// 1 or 0 for left to right, 1 or 0 for top to bottom.
+    fn sample(&self, _: [usize; 2], rng: &mut CounterRng, params: &mut Vec<f64>) {
+        // Both are drawn in any case, so that adding one axis leaves the other's draws alone.
+        let (horizontal, vertical) = (rng.uniform() < self.p, rng.uniform() < self.p);
+        params.extend([f64::from(horizontal && self.horizontal), f64::from(vertical && self.vertical)]);
+    }
+}
+
+impl MovesPixels for Flip {
+    fn move_pixels(&self, map: &mut PixelMap, params: &[f64]) {
+        if params[0] > 0.5 {
+            map.flip_horizontal();
         }
-        xs
+        if params[1] > 0.5 {
+            map.flip_vertical();
+        }
     }
 }

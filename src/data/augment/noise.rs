@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use super::{Augmentation, ChangesValues, Params};
 use crate::util::rng::{CounterRng, RngStream};
 use crate::util::yaml::Invalid;
 
@@ -14,8 +15,8 @@ pub struct Noise {
     pub sigma: f64,
 }
 
-impl Noise {
-    pub fn validate(&self) -> Result<(), Invalid> {
+impl Augmentation for Noise {
+    fn validate(&self) -> Result<(), Invalid> {
         if !(self.sigma > 0.0 && self.sigma.is_finite()) {
             return Err(Invalid::new(
                 "sigma",
@@ -25,20 +26,29 @@ impl Noise {
         Ok(())
     }
 
-    /// A seed for the sample's own noise; 52 bits, so that a float64 holds it exactly.
-    pub fn draw(&self, draw: &mut CounterRng) -> [f64; 1] {
-        [(draw.bits() >> 12) as f64]
+    fn output_shape(&self, input: &[i64]) -> Result<Vec<i64>, String> {
+        Ok(input.to_vec())
     }
 
-    /// `xs` `[B, ...]`; `seeds` has one number of [`draw`](Self::draw) per sample. The noise is made on the
-    /// CPU, so that it does not depend on the device.
-    pub fn apply(&self, xs: &Tensor, seeds: &[f64]) -> Tensor {
-        let per_sample = xs.numel() / seeds.len().max(1);
+    fn num_params(&self) -> usize {
+        1
+    }
+
+    /// A seed for the sample's own noise; 52 bits, so that a float64 holds it exactly.
+    fn sample(&self, _: [usize; 2], rng: &mut CounterRng, params: &mut Vec<f64>) {
+        params.push((rng.bits() >> 12) as f64);
+    }
+}
+
+impl ChangesValues for Noise {
+    /// The noise is made on the CPU, so that it does not depend on the device.
+    fn apply(&self, xs: &Tensor, params: &Params) -> Tensor {
+        let per_sample = xs.numel() / (xs.size()[0] as usize).max(1);
         let mut noise = vec![0f32; xs.numel()];
-        for (&seed, noise) in seeds.iter().zip(noise.chunks_exact_mut(per_sample.max(1))) {
-            let mut draw = CounterRng::new(seed as u64, 0, 0, RngStream::Augment);
+        for (seed, noise) in params.rows().zip(noise.chunks_exact_mut(per_sample.max(1))) {
+            let mut rng = CounterRng::new(seed[0] as u64, 0, 0, RngStream::Augment);
             for pair in noise.chunks_mut(2) {
-                let two = normals(draw.bits()).map(|normal| self.sigma as f32 * normal);
+                let two = normals(rng.bits()).map(|normal| self.sigma as f32 * normal);
                 pair.copy_from_slice(&two[..pair.len()]);
             }
         }

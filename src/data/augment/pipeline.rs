@@ -1,9 +1,13 @@
-//! The list of augmentations made ready for samples of one shape: who draws what, and how a batch passes.
+//! The list of augmentations made ready for samples of one shape.
+
+use std::ops::Range;
 
 use anyhow::Result;
 use tch::{Kind, Tensor};
 
-use super::{Augment, RandomResizedCrop, Stage, mix};
+use super::pixel_map::{PixelMap, move_pixels};
+use super::{Augment, MovesPixels, Stage};
+use crate::libtorch::device::upload;
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::rng::CounterRng;
 
@@ -26,30 +30,41 @@ impl Pixels {
         }
         self.xs.to_kind(self.kind)
     }
-
-    /// A level 0 to 255 in the units of the values.
-    fn level(&self, level: u8) -> f64 {
-        if self.xs.kind() == Kind::Uint8 { f64::from(level) } else { f64::from(level) / 255.0 }
-    }
 }
 
 /// The augmentations of one loader.
 pub struct Pipeline {
     steps: Vec<Step>,
     output: Vec<i64>,
-    width: usize,
+    num_params: usize,
     /// What constant padding shows in the last channel, where that is a target.
     target_fill: Option<u8>,
 }
 
 struct Step {
     augment: Augment,
-    /// Height and width of what the step gets; [0, 0] for a table.
+    /// Height and width of its input; [0, 0] for a table.
     sides: [usize; 2],
-    /// Where its numbers stand among those of a sample.
-    columns: std::ops::Range<usize>,
-    /// A random resized crop that is made from the file, at its own resolution, before there is a sample.
+    /// The shape of a sample after it.
+    output: Vec<i64>,
+    /// Which of a sample's parameters are its own.
+    param_range: Range<usize>,
+    /// Made from the file, at its own resolution, before there is a sample.
     by_decoder: bool,
+}
+
+/// The random parameters of one step, for each sample of a batch.
+pub struct Params {
+    /// `[B, num_params]` float64 on the device of the batch.
+    pub tensor: Tensor,
+    values: Vec<f64>,
+}
+
+impl Params {
+    /// The same numbers, sample by sample.
+    pub fn rows(&self) -> impl Iterator<Item = &[f64]> {
+        self.values.chunks_exact((self.tensor.size()[1] as usize).max(1))
+    }
 }
 
 impl Pipeline {
@@ -57,9 +72,9 @@ impl Pipeline {
     /// demand: a random resized crop is then left to the decoder. Exit 2 where a step does not suit the
     /// samples.
     pub fn new(augment: &[Augment], input: &[i64], files: bool) -> Result<Self> {
-        let mut pipeline = Self { steps: Vec::new(), output: input.to_vec(), width: 0, target_fill: None };
-        for augment in augment {
-            let place = pipeline.steps.len();
+        let mut pipeline =
+            Self { steps: Vec::new(), output: input.to_vec(), num_params: 0, target_fill: None };
+        for (place, augment) in augment.iter().enumerate() {
             pipeline.push(augment, files).map_err(|reason| {
                 let name = augment.name();
                 fail(
@@ -72,39 +87,20 @@ impl Pipeline {
     }
 
     fn push(&mut self, augment: &Augment, files: bool) -> Result<(), String> {
-        let sides = match *self.output.as_slice() {
-            [_, height, width] => [height as usize, width as usize],
-            _ if augment.works_on_tables() => [0, 0],
-            _ => return Err("this step works on pictures only; remove it".into()),
-        };
-        let cut = match augment {
-            Augment::Crop(step) => step.output(sides[0], sides[1])?,
-            Augment::RandomResizedCrop(step) => step.size.map_or(sides, |size| size.sides()),
-            Augment::Dihedral(_) if sides[0] != sides[1] => {
-                return Err("quarter turns need squares; crop to one, or use `flip`".into());
-            }
-            Augment::ColorJitter(step) if step.needs_colour() && self.output[0] != 3 => {
-                return Err("saturation and hue need 3 channels; leave them out".into());
-            }
-            _ => sides,
-        };
-        let by_decoder = files && augment.needs_original();
+        let step = augment.augmentation();
+        let output = step.output_shape(&self.output)?;
+        let by_decoder = files && augment.crops_original();
         if by_decoder && !self.steps.is_empty() {
             return Err("files are cropped while they are decoded; make this the first step".into());
         }
-        if let [_, height, width] = self.output.as_mut_slice() {
-            [*height, *width] = cut.map(|side| side as i64);
-        }
-        let columns = match augment {
-            Augment::Flip(_) | Augment::Crop(_) => 2,
-            Augment::Dihedral(_) => 3,
-            Augment::Rotation(_) | Augment::Noise(_) => 1,
-            Augment::RandomResizedCrop(_) | Augment::ColorJitter(_) | Augment::Cutout(_) => 4,
-            Augment::Mixup(_) | Augment::Cutmix(_) => 0,
+        let sides = match *self.output {
+            [_, height, width] => [height as usize, width as usize],
+            _ => [0, 0],
         };
-        let columns = self.width..self.width + columns;
-        self.width = columns.end;
-        self.steps.push(Step { augment: augment.clone(), sides, columns, by_decoder });
+        let param_range = self.num_params..self.num_params + step.num_params();
+        self.num_params = param_range.end;
+        self.output.clone_from(&output);
+        self.steps.push(Step { augment: augment.clone(), sides, output, param_range, by_decoder });
         Ok(())
     }
 
@@ -123,140 +119,163 @@ impl Pipeline {
         &self.output
     }
 
-    /// How many numbers [`draw`](Self::draw) appends.
+    /// How many parameters a sample has.
     pub fn num_params(&self) -> usize {
-        self.width
+        self.num_params
+    }
+
+    /// Whether the first step is made by the decoder: the first four parameters of a sample are then the top,
+    /// left, height and width of a rectangle of the file's picture.
+    pub fn crops_files(&self) -> bool {
+        self.steps.first().is_some_and(|step| step.by_decoder)
     }
 
     /// The shape of a sample as it comes from the source: after the decoder's own crop.
     pub fn decoded(&self, input: &[i64]) -> Vec<i64> {
-        let mut shape = input.to_vec();
-        if let (Some(crop), [_, height, width]) = (self.decoder_crop(), shape.as_mut_slice())
-            && let Some(size) = crop.size
-        {
-            [*height, *width] = size.sides().map(|side| side as i64);
-        }
-        shape
-    }
-
-    /// The random resized crop that is the decoder's.
-    pub fn decoder_crop(&self) -> Option<&RandomResizedCrop> {
         match self.steps.first() {
-            Some(Step { augment: Augment::RandomResizedCrop(crop), by_decoder: true, .. }) => Some(crop),
-            _ => None,
+            Some(step) if step.by_decoder => step.output.clone(),
+            _ => input.to_vec(),
         }
     }
 
-    /// The steps of `stage` that are not the decoder's, in order.
-    pub fn stage(&self, stage: Stage) -> impl Iterator<Item = &Augment> {
-        let steps = self.steps.iter().filter(move |step| !step.by_decoder && step.augment.stage() == stage);
-        steps.map(|step| &step.augment)
+    /// Draws the parameters of one sample and appends them. `file` is the size of the picture in the file,
+    /// which the decoder's crop needs.
+    pub fn sample(&self, rng: &mut CounterRng, file: [usize; 2], params: &mut Vec<f64>) {
+        for Step { augment, sides, by_decoder, .. } in &self.steps {
+            augment.augmentation().sample(if *by_decoder { file } else { *sides }, rng, params);
+        }
     }
 
-    /// Draws the numbers of one sample and appends them. `file` is the size of the picture in the file, which
-    /// the decoder's crop needs.
-    pub fn draw(&self, draw: &mut CounterRng, file: [usize; 2], numbers: &mut Vec<f64>) {
-        for Step { augment, sides, by_decoder, .. } in &self.steps {
-            match augment {
-                Augment::Flip(step) => numbers.extend(step.draw(draw)),
-                Augment::Crop(step) => numbers.extend(step.draw(*sides, draw)),
-                Augment::Dihedral(step) => numbers.extend(step.draw(draw)),
-                Augment::RandomResizedCrop(step) => {
-                    numbers.extend(step.draw(if *by_decoder { file } else { *sides }, draw));
-                }
-                Augment::Rotation(step) => numbers.extend(step.draw(draw)),
-                Augment::ColorJitter(step) => numbers.extend(step.draw(draw)),
-                Augment::Noise(step) => numbers.extend(step.draw(draw)),
-                Augment::Cutout(step) => numbers.extend(step.draw(*sides, draw)),
-                Augment::Mixup(_) | Augment::Cutmix(_) => {}
+    /// Whether there are only moves and erased rectangles, mixtures apart: samples can then be made in one pass
+    /// over their bytes, by [`pixel_map`](Self::pixel_map) and [`erased`](Self::erased).
+    pub fn is_one_pass(&self) -> bool {
+        self.stages().all(|stage| matches!(stage, Stage::Moves(_) | Stage::Erases(_) | Stage::Mixes(_)))
+    }
+
+    pub fn moves_pixels(&self) -> bool {
+        self.stages().any(|stage| matches!(stage, Stage::Moves(_)))
+    }
+
+    fn stages(&self) -> impl Iterator<Item = Stage<'_>> {
+        self.steps.iter().filter(|step| !step.by_decoder).map(|step| step.augment.stage())
+    }
+
+    /// All moves of one sample, of pictures with these sides. `params` are all of the sample's.
+    pub(crate) fn pixel_map(&self, sides: [usize; 2], params: &[f64]) -> PixelMap {
+        let mut map = PixelMap::new(sides);
+        for step in &self.steps {
+            if let Stage::Moves(moves) = step.augment.stage() {
+                moves.move_pixels(&mut map, &params[step.param_range.clone()]);
             }
         }
+        map
     }
 
-    /// The changes to pixels, but the decoder's. `params` `[B, num_params]` float64 on the device of the
-    /// pictures.
-    pub fn pixels(&self, mut pixels: Pixels, params: &Tensor) -> Pixels {
-        for step in self.steps.iter().filter(|step| !step.by_decoder) {
-            let params = step.params(params);
-            match &step.augment {
-                Augment::Flip(flip) => pixels.xs = flip.apply(&pixels.xs, &params),
-                Augment::Dihedral(step) => pixels.xs = step.apply(&pixels.xs, &params),
-                Augment::Crop(crop) => {
-                    let target = self.target_fill.map(|fill| pixels.level(fill));
-                    pixels.xs = crop.apply(&pixels.xs, &params, pixels.level(crop.fill), target);
+    /// The rectangles of one sample that are erased: first and last + 1 of the rows, then of the columns.
+    pub fn erased(&self, params: &[f64]) -> impl Iterator<Item = [usize; 4]> {
+        self.steps.iter().filter_map(|step| match step.augment.stage() {
+            Stage::Erases(erases) => Some(erases.rectangle(&params[step.param_range.clone()])),
+            _ => None,
+        })
+    }
+
+    /// The changes to pixels by operations of libtorch, but the decoder's. `params` are those of
+    /// [`sample`](Self::sample), sample after sample.
+    pub fn pixels(&self, mut pixels: Pixels, params: &[f64]) -> Pixels {
+        let mut steps = self.steps.iter().filter(|step| !step.by_decoder).peekable();
+        while let Some(step) = steps.next() {
+            match step.augment.stage() {
+                Stage::Moves(moves) => {
+                    let mut maps: Vec<_> =
+                        (0..pixels.xs.size()[0]).map(|_| PixelMap::new(step.sides)).collect();
+                    let mut add = |step: &Step, moves: &dyn MovesPixels| {
+                        for (map, params) in maps.iter_mut().zip(self.rows(step, params)) {
+                            moves.move_pixels(map, params);
+                        }
+                    };
+                    add(step, moves);
+                    // Moves that follow each other are made at once.
+                    while let Some((next, Stage::Moves(moves))) =
+                        steps.peek().map(|step| (*step, step.augment.stage()))
+                    {
+                        add(next, moves);
+                        steps.next();
+                    }
+                    pixels.xs = move_pixels(&pixels.xs, &maps, self.target_fill);
                 }
-                Augment::RandomResizedCrop(crop) => pixels = pixels.change(|xs| crop.apply(xs, &params)),
-                Augment::Rotation(rotation) => {
-                    let fill = f64::from(rotation.fill) / 255.0;
-                    pixels = pixels.change(|xs| rotation.apply(xs, &params, fill));
+                Stage::Pixels(change) => {
+                    let Pixels { kind, .. } = pixels;
+                    let xs = pixels.into_unit();
+                    pixels = Pixels { xs: change.apply(&xs, &self.params(step, params, &xs)), kind };
                 }
-                Augment::ColorJitter(jitter) => pixels = pixels.change(|xs| jitter.apply(xs, &params)),
-                Augment::Noise(_) | Augment::Cutout(_) | Augment::Mixup(_) | Augment::Cutmix(_) => {}
+                Stage::Erases(_) | Stage::Normalized(_) | Stage::Mixes(_) => {}
             }
         }
         pixels
     }
 
-    /// The changes to normalised samples `[B, ...]`. `numbers` are those of [`draw`](Self::draw), sample
+    /// The changes to normalised samples `[B, ...]`. `params` are those of [`sample`](Self::sample), sample
     /// after sample.
-    pub fn normalized(&self, mut xs: Tensor, params: &Tensor, numbers: &[f64]) -> Tensor {
+    pub fn normalized(&self, mut xs: Tensor, params: &[f64]) -> Tensor {
         for step in &self.steps {
-            match &step.augment {
-                Augment::Cutout(cutout) => xs = cutout.apply(&xs, &step.params(params)),
-                Augment::Noise(noise) => {
-                    let seeds: Vec<f64> =
-                        numbers.chunks_exact(self.width).map(|row| row[step.columns.start]).collect();
-                    xs = noise.apply(&xs, &seeds);
+            match step.augment.stage() {
+                Stage::Erases(erases) => {
+                    let rectangles: Vec<_> =
+                        self.rows(step, params).map(|params| erases.rectangle(params)).collect();
+                    xs = erase(&xs, &rectangles);
                 }
-                _ => {}
+                Stage::Normalized(change) => xs = change.apply(&xs, &self.params(step, params, &xs)),
+                Stage::Moves(_) | Stage::Pixels(_) | Stage::Mixes(_) => {}
             }
         }
         xs
     }
 
-    /// One mixture, chosen by `draw` where there are several. `xs` `[B, ...]`, `ys` `[B, K]`, both floating
+    /// The parameters of `step` for each sample; `params` are those of all steps.
+    fn rows<'a>(&'a self, step: &'a Step, params: &'a [f64]) -> impl Iterator<Item = &'a [f64]> {
+        params.chunks_exact(self.num_params.max(1)).map(|row| &row[step.param_range.clone()])
+    }
+
+    /// The same, with a tensor on the device of `xs` `[B, ...]`.
+    fn params(&self, step: &Step, params: &[f64], xs: &Tensor) -> Params {
+        let values: Vec<f64> = self.rows(step, params).flatten().copied().collect();
+        let tensor = Tensor::from_slice(&values).view([xs.size()[0], step.param_range.len() as i64]);
+        Params { tensor: upload(&tensor, xs.device()), values }
+    }
+
+    /// One mixture, chosen by `rng` where there are several. `xs` `[B, ...]`, `ys` `[B, K]`, both floating
     /// point.
-    pub fn mix(&self, xs: Tensor, ys: Tensor, draw: &mut CounterRng) -> (Tensor, Tensor) {
-        let mixtures: Vec<_> = self.stage(Stage::Mixture).collect();
-        let chosen = if mixtures.len() > 1 { draw.below(mixtures.len() as u64) as usize } else { 0 };
+    pub fn mix(&self, xs: Tensor, ys: Tensor, rng: &mut CounterRng) -> (Tensor, Tensor) {
+        let mixtures: Vec<_> = (self.stages())
+            .filter_map(|stage| match stage {
+                Stage::Mixes(mixture) => Some(mixture),
+                _ => None,
+            })
+            .collect();
+        let chosen = if mixtures.len() > 1 { rng.below(mixtures.len() as u64) as usize } else { 0 };
         match mixtures.get(chosen) {
-            Some(Augment::Mixup(mixup)) => mixup.apply(&xs, &ys, draw),
-            Some(Augment::Cutmix(cutmix)) => cutmix.apply(&xs, &ys, draw),
-            _ => (xs, ys),
+            Some(mixture) => mixture.mix(&xs, &ys, rng),
+            None => (xs, ys),
         }
     }
 
     /// Whether batches are mixed, so that targets become floating point `[B, K]`.
     pub fn mixes(&self) -> bool {
-        self.stage(Stage::Mixture).next().is_some()
-    }
-
-    /// Each step with the numbers that `numbers`, those of one sample, hold for it.
-    pub fn of_sample<'a>(&'a self, numbers: &'a [f64]) -> impl Iterator<Item = (&'a Augment, &'a [f64])> {
-        self.steps.iter().map(move |step| (&step.augment, &numbers[step.columns.clone()]))
-    }
-
-    /// The numbers of some samples as `[B, num_params]` float64, on the CPU; `num_params` must not be 0.
-    pub fn tensor(&self, numbers: &[f64]) -> Tensor {
-        Tensor::from_slice(numbers).view([-1, self.width as i64])
+        self.stages().any(|stage| matches!(stage, Stage::Mixes(_)))
     }
 }
 
-impl Step {
-    fn params(&self, params: &Tensor) -> Tensor {
-        params.narrow(1, self.columns.start as i64, self.columns.len() as i64)
-    }
-}
-
-impl Pixels {
-    /// A change that needs values in [0, 1].
-    fn change(self, change: impl FnOnce(&Tensor) -> Tensor) -> Self {
-        let kind = self.kind;
-        Self { xs: change(&self.into_unit()), kind }
-    }
-}
-
-/// Targets as rows of probabilities, so that they can be mixed: classes one-hot, values as they are.
-pub fn soft(ys: &Tensor, classes: usize, kind: Kind) -> Tensor {
-    if ys.kind() == Kind::Int64 { mix::one_hot(ys, classes, kind) } else { ys.shallow_clone() }
+/// Sets a rectangle of each sample of `xs` `[B, C, H, W]` to 0: first and last + 1 of the rows, then of the
+/// columns.
+fn erase(xs: &Tensor, rectangles: &[[usize; 4]]) -> Tensor {
+    let size = xs.size();
+    let edges: Vec<i64> = rectangles.iter().flatten().map(|&edge| edge as i64).collect();
+    let edges = upload(&Tensor::from_slice(&edges).view([size[0], 4]), xs.device());
+    let within = |first: i64, len: i64| {
+        let at = Tensor::arange(len, (Kind::Int64, xs.device())).view([1, len]);
+        at.ge_tensor(&edges.narrow(1, first, 1)).logical_and(&at.lt_tensor(&edges.narrow(1, first + 1, 1)))
+    };
+    let rows = within(0, size[2]).view([-1, 1, size[2], 1]);
+    let columns = within(2, size[3]).view([-1, 1, 1, size[3]]);
+    xs.masked_fill(&rows.logical_and(&columns), 0.0)
 }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::values::Size;
+use super::{Augmentation, ChangesValues, Params, image_sides, with_sides};
 use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
@@ -31,8 +32,8 @@ fn default_ratio() -> [f64; 2] {
     [3.0 / 4.0, 4.0 / 3.0]
 }
 
-impl RandomResizedCrop {
-    pub fn validate(&self) -> Result<(), Invalid> {
+impl Augmentation for RandomResizedCrop {
+    fn validate(&self) -> Result<(), Invalid> {
         if let Some(size) = self.size {
             size.validate("size")?;
         }
@@ -47,17 +48,50 @@ impl RandomResizedCrop {
         Ok(())
     }
 
+    fn output_shape(&self, input: &[i64]) -> Result<Vec<i64>, String> {
+        let sides = image_sides(input)?;
+        Ok(with_sides(input, self.size.map_or(sides, Size::sides)))
+    }
+
+    fn num_params(&self) -> usize {
+        4
+    }
+
+    fn sample(&self, sides: [usize; 2], rng: &mut CounterRng, params: &mut Vec<f64>) {
+        params.extend(self.rectangle(sides, rng));
+    }
+
+    fn crops_original(&self) -> bool {
+        true
+    }
+}
+
+impl ChangesValues for RandomResizedCrop {
+    /// The filter is separable, so each picture is rows × picture × columns with two small matrices of its own.
+    fn apply(&self, xs: &Tensor, params: &Params) -> Tensor {
+        let params = &params.tensor;
+        let size = xs.size();
+        let [to_height, to_width] =
+            self.size.map_or([size[2], size[3]], |size| size.sides().map(|side| side as i64));
+        let rows = filter(&params.select(1, 0), &params.select(1, 2), size[2], to_height);
+        let columns = filter(&params.select(1, 1), &params.select(1, 3), size[3], to_width);
+        let (rows, columns) = (rows.to_kind(xs.kind()), columns.to_kind(xs.kind()));
+        rows.unsqueeze(1).matmul(xs).matmul(&columns.transpose(1, 2).unsqueeze(1))
+    }
+}
+
+impl RandomResizedCrop {
     /// Top, left, height and width of the rectangle, in whole pixels, as torchvision chooses them: ten tries,
     /// then the largest centred rectangle of allowed proportions.
-    pub fn draw(&self, [height, width]: [usize; 2], draw: &mut CounterRng) -> [f64; 4] {
+    pub fn rectangle(&self, [height, width]: [usize; 2], rng: &mut CounterRng) -> [f64; 4] {
         let (tall, wide) = (height as f64, width as f64);
         for _ in 0..10 {
-            let area = tall * wide * draw.between(self.scale[0], self.scale[1]);
-            let ratio = draw.between(self.ratio[0].ln(), self.ratio[1].ln()).exp();
+            let area = tall * wide * rng.between(self.scale[0], self.scale[1]);
+            let ratio = rng.between(self.ratio[0].ln(), self.ratio[1].ln()).exp();
             let (h, w) = ((area / ratio).sqrt().round_ties_even(), (area * ratio).sqrt().round_ties_even());
             if (1.0..=tall).contains(&h) && (1.0..=wide).contains(&w) {
-                let top = draw.below((tall - h) as u64 + 1) as f64;
-                let left = draw.below((wide - w) as u64 + 1) as f64;
+                let top = rng.below((tall - h) as u64 + 1) as f64;
+                let left = rng.below((wide - w) as u64 + 1) as f64;
                 return [top, left, h, w];
             }
         }
@@ -69,18 +103,6 @@ impl RandomResizedCrop {
             (tall, wide)
         };
         [((tall - h) / 2.0).floor(), ((wide - w) / 2.0).floor(), h.max(1.0), w.max(1.0)]
-    }
-
-    /// `xs` `[B, C, H, W]` floating point, `params` `[B, 4]` float64. The filter is separable, so each
-    /// picture is rows × picture × columns with two small matrices of its own.
-    pub fn apply(&self, xs: &Tensor, params: &Tensor) -> Tensor {
-        let size = xs.size();
-        let [to_height, to_width] =
-            self.size.map_or([size[2], size[3]], |size| size.sides().map(|side| side as i64));
-        let rows = filter(&params.select(1, 0), &params.select(1, 2), size[2], to_height);
-        let columns = filter(&params.select(1, 1), &params.select(1, 3), size[3], to_width);
-        let (rows, columns) = (rows.to_kind(xs.kind()), columns.to_kind(xs.kind()));
-        rows.unsqueeze(1).matmul(xs).matmul(&columns.transpose(1, 2).unsqueeze(1))
     }
 }
 

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::values::Range;
+use super::{Augmentation, ChangesValues, Params};
 use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
@@ -17,21 +18,27 @@ pub struct Rotation {
     pub fill: u8,
 }
 
-impl Rotation {
-    pub fn validate(&self) -> Result<(), Invalid> {
+impl Augmentation for Rotation {
+    fn validate(&self) -> Result<(), Invalid> {
         self.degrees.validate("degrees", 0.0, [-360.0, 360.0])
     }
 
-    /// The angle in degrees.
-    pub fn draw(&self, draw: &mut CounterRng) -> [f64; 1] {
-        [self.degrees.draw(0.0, draw)]
+    fn num_params(&self) -> usize {
+        1
     }
 
-    /// `xs` `[B, C, H, W]` floating point, `params` `[B, 1]`; `fill` in the units of `xs`.
-    pub fn apply(&self, xs: &Tensor, params: &Tensor, fill: f64) -> Tensor {
+    /// The angle in degrees.
+    fn sample(&self, _: [usize; 2], rng: &mut CounterRng, params: &mut Vec<f64>) {
+        params.push(self.degrees.sample(0.0, rng));
+    }
+}
+
+impl ChangesValues for Rotation {
+    fn apply(&self, xs: &Tensor, params: &Params) -> Tensor {
+        let fill = f64::from(self.fill) / 255.0;
         let size = xs.size();
         let (height, width) = (size[2] as f64, size[3] as f64);
-        let angle = params.select(1, 0).to_kind(Kind::Double).deg2rad();
+        let angle = params.tensor.select(1, 0).to_kind(Kind::Double).deg2rad();
         let (cos, sin) = (angle.cos(), angle.sin());
         let zero = cos.zeros_like();
         // From output to input, in coordinates that run from -1 to 1 along each side.

@@ -22,9 +22,9 @@ impl Range {
         }
     }
 
-    pub fn draw(self, neutral: f64, draw: &mut CounterRng) -> f64 {
+    pub fn sample(self, neutral: f64, rng: &mut CounterRng) -> f64 {
         let [low, high] = self.bounds(neutral);
-        draw.between(low, high)
+        rng.between(low, high)
     }
 
     /// Refuses a negative width, a pair in the wrong order and bounds outside `limits`.

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::LoaderContext;
 use crate::data::Picture;
-use crate::data::augment::{Augment, Pixels, Stage};
+use crate::data::augment::{PixelMap, Pixels, fill_level};
 use crate::libtorch::memory::{Number, Slots};
 
 /// How the slots of a batch are filled from pictures of one shape.
@@ -38,12 +38,8 @@ pub enum Buffer {
 impl BatchWriter {
     /// For pictures `[C, H, W]`. Where the pipeline has steps that only libtorch can do, or the batch goes to
     /// a GPU, it collects the levels.
-    pub fn new(shape: &[i64; 3], common: &LoaderContext) -> Result<Self> {
+    pub fn new(shape: &[i64; 3], context: &LoaderContext) -> Result<Self> {
         let [channels, height, width] = shape.map(|n| n as usize);
-        let pixels = || common.pipeline.stage(Stage::Pixels);
-        let simple = pixels()
-            .all(|step| matches!(step, Augment::Flip(_) | Augment::Crop(_) | Augment::Dihedral(_)))
-            && common.pipeline.stage(Stage::Normalized).all(|step| matches!(step, Augment::Cutout(_)));
         let whole = Self {
             channels,
             from: [height, width],
@@ -51,23 +47,23 @@ impl BatchWriter {
             tables: Tables::Levels,
             moves: false,
         };
-        if common.device != tch::Device::Cpu || !simple {
+        if context.device != tch::Device::Cpu || !context.pipeline.is_one_pass() {
             return Ok(whole);
         }
-        // The same operations as for tensors, so the same numbers to the last bit.
+        // The same operations as for tensors, so the same params to the last bit.
         let levels = Tensor::arange(256, (Kind::Uint8, tch::Device::Cpu)).view([1, 1, 1, 256]);
         let levels = levels.expand([1, channels as i64, 1, 256], false);
         let values =
-            common.normalized(Pixels::new(levels, common.kind).into_unit()).view([channels as i64, 256]);
-        let tables = match common.kind {
+            context.normalized(Pixels::new(levels, context.kind).into_unit()).view([channels as i64, 256]);
+        let tables = match context.kind {
             Kind::Double => Tables::Double(tables(&values)?),
             _ => Tables::Float(tables(&values)?),
         };
-        let to = match *common.pipeline.output() {
+        let to = match *context.pipeline.output() {
             [_, height, width] => [height as usize, width as usize],
             _ => [height, width],
         };
-        Ok(Self { to, tables, moves: pixels().count() > 0, ..whole })
+        Ok(Self { to, tables, moves: context.pipeline.moves_pixels(), ..whole })
     }
 
     /// Whether the batch comes out normalised and augmented, all but mixed.
@@ -85,14 +81,14 @@ impl BatchWriter {
         })
     }
 
-    /// Fills slot `slot` with a picture as the augmentation's `numbers` say. Each slot can be filled once.
+    /// Fills slot `slot` with a picture as the augmentation's `params` of it say. Each slot can be filled once.
     pub fn write(
         &self,
         buffer: &Buffer,
         slot: usize,
         levels: PixelData<'_>,
-        common: &LoaderContext,
-        numbers: &[f64],
+        context: &LoaderContext,
+        params: &[f64],
     ) -> Result<()> {
         let bytes = levels.bytes().len();
         if bytes != self.channels * self.from[0] * self.from[1] {
@@ -105,10 +101,10 @@ impl BatchWriter {
                 (out, PixelData::Picture(picture)) => picture.write_planes(out),
             },
             (Buffer::Float(slots), Tables::Float(tables)) => {
-                self.sample(slots.slot(slot).ok_or_else(taken)?, levels, tables, common, numbers);
+                self.sample(slots.slot(slot).ok_or_else(taken)?, levels, tables, context, params);
             }
             (Buffer::Double(slots), Tables::Double(tables)) => {
-                self.sample(slots.slot(slot).ok_or_else(taken)?, levels, tables, common, numbers);
+                self.sample(slots.slot(slot).ok_or_else(taken)?, levels, tables, context, params);
             }
             _ => return Err(anyhow!("a batch of another kind")),
         }
@@ -120,12 +116,12 @@ impl BatchWriter {
         out: &mut [T],
         levels: PixelData<'_>,
         tables: &[[T; 256]],
-        common: &LoaderContext,
-        numbers: &[f64],
+        context: &LoaderContext,
+        params: &[f64],
     ) {
-        let maps = self.moves.then(|| self.maps(common, numbers));
+        let maps = self.moves.then(|| context.pipeline.pixel_map(self.from, params));
         let (maps, plane) = (maps.as_ref(), self.from[0] * self.from[1]);
-        let target_fill = common.pipeline.target_fill();
+        let target_fill = context.pipeline.target_fill();
         match levels {
             PixelData::Picture(Picture { channels: 3, data, .. }) => {
                 let pixels = data.as_chunks::<3>().0;
@@ -136,10 +132,8 @@ impl BatchWriter {
             }
             levels => self.place(Plane::each(levels.bytes(), plane), out, tables, maps, target_fill),
         }
-        for (step, numbers) in common.pipeline.of_sample(numbers) {
-            if let Augment::Cutout(cutout) = step {
-                cutout.blank(out, self.to, numbers);
-            }
+        for rectangle in context.pipeline.erased(params) {
+            erase(out, self.to, rectangle);
         }
     }
 
@@ -148,7 +142,7 @@ impl BatchWriter {
         planes: impl Iterator<Item = Plane<'a, STEP>>,
         out: &mut [T],
         tables: &[[T; 256]],
-        maps: Option<&Maps>,
+        maps: Option<&PixelMap>,
         target_fill: Option<u8>,
     ) {
         let runs = maps.map(|maps| runs(&maps.across)).unwrap_or_default();
@@ -158,7 +152,7 @@ impl BatchWriter {
             let fill = target_fill.filter(|_| channel + 1 == self.channels);
             match maps {
                 None => plane.look_up(0, out, table),
-                Some(Maps { down, across, transposed: true }) => {
+                Some(PixelMap { down, across, transposed: true, .. }) => {
                     self.write_transposed(out, plane, table, down, across, fill);
                 }
                 Some(maps) => self.write_rows(out, plane, table, &maps.down, &runs, fill),
@@ -166,49 +160,7 @@ impl BatchWriter {
         }
     }
 
-    fn maps(&self, common: &LoaderContext, numbers: &[f64]) -> Maps {
-        let mut rows: Vec<i32> = (0..self.from[0] as i32).collect();
-        let mut columns: Vec<i32> = (0..self.from[1] as i32).collect();
-        let mut transposed = false;
-        for (place, (step, numbers)) in common.pipeline.of_sample(numbers).enumerate() {
-            match (step, numbers) {
-                (Augment::Flip(_), &[horizontal, vertical]) => {
-                    if horizontal > 0.5 {
-                        columns.reverse();
-                    }
-                    if vertical > 0.5 {
-                        rows.reverse();
-                    }
-                }
-                (Augment::Dihedral(_), &[transpose, horizontal, vertical]) => {
-                    if transpose > 0.5 {
-                        std::mem::swap(&mut rows, &mut columns);
-                        transposed = !transposed;
-                    }
-                    if horizontal > 0.5 {
-                        columns.reverse();
-                    }
-                    if vertical > 0.5 {
-                        rows.reverse();
-                    }
-                }
-                (Augment::Crop(crop), &[top, left]) => {
-                    let sides = crop.size.map_or([rows.len(), columns.len()], |size| size.sides());
-                    let cut = |line: &[i32], start: f64, len: usize| -> Vec<i32> {
-                        (start as i64..start as i64 + len as i64)
-                            .map(|at| crop.padding_mode.source(at, line.len() as i64))
-                            .map(|at| at.map_or(fill(place, crop.fill), |at| line[at as usize]))
-                            .collect()
-                    };
-                    (rows, columns) = (cut(&rows, top, sides[0]), cut(&columns, left, sides[1]));
-                }
-                _ => {}
-            }
-        }
-        Maps { down: rows, across: columns, transposed }
-    }
-
-    /// As [`write_rows`](Self::moved), rows of the picture running down the sample's columns.
+    /// As [`write_rows`](Self::write_rows), rows of the picture running down the sample's columns.
     fn write_transposed<T: Number, const STEP: usize>(
         &self,
         out: &mut [T],
@@ -222,7 +174,7 @@ impl BatchWriter {
             for (&row, out) in across.iter().zip(out) {
                 let fill = row.min(column);
                 let at = if fill < 0 {
-                    target_fill.map_or(level(fill), usize::from)
+                    target_fill.map_or(fill_level(fill), usize::from)
                 } else {
                     plane.pixels[row as usize * self.from[1] + column as usize][plane.lane].into()
                 };
@@ -248,7 +200,7 @@ impl BatchWriter {
                 match run.origin {
                     // Where padding crosses padding, the later crop's is on top.
                     _ if row.min(run.first) < 0 => {
-                        part.fill(table[target_fill.map_or(level(row.min(run.first)), usize::from)]);
+                        part.fill(table[target_fill.map_or(fill_level(row.min(run.first)), usize::from)]);
                     }
                     Origin::Forward => plane.look_up(line + run.first as usize, part, table),
                     Origin::Backward => plane.look_up_back(line + run.first as usize, part, table),
@@ -315,15 +267,6 @@ impl Buffer {
     }
 }
 
-/// Where each row (`down`) and each column (`across`) of the sample comes from; negative entries show a
-/// [`fill`].
-struct Maps {
-    down: Vec<i32>,
-    across: Vec<i32>,
-    /// `down` tells columns of the picture, and `across` rows.
-    transposed: bool,
-}
-
 /// Columns that follow each other in the picture, or all show the same fill.
 struct Run {
     /// Where the first of them comes from, or the fill.
@@ -339,14 +282,16 @@ enum Origin {
     Backward,
 }
 
-/// The entry of a map that shows level `level`, put there by step `place`: the later the step, the smaller.
-fn fill(place: usize, level: u8) -> i32 {
-    -1 - (place as i32 * 256 + i32::from(level))
-}
-
-/// The level that a negative entry of a map stands for.
-fn level(entry: i32) -> usize {
-    (-1 - entry) as usize % 256
+/// Sets a rectangle of every plane of `[height, width]` to 0: first and last + 1 of its rows, then columns.
+fn erase<T: Number>(planes: &mut [T], [height, width]: [usize; 2], [top, bottom, left, right]: [usize; 4]) {
+    if left >= right {
+        return;
+    }
+    for plane in planes.chunks_exact_mut(height * width) {
+        for row in plane.chunks_exact_mut(width).take(bottom).skip(top) {
+            row[left..right].fill(T::ZERO);
+        }
+    }
 }
 
 /// A map of columns as its runs: two or three, unless it was mirrored often.

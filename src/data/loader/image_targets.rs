@@ -1,28 +1,10 @@
 //! Samples whose target is an image or a mask: the two travel as one picture, the target in the last
 //! channels, so that a cut or a flip is the same for both.
 
-use anyhow::Result;
 use tch::{Kind, Tensor};
 
-use crate::data::augment::Augment;
 use crate::data::mask::IGNORED;
 use crate::data::normalize::Normalize;
-use crate::util::exit_code::{ExitCode, fail};
-
-/// Refuses steps that would change the target otherwise than the image, or interpolate between classes.
-pub fn check(augment: &[Augment]) -> Result<()> {
-    let moves = |step: &&Augment| matches!(step, Augment::Flip(_) | Augment::Crop(_) | Augment::Dihedral(_));
-    match augment.iter().find(|step| !moves(step)) {
-        None => Ok(()),
-        Some(step) => {
-            let message = format!(
-                "augment: `{}` does not go with targets that are images; flip, crop and dihedral do",
-                step.name()
-            );
-            Err(fail(ExitCode::Usage, message))
-        }
-    }
-}
 
 /// The same normalisation with `channels` more that stay as they are.
 pub fn leave_targets(mut normalize: Normalize, channels: i64) -> Normalize {

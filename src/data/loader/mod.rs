@@ -1,24 +1,27 @@
 //! Batches of a data set: ordered, augmented and normalised, each a pure function of (seed, epoch, step).
 
-mod fill;
-mod paired;
+mod batch_writer;
+mod image_source;
+mod image_targets;
+mod prefetcher;
 mod resident;
-mod stream;
 
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor};
 
-use super::augment::{Augment, Pipeline, soft};
+use super::augment::{Augment, Pipeline, Pixels, check_image_targets, soft};
 use super::mask::IGNORED;
 use super::normalize::Normalize;
 use super::{Dataset, Samples, Skipped, Targets};
 use crate::libtorch::catch_panics;
+use crate::libtorch::device::upload;
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::rng::{CounterRng, RngStream};
+use image_source::ImageSource;
+use prefetcher::Prefetcher;
 use resident::Resident;
-use stream::{ImageSource, Prefetcher};
 
 /// One step's worth of samples, on the loader's device.
 pub struct Batch {
@@ -58,7 +61,7 @@ pub struct LoaderOptions {
 /// Makes the batches of one set.
 pub struct Loader {
     source: Source,
-    common: LoaderContext,
+    context: LoaderContext,
     samples: usize,
     workers: usize,
     drop_last: bool,
@@ -72,7 +75,7 @@ enum Source {
     Whole(Box<ImageSource>),
 }
 
-/// What every source needs to know.
+/// What every source uses.
 #[derive(Clone)]
 struct LoaderContext {
     pipeline: Arc<Pipeline>,
@@ -97,7 +100,7 @@ enum DeviceTargets {
     Unknown,
 }
 
-/// Samples before mixing, and who they are.
+/// Samples before mixing, and their indices in the set.
 struct RawBatch {
     xs: Tensor,
     indices: Vec<i64>,
@@ -125,7 +128,7 @@ impl Loader {
         let stacked = stacked_channels(&set.targets);
         let mut shape = set.shape.clone();
         if stacked > 0 {
-            paired::check(augment)?;
+            check_image_targets(augment).map_err(|message| fail(ExitCode::Usage, message))?;
             shape[0] += stacked;
         }
         let is_whole = set.shape.get(1) == Some(&0);
@@ -147,9 +150,12 @@ impl Loader {
             !pipeline.mixes() || !matches!(set.targets, Targets::Unknown),
             fail(ExitCode::Usage, "augment: mixup and cutmix need targets, and this set has none")
         );
-        let common = LoaderContext {
+        let context = LoaderContext {
             pipeline,
-            normalize: prep.normalize.clone().map(|normalize| paired::leave_targets(normalize, stacked)),
+            normalize: prep
+                .normalize
+                .clone()
+                .map(|normalize| image_targets::leave_targets(normalize, stacked)),
             train,
             seed,
             batch_size,
@@ -159,10 +165,10 @@ impl Loader {
         };
         let (source, targets) = catch_panics(|| -> Result<_> {
             let source = match &set.samples {
-                Samples::Resident(xs) => Source::Resident(Resident::new(xs, &common)?),
+                Samples::Resident(xs) => Source::Resident(Resident::new(xs, &context)?),
                 Samples::Files(files) => {
-                    let stream = ImageSource::new(files.clone(), &shape, set.names.clone(), &common)?;
-                    if is_whole { Source::Whole(Box::new(stream)) } else { Source::Files(Arc::new(stream)) }
+                    let source = ImageSource::new(files.clone(), &shape, set.names.clone(), &context)?;
+                    if is_whole { Source::Whole(Box::new(source)) } else { Source::Files(Arc::new(source)) }
                 }
             };
             let targets = match &set.targets {
@@ -175,29 +181,29 @@ impl Loader {
             };
             Ok((source, targets))
         })??;
-        Ok(Self { source, common, samples: set.len(), workers, drop_last, targets })
+        Ok(Self { source, context, samples: set.len(), workers, drop_last, targets })
     }
 
     /// How many batches an epoch has. With `drop_last` and a batch larger than the set there is none.
     pub fn steps(&self) -> usize {
         if self.drop_last {
-            self.samples / self.common.batch_size
+            self.samples / self.context.batch_size
         } else {
-            self.samples.div_ceil(self.common.batch_size)
+            self.samples.div_ceil(self.context.batch_size)
         }
     }
 
     /// The shape of one sample of a batch, which crops may have changed; targets that are images come on top.
     pub fn shape(&self) -> &[i64] {
-        self.common.pipeline.output()
+        self.context.pipeline.output()
     }
 
     /// The files that turned out to be undecodable so far, in the order of the set.
     pub fn skipped(&self) -> Vec<Skipped> {
         match &self.source {
             Source::Resident(_) => Vec::new(),
-            Source::Files(stream) => stream.skipped(),
-            Source::Whole(stream) => stream.skipped(),
+            Source::Files(source) => source.skipped(),
+            Source::Whole(source) => source.skipped(),
         }
     }
 
@@ -213,20 +219,20 @@ impl Loader {
     }
 
     fn batches(&self, epoch: u64, steps: std::ops::Range<usize>) -> Batches<'_> {
-        let order = if self.common.train {
-            CounterRng::new(self.common.seed, epoch, 0, RngStream::Order).permutation(self.samples)
+        let order = if self.context.train {
+            CounterRng::new(self.context.seed, epoch, 0, RngStream::Order).permutation(self.samples)
         } else {
             (0..self.samples as i64).collect()
         };
         let order = Arc::new(order);
-        let stream = match &self.source {
+        let prefetcher = match &self.source {
             Source::Resident(_) | Source::Whole(_) => None,
-            Source::Files(stream) => {
-                let batch_size = self.common.batch_size;
-                Some(Prefetcher::start(stream, order.clone(), epoch, steps.clone(), batch_size, self.workers))
+            Source::Files(source) => {
+                let (order, steps) = (order.clone(), steps.clone());
+                Some(Prefetcher::start(source, &self.context, order, epoch, steps, self.workers))
             }
         };
-        Batches { loader: self, order, epoch, steps, stream }
+        Batches { loader: self, order, epoch, steps, prefetcher }
     }
 }
 
@@ -253,7 +259,7 @@ pub struct Batches<'a> {
     order: Arc<Vec<i64>>,
     epoch: u64,
     steps: std::ops::Range<usize>,
-    stream: Option<Prefetcher>,
+    prefetcher: Option<Prefetcher>,
 }
 
 impl Iterator for Batches<'_> {
@@ -269,7 +275,7 @@ impl Iterator for Batches<'_> {
                 Ok(None) => {}
                 Err(error) => {
                     self.steps.start = self.steps.end;
-                    self.stream = None;
+                    self.prefetcher = None;
                     return Some(Err(error));
                 }
             }
@@ -277,21 +283,21 @@ impl Iterator for Batches<'_> {
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let least = if self.stream.is_some() { 0 } else { self.steps.len() };
+        let least = if self.prefetcher.is_some() { 0 } else { self.steps.len() };
         (least, Some(self.steps.len()))
     }
 }
 
 impl Batches<'_> {
     fn batch(&mut self, step: usize) -> Result<Option<Batch>> {
-        let Loader { source, common, .. } = self.loader;
-        let first = step * common.batch_size;
-        let indices = &self.order[first..self.order.len().min(first + common.batch_size)];
-        let RawBatch { xs, indices } = match (source, &mut self.stream) {
-            (Source::Resident(resident), _) => resident.assemble(common, self.epoch, indices)?,
-            (Source::Files(_), Some(stream)) => stream.next(common)?,
-            (Source::Whole(stream), _) => match stream.whole(indices[0] as usize)? {
-                Some(assembled) => assembled,
+        let Loader { source, context, .. } = self.loader;
+        let first = step * context.batch_size;
+        let indices = &self.order[first..self.order.len().min(first + context.batch_size)];
+        let RawBatch { xs, indices } = match (source, &mut self.prefetcher) {
+            (Source::Resident(resident), _) => resident.assemble(context, self.epoch, indices)?,
+            (Source::Files(_), Some(prefetcher)) => prefetcher.next(context)?,
+            (Source::Whole(source), _) => match source.whole(indices[0] as usize)? {
+                Some(batch) => batch,
                 None => return Ok(None),
             },
             (Source::Files(_), None) => return Ok(None),
@@ -299,10 +305,10 @@ impl Batches<'_> {
         if indices.is_empty() {
             return Ok(None);
         }
-        let (xs, ys) = self.loader.targets.gather(xs, &indices, common)?;
-        let (xs, ys) = if common.pipeline.mixes() {
-            let mut draw = CounterRng::new(common.seed, self.epoch, step as u64, RngStream::Mix);
-            common.pipeline.mix(xs, soft(&ys, common.classes, common.kind), &mut draw)
+        let (xs, ys) = self.loader.targets.gather(xs, &indices, context)?;
+        let (xs, ys) = if context.pipeline.mixes() {
+            let mut rng = CounterRng::new(context.seed, self.epoch, step as u64, RngStream::Mix);
+            context.pipeline.mix(xs, soft(&ys, context.classes, context.kind), &mut rng)
         } else {
             (xs, ys)
         };
@@ -312,20 +318,20 @@ impl Batches<'_> {
 
 impl DeviceTargets {
     /// The samples `xs` without what they hold of their targets, and their targets.
-    fn gather(&self, xs: Tensor, indices: &[i64], common: &LoaderContext) -> Result<(Tensor, Tensor)> {
+    fn gather(&self, xs: Tensor, indices: &[i64], context: &LoaderContext) -> Result<(Tensor, Tensor)> {
         let ys = match self {
-            DeviceTargets::Stacked(channels) => return Ok(paired::part(&xs, *channels)),
+            DeviceTargets::Stacked(channels) => return Ok(image_targets::part(&xs, *channels)),
             DeviceTargets::Mask => {
-                let (xs, levels) = paired::part(&xs, 1);
-                return Ok((xs, paired::mask(&levels)));
+                let (xs, levels) = image_targets::part(&xs, 1);
+                return Ok((xs, image_targets::mask(&levels)));
             }
             DeviceTargets::Classes(ys) => {
                 let ys: Vec<i64> = indices.iter().map(|&index| ys[index as usize]).collect();
                 Tensor::from_slice(&ys)
             }
-            DeviceTargets::Tensor(ys) => common.rows(ys, indices),
+            DeviceTargets::Tensor(ys) => context.rows(ys, indices),
             DeviceTargets::Unknown => {
-                Tensor::full([indices.len() as i64], -100, (Kind::Int64, common.device))
+                Tensor::full([indices.len() as i64], -100, (Kind::Int64, context.device))
             }
         };
         Ok((xs, ys))
@@ -339,28 +345,15 @@ impl LoaderContext {
             [first, rest @ ..] if rest.iter().zip(first + 1..).all(|(&index, next)| index == next) => {
                 tensor.narrow(0, *first, indices.len() as i64)
             }
-            _ => tensor.index_select(0, &self.upload(&Tensor::from_slice(indices))),
+            _ => tensor.index_select(0, &upload(&Tensor::from_slice(indices), self.device)),
         }
-    }
-
-    /// A small CPU tensor on the device, without waiting for it.
-    fn upload(&self, tensor: &Tensor) -> Tensor {
-        if self.device == Device::Cpu {
-            return tensor.shallow_clone();
-        }
-        tensor.pin_memory(self.device).to_device_(self.device, tensor.kind(), true, false)
     }
 
     /// Everything between raw samples and mixtures by operations of libtorch, on the device. `xs`
-    /// `[B, C, H, W]` uint8 or floating point; `numbers` those of the augmentation, sample after sample.
-    fn finish(&self, xs: Tensor, numbers: &[f64]) -> Tensor {
-        let pixels = super::augment::Pixels::new(xs, self.kind);
-        if self.pipeline.num_params() == 0 {
-            return self.normalized(pixels.into_unit());
-        }
-        let params = self.upload(&self.pipeline.tensor(numbers));
-        let xs = self.normalized(self.pipeline.pixels(pixels, &params).into_unit());
-        self.pipeline.normalized(xs, &params, numbers)
+    /// `[B, C, H, W]` uint8 or floating point; `params` those of the augmentation, sample after sample.
+    fn finish(&self, xs: Tensor, params: &[f64]) -> Tensor {
+        let pixels = self.pipeline.pixels(Pixels::new(xs, self.kind), params);
+        self.pipeline.normalized(self.normalized(pixels.into_unit()), params)
     }
 
     fn normalized(&self, xs: Tensor) -> Tensor {

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
-use super::fill::{BatchWriter, PixelData};
+use super::batch_writer::{BatchWriter, PixelData};
 use super::{LoaderContext, RawBatch};
 use crate::libtorch::memory::Bytes;
 use crate::util::rng::{CounterRng, RngStream};
@@ -14,53 +14,45 @@ pub enum Resident {
     /// Pictures that operations of libtorch augment, on the device.
     Pictures(Tensor),
     /// 8-bit pictures on the CPU that one pass brings into the batch.
-    Levels { bytes: Bytes, per_sample: usize, fill: BatchWriter },
+    Levels { bytes: Bytes, per_sample: usize, writer: BatchWriter },
 }
 
 impl Resident {
     /// `xs` `[N, C, H, W]` or `[N, F]`.
-    pub fn new(xs: &Tensor, common: &LoaderContext) -> Result<Self> {
+    pub fn new(xs: &Tensor, context: &LoaderContext) -> Result<Self> {
         let &[_, channels, height, width] = xs.size().as_slice() else {
-            let xs = common.normalized(xs.to_kind(Kind::Double));
-            return Ok(Self::Table(xs.to_kind(common.kind).to_device(common.device)));
+            let xs = context.normalized(xs.to_kind(Kind::Double));
+            return Ok(Self::Table(xs.to_kind(context.kind).to_device(context.device)));
         };
-        if common.device == Device::Cpu && xs.kind() == Kind::Uint8 {
-            let fill = BatchWriter::new(&[channels, height, width], common)?;
-            if fill.finishes() {
+        if context.device == Device::Cpu && xs.kind() == Kind::Uint8 {
+            let writer = BatchWriter::new(&[channels, height, width], context)?;
+            if writer.finishes() {
                 let per_sample = (channels * height * width) as usize;
-                return Ok(Self::Levels { bytes: Bytes::new(&xs.contiguous())?, per_sample, fill });
+                return Ok(Self::Levels { bytes: Bytes::new(&xs.contiguous())?, per_sample, writer });
             }
         }
-        Ok(Self::Pictures(xs.to_device(common.device)))
+        Ok(Self::Pictures(xs.to_device(context.device)))
     }
 
     /// The samples `indices`, all but mixed.
-    pub fn assemble(&self, common: &LoaderContext, epoch: u64, indices: &[i64]) -> Result<RawBatch> {
-        let width = common.pipeline.num_params();
-        let mut numbers = Vec::with_capacity(indices.len() * width);
-        if width > 0 {
+    pub fn assemble(&self, context: &LoaderContext, epoch: u64, indices: &[i64]) -> Result<RawBatch> {
+        let num_params = context.pipeline.num_params();
+        let mut params = Vec::with_capacity(indices.len() * num_params);
+        if num_params > 0 {
             for &index in indices {
-                let mut draw = CounterRng::new(common.seed, epoch, index as u64, RngStream::Augment);
-                common.pipeline.draw(&mut draw, [0, 0], &mut numbers);
+                let mut rng = CounterRng::new(context.seed, epoch, index as u64, RngStream::Augment);
+                context.pipeline.sample(&mut rng, [0, 0], &mut params);
             }
         }
         let xs = match self {
-            Resident::Table(xs) => {
-                let xs = common.rows(xs, indices);
-                if width == 0 {
-                    xs
-                } else {
-                    let params = common.upload(&common.pipeline.tensor(&numbers));
-                    common.pipeline.normalized(xs, &params, &numbers)
-                }
-            }
-            Resident::Pictures(xs) => common.finish(common.rows(xs, indices), &numbers),
-            Resident::Levels { bytes, per_sample, fill } => {
-                let buffer = fill.buffer(indices.len(), false)?;
+            Resident::Table(xs) => context.pipeline.normalized(context.rows(xs, indices), &params),
+            Resident::Pictures(xs) => context.finish(context.rows(xs, indices), &params),
+            Resident::Levels { bytes, per_sample, writer } => {
+                let buffer = writer.buffer(indices.len(), false)?;
                 for (slot, &index) in indices.iter().enumerate() {
                     let planes = &bytes.as_slice()[index as usize * per_sample..][..*per_sample];
-                    let numbers = &numbers[slot * width..][..width];
-                    fill.write(&buffer, slot, PixelData::Planes(planes), common, numbers)?;
+                    let row = &params[slot * num_params..][..num_params];
+                    writer.write(&buffer, slot, PixelData::Planes(planes), context, row)?;
                 }
                 buffer.into_tensor()
             }

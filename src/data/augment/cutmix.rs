@@ -1,0 +1,57 @@
+//! CutMix: Yun et al. 2019, "CutMix: Regularization strategy to train strong classifiers with localizable
+//! features"; torchvision's `CutMix`.
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use super::mixing::{beta, check_alpha, partners, weighted};
+use super::{Augmentation, Mixes};
+use crate::util::rng::CounterRng;
+use crate::util::yaml::Invalid;
+
+/// A rectangle of each picture is replaced by its partner's, of the area 1 - λ before it is cut off at the
+/// border; the targets mix by the area that was replaced. λ ~ Beta(alpha, alpha) and the place are drawn once
+/// per batch.
+#[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Cutmix {
+    #[serde(default = "default_alpha")]
+    pub alpha: f64,
+}
+
+fn default_alpha() -> f64 {
+    1.0
+}
+
+impl Augmentation for Cutmix {
+    fn validate(&self) -> Result<(), Invalid> {
+        check_alpha(self.alpha)
+    }
+
+    fn num_params(&self) -> usize {
+        0
+    }
+
+    fn sample(&self, _: [usize; 2], _: &mut CounterRng, _: &mut Vec<f64>) {}
+}
+
+impl Mixes for Cutmix {
+    fn mix(&self, xs: &Tensor, ys: &Tensor, rng: &mut CounterRng) -> (Tensor, Tensor) {
+        let lambda = beta(self.alpha, rng);
+        let partners = partners(xs, rng);
+        let side = 0.5 * (1.0 - lambda).sqrt();
+        let mut span = |len: i64| {
+            let centre = rng.below(len as u64) as i64;
+            let half = (side * len as f64) as i64;
+            let first = (centre - half).max(0);
+            (first, (centre + half).min(len) - first)
+        };
+        let (height, width) = (xs.size()[2], xs.size()[3]);
+        let ((top, rows), (left, columns)) = (span(height), span(width));
+        let window = |xs: &Tensor| xs.narrow(2, top, rows).narrow(3, left, columns);
+        let out = xs.copy();
+        window(&out).copy_(&window(xs).index_select(0, &partners));
+        let kept = 1.0 - (rows * columns) as f64 / (height * width) as f64;
+        (out, weighted(ys, &ys.index_select(0, &partners), kept))
+    }
+}
