@@ -310,7 +310,7 @@ fn random_resized_crops_have_the_asked_area_and_proportions() {
     let list = steps("[{random_resized_crop: {scale: [0.1, 0.2], ratio: [2, 3]}}]");
     let Augment::RandomResizedCrop(crop) = &list[0] else { unreachable!() };
     for index in 0..100 {
-        let [_, _, h, w] = crop.draw([200, 300], &mut CounterRng::new(1, 0, index, RngStream::Augment));
+        let [_, _, h, w] = crop.rectangle([200, 300], &mut CounterRng::new(1, 0, index, RngStream::Augment));
         assert!(w / h > 1.95 && w / h < 3.05, "{w} by {h}");
     }
     // No rectangle of these proportions fits: the largest centred one.

@@ -92,14 +92,15 @@ impl Files {
         }
     }
 
-    /// Some of the files; whole pictures where they are to be judged and the rest is learnt from in patches.
+    /// Some of the files; whole pictures for evaluation, where training cuts them into patches.
     pub fn select(&self, indices: &[usize], whole: bool) -> Self {
-        let of = |list: &[ImageFile]| indices.iter().filter_map(|&index| list.get(index).cloned()).collect();
+        let select =
+            |list: &[ImageFile]| indices.iter().filter_map(|&index| list.get(index).cloned()).collect();
         let framing = match &self.framing {
             Framing::Patches { .. } if whole => Framing::Whole,
             framing => framing.clone(),
         };
-        Self::new(of(&self.files), of(&self.partners), framing, self.forgiven, self.cache.budget)
+        Self::new(select(&self.files), select(&self.partners), framing, self.forgiven, self.cache.budget)
             .with_masks(self.masks.clone())
     }
 

@@ -29,7 +29,8 @@ pub use cache::DatasetCache;
 pub use files::{Damaged, Files, Framing};
 pub use image::picture::{Fit, ImageFile, JPEG_PIXELS, Mode, Picture, Resize};
 pub use sources::folder::{pictures, pictures_at};
-pub use spec::{DataSpec, SourceSpec, ValidationSpec};
+pub use sources::{SourceSpec, ValidationSpec};
+pub use spec::DataSpec;
 
 /// The samples of one set, without their targets.
 pub enum Samples {
@@ -96,7 +97,7 @@ pub struct Splits {
 }
 
 impl Targets {
-    /// What targets are, for people.
+    /// What targets are, for messages.
     fn kind(&self) -> &'static str {
         match self {
             Targets::Classes(_) => "classes",

@@ -32,7 +32,9 @@ pub enum NormalizeSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Normalize {
+    /// Subtracted, per channel or feature.
     pub mean: Vec<f64>,
+    /// Divided by, per channel or feature; above 0.
     pub std: Vec<f64>,
 }
 

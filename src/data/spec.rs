@@ -6,12 +6,9 @@ use serde_json::json;
 
 use super::augment::{self, Augment};
 use super::normalize::NormalizeSpec;
-use super::sources::{
-    Cifar10Spec, Cifar100Spec, CsvSpec, FolderSpec, IdxSpec, ImagesSpec, LineSpec, LinearSpec, NpySpec,
-    OpenOptions, ShapesSpec, Source, Split,
-};
+use super::sources::{OpenOptions, Source, SourceSpec, Split, ValidationSpec};
 use super::split::{Fold, Share};
-use super::{Dataset, DatasetCache, Fit, Mode, Resize, Splits, Targets, split};
+use super::{Dataset, DatasetCache, Fit, Mode, Splits, Targets, split};
 use crate::data::image::smooth::SmoothSpec;
 use crate::libtorch::device::cores;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
@@ -19,35 +16,41 @@ use crate::util::interrupt;
 use crate::util::threads::each;
 use crate::util::yaml::Invalid;
 
-/// The `data:` section: where the samples come from and how they are prepared.
+/// Where the samples come from and how they are prepared.
 #[derive(Deserialize, Serialize, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct DataSpec {
+    /// The training set.
     pub train: SourceSpec,
+    /// The validation set, which chooses the checkpoint `best` and stops early.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<ValidationSpec>,
+    /// The test set, evaluated once, at the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<SourceSpec>,
+    /// Samples per batch.
     #[serde(default = "default_batch_size")]
     pub batch_size: usize,
-    /// Leaves out an epoch's last training batch if it is smaller than the others.
+    /// Leave out an epoch's last training batch when it is smaller than the others.
     #[serde(default)]
     pub drop_last: bool,
+    /// Normalisation of the inputs.
     #[serde(default)]
     pub normalize: NormalizeSpec,
+    /// A filter that every image of every set passes through once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub smooth: Option<SmoothSpec>,
+    /// Augmentation of the training set, applied in this order.
     #[serde(default)]
     pub augment: Vec<Augment>,
-    /// Threads that decode and augment while the network computes; those that are ahead of it sleep. As many
-    /// as there are cores, 2 to 8, unless said otherwise.
+    /// Threads that decode and augment while the network computes, as `num_workers` of PyTorch's DataLoader.
+    /// The number of CPU cores, at least 2 and at most 8, when absent.
     #[serde(default = "default_workers")]
     pub workers: usize,
-    /// A folder whose decoded images need no more than this is decoded once and kept in memory.
+    /// A folder whose decoded images need at most so many GiB is decoded once and kept in memory.
     #[serde(default = "default_memory_gib")]
     pub memory_gib: f64,
-    /// The share of a folder's files that may be undecodable, in [0, 1], rounded down; above 0, one file is
-    /// always forgiven.
+    /// The share of a folder's files that may be undecodable, rounded down; above 0, one file may always be.
     #[serde(default = "default_max_skipped")]
     pub max_skipped: f64,
 }
@@ -66,59 +69,6 @@ fn default_memory_gib() -> f64 {
 
 fn default_max_skipped() -> f64 {
     0.01
-}
-
-macro_rules! sources {
-    ($($key:literal => $variant:ident($spec:ty),)*) => {
-        /// Where the samples of one set come from.
-        #[derive(Deserialize, Serialize, Clone, Debug)]
-        pub enum SourceSpec {
-            $(#[serde(rename = $key)] $variant($spec),)*
-        }
-
-        /// Where the validation set comes from: a share of the training set, or a source of its own.
-        #[derive(Deserialize, Serialize, Clone, Debug)]
-        pub enum ValidationSpec {
-            /// This share of the training samples, in (0, 1), drawn by the seed, class by class.
-            #[serde(rename = "fraction")]
-            Fraction(f64),
-            #[serde(rename = "fold")]
-            Fold(Fold),
-            $(#[serde(rename = $key)] $variant($spec),)*
-        }
-
-        impl SourceSpec {
-            /// The key that the source stands under, and the source.
-            fn source(&self) -> (&'static str, &dyn Source) {
-                match self {
-                    $(Self::$variant(spec) => ($key, spec),)*
-                }
-            }
-        }
-
-        impl ValidationSpec {
-            /// The source with its key, where it is one of its own.
-            fn source(&self) -> Option<(&'static str, &dyn Source)> {
-                match self {
-                    Self::Fraction(_) | Self::Fold(_) => None,
-                    $(Self::$variant(spec) => Some(($key, spec)),)*
-                }
-            }
-        }
-    };
-}
-
-sources! {
-    "cifar10" => Cifar10(Cifar10Spec),
-    "cifar100" => Cifar100(Cifar100Spec),
-    "csv" => Csv(CsvSpec),
-    "folder" => Folder(FolderSpec),
-    "idx" => Idx(IdxSpec),
-    "images" => Images(ImagesSpec),
-    "line" => Line(LineSpec),
-    "linear" => Linear(LinearSpec),
-    "npy" => Npy(NpySpec),
-    "shapes" => Shapes(ShapesSpec),
 }
 
 impl DataSpec {
@@ -175,22 +125,22 @@ impl DataSpec {
         self.open_from(&mut DatasetCache::default(), seed)
     }
 
-    /// The same, taking what `shelf` has, and leaving there what this run has read and nothing else.
-    pub fn open_from(&self, shelf: &mut DatasetCache, seed: u64) -> Result<Splits> {
+    /// The same, taking what `cache` has, and leaving there what this run has read and nothing else.
+    pub fn open_from(&self, cache: &mut DatasetCache, seed: u64) -> Result<Splits> {
         let open = |part, source: &dyn Source| self.open_source(part, source);
         let declared: Vec<_> = (self.sources().into_iter())
-            .map(|(part, _, source)| Ok((part, self.shelf_key(part)?, source)))
+            .map(|(part, _, source)| Ok((part, self.cache_key(part)?, source)))
             .collect::<Result<_>>()?;
-        shelf.keep_only(declared.iter().map(|(_, key, _)| key.as_str()));
-        let missing: Vec<_> = declared.iter().filter(|(_, key, _)| !shelf.holds(key)).collect();
+        cache.keep_only(declared.iter().map(|(_, key, _)| key.as_str()));
+        let missing: Vec<_> = declared.iter().filter(|(_, key, _)| !cache.holds(key)).collect();
         // Reading is bound by one core for most formats: the sets are read beside each other.
         let read = each(missing.len(), missing.clone(), |&(part, _, source)| open(part, source));
         for ((_, key, _), set) in missing.into_iter().zip(read) {
-            shelf.put(key.clone(), set?);
+            cache.put(key.clone(), set?);
         }
         let (mut train, mut validation, mut test) = (None, None, None);
         for (part, key, _) in &declared {
-            let set = shelf.get(key);
+            let set = cache.get(key);
             match part {
                 Split::Train => train = set,
                 Split::Validation => validation = set,
@@ -256,10 +206,7 @@ impl DataSpec {
                 ));
             }
         };
-        let resize = match &self.train {
-            SourceSpec::Folder(folder) => folder.resize,
-            _ => Resize::default(),
-        };
+        let resize = self.train.source().1.resize();
         Ok((mode, Fit { height: height as usize, width: width as usize, resize, smooth: self.smooth }))
     }
 
@@ -291,17 +238,17 @@ impl DataSpec {
     }
 
     /// Everything that decides what [`Self::open_source`] gives.
-    fn shelf_key(&self, part: Split) -> Result<String> {
+    fn cache_key(&self, part: Split) -> Result<String> {
         let source = match part {
             Split::Train => serde_json::to_value(&self.train)?,
             Split::Validation => serde_json::to_value(&self.validation)?,
             Split::Test => serde_json::to_value(&self.test)?,
         };
-        let OpenOptions { memory, max_skipped, keep_files, smooth, group, .. } = self.opening(part);
+        let OpenOptions { memory, max_skipped, keep_files, smooth, group, .. } = self.open_options(part);
         Ok(json!([part.key(), source, memory, max_skipped, keep_files, smooth, group]).to_string())
     }
 
-    fn opening(&self, part: Split) -> OpenOptions {
+    fn open_options(&self, part: Split) -> OpenOptions {
         OpenOptions {
             part,
             memory: (self.memory_gib * f64::from(1 << 30)) as u64,
@@ -316,7 +263,7 @@ impl DataSpec {
     }
 
     fn open_source(&self, part: Split, source: &dyn Source) -> Result<Dataset> {
-        let set = source.open(&self.opening(part));
+        let set = source.open(&self.open_options(part));
         // What was read halfway means nothing.
         interrupt::check(&format!("the {part} was being read"))?;
         let mut set = set?;

@@ -17,15 +17,15 @@ use crate::util::yaml::Invalid;
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fold {
-    /// k, from 2 up.
+    /// The number of folds, k.
     pub of: usize,
-    /// Which of them, from 0.
+    /// Which fold is the validation set, from 0.
     pub index: usize,
-    /// Whether the seed deals the samples out; otherwise the folds are scikit-learn's `KFold` and
-    /// `StratifiedKFold`.
+    /// Whether samples are assigned to folds by the seed. Otherwise the folds are those of scikit-learn's
+    /// `KFold` and `StratifiedKFold`.
     #[serde(default = "yes")]
     pub shuffle: bool,
-    /// Samples of one group lie in one fold: the column of a table that names the group, or a regular
+    /// Samples of one group are in one fold: the column of a table that names the group, or a regular
     /// expression whose first parenthesis (else the whole match) finds it in a file's name below the root.
     /// Without shuffling the folds are scikit-learn's `GroupKFold`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -155,7 +155,7 @@ pub(super) fn split(set: Dataset, share: Share, seed: u64) -> Result<(Dataset, D
     }
     let taken = select(&set, &taken, true)?;
     let mut rest = select(&set, &rest, false)?;
-    // What was skipped is told once, with the training set.
+    // Skipped files are reported once, with the training set.
     (rest.skipped, rest.notes) = (set.skipped, set.notes);
     Ok((rest, taken))
 }

@@ -4,7 +4,6 @@ use serde::{Deserialize, Serialize};
 
 use super::{Plateau, Schedule, ScheduleStep};
 
-/// η₀
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Constant {}

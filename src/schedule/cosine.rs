@@ -5,13 +5,13 @@ use serde::{Deserialize, Serialize};
 use super::{Plateau, Schedule, ScheduleStep, Unit, anneal, check, progress};
 use crate::util::yaml::Invalid;
 
-/// min_lr + (η₀ − min_lr)·(1 + cos(πt/T))/2
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cosine {
-    /// Where the curve ends; at least 0.
+    /// The learning rate at the end of the run (`eta_min`).
     #[serde(default)]
     pub min_lr: f64,
+    /// Whether t counts epochs or optimiser steps.
     #[serde(default = "Unit::step")]
     pub by: Unit,
 }

@@ -5,11 +5,12 @@ use serde::{Deserialize, Serialize};
 use super::{Plateau, Schedule, ScheduleStep, Unit, check_gamma, power};
 use crate::util::yaml::Invalid;
 
-/// η₀·gamma^t; a decay of d per epoch is gamma = 1 − d.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Exponential {
+    /// The factor per epoch (per step with `by: step`).
     pub gamma: f64,
+    /// Whether t counts epochs or optimiser steps.
     #[serde(default = "Unit::epoch")]
     pub by: Unit,
 }

@@ -5,12 +5,12 @@ use serde::{Deserialize, Serialize};
 use super::{Plateau, Schedule, ScheduleStep, Unit, check};
 use crate::util::yaml::Invalid;
 
-/// η₀/√(1 + gamma²·t)
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct InverseSqrt {
-    /// At least 0.
+    /// How fast the rate falls.
     pub gamma: f64,
+    /// Whether t counts epochs or optimiser steps.
     #[serde(default = "Unit::step")]
     pub by: Unit,
 }

@@ -5,16 +5,16 @@ use serde::{Deserialize, Serialize};
 use super::{Plateau, Schedule, ScheduleStep, Unit, check, progress};
 use crate::util::yaml::Invalid;
 
-/// η₀·(start_factor + (end_factor − start_factor)·t/T)
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Linear {
-    /// At least 0.
+    /// The factor at the start.
     #[serde(default = "default_start_factor")]
     pub start_factor: f64,
-    /// At least 0.
+    /// The factor at the end.
     #[serde(default)]
     pub end_factor: f64,
+    /// Whether t counts epochs or optimiser steps.
     #[serde(default = "Unit::step")]
     pub by: Unit,
 }

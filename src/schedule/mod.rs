@@ -51,11 +51,11 @@ trait Schedule {
 }
 
 macro_rules! schedules {
-    ($($name:literal => $variant:ident($spec:ty),)*) => {
+    ($($(#[$doc:meta])* $name:literal => $variant:ident($spec:ty),)*) => {
         /// The form of the learning rate, as declared.
         #[derive(Clone, Debug, PartialEq, Serialize)]
         pub enum Curve {
-            $(#[serde(rename = $name)] $variant($spec),)*
+            $($(#[$doc])* #[serde(rename = $name)] $variant($spec),)*
         }
 
         impl Curve {
@@ -87,14 +87,24 @@ macro_rules! schedules {
 }
 
 schedules! {
+    /// η₀
     "constant" => Constant(constant::Constant),
+    /// η₀·gamma^⌊t/step_size⌋ (`StepLR`)
     "step" => Step(step::StepDecay),
+    /// η₀·gamma^(milestones passed) (`MultiStepLR`)
     "multistep" => Multistep(multistep::Multistep),
+    /// η₀·gamma^t (`ExponentialLR`); a decay of d per epoch is gamma = 1 − d
     "exponential" => Exponential(exponential::Exponential),
+    /// η₀/√(1 + gamma²·t)
     "inverse_sqrt" => InverseSqrt(inverse_sqrt::InverseSqrt),
+    /// min_lr + (η₀ − min_lr)·(1 + cos(πt/T))/2 (`CosineAnnealingLR`; Loshchilov and Hutter 2017)
     "cosine" => Cosine(cosine::Cosine),
+    /// η₀·(start_factor + (end_factor − start_factor)·t/T) (`LinearLR`)
     "linear" => Linear(linear::Linear),
+    /// Cosine rise from max_lr/div_factor to max_lr, cosine fall to max_lr/(div_factor·final_div_factor)
+    /// (`OneCycleLR` with cycle_momentum=False; Smith and Topin 2019)
     "one_cycle" => OneCycle(one_cycle::OneCycle),
+    /// η₀·factor^(number of reductions), one whenever the metric stops improving (`ReduceLROnPlateau`)
     "plateau" => Plateau(plateau::PlateauSpec),
 }
 
@@ -169,12 +179,13 @@ pub struct ScheduleSpec {
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Warmup {
-    /// Length; give this or `steps`.
+    /// Length in epochs; give this or `steps`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epochs: Option<f64>,
+    /// Length in optimiser steps; give this or `epochs`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
-    /// In (0, 1].
+    /// The first learning rate as a share of η₀.
     #[serde(default = "third")]
     pub start_factor: f64,
 }

@@ -5,14 +5,15 @@ use serde::{Deserialize, Serialize};
 use super::{Plateau, Schedule, ScheduleStep, Unit, check_gamma, default_gamma, power};
 use crate::util::yaml::Invalid;
 
-/// η₀·gamma^(milestones passed)
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Multistep {
-    /// In epochs, or steps with `by: step`; ascending.
+    /// Epochs (steps with `by: step`) at which the rate is reduced; ascending.
     pub milestones: Vec<u64>,
+    /// The factor of each reduction.
     #[serde(default = "default_gamma")]
     pub gamma: f64,
+    /// Whether t counts epochs or optimiser steps.
     #[serde(default = "Unit::epoch")]
     pub by: Unit,
 }

@@ -5,20 +5,22 @@ use serde::{Deserialize, Serialize};
 use super::{Plateau, Schedule, ScheduleStep, Unit, anneal, check};
 use crate::util::yaml::Invalid;
 
-/// Cosine rise from max_lr/div_factor to max_lr, cosine fall to max_lr/(div_factor·final_div_factor).
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct OneCycle {
-    /// The peak; the optimiser's `lr` when not given.
+    /// The peak; the optimiser's `lr` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_lr: Option<f64>,
-    /// Share of the run in which the rate rises, in (0, 1).
+    /// Share of the run in which the rate rises.
     #[serde(default = "default_pct_start")]
     pub pct_start: f64,
+    /// The rate starts at max_lr/div_factor.
     #[serde(default = "default_div_factor")]
     pub div_factor: f64,
+    /// The rate ends at max_lr/(div_factor·final_div_factor).
     #[serde(default = "default_final_div_factor")]
     pub final_div_factor: f64,
+    /// Whether t counts epochs or optimiser steps.
     #[serde(default = "Unit::step")]
     pub by: Unit,
 }

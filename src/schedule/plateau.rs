@@ -5,24 +5,25 @@ use serde::{Deserialize, Serialize};
 use super::{Schedule, ScheduleStep, check, default_gamma};
 use crate::util::yaml::Invalid;
 
-/// η₀·factor^(number of reductions), no lower than `min_lr`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlateauSpec {
-    /// In (0, 1).
+    /// The factor of each reduction.
     #[serde(default = "default_gamma")]
     pub factor: f64,
     /// Epochs without an improvement before a reduction.
     #[serde(default = "default_patience")]
     pub patience: u64,
-    /// An improvement counts when it is larger than this.
+    /// The smallest change of the metric that counts as an improvement.
     #[serde(default = "default_threshold")]
     pub threshold: f64,
+    /// Whether `threshold` is relative or absolute.
     #[serde(default)]
     pub threshold_mode: ThresholdMode,
-    /// Epochs after a reduction in which nothing is counted.
+    /// Epochs after a reduction in which epochs without an improvement are not counted.
     #[serde(default)]
     pub cooldown: u64,
+    /// The smallest learning rate.
     #[serde(default)]
     pub min_lr: f64,
     /// Absent: that of the score that is watched.

@@ -5,14 +5,15 @@ use serde::{Deserialize, Serialize};
 use super::{Plateau, Schedule, ScheduleStep, Unit, check_gamma, default_gamma, power};
 use crate::util::yaml::Invalid;
 
-/// η₀·gamma^⌊t/step_size⌋
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct StepDecay {
-    /// In epochs, or steps with `by: step`; at least 1.
+    /// Epochs (steps with `by: step`) between two reductions.
     pub step_size: u64,
+    /// The factor of each reduction.
     #[serde(default = "default_gamma")]
     pub gamma: f64,
+    /// Whether t counts epochs or optimiser steps.
     #[serde(default = "Unit::epoch")]
     pub by: Unit,
 }

@@ -13,13 +13,16 @@ use crate::util::yaml::Invalid;
 #[derive(Deserialize, Serialize, Clone, Debug, Default, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct ColorJitter {
+    /// Factor of the brightness.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub brightness: Option<Range>,
+    /// Factor of the contrast.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contrast: Option<Range>,
+    /// Factor of the saturation; of colour pictures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub saturation: Option<Range>,
-    /// In turns of the colour circle, within -0.5 to 0.5.
+    /// Shift of the hue in turns of the colour circle, within -0.5 to 0.5; of colour pictures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hue: Option<Range>,
 }

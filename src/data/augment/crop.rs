@@ -11,15 +11,17 @@ use crate::util::yaml::Invalid;
 #[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Crop {
+    /// Pixels added on every side first.
     #[serde(default)]
     pub padding: usize,
-    /// The size of what is cut; the picture's own where it is not given.
+    /// The size that is cut out; the picture's own when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<Size>,
-    /// The level of constant padding, 0 to 255 (floating-point pictures get fill/255); masks are ignored
-    /// there.
+    /// The grey level of constant padding (floating-point pictures get fill/255). The padding of masks is
+    /// ignored in loss and metrics.
     #[serde(default)]
     pub fill: u8,
+    /// What the padding shows.
     #[serde(default)]
     pub padding_mode: PaddingMode,
 }

@@ -15,6 +15,7 @@ use crate::util::yaml::Invalid;
 #[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Cutmix {
+    /// Both parameters of the Beta distribution.
     #[serde(default = "default_alpha")]
     pub alpha: f64,
 }

@@ -14,6 +14,7 @@ use crate::util::yaml::Invalid;
 pub struct Cutout {
     /// The side of the square in pixels, or [height, width].
     pub size: Size,
+    /// Probability.
     #[serde(default = "one")]
     pub p: f64,
 }

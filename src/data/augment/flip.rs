@@ -11,10 +11,13 @@ use crate::util::yaml::Invalid;
 #[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Flip {
+    /// Flip left to right.
     #[serde(default)]
     pub horizontal: bool,
+    /// Flip top to bottom.
     #[serde(default)]
     pub vertical: bool,
+    /// Probability of each flip.
     #[serde(default = "half")]
     pub p: f64,
 }

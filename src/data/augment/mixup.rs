@@ -12,6 +12,7 @@ use crate::util::yaml::Invalid;
 #[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Mixup {
+    /// Both parameters of the Beta distribution.
     pub alpha: f64,
 }
 

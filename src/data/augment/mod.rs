@@ -97,7 +97,7 @@ pub(crate) trait Mixes {
 
 macro_rules! augmentations {
     ($($name:literal => $variant:ident($spec:ty): $stage:ident,)*) => {
-        /// One augmentation as declared: `{flip: {horizontal: true}}`.
+        /// One step of the augmentation.
         #[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]
         pub enum Augment {
             $(#[serde(rename = $name)] $variant($spec),)*

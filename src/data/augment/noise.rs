@@ -12,6 +12,7 @@ use crate::util::yaml::Invalid;
 #[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Noise {
+    /// Standard deviation, in units of the normalised values.
     pub sigma: f64,
 }
 

@@ -13,13 +13,13 @@ use crate::util::yaml::Invalid;
 #[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct RandomResizedCrop {
-    /// The size it is scaled to; that of the samples where it is not given.
+    /// The size it is scaled to; that of the samples when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<Size>,
-    /// The least and the largest share of the picture's area, in (0, 1].
+    /// Smallest and largest share of the picture's area, in (0, 1].
     #[serde(default = "default_scale")]
     pub scale: [f64; 2],
-    /// The least and the largest width / height.
+    /// Smallest and largest width/height.
     #[serde(default = "default_ratio")]
     pub ratio: [f64; 2],
 }

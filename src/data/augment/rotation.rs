@@ -12,8 +12,9 @@ use crate::util::yaml::Invalid;
 #[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Rotation {
+    /// The largest angle, or the range of angles, within -360 to 360 degrees.
     pub degrees: Range,
-    /// The level of the corners that come into view, 0 to 255 (floating-point pictures get fill/255).
+    /// The grey level of the corners that come into view (floating-point pictures get fill/255).
     #[serde(default)]
     pub fill: u8,
 }

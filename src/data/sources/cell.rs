@@ -9,7 +9,7 @@ use csv::ByteRecord;
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::regular_file;
 
-/// What stands in column `column`, as a finite number; `decimal` stands before its decimals.
+/// The cell in column `column` as a finite number; `decimal` separates its decimals.
 pub fn number(
     record: &ByteRecord,
     column: usize,
@@ -20,13 +20,13 @@ pub fn number(
 ) -> Result<f64> {
     let cell = record.get(column).unwrap_or_default();
     let text = std::str::from_utf8(cell).unwrap_or("?");
-    let of = |text: &str| text.parse::<f64>().ok().filter(|value| value.is_finite());
-    let with_comma = || of(&text.replacen(',', ".", 1));
+    let parse = |text: &str| text.parse::<f64>().ok().filter(|value| value.is_finite());
+    let with_comma = || parse(&text.replacen(',', ".", 1));
     let value = match decimal {
         // A point would be that of thousands, as in 1.234,5.
         ',' if text.contains('.') => None,
         ',' => with_comma(),
-        _ => of(text),
+        _ => parse(text),
     };
     value.ok_or_else(|| {
         let found = match cell {
@@ -43,7 +43,7 @@ pub fn number(
     })
 }
 
-/// What stands in column `column`, as text.
+/// The cell in column `column` as text.
 pub fn label(record: &ByteRecord, column: usize, names: &[String], path: &Path) -> Result<String> {
     let cell = record.get(column).unwrap_or_default();
     if cell.is_empty() {

@@ -20,11 +20,12 @@ const PIXELS: usize = 3 * 32 * 32;
 #[derive(Deserialize, Serialize, Clone, Debug)]
 #[serde(deny_unknown_fields, expecting = "a mapping, such as `{files: [data_batch_1.bin]}`")]
 pub struct Cifar10Spec {
+    /// The files of the binary version, in order.
     pub files: FilePaths,
-    /// Such as batches.meta.txt.
+    /// Class names: a list, or a file such as batches.meta.txt. Numbers when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classes: Option<ClassNames>,
-    /// Only the first samples.
+    /// Use only the first so many samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
 }
@@ -33,13 +34,15 @@ pub struct Cifar10Spec {
 #[derive(Deserialize, Serialize, Clone, Debug)]
 #[serde(deny_unknown_fields, expecting = "a mapping, such as `{files: train.bin, labels: fine}`")]
 pub struct Cifar100Spec {
+    /// The files of the binary version, in order.
     pub files: FilePaths,
+    /// Which of the two labels is the class.
     #[serde(default)]
     pub labels: Labels,
-    /// Such as fine_label_names.txt.
+    /// Class names: a list, or a file such as fine_label_names.txt. Numbers when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classes: Option<ClassNames>,
-    /// Only the first samples.
+    /// Use only the first so many samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
 }

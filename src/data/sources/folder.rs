@@ -30,13 +30,17 @@ use crate::util::{console, interrupt};
 #[derive(Deserialize, Serialize, Clone, Debug)]
 #[serde(deny_unknown_fields, expecting = "a mapping, such as `{root: im/train, size: 64}`")]
 pub struct FolderSpec {
+    /// The folder that holds one folder per class.
     pub root: FilePath,
+    /// The size of the samples in pixels, at most 8192: N for N × N, or [height, width].
     pub size: Size,
+    /// The channels that every picture is converted to.
     #[serde(default)]
     pub mode: Mode,
+    /// How a picture of another size becomes one of `size`.
     #[serde(default)]
     pub resize: Resize,
-    /// Only the first files of each class.
+    /// Use only the first so many files of each class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_per_class: Option<usize>,
 }
@@ -81,7 +85,11 @@ impl Source for FolderSpec {
         (classes > 0).then(|| (shape.to_vec(), Some(classes)))
     }
 
-    fn open(&self, opening: &OpenOptions) -> Result<Dataset> {
+    fn resize(&self) -> Resize {
+        self.resize
+    }
+
+    fn open(&self, options: &OpenOptions) -> Result<Dataset> {
         let root = self.root.resolve()?;
         let (mut files, mut labels, mut classes) = (Vec::new(), Vec::new(), Vec::new());
         let mut notes = Vec::new();
@@ -109,16 +117,16 @@ impl Source for FolderSpec {
             return Err(fail(ExitCode::Data, message));
         }
         let [height, width] = self.size.sides();
-        let fit = Fit { height, width, resize: self.resize, smooth: opening.smooth };
+        let fit = Fit { height, width, resize: self.resize, smooth: options.smooth };
         let bytes = files.len() as u64 * (self.mode.channels() * height * width) as u64;
-        let is_resident = bytes <= opening.memory && !opening.keep_files;
+        let is_resident = bytes <= options.memory && !options.keep_files;
         // Resident pictures are smoothed with the resident pictures of every other source.
         let read = if is_resident {
             decode_all(&files, &Fit { smooth: None, ..fit.clone() })?
         } else {
             probe_all(&files)
         };
-        let budget = budget(files.len(), opening.max_skipped);
+        let budget = budget(files.len(), options.max_skipped);
         let forgiven = match budget.checked_sub(read.failures().count()) {
             Some(forgiven) if read.failures().count() < files.len() => forgiven,
             _ => return Err(over_budget(&root, &files, &read, budget)),
@@ -168,8 +176,8 @@ pub fn pictures_at(path: &Path) -> Result<(Vec<PathBuf>, Option<String>)> {
     Ok(if path.is_dir() { pictures_of(files) } else { (files, None) })
 }
 
-/// The file `path`, or all files below the folder, sorted by folder and name. That a file is not there is
-/// told when it is read.
+/// The file `path`, or all files below the folder, sorted by folder and name. A missing file is
+/// noticed when it is read.
 pub fn files_at(path: &Path) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
@@ -290,42 +298,42 @@ pub(super) fn probe_all(files: &[ImageFile]) -> Read {
     Read { pixels: None, reasons }
 }
 
-/// Tells every few seconds how many files have been read.
-struct Clock {
+/// Prints every few seconds how many files have been read.
+struct Progress {
     done: AtomicUsize,
-    told: Mutex<Instant>,
+    last_print: Mutex<Instant>,
 }
 
-impl Clock {
+impl Progress {
     const EVERY: Duration = Duration::from_secs(5);
 
     fn new() -> Self {
-        Self { done: AtomicUsize::new(0), told: Mutex::new(Instant::now()) }
+        Self { done: AtomicUsize::new(0), last_print: Mutex::new(Instant::now()) }
     }
 
-    fn tick(&self, of: usize) {
+    fn tick(&self, count: usize) {
         let done = self.done.fetch_add(1, Ordering::Relaxed);
-        if let Ok(mut told) = self.told.try_lock()
-            && told.elapsed() > Self::EVERY
+        if let Ok(mut last) = self.last_print.try_lock()
+            && last.elapsed() > Self::EVERY
         {
-            console::progress(format_args!("reading files: {} of {of}\n", done.min(of)));
-            *told = Instant::now();
+            console::progress(format_args!("reading files: {} of {count}\n", done.min(count)));
+            *last = Instant::now();
         }
     }
 }
 
-/// Does the work for each item, whichever core comes first; the reasons of those that failed, in their
+/// Does the work for each item, on the next free core; the reasons of those that failed, in their
 /// places. A signal ends it early: the code that opens the set checks for it.
 pub(super) fn on_all_cores<T: Send>(
     items: impl Iterator<Item = T> + Send,
     count: usize,
     work: impl Fn(T) -> Result<()> + Sync,
 ) -> Vec<Option<String>> {
-    let (mut reasons, clock) = (vec![None; count], Clock::new());
+    let (mut reasons, progress) = (vec![None; count], Progress::new());
     let queue = Mutex::new(items.zip(&mut reasons));
     // The lock is held by `next` alone, which does not panic.
     let next = || {
-        clock.tick(count);
+        progress.tick(count);
         match interrupt::is_requested() {
             true => None,
             false => threads::unpoisoned(&queue).next(),

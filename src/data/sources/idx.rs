@@ -21,11 +21,14 @@ use crate::util::yaml::Invalid;
 #[derive(Deserialize, Serialize, Clone, Debug)]
 #[serde(deny_unknown_fields, expecting = "a mapping, such as `{images: images.gz, labels: labels.gz}`")]
 pub struct IdxSpec {
+    /// The file of the images, also as .gz.
     pub images: FilePath,
+    /// The file of the labels, also as .gz.
     pub labels: FilePath,
+    /// Class names: a list, or a file with one name per line. Numbers when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classes: Option<ClassNames>,
-    /// Only the first samples.
+    /// Use only the first so many samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
 }

@@ -23,24 +23,28 @@ use crate::util::yaml::Invalid;
 #[derive(Deserialize, Serialize, Clone, Debug)]
 #[serde(deny_unknown_fields, expecting = "a mapping, such as `{root: photos, patch: 64}`")]
 pub struct ImagesSpec {
+    /// The folder of the pictures.
     pub root: FilePath,
+    /// The channels that every picture is converted to.
     #[serde(default)]
     pub mode: Mode,
+    /// Side of the random squares in pixels. Whole images when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patch: Option<usize>,
+    /// Squares per image and epoch.
     #[serde(default = "one")]
     pub per_image: usize,
     /// A folder with the image that each should become: of the same name, extensions apart, and the same
     /// size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<FilePath>,
-    /// A folder with the mask of each, likewise; what its pixels mean is said beside it.
+    /// A folder with the segmentation mask of each image, by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask: Option<MaskSpec>,
-    /// Only the first files.
+    /// Use only the first so many files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
-    /// Passes over so many files first.
+    /// Leave out so many files at the start.
     #[serde(default)]
     pub skip: usize,
 }
@@ -77,11 +81,11 @@ impl Source for ImagesSpec {
         Some((vec![self.mode.channels() as i64, side, side], classes))
     }
 
-    fn open(&self, opening: &OpenOptions) -> Result<Dataset> {
-        if opening.smooth.is_some() {
+    fn open(&self, options: &OpenOptions) -> Result<Dataset> {
+        if options.smooth.is_some() {
             return Err(fail(ExitCode::Usage, "data.smooth does not go with `images`; remove it"));
         }
-        if opening.keep_files {
+        if options.keep_files {
             let message = "data.augment: `random_resized_crop` does not go with `images`, which `patch` cuts";
             return Err(fail(ExitCode::Usage, message));
         }
@@ -109,7 +113,7 @@ impl Source for ImagesSpec {
         let notes = note.into_iter().collect();
         let all = as_files(&paths, self.mode);
         let read = probe_all(&all);
-        let allowed = budget(all.len(), opening.max_skipped);
+        let allowed = budget(all.len(), options.max_skipped);
         let forgiven = match allowed.checked_sub(read.failures().count()) {
             Some(forgiven) if read.failures().count() < all.len() => forgiven,
             _ => return Err(over_budget(&root, &all, &read, allowed)),
@@ -139,7 +143,7 @@ impl Source for ImagesSpec {
                 let others = as_files(&others, Mode::Grey);
                 same_sizes(&files, &others, "mask")?;
                 let masks = mask.look(&others)?;
-                if opening.part == Split::Train
+                if options.part == Split::Train
                     && masks.absent(&mask.classes).count() + 1 == mask.classes.len()
                 {
                     let message = format!(
@@ -160,7 +164,7 @@ impl Source for ImagesSpec {
             Some(size) => Framing::Patches { size, per_image: self.per_image },
             None => Framing::Whole,
         };
-        let files = Files::new(files, others, framing, forgiven, opening.memory).with_masks(encoding);
+        let files = Files::new(files, others, framing, forgiven, options.memory).with_masks(encoding);
         Ok(Dataset {
             samples: Samples::Files(Arc::new(files)),
             targets,

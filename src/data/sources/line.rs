@@ -20,14 +20,19 @@ const WEIGHTS: u64 = u64::MAX;
     expecting = "a mapping, such as `{slope: 3, intercept: 5, noise: 1, count: 100, low: 0, high: 2}`"
 )]
 pub struct LineSpec {
+    /// The slope.
     pub slope: f64,
+    /// The intercept.
     pub intercept: f64,
-    /// The standard deviation of the noise.
+    /// Standard deviation of the noise.
     pub noise: f64,
+    /// Number of samples.
     pub count: usize,
+    /// Smallest x.
     pub low: f64,
+    /// Largest x.
     pub high: f64,
-    /// Which points; apart from the run's seed, so that runs with several seeds see the same data.
+    /// Decides the points; apart from the run's seed, so that runs with several seeds see the same data.
     #[serde(default)]
     pub seed: u64,
 }
@@ -41,12 +46,15 @@ pub struct LineSpec {
     expecting = "a mapping, such as `{features: 50, informative: 5, noise: 0.1, count: 200}`"
 )]
 pub struct LinearSpec {
+    /// Number of inputs.
     pub features: usize,
+    /// Number of weights that are not zero, at most `features`.
     pub informative: usize,
-    /// The standard deviation of the noise.
+    /// Standard deviation of the noise.
     pub noise: f64,
+    /// Number of samples.
     pub count: usize,
-    /// Which weights and samples, apart from the run's seed.
+    /// Decides weights and samples, apart from the run's seed.
     #[serde(default)]
     pub seed: u64,
 }
@@ -64,15 +72,15 @@ impl Source for LineSpec {
         positive("count", self.count)
     }
 
-    fn open(&self, opening: &OpenOptions) -> Result<Dataset> {
+    fn open(&self, options: &OpenOptions) -> Result<Dataset> {
         let smaller = "take a smaller `line.count`";
         let (mut xs, mut ys) =
             (try_with_capacity(Some(self.count), smaller)?, try_with_capacity(Some(self.count), smaller)?);
         for index in 0..self.count as u64 {
-            let mut draw = CounterRng::new(self.seed, opening.part as u64, index, RngStream::Generate);
-            let x = draw.between(self.low, self.high);
+            let mut rng = CounterRng::new(self.seed, options.part as u64, index, RngStream::Generate);
+            let x = rng.between(self.low, self.high);
             xs.push(x);
-            ys.push(self.slope * x + self.intercept + self.noise * draw.normal());
+            ys.push(self.slope * x + self.intercept + self.noise * rng.normal());
         }
         table(&xs, &ys, vec!["x".to_owned()])
     }
@@ -81,11 +89,11 @@ impl Source for LineSpec {
 impl LinearSpec {
     /// The true weights, one per feature.
     pub fn weights(&self) -> Vec<f64> {
-        let mut draw = CounterRng::new(self.seed, WEIGHTS, 0, RngStream::Generate);
+        let mut rng = CounterRng::new(self.seed, WEIGHTS, 0, RngStream::Generate);
         let mut weights = vec![0.0; self.features];
-        for &feature in draw.permutation(self.features).iter().take(self.informative) {
-            let sign = if draw.below(2) == 0 { -1.0 } else { 1.0 };
-            weights[feature as usize] = sign * draw.between(1.0, 3.0);
+        for &feature in rng.permutation(self.features).iter().take(self.informative) {
+            let sign = if rng.below(2) == 0 { -1.0 } else { 1.0 };
+            weights[feature as usize] = sign * rng.between(1.0, 3.0);
         }
         weights
     }
@@ -105,7 +113,7 @@ impl Source for LinearSpec {
         Ok(())
     }
 
-    fn open(&self, opening: &OpenOptions) -> Result<Dataset> {
+    fn open(&self, options: &OpenOptions) -> Result<Dataset> {
         let smaller = "take a smaller `linear.count` or `linear.features`";
         let (mut xs, mut ys) = (
             try_with_capacity(self.count.checked_mul(self.features), smaller)?,
@@ -113,10 +121,10 @@ impl Source for LinearSpec {
         );
         let weights = self.weights();
         for index in 0..self.count as u64 {
-            let mut draw = CounterRng::new(self.seed, opening.part as u64, index, RngStream::Generate);
-            let mut y = self.noise * draw.normal();
+            let mut rng = CounterRng::new(self.seed, options.part as u64, index, RngStream::Generate);
+            let mut y = self.noise * rng.normal();
             for weight in &weights {
-                let x = draw.normal();
+                let x = rng.normal();
                 y += weight * x;
                 xs.push(x);
             }

@@ -25,18 +25,19 @@ const LOOKED_AT: usize = 512;
 #[derive(Deserialize, Serialize, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct MaskSpec {
+    /// The folder of the masks.
     pub root: FilePath,
-    /// Names of the classes.
+    /// Names of the classes, 2 to 255.
     pub classes: Vec<String>,
-    /// What stands for each class in a mask: numbers (class numbers, palette indices, grey levels of 8 or 16
-    /// bits), or colours. Where absent: the class numbers 0 to n − 1, or levels evenly from 0 to 255 where
-    /// the masks hold those.
+    /// The value of each class in a mask, in the order of `classes`: numbers (class numbers, palette indices,
+    /// grey levels of 8 or 16 bits), or colours. When absent: the class numbers 0 to n − 1, or levels evenly
+    /// from 0 to 255 where the masks hold those.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub levels: Vec<Level>,
-    /// What stands for pixels that count neither in the loss nor in a metric: one level, or several.
+    /// The value, or values, of pixels that count neither in the loss nor in a metric.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ignore: Option<Ignore>,
-    /// How far a pixel may lie from the level of its class. JPEG masks are read by the nearest level anyway.
+    /// How far a pixel may be from the value of its class. JPEG masks are always read by the nearest value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tolerance: Option<u16>,
     /// What a mask's name has after the picture's: `_mask` for `x.jpg` and `x_mask.gif`.
@@ -231,7 +232,7 @@ pub struct Naming<'a> {
 impl Naming<'_> {
     /// The name of the partner of the picture `path`, both without extension; None where the picture lacks
     /// the suffix.
-    fn of(&self, path: &Path, root: &Path) -> Option<PathBuf> {
+    fn partner(&self, path: &Path, root: &Path) -> Option<PathBuf> {
         let stem = stem(path, root);
         let name = stem.file_name()?.to_string_lossy();
         Some(stem.with_file_name(format!("{}{}", name.strip_suffix(self.image_suffix)?, self.suffix)))
@@ -249,7 +250,7 @@ pub fn partners(files: &[ImageFile], root: &Path, others: &Path, naming: Naming)
     let is_picture = |path: &&PathBuf| ImageFormat::from_path(path).is_ok();
     let (mut chosen, mut lonely) = (Vec::new(), Vec::new());
     for file in files {
-        let names = naming.of(&file.path, root).and_then(|name| known.get(&name));
+        let names = naming.partner(&file.path, root).and_then(|name| known.get(&name));
         let names = names.map(Vec::as_slice).unwrap_or_default();
         let pictures: Vec<_> = names.iter().filter(is_picture).collect();
         match (pictures.as_slice(), names) {
@@ -328,7 +329,7 @@ fn differ(file: &ImageFile, partner: &ImageFile) -> Option<String> {
     if (width, height) == (w, h) {
         return None;
     }
-    let told = |turn: Orientation| match turn {
+    let describe = |turn: Orientation| match turn {
         Orientation::NoTransforms => String::new(),
         turn => format!(" after its EXIF orientation {}", turn.to_exif()),
     };
@@ -339,8 +340,8 @@ fn differ(file: &ImageFile, partner: &ImageFile) -> Option<String> {
     Some(format!(
         "{} is {width}x{height}{}, {} is {w}x{h}{}{advice}",
         file.path.display(),
-        told(turn),
+        describe(turn),
         partner.path.display(),
-        told(other_turn)
+        describe(other_turn)
     ))
 }

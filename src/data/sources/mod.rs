@@ -1,4 +1,4 @@
-//! Where samples come from: one file per format.
+//! Where samples come from: a new format is one file, with its spec, and one row of the table below.
 
 mod cell;
 mod cifar;
@@ -20,17 +20,11 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 pub use self::csv::CsvSpec;
-pub use cifar::{Cifar10Spec, Cifar100Spec};
-pub use folder::FolderSpec;
-pub use idx::IdxSpec;
-pub use images::ImagesSpec;
-pub use line::{LineSpec, LinearSpec};
 pub use masks::MaskSpec;
-pub use npy::NpySpec;
 pub use path::FilePath;
-pub use shapes::ShapesSpec;
 
-use super::{Dataset, Samples, Targets};
+use super::split::Fold;
+use super::{Dataset, Resize, Samples, Targets};
 use crate::data::image::smooth::SmoothSpec;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::regular_file;
@@ -41,7 +35,7 @@ pub(super) trait Source: Sync {
     /// Checks values and that files exist; key paths are relative to the source.
     fn validate(&self) -> Result<(), Invalid>;
     /// Reads or generates the samples. The fingerprint is left empty.
-    fn open(&self, opening: &OpenOptions) -> Result<Dataset>;
+    fn open(&self, options: &OpenOptions) -> Result<Dataset>;
     /// Whether the samples decide which class has which index, so that two sets may disagree.
     fn finds_classes(&self) -> bool {
         false
@@ -50,6 +44,10 @@ pub(super) trait Source: Sync {
     /// without reading the samples.
     fn outline(&self) -> Option<(Vec<i64>, Option<usize>)> {
         None
+    }
+    /// How pictures are brought to the size of the samples, for prediction.
+    fn resize(&self) -> Resize {
+        Resize::default()
     }
     /// The group of each sample of `set`, which this source gave, or of each of its files: `what` is a
     /// regular expression on their names. Exit 2 where there are none, 3 where one of them has no group.
@@ -71,6 +69,59 @@ pub(super) trait Source: Sync {
         };
         set.names.iter().map(group).collect()
     }
+}
+
+macro_rules! sources {
+    ($($key:literal => $variant:ident($spec:ty),)*) => {
+        /// Where the samples of one set come from.
+        #[derive(Deserialize, Serialize, Clone, Debug)]
+        pub enum SourceSpec {
+            $(#[serde(rename = $key)] $variant($spec),)*
+        }
+
+        /// A share of the training set, or a source of its own.
+        #[derive(Deserialize, Serialize, Clone, Debug)]
+        pub enum ValidationSpec {
+            /// This share of the training samples, drawn by the seed, class by class.
+            #[serde(rename = "fraction")]
+            Fraction(f64),
+            #[serde(rename = "fold")]
+            Fold(Fold),
+            $(#[serde(rename = $key)] $variant($spec),)*
+        }
+
+        impl SourceSpec {
+            /// The key of the source, and the source.
+            pub(in crate::data) fn source(&self) -> (&'static str, &dyn Source) {
+                match self {
+                    $(Self::$variant(spec) => ($key, spec),)*
+                }
+            }
+        }
+
+        impl ValidationSpec {
+            /// The source with its key, where it is one of its own.
+            pub(in crate::data) fn source(&self) -> Option<(&'static str, &dyn Source)> {
+                match self {
+                    Self::Fraction(_) | Self::Fold(_) => None,
+                    $(Self::$variant(spec) => Some(($key, spec)),)*
+                }
+            }
+        }
+    };
+}
+
+sources! {
+    "cifar10" => Cifar10(cifar::Cifar10Spec),
+    "cifar100" => Cifar100(cifar::Cifar100Spec),
+    "csv" => Csv(self::csv::CsvSpec),
+    "folder" => Folder(folder::FolderSpec),
+    "idx" => Idx(idx::IdxSpec),
+    "images" => Images(images::ImagesSpec),
+    "line" => Line(line::LineSpec),
+    "linear" => Linear(line::LinearSpec),
+    "npy" => Npy(npy::NpySpec),
+    "shapes" => Shapes(shapes::ShapesSpec),
 }
 
 /// One of the sets of a run, as configs, logs and the command line call it.

@@ -26,18 +26,23 @@ use crate::util::yaml::Invalid;
 #[derive(Deserialize, Serialize, Clone, Debug)]
 #[serde(deny_unknown_fields, expecting = "a mapping, such as `{xs: xs.npy, ys: ys.npy}`")]
 pub struct NpySpec {
-    /// The archive; then `xs` and `ys` are names in it.
+    /// An .npz archive; then `xs` and `ys` are names in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<FilePath>,
+    /// The inputs: an .npy file, or a name in `file`.
     pub xs: FilePath,
+    /// The targets: an .npy file, or a name in `file`.
     pub ys: FilePath,
+    /// The order of the dimensions of images with several channels.
     #[serde(default)]
     pub layout: Layout,
+    /// What `ys` holds. By number type when absent: integers are classes, floats are values.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub targets: Option<TargetKind>,
+    /// Class names: a list, or a file with one name per line. Numbers when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classes: Option<ClassNames>,
-    /// Only the first samples.
+    /// Use only the first so many samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
 }
@@ -238,7 +243,7 @@ fn refuse_twins(path: &Path, names: usize) -> Result<()> {
     file.take(22 + 0xffff).read_to_end(&mut tail)?;
     let record = tail.windows(22).rev().find(|window| window.starts_with(b"PK\x05\x06"));
     let count = record.map_or(0, |record| usize::from(u16::from_le_bytes([record[10], record[11]])));
-    // All ones: the number stands elsewhere, as the archive is very large.
+    // All ones: the number is in the ZIP64 record, as the archive is very large.
     ensure!(count <= names || count == 0xffff, "two arrays of the archive have one name; write it again");
     Ok(())
 }

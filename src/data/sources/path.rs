@@ -9,7 +9,7 @@ use crate::util::exit_code::{ExitCode, fail};
 use crate::util::regular_file;
 use crate::util::yaml::{Invalid, expand_env};
 
-/// A path as the config has it, environment references not yet replaced.
+/// A path; relative ones start at the current folder. `${NAME}` and `${NAME:-default}` are environment variables.
 #[derive(Deserialize, Serialize, Clone, Debug)]
 #[serde(transparent)]
 pub struct FilePath(pub String);

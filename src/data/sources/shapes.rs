@@ -29,17 +29,18 @@ const SMALLER: &str = "take a smaller `shapes.count` or `shapes.size`";
 #[derive(Deserialize, Serialize, Clone, Debug)]
 #[serde(deny_unknown_fields, expecting = "a mapping, such as `{count: 10000}`")]
 pub struct ShapesSpec {
+    /// Number of samples.
     pub count: usize,
-    /// Pixels per side, at least 16.
+    /// Pixels per side.
     #[serde(default = "default_size")]
     pub size: usize,
-    /// The first of the ten kinds, at least 2.
+    /// Number of classes: the first of the ten shapes.
     #[serde(default = "default_classes")]
     pub classes: usize,
-    /// The standard deviation of the pixel noise as a share of the range from black to white.
+    /// Standard deviation of the pixel noise as a share of the range from black to white.
     #[serde(default = "default_noise")]
     pub noise: f64,
-    /// Which pictures; apart from the run's seed, so that runs with several seeds see the same data.
+    /// Decides the pictures; apart from the run's seed, so that runs with several seeds see the same data.
     #[serde(default)]
     pub seed: u64,
 }
@@ -78,7 +79,7 @@ impl Source for ShapesSpec {
         Some((vec![1, self.size as i64, self.size as i64], Some(self.classes)))
     }
 
-    fn open(&self, opening: &OpenOptions) -> Result<Dataset> {
+    fn open(&self, options: &OpenOptions) -> Result<Dataset> {
         let outlines: Vec<Shape> = (0..self.classes).map(Shape::new).collect();
         let pixels = self.size * self.size;
         let mut data = try_with_capacity(self.count.checked_mul(pixels), SMALLER)?;
@@ -88,8 +89,8 @@ impl Source for ShapesSpec {
         threads::each(cores(), data.chunks_mut(share * pixels).enumerate().collect(), |(part, data)| {
             for (offset, picture) in data.chunks_mut(pixels).enumerate() {
                 let index = part * share + offset;
-                let draw = CounterRng::new(self.seed, opening.part as u64, index as u64, RngStream::Generate);
-                self.picture(draw, &outlines[index % self.classes], picture);
+                let rng = CounterRng::new(self.seed, options.part as u64, index as u64, RngStream::Generate);
+                self.picture(rng, &outlines[index % self.classes], picture);
             }
         });
         let size = self.size as i64;
@@ -101,34 +102,34 @@ impl Source for ShapesSpec {
 }
 
 impl ShapesSpec {
-    fn picture(&self, mut draw: CounterRng, shape: &Shape, picture: &mut [u8]) {
+    fn picture(&self, mut rng: CounterRng, shape: &Shape, picture: &mut [u8]) {
         let size = self.size as f64;
         let scale = size / 28.0;
         // Background: a plane of grey between two thirds of the range.
-        let ground = draw.between(50.0, 205.0);
-        let (tilt_x, tilt_y) = (draw.between(-30.0, 30.0), draw.between(-30.0, 30.0));
+        let ground = rng.between(50.0, 205.0);
+        let (tilt_x, tilt_y) = (rng.between(-30.0, 30.0), rng.between(-30.0, 30.0));
         let mut canvas: Vec<f64> = (0..self.size * self.size)
             .map(|at| {
                 let (x, y) = ((at % self.size) as f64 / size - 0.5, (at / self.size) as f64 / size - 0.5);
                 ground + tilt_x * x + tilt_y * y
             })
             .collect();
-        let clutter = draw.below(4);
+        let clutter = rng.below(4);
         for _ in 0..clutter {
-            self.line(&mut draw, &mut canvas);
+            self.line(&mut rng, &mut canvas);
         }
 
-        let radius = scale * draw.between(6.0, 10.5);
+        let radius = scale * rng.between(6.0, 10.5);
         let margin = 0.8 * radius;
-        let (centre_x, centre_y) = (draw.between(margin, size - margin), draw.between(margin, size - margin));
-        let (sin, cos) = draw.between(-0.7, 0.7).sin_cos();
-        let stretch = draw.between(0.8, 1.25);
-        let contrast = draw.between(50.0, 140.0);
+        let (centre_x, centre_y) = (rng.between(margin, size - margin), rng.between(margin, size - margin));
+        let (sin, cos) = rng.between(-0.7, 0.7).sin_cos();
+        let stretch = rng.between(0.8, 1.25);
+        let contrast = rng.between(50.0, 140.0);
         // Whichever way there is room for it, else by chance.
         let is_light =
-            if ground + contrast > 250.0 { false } else { ground - contrast < 5.0 || draw.below(2) == 0 };
+            if ground + contrast > 250.0 { false } else { ground - contrast < 5.0 || rng.below(2) == 0 };
         let ink = if is_light { ground + contrast } else { ground - contrast };
-        let stroke = if draw.below(2) == 0 { Some(scale * draw.between(0.7, 1.2)) } else { None };
+        let stroke = if rng.below(2) == 0 { Some(scale * rng.between(0.7, 1.2)) } else { None };
         let reach = 1.3 * radius + 2.0 * scale;
         let span = |centre: f64| {
             let from = (centre - reach).floor().max(0.0) as usize;
@@ -145,15 +146,15 @@ impl ShapesSpec {
             }
         }
         // One line in three pictures crosses the shape.
-        if draw.below(3) == 0 {
-            self.line(&mut draw, &mut canvas);
+        if rng.below(3) == 0 {
+            self.line(&mut rng, &mut canvas);
         }
         // Four bytes add up to nearly a normal number; this is their standard deviation.
         let deviation = (4.0f64 * (256.0 * 256.0 - 1.0) / 12.0).sqrt();
         let unit = 255.0 * self.noise / deviation;
         let sum = |bytes: &[u8]| bytes.iter().map(|&byte| f64::from(byte)).sum::<f64>() - 510.0;
         for (values, pixels) in picture.chunks_mut(2).zip(canvas.chunks(2)) {
-            let bytes = draw.bits().to_le_bytes();
+            let bytes = rng.bits().to_le_bytes();
             for ((value, pixel), noise) in values.iter_mut().zip(pixels).zip(bytes.chunks_exact(4)) {
                 *value = (pixel + unit * sum(noise)).round().clamp(0.0, 255.0) as u8;
             }
@@ -161,15 +162,15 @@ impl ShapesSpec {
     }
 
     /// A straight stroke of clutter anywhere.
-    fn line(&self, draw: &mut CounterRng, canvas: &mut [f64]) {
+    fn line(&self, rng: &mut CounterRng, canvas: &mut [f64]) {
         let size = self.size as f64;
         let scale = size / 28.0;
-        let start = [draw.between(0.0, size), draw.between(0.0, size)];
-        let (sin, cos) = (TAU * draw.uniform()).sin_cos();
-        let length = scale * draw.between(5.0, 14.0);
+        let start = [rng.between(0.0, size), rng.between(0.0, size)];
+        let (sin, cos) = (TAU * rng.uniform()).sin_cos();
+        let length = scale * rng.between(5.0, 14.0);
         let end = [start[0] + length * cos, start[1] + length * sin];
-        let change = draw.between(30.0, 100.0) * if draw.below(2) == 0 { -1.0 } else { 1.0 };
-        let half = scale * draw.between(0.4, 0.9);
+        let change = rng.between(30.0, 100.0) * if rng.below(2) == 0 { -1.0 } else { 1.0 };
+        let half = scale * rng.between(0.4, 0.9);
         let span = |a: f64, b: f64| {
             let from = (a.min(b) - half - 1.0).floor().clamp(0.0, size) as usize;
             from..((a.max(b) + half + 1.0).ceil().clamp(0.0, size) as usize)

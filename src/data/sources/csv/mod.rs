@@ -1,5 +1,7 @@
 //! Tables of numbers in delimited text, for regression or for classes.
 
+mod columns;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -10,30 +12,33 @@ use csv::{ByteRecord, Reader, ReaderBuilder, Trim};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::cell::{delimiter_of, label, number, ordered_classes, refuse, unreadable};
+use super::cell::{label, number, ordered_classes, refuse, unreadable};
 use super::{FilePath, OpenOptions, Source, Split, positive_limit, resident};
 use crate::data::{Dataset, Targets};
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::yaml::{Invalid, nearest};
 use crate::util::{interrupt, regular_file};
+use columns::Feature;
 
 /// `{csv: {file: FILE, target: price}}`: inputs `[N, F]`, targets `[N, T]` or classes. Every cell that is
 /// used must hold a finite number; nothing is filled in.
 #[derive(Deserialize, Serialize, Clone, Debug)]
 #[serde(deny_unknown_fields, expecting = "a mapping, such as `{file: table.csv, target: price}`")]
 pub struct CsvSpec {
+    /// The table.
     pub file: FilePath,
     /// The column, or columns, to predict.
     pub target: Names,
-    /// The input columns in this order; all others in the file's order where it is not given.
+    /// The input columns in this order; all others in the file's order when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub features: Option<Vec<String>>,
-    /// Whether the first line names the columns; otherwise their names are "0", "1", …
+    /// Whether the first line names the columns. Otherwise their names are "0", "1", …
     #[serde(default = "yes")]
     pub header: bool,
+    /// The character between two cells.
     #[serde(default = "comma")]
     pub delimiter: char,
-    /// What stands before the decimals: `.` or `,`.
+    /// The decimal separator: `.` (the default) or `,`.
     #[serde(default = "point", skip_serializing_if = "is_point")]
     pub decimal: char,
     /// Columns that are neither inputs nor targets, where `features` does not list the inputs.
@@ -43,10 +48,10 @@ pub struct CsvSpec {
     /// that is 1 in its rows and 0 in the others.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub one_hot: BTreeMap<String, Vec<String>>,
-    /// Whether the target names classes. They are put in order: by value where all are numbers, else by name.
+    /// Whether the target names classes. They are sorted: by value where all are numbers, else by name.
     #[serde(default)]
     pub classes: bool,
-    /// Only the first rows.
+    /// Use only the first so many rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
 }
@@ -85,26 +90,6 @@ fn point() -> char {
 
 fn is_point(decimal: &char) -> bool {
     *decimal == '.'
-}
-
-/// Which columns of the file are used.
-struct Columns {
-    names: Vec<String>,
-    features: Vec<Feature>,
-    targets: Vec<usize>,
-}
-
-/// An input: the number in a column, or whether the column holds `value`.
-struct Feature {
-    column: usize,
-    value: Option<String>,
-}
-
-impl Feature {
-    fn name(&self, names: &[String]) -> String {
-        let column = &names[self.column];
-        self.value.as_ref().map_or_else(|| column.clone(), |value| format!("{column}={value}"))
-    }
 }
 
 impl Source for CsvSpec {
@@ -147,22 +132,22 @@ impl Source for CsvSpec {
         if self.features.as_ref().is_some_and(Vec::is_empty) {
             return Err(Invalid::new("features", "names no column; leave it out for all other columns"));
         }
-        // What cannot be read is a matter of data, told at opening.
+        // A file that cannot be read is an error of the data: `open` reports it.
         match self.reader(&path).and_then(|mut reader| self.names(&mut reader, &path)) {
             Ok(names) => self.columns(names, None).map(|_| ()),
             Err(_) => Ok(()),
         }
     }
 
-    fn open(&self, opening: &OpenOptions) -> Result<Dataset> {
+    fn open(&self, options: &OpenOptions) -> Result<Dataset> {
         let path = self.file.resolve()?;
         // A name that is mistaken must not show as a column of groups that is no number.
-        if let (Split::Train, Some(group)) = (opening.part, &opening.group) {
+        if let (Split::Train, Some(group)) = (options.part, &options.group) {
             let mut reader = self.reader(&path)?;
             let names = self.names(&mut reader, &path)?;
             group_column(&names, group, &path)?;
         }
-        self.read(&path, opening.group.as_deref())
+        self.read(&path, options.group.as_deref())
     }
 
     fn groups(&self, _: &Dataset, what: &str) -> Result<Vec<String>> {
@@ -277,109 +262,6 @@ impl CsvSpec {
         } else {
             (0..first.len()).map(|column| column.to_string()).collect()
         })
-    }
-
-    fn columns(&self, names: Vec<String>, group: Option<&str>) -> Result<Columns, Invalid> {
-        if names.is_empty() {
-            return Err(Invalid::new(
-                "file",
-                "is empty; give a table with a line of column names above its rows",
-            ));
-        }
-        let find = |key: String, wanted: &String| {
-            let mut found = names.iter().enumerate().filter(|(_, name)| *name == wanted);
-            match (found.next(), found.next()) {
-                (Some((column, _)), None) => Ok(column),
-                (Some(_), Some(_)) => {
-                    Err(Invalid::new(key, format!("two columns are called `{wanted}`; rename one")))
-                }
-                (None, _) => {
-                    let hint = nearest(wanted, names.iter().map(String::as_str));
-                    let hint = match (hint, names.as_slice()) {
-                        (_, [first, rest @ ..])
-                            if (rest.is_empty() || first.starts_with("sep="))
-                                && !delimiter_of(first).is_empty() =>
-                        {
-                            delimiter_of(first)
-                        }
-                        (Some(near), _) => format!("; did you mean `{near}`?"),
-                        (None, _) => String::new(),
-                    };
-                    Err(Invalid::new(
-                        key,
-                        format!("there is no column `{wanted}`{hint} (there are {})", names.join(", ")),
-                    ))
-                }
-            }
-        };
-        let key = |list: bool, key: &str, index: usize| {
-            if list { format!("{key}.{index}") } else { key.to_owned() }
-        };
-        let several = matches!(self.target, Names::Several(_));
-        let mut targets = Vec::new();
-        for (index, name) in self.target.as_slice().iter().enumerate() {
-            targets.push(find(key(several, "target", index), name)?);
-        }
-        let mut features = Vec::new();
-        match &self.features {
-            Some(wanted) => {
-                for (index, name) in wanted.iter().enumerate() {
-                    // As a run calls the values of a column that it was trained on.
-                    let value = name.split_once('=').filter(|(column, value)| {
-                        self.one_hot
-                            .get(*column)
-                            .is_some_and(|values| values.iter().any(|known| known == value))
-                    });
-                    let column = value.map_or(name.clone(), |(column, _)| column.to_owned());
-                    let column = find(key(true, "features", index), &column)?;
-                    match value {
-                        Some((_, value)) => features.push(Feature { column, value: Some(value.to_owned()) }),
-                        None => self.expand(column, &names, &mut features),
-                    }
-                }
-            }
-            None => {
-                let is_group = |column: usize| group == Some(names[column].as_str());
-                let mut excluded = Vec::new();
-                for (index, name) in self.exclude.iter().enumerate() {
-                    excluded.push(find(key(true, "exclude", index), name)?);
-                }
-                for column in 0..names.len() {
-                    if targets.contains(&column) || excluded.contains(&column) || is_group(column) {
-                        continue;
-                    }
-                    // A prediction finds its columns by their names.
-                    if names.iter().filter(|name| **name == names[column]).count() > 1 {
-                        let message = format!(
-                            "has two columns called `{}`; rename one, or list the `features`",
-                            names[column]
-                        );
-                        return Err(Invalid::new("file", message));
-                    }
-                    self.expand(column, &names, &mut features);
-                }
-                for column in self.one_hot.keys() {
-                    find(format!("one_hot.{column}"), column)?;
-                }
-            }
-        }
-        if features.is_empty() {
-            return Err(Invalid::new("target", "leaves no column to predict from"));
-        }
-        if let Some(both) = features.iter().find(|feature| targets.contains(&feature.column)) {
-            return Err(Invalid::new("features", format!("`{}` is the target too", names[both.column])));
-        }
-        Ok(Columns { names, features, targets })
-    }
-
-    /// The inputs that a column gives: itself, or one for each of its values.
-    fn expand(&self, column: usize, names: &[String], features: &mut Vec<Feature>) {
-        match self.one_hot.get(&names[column]) {
-            None => features.push(Feature { column, value: None }),
-            Some(values) => {
-                features.extend(values.iter().map(|value| Feature { column, value: Some(value.clone()) }));
-            }
-        }
     }
 
     fn input(&self, record: &ByteRecord, feature: &Feature, names: &[String], path: &Path) -> Result<f64> {
