@@ -142,6 +142,7 @@ pub fn noise(size: &[i64], salt: f64) -> Tensor {
 }
 
 /// `[N, C, H, W]` with the channels of a pixel side by side in memory.
+#[cfg(feature = "kernels")]
 pub fn channels_last(tensor: &Tensor, kind: Kind) -> Tensor {
     tensor.to_kind(kind).permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }

@@ -1,5 +1,8 @@
 //! The switch between our own CPU kernels and libtorch's operations.
 
+// Half of it needs them.
+#![cfg_attr(not(feature = "kernels"), allow(dead_code, unused_imports))]
+
 use std::path::Path;
 
 use serde_json::{Value, json};
