@@ -1,4 +1,4 @@
-//! Arguments of a shipped model that the data decides and the config leaves out: `classes`, `channels`,
+//! Infers arguments of a shipped model that the config leaves out from the data: `classes`, `channels`,
 //! `size`, `shape`.
 
 use serde_json::{Value, json};
@@ -9,8 +9,8 @@ use crate::tasks::ModelArgs;
 use crate::util::builtin;
 use crate::util::yaml::Document;
 
-/// Fills them in; returns a line on each whose value is another than the model's own. What the data does not
-/// tell without being read stays as the model has it.
+/// Fills them in, and returns a message for each that differs from the model's default. Arguments that cannot
+/// be inferred without reading the data keep the model's default.
 pub fn fit_model(spec: &mut RunConfig) -> Vec<String> {
     let mut lines = Vec::new();
     let ModelSource::Shipped { name, args } = &mut spec.model.source else { return lines };
@@ -18,7 +18,7 @@ pub fn fit_model(spec: &mut RunConfig) -> Vec<String> {
     let declared = declared.and_then(|document| document.value("args").cloned());
     let Some(Value::Object(declared)) = declared else { return lines };
     let is_open = |key: &&str| declared.contains_key(*key) && !args.contains_key(*key);
-    // The data is looked at for what is left open only.
+    // Looks at the data only if an argument is missing.
     if !["channels", "size", "shape", "classes"].iter().any(is_open) {
         return lines;
     }
@@ -36,7 +36,7 @@ pub fn fit_model(spec: &mut RunConfig) -> Vec<String> {
     ];
     for (key, value) in found {
         let (Some(value), Some(own)) = (value, declared.get(key)) else { continue };
-        // One channel tells two classes of pixels apart.
+        // One output channel is enough for two classes.
         let tells_two = key == "classes" && *own == json!(1) && value == json!(2);
         if args.contains_key(key) || *own == value || tells_two {
             continue;

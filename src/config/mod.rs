@@ -1,4 +1,5 @@
-//! A run as declared: the specs of the folders below composed, loaded with overrides, validated, and written back in full.
+//! The config of a run: composed of the specs of the folders below, loaded with overrides, validated, and
+//! written back with every default filled in.
 
 mod differences;
 mod fitting;
@@ -7,6 +8,7 @@ mod train;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -34,35 +36,40 @@ pub const PROGRAM_FILE: &str = "program.pt";
 pub const COEFFICIENTS_FILE: &str = "coefficients.csv";
 
 /// One run. Keys and defaults are those of the YAML file.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
-    /// Weights, batch order, augmentation, dropout and generated data follow from it.
+    /// Decides initial weights, batch order, augmentation, dropout and generated data.
     #[serde(default)]
     pub seed: u64,
     #[serde(default)]
     pub device: DeviceSpec,
+    /// Number format of weights and arithmetic.
     #[serde(default)]
     pub dtype: Dtype,
-    /// CPU threads of one operation; libtorch's own choice where absent.
+    /// CPU threads of one operation; libtorch's own choice when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4096))]
     pub threads: Option<usize>,
+    /// The network and the weights it starts from.
     pub model: ModelSpec,
     pub task: TaskSpec,
     pub data: DataSpec,
     #[serde(default)]
     pub penalty: PenaltySpec,
+    /// The optimiser.
     pub optimizer: OptimizerSpec,
+    /// The learning rate over the run. Constant when absent.
     #[serde(default)]
     pub schedule: ScheduleSpec,
     pub train: TrainSpec,
-    /// The run folder; `runs/NAME` for a config called NAME.
+    /// The run folder. `runs/NAME` for a config file NAME.yaml when absent.
     #[serde(default)]
     pub output: PathBuf,
 }
 
 /// The number format of weights and arithmetic.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Dtype {
     #[default]
@@ -80,8 +87,7 @@ impl Dtype {
 }
 
 impl RunConfig {
-    /// Lets a scripted network be the copy that the run folder `folder` keeps; runs without one stay with the
-    /// file that they name.
+    /// Points a TorchScript network to the copy in the run folder `folder`, if there is one.
     pub fn use_program_of(&mut self, folder: &Path) {
         if let (ModelSource::Torchscript { file, .. }, Some(own)) =
             (&mut self.model.source, program_of(folder))
@@ -90,7 +96,7 @@ impl RunConfig {
         }
     }
 
-    /// What serde cannot express; the path of a mistake starts at the root of the config.
+    /// Checks what serde cannot express. Key paths of errors start at the root of the config.
     pub fn validate(&self) -> Result<(), Invalid> {
         if self.threads == Some(0) {
             return Err(Invalid::new("threads", "must be 1 or more; leave it out for libtorch's own choice"));
@@ -130,7 +136,7 @@ impl RunConfig {
         self.schedule.complete_mode(if is_max { Mode::Max } else { Mode::Min });
     }
 
-    /// What no folder below can know of another.
+    /// Checks that involve several sections.
     fn validate_together(&self) -> Result<(), Invalid> {
         let (monitor, task) = (self.monitor()?, self.task.task());
         let metric = &monitor.metric;
@@ -205,7 +211,7 @@ impl Override {
 pub struct Config {
     pub spec: RunConfig,
     pub document: Document,
-    /// What the user should know of how it was completed.
+    /// Messages about values that were filled in.
     pub notes: Vec<String>,
 }
 
@@ -215,7 +221,7 @@ impl Config {
     pub fn load(name: &str, sets: &[String], overrides: impl IntoIterator<Item = Override>) -> Result<Self> {
         let stem = Path::new(name).file_stem().unwrap_or_default();
         let mut config = Self::from_document(open(name)?, sets, overrides, &Path::new("runs").join(stem))?;
-        // A run folder holds its whole network, with nothing left open.
+        // Only here: the config of a run folder has all arguments already.
         config.notes = fitting::fit_model(&mut config.spec);
         Ok(config)
     }
@@ -234,7 +240,7 @@ impl Config {
         let output = Override::new("the run folder", "output", folder.to_string_lossy().into_owned());
         let overrides = [output].into_iter().chain(overrides);
         let mut document = Document::read(path)?;
-        // Before the sets, which may name another place of the same program.
+        // Before `sets`, which may give another path of the same program.
         if let (Some(_), Some(own)) = (document.value("model.torchscript"), program_of(folder)) {
             document.set_value("model.torchscript", own.into(), "the run's program")?;
         }
@@ -258,7 +264,7 @@ impl Config {
             document.set_value(key, value, format!("{option} {shown}"))?;
         }
         document.expand_home()?;
-        // What `tikhonov sweep` reads of the same file is nothing of a run.
+        // The section of `tikhonov sweep` is not part of a run.
         let mut spec: RunConfig = document.decode_without("sweep")?;
         if spec.output.as_os_str().is_empty() {
             spec.output = output.to_owned();
@@ -268,8 +274,8 @@ impl Config {
         Ok(Self { spec, document, notes: Vec::new() })
     }
 
-    /// Refuses data that is declared wrongly, or not there for `splits`. Apart from the rest, because
-    /// prediction needs no data but its own.
+    /// Refuses invalid values of `data`, and missing files of `splits`. Not part of [`RunConfig::validate`]
+    /// because prediction works without the data of the config.
     pub fn validate_data(&self, splits: &[Split]) -> Result<()> {
         self.spec.data.validate(splits).map_err(|invalid| self.document.invalid_at("data", invalid))
     }

@@ -1,55 +1,63 @@
-//! `train`: how long, in which arithmetic, and what is saved and shown on the way.
+//! The `train:` section: duration, arithmetic, checkpoints and logs.
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::de::{Deserializer, Error, Unexpected, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
+use serde_json::Value;
 
 use crate::libtorch::kernels::{self, Kernel, KernelSpec};
 use crate::optim::{Clip, EmaSpec};
 use crate::util::yaml::Invalid;
 
-/// How long to train and what to do on the way.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// How long to train, in which arithmetic, and what to save and log.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrainSpec {
+    /// Passes over the training set.
+    #[schemars(range(min = 1))]
     pub epochs: u64,
     /// Batches whose gradients are averaged into one optimiser step.
     #[serde(default = "one_batch")]
+    #[schemars(range(min = 1))]
     pub accumulate: usize,
-    /// Autocast, as `torch.autocast`: weights, gradients and optimiser stay float32, and evaluation is
-    /// float32 throughout.
+    /// Autocast, as `torch.autocast`: weights, gradients and optimiser state stay float32, and evaluation is
+    /// float32 throughout. Off when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub amp: Option<Amp>,
-    /// Whether a GPU may round factors to TF32 in float32 convolutions and matrix products. Absent: as
-    /// PyTorch, in convolutions only. No effect on the CPU.
+    /// Whether a GPU may round factors to TF32 in float32 convolutions and matrix products. As PyTorch when
+    /// absent: in convolutions only. No effect on the CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tf32: Option<bool>,
     /// Which of our own CPU kernels compute instead of libtorch's operations: `own` (all, the default),
     /// `libtorch` (none), or true or false for single ones. No effect on a GPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernels: Option<KernelSpec>,
-    /// The older name of `kernels: {winograd: false}`: whether the CPU convolves by Winograd's method, the same
-    /// to rounding, in a third of the time.
+    /// The older name of `kernels: {winograd: false}`: whether the CPU convolves by Winograd's method, the
+    /// same to rounding, in a third of the time.
     #[serde(default = "yes")]
     pub winograd: bool,
-    /// Whether cuDNN tries its algorithms for each shape of a training step, and keeps the fastest. No effect
-    /// on the CPU.
+    /// As `torch.backends.cudnn.benchmark`: time cuDNN's algorithms for each shape of a training step and
+    /// keep the fastest. No effect on the CPU.
     #[serde(default = "yes")]
     pub cudnn_benchmark: bool,
-    /// Whether a GPU gets the whole training step as one recorded graph. No effect on the CPU.
+    /// Record the training step as a CUDA graph and replay it. No effect on the CPU.
     #[serde(default, skip_serializing_if = "CudaGraph::is_off")]
     pub cuda_graph: CudaGraph,
-    /// Keep the activations at the ends of segments alone, and compute the others again in the backward pass:
-    /// less memory, more time.
+    /// Activation checkpointing, as `torch.utils.checkpoint.checkpoint_sequential`: keep only the activations
+    /// at the ends of segments and compute the others again in the backward pass: less memory, more time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_activations: Option<Segments>,
+    /// Gradient clipping.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip: Option<Clip>,
+    /// An exponential moving average of the weights, which is then what is evaluated and exported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema: Option<EmaSpec>,
-    /// The score on the validation set that decides: the best checkpoint, early stopping, `plateau`, sweeps.
-    /// Absent: the task's own, such as `accuracy`. Any other that the task reports: `macro_f1`, `loss`.
+    /// The score on the validation set that decides on the best checkpoint, early stopping, `plateau` and
+    /// sweeps: any that the task reports, such as `macro_f1` or `loss`. The task's own, such as `accuracy`,
+    /// when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub monitor: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -58,38 +66,47 @@ pub struct TrainSpec {
     pub checkpoint: CheckpointSpec,
     /// Optimiser steps between two lines of metrics.
     #[serde(default = "fifty")]
+    #[schemars(range(min = 1))]
     pub log_every: u64,
-    /// Epochs between two evaluations; the last epoch is always evaluated.
+    /// Epochs between two evaluations. The last epoch is always evaluated.
     #[serde(default = "one")]
+    #[schemars(range(min = 1))]
     pub eval_every: u64,
-    /// Side-by-side pictures to write at each evaluation, of image tasks.
+    /// Sample pictures (input, output and target side by side) that each evaluation writes, of image tasks.
     #[serde(default = "three")]
     pub pictures: usize,
-    /// Whether the run writes event files for TensorBoard.
+    /// Write event files for TensorBoard.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tensorboard: bool,
 }
 
-/// Stop when the monitored score has not improved on the validation set for `patience` epochs.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// Stops when the monitored score has not improved on the validation set for `patience` epochs.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EarlyStopping {
+    /// Epochs without an improvement after which training stops.
+    #[schemars(range(min = 1))]
     pub patience: u64,
-    /// What counts as an improvement at the least.
+    /// The smallest change of the score that counts as an improvement.
     #[serde(default)]
+    #[schemars(range(min = 0))]
     pub min_delta: f64,
 }
 
-/// When to save, and how many checkpoints to keep beside the last.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// When to save checkpoints, and how many to keep.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointSpec {
-    /// Within an epoch, after this many optimiser steps; only at the ends of epochs where absent.
+    /// Also save within an epoch, after every so many optimiser steps. Only at the ends of epochs when
+    /// absent.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub every_steps: Option<u64>,
-    /// Epochs between two checkpoints; the best and the last are always saved.
+    /// Epochs between two checkpoints. The best and the last are always saved.
+    #[schemars(range(min = 1))]
     pub every_epochs: u64,
-    /// How many to keep beside `last` and `best`: those with the best validation scores, else the newest.
+    /// Checkpoints to keep beside `last` and `best`: those with the best validation scores, without a
+    /// validation set the newest.
     pub keep: usize,
 }
 
@@ -120,7 +137,7 @@ fn fifty() -> u64 {
 }
 
 impl TrainSpec {
-    /// Whether activations are computed twice.
+    /// Whether activations are recomputed in the backward pass.
     pub fn is_cut(&self) -> bool {
         !matches!(self.checkpoint_activations, None | Some(Segments::None))
     }
@@ -171,12 +188,12 @@ impl TrainSpec {
     }
 }
 
-/// The shorter number format of the convolutions and linear maps of a training step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The 16-bit number format of convolutions and linear maps in a training step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Amp {
     Bf16,
-    /// With the loss scaled, as `torch.amp.GradScaler` does it; steps that overflow are skipped.
+    /// With loss scaling, as `torch.amp.GradScaler`; steps whose gradients overflow are skipped.
     Fp16,
 }
 
@@ -189,14 +206,16 @@ impl Amp {
     }
 }
 
-/// Whether steps are recorded as a CUDA graph.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Whether the training step is recorded as a CUDA graph: `auto` falls back to ordinary steps and says why,
+/// `true` makes that an error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[schemars(with = "Value", extend("enum" = [true, false, "auto"]))]
 pub enum CudaGraph {
     #[default]
     Off,
-    /// Where it can be; where not, the reason is told once and steps run as they are.
+    /// Where possible; otherwise the reason is reported once and steps run without a graph.
     Auto,
-    /// Else the run ends with the reason.
+    /// Where that is not possible the run ends with the reason.
     On,
 }
 
@@ -241,9 +260,10 @@ impl<'de> Deserialize<'de> for CudaGraph {
     }
 }
 
-/// Into how many segments each list of layers is cut whose activations are computed twice: `true` for the
-/// root of its length, or a number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Number of segments into which each list of layers is cut for activation checkpointing; `true` for the
+/// square root of its length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+#[schemars(with = "Value", extend("anyOf" = [{"type": "boolean"}, {"type": "integer", "minimum": 2}]))]
 pub enum Segments {
     None,
     Root,

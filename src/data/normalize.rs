@@ -2,6 +2,7 @@
 //! `Normalize`.
 
 use anyhow::{Result, ensure};
+use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -17,7 +18,7 @@ use crate::util::threads;
 use crate::util::yaml::Invalid;
 
 /// `auto`, `none`, or `{mean: [...], std: [...]}` with one number per channel or feature.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NormalizeSpec {
     /// The mean and standard deviation of the training set.
@@ -29,7 +30,7 @@ pub enum NormalizeSpec {
 }
 
 /// Mean and standard deviation per channel or feature; pictures are in [0, 1] before it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Normalize {
     /// Subtracted, per channel or feature.

@@ -1,6 +1,7 @@
 //! The `data:` section of a run config.
 
 use anyhow::Result;
+use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -17,7 +18,7 @@ use crate::util::threads::each;
 use crate::util::yaml::Invalid;
 
 /// Where the samples come from and how they are prepared.
-#[derive(Deserialize, Serialize, Clone, Debug)]
+#[derive(Deserialize, Serialize, Clone, Debug, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataSpec {
     /// The training set.
@@ -30,6 +31,7 @@ pub struct DataSpec {
     pub test: Option<SourceSpec>,
     /// Samples per batch.
     #[serde(default = "default_batch_size")]
+    #[schemars(range(min = 1))]
     pub batch_size: usize,
     /// Leave out an epoch's last training batch when it is smaller than the others.
     #[serde(default)]
@@ -46,17 +48,25 @@ pub struct DataSpec {
     /// Threads that decode and augment while the network computes, as `num_workers` of PyTorch's DataLoader.
     /// The number of CPU cores, at least 2 and at most 8, when absent.
     #[serde(default = "default_workers")]
+    #[schemars(range(min = 0, max = 1024), transform = no_default)]
     pub workers: usize,
     /// A folder whose decoded images need at most so many GiB is decoded once and kept in memory.
     #[serde(default = "default_memory_gib")]
+    #[schemars(range(min = 0))]
     pub memory_gib: f64,
     /// The share of a folder's files that may be undecodable, rounded down; above 0, one file may always be.
     #[serde(default = "default_max_skipped")]
+    #[schemars(range(min = 0, max = 1))]
     pub max_skipped: f64,
 }
 
 fn default_batch_size() -> usize {
     128
+}
+
+/// Not that of the machine on which the schema is written.
+fn no_default(schema: &mut Schema) {
+    schema.remove("default");
 }
 
 fn default_workers() -> usize {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -14,10 +15,11 @@ use crate::util::yaml::Invalid;
 
 /// One of `of` equal parts of the training set is the validation set: k-fold cross-validation, a fold at a
 /// time.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Fold {
     /// The number of folds, k.
+    #[schemars(range(min = 2))]
     pub of: usize,
     /// Which fold is the validation set, from 0.
     pub index: usize,

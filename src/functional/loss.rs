@@ -1,6 +1,8 @@
 //! Data losses: pure functions of outputs and targets, each a mean over the batch.
 
+use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tch::{Kind, Reduction, Tensor};
 
 use crate::functional::ssim;
@@ -70,15 +72,19 @@ pub fn kl_from_standard_normal(mean: &Tensor, log_var: &Tensor) -> Tensor {
     nats.flatten(1, -1).sum_dim_intlist(&[1i64][..], false, mean.kind())
 }
 
-/// What the decoder of a VAE says of a pixel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// The distribution of a pixel of which the decoder of a VAE outputs the mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Likelihood {
-    /// The probability of white; the network ends with a sigmoid.
+    /// Black or white: the output is the probability of white, so the network ends with a sigmoid.
     #[default]
     Bernoulli,
-    /// The mean of a normal distribution of this standard deviation, images being in 0..1.
-    Gaussian { sigma: f64 },
+    /// A normal distribution; images are in [0, 1].
+    Gaussian {
+        /// Standard deviation.
+        #[schemars(extend("exclusiveMinimum" = 0))]
+        sigma: f64,
+    },
 }
 
 impl Likelihood {
@@ -96,30 +102,46 @@ impl Likelihood {
     }
 }
 
-/// What regression and reconstruction minimise; `outputs` and `ys` have the same shape.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// A loss ℓ(ŷ, y) between tensors of the same shape.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[schemars(transform = with_alias)]
 pub enum RegressionLoss {
     /// Mean of (ŷ − y)², as `torch.nn.MSELoss`.
     #[default]
     Mse,
     /// Mean of ½(ŷ − y)² over samples and outputs: with one output as scikit-learn scales its linear models.
     HalfMse,
-    /// Mean of |ŷ − y|, as `torch.nn.L1Loss`; `l1` too.
+    /// Mean of |ŷ − y|, as `torch.nn.L1Loss`.
     #[serde(alias = "l1")]
     Mae,
     /// Quadratic below `delta`, linear above, as `torch.nn.HuberLoss` (Huber 1964).
-    Huber { delta: f64 },
+    Huber {
+        /// Where it becomes linear.
+        #[schemars(extend("exclusiveMinimum" = 0))]
+        delta: f64,
+    },
     /// Mean of √((ŷ − y)² + ε²) (Charbonnier et al. 1994).
     Charbonnier {
+        /// ε.
         #[serde(default = "thousandth")]
+        #[schemars(extend("exclusiveMinimum" = 0))]
         eps: f64,
     },
     /// α·(1 − SSIM) + (1 − α)·mean |ŷ − y|, for images (Zhao et al. 2017, with one scale of SSIM).
     Ssim {
+        /// α.
         #[serde(default = "mostly")]
+        #[schemars(range(min = 0, max = 1))]
         alpha: f64,
     },
+}
+
+/// schemars leaves out aliases.
+fn with_alias(schema: &mut Schema) {
+    if let Some(Value::Array(losses)) = schema.get_mut("oneOf") {
+        losses.push(json!({"const": "l1", "description": "The same as `mae`."}));
+    }
 }
 
 fn thousandth() -> f64 {

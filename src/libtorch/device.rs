@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
@@ -11,9 +12,10 @@ use crate::util::console::print_err;
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::threads::{REFUSED, available};
 
-/// The device as the user writes it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// `auto` (the first GPU, else the CPU), `cpu`, `cuda` or `cuda:N`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("pattern" = "^(auto|cpu|cuda(:[0-9]+)?)$"))]
 pub enum DeviceSpec {
     Cpu,
     Cuda(usize),

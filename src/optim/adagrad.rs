@@ -1,6 +1,7 @@
 //! Adagrad (Duchi, Hazan and Singer 2011), as `torch.optim.Adagrad` writes it.
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -11,16 +12,24 @@ use crate::schedule::check;
 use crate::util::yaml::Invalid;
 
 /// `torch.optim.Adagrad`.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdagradSpec {
+    /// The learning rate η.
+    #[schemars(range(min = 0))]
     pub lr: f64,
     /// The optimiser's own decay, η/(1 + lr_decay·(step − 1)), beside the schedule. Decoupled decay and the
     /// soft threshold use η.
+    #[schemars(range(min = 0))]
     pub lr_decay: f64,
+    /// Initial sum of squared gradients.
+    #[schemars(range(min = 0))]
     pub initial_accumulator_value: f64,
+    /// Added to the denominator.
+    #[schemars(range(min = 0))]
     pub eps: f64,
     #[serde(skip_serializing)]
+    #[schemars(skip)]
     pub weight_decay: RefusedWeightDecay,
 }
 

@@ -2,6 +2,7 @@
 //! `decoupled`.
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -13,15 +14,21 @@ use crate::schedule::check;
 use crate::util::yaml::Invalid;
 
 /// `torch.optim.Adam` and `AdamW`: the penalty tells them apart.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdamSpec {
+    /// The learning rate η.
+    #[schemars(range(min = 0))]
     pub lr: f64,
-    /// Each in [0, 1).
+    /// Decay rates of the running means of the gradient and of its square, each in [0, 1).
     pub betas: (f64, f64),
+    /// Added to the denominator.
+    #[schemars(range(min = 0))]
     pub eps: f64,
+    /// Divide by the largest mean square so far (Reddi et al. 2018).
     pub amsgrad: bool,
     #[serde(skip_serializing)]
+    #[schemars(skip)]
     pub weight_decay: RefusedWeightDecay,
 }
 

@@ -1,6 +1,7 @@
 //! AdamW (Loshchilov and Hutter 2019): Adam with `decoupled`, and never with `l2`.
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -10,7 +11,7 @@ use crate::penalty::TorchDecay;
 use crate::util::yaml::Invalid;
 
 /// `torch.optim.AdamW`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(transparent)]
 pub struct AdamWSpec(pub AdamSpec);
 

@@ -1,6 +1,7 @@
 //! Gradient clipping, equal to `torch.nn.utils.clip_grad_value_` and `clip_grad_norm_`.
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -10,14 +11,17 @@ use crate::util::yaml::Invalid;
 
 /// Bounds on the data gradient; the penalty comes after them. With both, the norm is that of the clamped
 /// gradient.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Clip {
-    /// Each element is clamped to [−value, value].
+    /// Clamp each element to [−value, value], as `torch.nn.utils.clip_grad_value_`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub value: Option<f64>,
-    /// The gradient of all parameters together is scaled to at most this 2-norm.
+    /// Scale the gradient of all parameters together to at most this 2-norm, as
+    /// `torch.nn.utils.clip_grad_norm_`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub norm: Option<f64>,
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -12,13 +13,14 @@ use crate::schedule::check;
 use crate::util::yaml::Invalid;
 
 /// How much of the average each step keeps.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EmaSpec {
-    /// In [0, 1).
+    /// The share of the average that a step keeps.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub decay: f64,
     /// Start with a short memory, as TensorFlow and timm do: update n (from 0) keeps min(decay, (1 + n)/(10 +
-    /// n)). Without it the average of a run of n steps holds decayⁿ of the weights that the run began with.
+    /// n)). Without it the average after n steps still holds decayⁿ of the initial weights.
     pub warmup: bool,
 }
 

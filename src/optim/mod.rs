@@ -18,6 +18,7 @@ mod state;
 mod update_rule;
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::{Deserialize, Deserializer, Error};
 use tch::Tensor;
@@ -45,9 +46,9 @@ pub use update_rule::{
 /// The table of optimisers: `name: Variant(Spec);`.
 macro_rules! optimizers {
     ($($(#[$doc:meta])* $name:ident: $variant:ident($spec:ty);)*) => {
-        /// The optimiser as declared: `optimizer: adam`, or `optimizer: {adam: {lr: 3e-4}}`. Names and defaults are
+        /// `optimizer: adam`, or `optimizer: {adam: {lr: 3e-4}}`. Names and defaults are
         /// those of `torch.optim`, except that the penalty is declared in `penalty`, never here.
-        #[derive(Clone, Debug, PartialEq, Serialize)]
+        #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
         #[serde(rename_all = "lowercase")]
         pub enum OptimizerSpec {
             $($(#[$doc])* $variant($spec),)*
@@ -90,7 +91,8 @@ macro_rules! optimizers {
 optimizers! {
     sgd: Sgd(SgdSpec);
     adam: Adam(AdamSpec);
-    /// Adam that refuses `l2`. PyTorch's default decay of 0.01 is not implied: say `penalty: {decoupled: 0.01}`.
+    /// Adam that refuses `l2`. PyTorch's default decay of 0.01 is not implied: say `penalty: {decoupled:
+    /// 0.01}`.
     adamw: AdamW(AdamWSpec);
     adagrad: Adagrad(AdagradSpec);
     rmsprop: RmsProp(RmsPropSpec);

@@ -1,6 +1,7 @@
 //! RMSprop (Tieleman and Hinton 2012), centred after Graves 2013, as `torch.optim.RMSprop` writes it.
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -11,18 +12,25 @@ use crate::schedule::check;
 use crate::util::yaml::Invalid;
 
 /// `torch.optim.RMSprop`.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RmsPropSpec {
+    /// The learning rate η.
+    #[schemars(range(min = 0))]
     pub lr: f64,
-    /// Memory of the squared gradient, in [0, 1).
+    /// Smoothing constant of the mean squared gradient.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub alpha: f64,
+    /// Added to the denominator.
+    #[schemars(range(min = 0))]
     pub eps: f64,
-    /// In [0, 1).
+    /// Momentum factor.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub momentum: f64,
-    /// Divide by the standard deviation of the gradient, not by its root mean square.
+    /// Divide by the standard deviation of the gradient instead of its root mean square.
     pub centered: bool,
     #[serde(skip_serializing)]
+    #[schemars(skip)]
     pub weight_decay: RefusedWeightDecay,
 }
 

@@ -1,6 +1,7 @@
 //! SGD with momentum (Polyak 1964; Nesterov 1983), as `torch.optim.SGD` writes it; SGDW with `decoupled`.
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -10,16 +11,22 @@ use crate::schedule::check;
 use crate::util::yaml::Invalid;
 
 /// `torch.optim.SGD`.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SgdSpec {
+    /// The learning rate η.
+    #[schemars(range(min = 0))]
     pub lr: f64,
-    /// In [0, 1).
+    /// Momentum factor.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub momentum: f64,
-    /// In [0, 1]; not on the first step, as in PyTorch.
+    /// Dampening of the momentum; not on the first step, as in PyTorch.
+    #[schemars(range(min = 0, max = 1))]
     pub dampening: f64,
+    /// Nesterov momentum. Needs momentum above 0 and no dampening.
     pub nesterov: bool,
     #[serde(skip_serializing)]
+    #[schemars(skip)]
     pub weight_decay: RefusedWeightDecay,
 }
 

@@ -1,6 +1,7 @@
 //! Weight decay apart from the gradient (Loshchilov and Hutter 2019), and its modes.
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -10,7 +11,7 @@ use super::table::Mode;
 use crate::libtorch::scalar::Scalar;
 
 /// How decay apart from the gradient acts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DecoupledMode {
     /// By η·λ, as PyTorch's AdamW does.
@@ -20,8 +21,8 @@ pub enum DecoupledMode {
     Relative,
     /// By η·λ where the step goes towards 0 too (Chen et al. 2025, algorithm 1).
     Cautious,
-    /// By η·λ, the factors 1 − η·λ of several steps multiplied in float64 and applied as one once they take 2⁻¹² of
-    /// a weight: for η·λ that float32 rounds away.
+    /// By η·λ, the factors 1 − η·λ of several steps multiplied in float64 and applied as one once they take
+    /// 2⁻¹² of a weight: for η·λ that float32 rounds away.
     Accumulated,
 }
 
@@ -64,9 +65,9 @@ impl Penalty for Decoupled {
         "quadratic"
     }
 
-    /// Decay is not the gradient of a term of the objective (with a preconditioner it minimises something else); its
-    /// (λ/2)‖w‖² is logged so that runs can be compared, of relative decay with λ/η_peak, so that runs with equal
-    /// weights log equal penalties.
+    /// Decay is not the gradient of a term of the objective (with a preconditioner it minimises something
+    /// else); its (λ/2)‖w‖² is logged so that runs can be compared, of relative decay with λ/η_peak, so that
+    /// runs with equal weights log equal penalties.
     fn value(&self, ws: &[&Tensor], lambda: f64, rates: &StepRates) -> Result<Tensor> {
         half_square(ws, self.plain(lambda, rates))
     }

@@ -1,7 +1,9 @@
-//! Group lasso (Yuan and Lin 2006): λ·Σ √n‖w_g‖₂ over groups g of n weights, by block soft threshold, so that whole
-//! filters, neurons or input channels become exactly 0 (in networks: Wen et al. 2016; Scardapane et al. 2017).
+//! Group lasso (Yuan and Lin 2006): λ·Σ √n‖w_g‖₂ over groups g of n weights, by block soft threshold, so that
+//! whole filters, neurons or input channels become exactly 0 (in networks: Wen et al. 2016; Scardapane et al.
+//! 2017).
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -10,7 +12,7 @@ use super::table::Mode;
 use crate::libtorch::scalar::Scalar;
 
 /// Which weights of a tensor are a group. A tensor of one dimension has its single values as groups.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GroupLassoMode {
     /// Slices along dimension 0: the filters of a convolution, the neurons of a linear layer.

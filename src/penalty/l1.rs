@@ -1,7 +1,8 @@
-//! Lasso (Tibshirani 1996): λ‖w‖₁ in the objective, by a soft threshold (ISTA: Daubechies, Defrise and De Mol 2004) or
-//! by the subgradient.
+//! Lasso (Tibshirani 1996): λ‖w‖₁ in the objective, by a soft threshold (ISTA: Daubechies, Defrise and De Mol
+//! 2004) or by the subgradient.
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -11,14 +12,14 @@ use crate::libtorch::optim as kernels;
 use crate::libtorch::scalar::Scalar;
 
 /// How λ₁ acts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum L1Mode {
     /// Soft threshold after the step: weights become exactly 0.
     #[default]
     Proximal,
-    /// The same in the metric of the optimiser's preconditioner: the threshold of each weight is scaled as its step
-    /// is (Duchi, Hazan and Singer 2011; Yun, Lozano and Yang 2021).
+    /// The same in the metric of the optimiser's preconditioner: the threshold of each weight is scaled as
+    /// its step is (Duchi, Hazan and Singer 2011; Yun, Lozano and Yang 2021).
     Preconditioned,
     /// λ₁·sign(w) in the gradient: weights hover around 0.
     Subgradient,
@@ -54,8 +55,8 @@ impl Penalty for L1 {
         Ok(kernels::norms(ws, 1.0, true)?.f_sum(Kind::Double)?.f_mul_scalar(lambda)?)
     }
 
-    /// λ in the gradient, or the threshold. That meets the gradient at the minimum of the objective, so it acts as
-    /// many times over as momentum has a steady gradient act.
+    /// λ in the gradient, or the threshold. That meets the gradient at the minimum of the objective, so it
+    /// acts as many times over as momentum has a steady gradient act.
     fn coefficient(&self, lambda: f64, rates: &StepRates) -> f64 {
         match self.0 {
             L1Mode::Subgradient => lambda,

@@ -1,5 +1,6 @@
 //! A λ over time, or one that the validation set tunes.
 
+use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
@@ -7,38 +8,53 @@ use serde::{Deserialize, Serialize};
 use crate::schedule::{ScheduleStep, anneal, check, progress};
 use crate::util::yaml::Invalid;
 
-/// A λ, constant, over time or tuned: `1e-4`, `{start: 0, end: 1e-4, epochs: 5}`, or `auto`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+/// A number, a ramp over the run, or tuned on the validation set: `1e-4`, `{start: 0, end: 1e-4, epochs: 5}`,
+/// or `auto`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
+#[schemars(deny_unknown_fields)]
 pub enum Lambda {
-    Constant(f64),
+    Constant(#[schemars(range(min = 0))] f64),
     Ramp(Ramp),
     Auto { auto: Auto },
 }
 
 /// A λ that goes from `start` at the first step to `end` and stays there.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct Ramp {
+    /// λ of the first step.
+    #[schemars(range(min = 0))]
     pub start: f64,
+    /// λ at the end of the ramp, and from there on.
+    #[schemars(range(min = 0))]
     pub end: f64,
-    /// Length; the whole run when neither this nor `steps` is given.
+    /// Length of the ramp in epochs; the whole run when neither this nor `steps` is given.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub epochs: Option<f64>,
+    /// Length of the ramp in optimiser steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
+    /// The form of the ramp.
+    #[serde(default)]
     pub curve: RampCurve,
 }
 
-/// A λ₂ that follows the gradient of the validation loss, every penalty group its own: `auto`, or
-/// `{auto: {start: 1e-4, lr: 0.1, every: 5}}`. `crate::train::hypergradient` says how.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+/// A λ₂ that follows the gradient of the validation loss, one for each penalty group: `auto`, or
+/// `{auto: {start: 1e-4, lr: 0.1, every: 5}}`.
+// See `crate::train::hypergradient`.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Auto {
-    /// λ of the first step, above 0.
+    /// λ of the first step.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub start: f64,
-    /// How far log λ goes in one update at the most, about: above 0.
+    /// The learning rate of log λ: about the largest change of log λ in one update.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub lr: f64,
-    /// Optimiser steps from one update to the next.
+    /// Optimiser steps between two updates of λ.
+    #[schemars(range(min = 1))]
     pub every: u64,
 }
 
@@ -60,7 +76,7 @@ struct Written {
     curve: Option<RampCurve>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RampCurve {
     #[default]

@@ -1,9 +1,9 @@
 //! The penalty: which tensor gets which λ, when, and what the penalty then amounts to (Tikhonov 1943; Hoerl
 //! and Kennard 1970; Tibshirani 1996; Zou and Hastie 2005; Loshchilov and Hutter 2019; Chen et al. 2025).
 //!
-//! The objective is the mean data loss of the batch plus Σ over groups of λ₁‖w‖₁ + (λ₂/2)‖w‖₂² and the other forms. λ applies to
-//! convolution and linear weights; biases, normalisation and other tensors get 0 unless a group says
-//! otherwise.
+//! The objective is the mean data loss of the batch plus Σ over groups of λ₁‖w‖₁ + (λ₂/2)‖w‖₂² and the other
+//! forms. λ applies to convolution and linear weights; biases, normalisation and other tensors get 0 unless a
+//! group says otherwise.
 //!
 //! | config | update (η the scheduled learning rate) | same as |
 //! |---|---|---|
@@ -77,19 +77,19 @@ pub use tuned::{TunedLambda, apply_tuned};
 pub use values::{LambdaValues, norm, zeros};
 
 penalties! {
-    /// λ₂ in (λ₂/2)‖w‖², through the gradient. At least 0.
+    /// λ₂ of (λ₂/2)‖w‖², added to the gradient: `weight_decay` of PyTorch's SGD, Adam, Adagrad and RMSprop.
     l2: L2;
-    /// λ₂ as decay apart from the gradient. At least 0; not together with `l2`.
+    /// λ₂ as decay apart from the gradient: `weight_decay` of PyTorch's AdamW. Not together with `l2`.
     decoupled: Decoupled(DecoupledMode::Plain), decoupled_mode: DecoupledMode;
-    /// λ₁ in λ₁‖w‖₁. At least 0.
+    /// λ₁ of λ₁‖w‖₁ (the lasso).
     l1: L1(L1Mode::Proximal), l1_mode: L1Mode;
-    /// λ in λ·Σ √n‖w_g‖₂ over the filters (or input channels) w_g of n weights. At least 0.
+    /// λ of λ·Σ √n‖w_g‖₂ over the filters (or input channels) w_g of n weights.
     group_lasso: GroupLasso(GroupLassoMode::Filters), group_lasso_mode: GroupLassoMode;
 }
 
 impl PenaltySpec {
-    /// Refuses NaN, negative and infinite λ, two forms of one family, and modes without their λ; paths are relative to
-    /// `penalty`.
+    /// Refuses NaN, negative and infinite λ, two forms of one family, and modes without their λ; paths are
+    /// relative to `penalty`.
     pub fn validate(&self) -> Result<(), Invalid> {
         let own = self.declared();
         validate(&own)?;
@@ -123,8 +123,8 @@ impl PenaltySpec {
         self.modes_have_their_lambdas()
     }
 
-    /// A mode says how a λ acts. Without that λ it does nothing, and most likely another λ was meant: `decoupled`
-    /// where `l2` is written.
+    /// A mode says how a λ acts. Without that λ it does nothing, and most likely another λ was meant:
+    /// `decoupled` where `l2` is written.
     fn modes_have_their_lambdas(&self) -> Result<(), Invalid> {
         let own = self.declared();
         let groups: Vec<_> = self.groups.iter().map(GroupSpec::declared).collect();

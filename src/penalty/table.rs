@@ -1,4 +1,5 @@
-//! The `penalties!` macro: one line per form makes the keys of the YAML and the lists that all else iterates over.
+//! The `penalties!` macro: one line per form makes the keys of the YAML and the lists that all else iterates
+//! over.
 
 use super::form::Penalty;
 use super::lambda::Lambda;
@@ -23,8 +24,8 @@ pub struct Declared {
 /// The specs and tables of the forms: `key: Form;`, or `key: Form(Mode::Default), key_mode: Mode;`.
 macro_rules! penalties {
     ($($(#[$doc:meta])* $key:ident: $form:expr $(, $mode_key:ident: $mode:ty)?;)*) => {
-        /// The penalty as declared. Without any λ there is none.
-        #[derive(Clone, Debug, Default, PartialEq, serde::Deserialize, serde::Serialize)]
+        /// The penalty on the weights. Without any λ there is none.
+        #[derive(Clone, Debug, Default, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
         #[serde(default, deny_unknown_fields)]
         pub struct PenaltySpec {
             $(
@@ -37,20 +38,23 @@ macro_rules! penalties {
                     pub $mode_key: Option<$mode>,
                 )?
             )*
-            /// Exceptions by parameter name; the first that matches wins.
+            /// Other λs for parameters by name. The first group that matches wins; a pattern that matches
+            /// nothing is an error.
             #[serde(skip_serializing_if = "Vec::is_empty")]
             pub groups: Vec<GroupSpec>,
         }
 
         /// Other λs for the parameters whose names match.
         ///
-        /// What a group states holds for every tensor that it matches, biases and normalisation too. What it leaves
-        /// out is inherited: weights keep the λs above the groups, other tensors 0. `l2` and `decoupled` are two
-        /// ways of one penalty, so a group that states one of them does not inherit the other.
-        #[derive(Clone, Debug, PartialEq, serde::Deserialize, serde::Serialize)]
+        /// What a group states holds for every tensor that it matches, biases and normalisation too. What it
+        /// leaves out is inherited: weights keep the λs above the groups, other tensors 0. `l2` and
+        /// `decoupled` are two ways of one penalty, so a group that states one of them does not inherit the
+        /// other.
+        #[derive(Clone, Debug, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
         #[serde(deny_unknown_fields)]
         pub struct GroupSpec {
-            /// A pattern over the dotted name, such as `layer4.*` or `*.bias`: `*` any text, `?` any one character.
+            /// A pattern over the dotted name, such as `layer4.*` or `*.bias`: `*` any text, `?` any one
+            /// character.
             #[serde(rename = "match")]
             pub pattern: String,
             $(

@@ -1,15 +1,17 @@
 //! Cosine annealing: Loshchilov and Hutter 2017, "SGDR"; PyTorch's `CosineAnnealingLR`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Plateau, Schedule, ScheduleStep, Unit, anneal, check, progress};
 use crate::util::yaml::Invalid;
 
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cosine {
     /// The learning rate at the end of the run (`eta_min`).
     #[serde(default)]
+    #[schemars(range(min = 0))]
     pub min_lr: f64,
     /// Whether t counts epochs or optimiser steps.
     #[serde(default = "Unit::step")]

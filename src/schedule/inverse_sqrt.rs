@@ -1,14 +1,16 @@
 //! Decay with the inverse square root of time.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Plateau, Schedule, ScheduleStep, Unit, check};
 use crate::util::yaml::Invalid;
 
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InverseSqrt {
     /// How fast the rate falls.
+    #[schemars(range(min = 0))]
     pub gamma: f64,
     /// Whether t counts epochs or optimiser steps.
     #[serde(default = "Unit::step")]

@@ -1,18 +1,21 @@
 //! A straight line: PyTorch's `LinearLR`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Plateau, Schedule, ScheduleStep, Unit, check, progress};
 use crate::util::yaml::Invalid;
 
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Linear {
     /// The factor at the start.
     #[serde(default = "default_start_factor")]
+    #[schemars(range(min = 0))]
     pub start_factor: f64,
     /// The factor at the end.
     #[serde(default)]
+    #[schemars(range(min = 0))]
     pub end_factor: f64,
     /// Whether t counts epochs or optimiser steps.
     #[serde(default = "Unit::step")]

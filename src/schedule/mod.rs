@@ -1,10 +1,10 @@
 //! Learning rates as pure functions of the step (reduce-on-plateau: of the step and a small serialisable
 //! state).
 //!
-//! In a config `schedule: cosine`, or with values and a warm-up beside the curve:
-//! `schedule: {cosine: {min_lr: 1e-5}, warmup: {epochs: 2}}`. Each curve starts from the optimiser's `lr`,
-//! written η₀ in the files, and equals PyTorch's scheduler of that name; `t` is the number of finished epochs
-//! or optimiser steps since the warm-up, `T` their total. A new schedule is one file and one row of the table.
+//! In a config `schedule: cosine`, or with values and a warm-up beside the curve: `schedule: {cosine:
+//! {min_lr: 1e-5}, warmup: {epochs: 2}}`. Each curve starts from the optimiser's `lr`, written η₀ in the
+//! files, and equals PyTorch's scheduler of that name; `t` is the number of finished epochs or optimiser
+//! steps since the warm-up, `T` their total. A new schedule is one file and one row of the table.
 
 mod constant;
 mod cosine;
@@ -16,11 +16,14 @@ mod one_cycle;
 mod plateau;
 mod step;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::util::tagged_enum::{self, Body, Tagged};
 use crate::util::yaml::Invalid;
@@ -53,7 +56,7 @@ trait Schedule {
 macro_rules! schedules {
     ($($(#[$doc:meta])* $name:literal => $variant:ident($spec:ty),)*) => {
         /// The form of the learning rate, as declared.
-        #[derive(Clone, Debug, PartialEq, Serialize)]
+        #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
         pub enum Curve {
             $($(#[$doc])* #[serde(rename = $name)] $variant($spec),)*
         }
@@ -147,7 +150,7 @@ impl ScheduleStep {
 }
 
 /// How often a rate changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
     /// A staircase: constant within an epoch.
@@ -176,17 +179,19 @@ pub struct ScheduleSpec {
 
 /// A linear rise from `start_factor`·η₀ to η₀; the curve follows with what is left of the run, as PyTorch's
 /// `SequentialLR([LinearLR, curve])` does. Milestones therefore count from the end of the warm-up.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Warmup {
     /// Length in epochs; give this or `steps`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub epochs: Option<f64>,
     /// Length in optimiser steps; give this or `epochs`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
     /// The first learning rate as a share of η₀.
     #[serde(default = "third")]
+    #[schemars(range(max = 1), extend("exclusiveMinimum" = 0))]
     pub start_factor: f64,
 }
 
@@ -289,6 +294,27 @@ pub(crate) fn check(path: &str, value: f64, holds: bool, range: &str) -> Result<
         return Ok(());
     }
     Err(Invalid::new(path, format!("{value} is out of range: {range}")))
+}
+
+impl JsonSchema for ScheduleSpec {
+    fn schema_name() -> Cow<'static, str> {
+        "ScheduleSpec".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = Curve::json_schema(generator);
+        let warmup = generator.subschema_for::<Option<Warmup>>();
+        let alone =
+            json!({"type": "object", "properties": {"warmup": warmup}, "additionalProperties": false});
+        if let Some(Value::Array(curves)) = schema.get_mut("oneOf") {
+            for curve in &mut *curves {
+                curve["properties"]["warmup"] = warmup.clone().to_value();
+            }
+            curves.push(alone);
+        }
+        schema.insert("description".into(), "One curve, and a warm-up before it.".into());
+        schema
+    }
 }
 
 impl<'de> Deserialize<'de> for ScheduleSpec {

@@ -1,24 +1,29 @@
 //! One cycle: Smith and Topin 2019, "Super-convergence"; PyTorch's `OneCycleLR` with `cycle_momentum=False`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Plateau, Schedule, ScheduleStep, Unit, anneal, check};
 use crate::util::yaml::Invalid;
 
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OneCycle {
     /// The peak; the optimiser's `lr` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub max_lr: Option<f64>,
     /// Share of the run in which the rate rises.
     #[serde(default = "default_pct_start")]
+    #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
     pub pct_start: f64,
     /// The rate starts at max_lr/div_factor.
     #[serde(default = "default_div_factor")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub div_factor: f64,
     /// The rate ends at max_lr/(div_factor·final_div_factor).
     #[serde(default = "default_final_div_factor")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub final_div_factor: f64,
     /// Whether t counts epochs or optimiser steps.
     #[serde(default = "Unit::step")]

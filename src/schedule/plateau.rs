@@ -1,21 +1,24 @@
 //! Reduce-on-plateau, as `torch.optim.lr_scheduler.ReduceLROnPlateau`: the one schedule with a state.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Schedule, ScheduleStep, check, default_gamma};
 use crate::util::yaml::Invalid;
 
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PlateauSpec {
     /// The factor of each reduction.
     #[serde(default = "default_gamma")]
+    #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
     pub factor: f64,
     /// Epochs without an improvement before a reduction.
     #[serde(default = "default_patience")]
     pub patience: u64,
     /// The smallest change of the metric that counts as an improvement.
     #[serde(default = "default_threshold")]
+    #[schemars(range(min = 0))]
     pub threshold: f64,
     /// Whether `threshold` is relative or absolute.
     #[serde(default)]
@@ -25,14 +28,15 @@ pub struct PlateauSpec {
     pub cooldown: u64,
     /// The smallest learning rate.
     #[serde(default)]
+    #[schemars(range(min = 0))]
     pub min_lr: f64,
-    /// Absent: that of the score that is watched.
+    /// Whether less (`min`) or more (`max`) of the watched score is better; as the score has it when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
 }
 
 /// Whether a small metric is good (a loss) or a large one (an accuracy).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     #[default]
@@ -41,7 +45,7 @@ pub enum Mode {
 }
 
 /// Whether `threshold` is a share of the best metric or a difference to it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ThresholdMode {
     #[default]

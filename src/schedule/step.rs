@@ -1,17 +1,20 @@
 //! Steps of equal length: PyTorch's `StepLR`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Plateau, Schedule, ScheduleStep, Unit, check_gamma, default_gamma, power};
 use crate::util::yaml::Invalid;
 
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StepDecay {
     /// Epochs (steps with `by: step`) between two reductions.
+    #[schemars(range(min = 1))]
     pub step_size: u64,
     /// The factor of each reduction.
     #[serde(default = "default_gamma")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub gamma: f64,
     /// Whether t counts epochs or optimiser steps.
     #[serde(default = "Unit::epoch")]

@@ -7,35 +7,42 @@
 
 use std::collections::HashSet;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Trial;
 use crate::util::yaml::Invalid;
 
-/// When to give a trial up.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// When to stop a trial early.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Prune {
     Median(Median),
     Halving(Halving),
 }
 
-/// Its best score so far is worse than the median of what the finished trials had after as many epochs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// A trial stops when its best score so far is worse than the median of the finished trials after as many
+/// epochs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Median {
     /// Epochs that every trial gets.
+    #[schemars(range(min = 1))]
     pub warmup: u64,
-    /// Finished trials to compare with, at the least.
+    /// Finished trials that there must be before one is pruned.
     pub startup: usize,
 }
 
-/// After `warmup`, `warmup · factor`, `warmup · factor²`, … epochs only the best 1/`factor` of those that
-/// came so far go on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// After `warmup`, `warmup · factor`, `warmup · factor²`, … epochs only the best 1/`factor` of the
+/// trials that got so far go on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Halving {
+    /// Epochs before the first comparison.
+    #[schemars(range(min = 1))]
     pub warmup: u64,
+    /// One of so many trials goes on at each comparison.
+    #[schemars(range(min = 2))]
     pub factor: u64,
 }
 

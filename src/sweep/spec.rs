@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::ValueEnum;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -13,24 +14,36 @@ use crate::util::yaml::Document;
 /// The key of the section.
 pub const KEY: &str = "sweep";
 
-/// What the command line says wins over it.
-#[derive(Clone, Debug, Default, Deserialize)]
+/// What `tikhonov sweep` varies. Options of the command line override it.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SweepSpec {
-    /// By key: `1e-6:1e-1:log:9`, or a list of values.
+    /// What varies: for each key of the config a list of values, or a range such as `1e-6:1e-1:log:9`
+    /// (LOW:HIGH:SCALE:COUNT; `log`, `lin`, `int` or `logint`).
     pub over: Map<String, Value>,
+    /// How points are chosen.
     pub search: Search,
     /// Points of a random search or of TPE.
+    #[schemars(range(min = 1, max = 10000))]
     pub trials: Option<u32>,
+    /// Train each point with so many seeds.
+    #[schemars(range(min = 1, max = 10000))]
     pub seeds: Option<u32>,
+    /// Judge each point by cross-validation with so many folds instead of by the validation set.
+    #[schemars(range(min = 2, max = 10000))]
     pub folds: Option<u32>,
+    /// The validation metric that decides; the task's main metric when absent.
     pub metric: Option<String>,
+    /// Give up trials that do badly.
     pub prune: Option<Prune>,
+    /// With `folds`: which point is trained once more on all training data at the end. `best` when absent.
     pub final_fit: Option<FinalFit>,
+    /// Go from the strongest penalty to the weakest, each fit from the one before, as scikit-learn's
+    /// `lasso_path`.
     pub path: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FinalFit {
     Best,

@@ -1,6 +1,7 @@
 //! Classification: cross-entropy of logits, with label smoothing (Szegedy et al. 2016).
 
 use anyhow::{Result, bail};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -13,10 +14,12 @@ use crate::schedule::ScheduleStep;
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::Invalid;
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+/// One class per sample, by cross-entropy.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Classification {
-    /// Share of the target that is spread over all classes, in 0..1.
+    /// Share of the target that is spread over all classes, as in `torch.nn.CrossEntropyLoss`.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub label_smoothing: f64,
 }
 

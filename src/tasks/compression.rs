@@ -5,6 +5,7 @@
 //! evaluation rounds and counts the bits that the code needs.
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 use tch::Tensor;
@@ -18,14 +19,16 @@ use crate::schedule::ScheduleStep;
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::Invalid;
 
-/// The loss is `loss` + `rate` · bits per pixel.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+/// An autoencoder with a compressed code. The loss is `loss` + `rate` · bits per pixel.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Compression {
+    /// The loss between image and reconstruction.
     pub loss: RegressionLoss,
-    /// What a bit per pixel costs; 0 leaves the rate to the bottleneck's width. In training the bits are
-    /// those of a normal distribution per channel with the batch's variance, which no code of that variance
-    /// exceeds.
+    /// The cost of one bit per pixel; with 0 only the bottleneck's width limits the rate. In training the
+    /// bits are those of a normal distribution per channel with the batch's variance, which no code of that
+    /// variance exceeds.
+    #[schemars(range(min = 0))]
     pub rate: f64,
 }
 

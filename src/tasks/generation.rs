@@ -8,6 +8,7 @@
 //! evaluation, and generates with the decoder alone.
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 use tch::Tensor;
@@ -22,13 +23,16 @@ use crate::schedule::ScheduleStep;
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::Invalid;
 
-/// The loss is −log p(image | code) + β·KL, in nats per image.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// A variational autoencoder. The loss is −log p(image | code) + β·KL, in nats per image.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Generation {
+    /// What the decoder outputs for a pixel.
     pub likelihood: Likelihood,
+    /// Weight β of the Kullback-Leibler term (β-VAE).
+    #[schemars(range(min = 0))]
     pub beta: f64,
-    /// Optimiser steps over which the weight of KL rises linearly from 0 to β.
+    /// Optimiser steps over which the weight of the Kullback-Leibler term rises linearly from 0 to β.
     pub kl_warmup_steps: u64,
 }
 

@@ -10,6 +10,7 @@ mod regression;
 mod segmentation;
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::ModuleT;
@@ -35,8 +36,9 @@ pub trait Named {
 
 macro_rules! tasks {
     ($($name:literal => $variant:ident($spec:ty),)*) => {
-        /// The task as declared: `task: classification`, or `task: {classification: {label_smoothing: 0.1}}`.
-        #[derive(Clone, Debug, Serialize, Deserialize)]
+        /// What the network is trained for, which gives the loss and the metrics: `task: classification`, or
+        /// `task: {classification: {label_smoothing: 0.1}}`.
+        #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
         #[serde(deny_unknown_fields)]
         pub enum TaskSpec {
             $(#[serde(rename = $name)] $variant($spec),)*
@@ -218,8 +220,8 @@ pub trait Task: Named {
         xs
     }
 
-    /// Runs the network on what [`Task::make_batch`] made, and makes the answer of its output. May draw as that
-    /// does. Exit 2 where the network lacks a part that the task runs apart.
+    /// Runs the network on what [`Task::make_batch`] made, and makes the answer of its output. May draw as
+    /// that does. Exit 2 where the network lacks a part that the task runs apart.
     fn forward(&self, network: &Network, xs: &Tensor, train: bool) -> Result<ModelOutput> {
         Ok(network.forward(xs, train).into())
     }

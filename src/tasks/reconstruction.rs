@@ -4,6 +4,7 @@
 //! Residual learning as in DnCNN (Zhang et al. 2017): the network answers the noise, the image is the rest.
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -19,31 +20,35 @@ use crate::schedule::ScheduleStep;
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::Invalid;
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+/// A clean image from its degraded version: denoising, super-resolution, inpainting, deblurring.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Reconstruction {
-    /// `none` where the data are pairs of a degraded image and its target.
+    /// What is done to an image before the network sees it: one degradation, or a list that is applied in
+    /// order. `none` where the data are pairs of a degraded image and its target.
     #[serde(default)]
     pub degrade: Chain,
+    /// The loss between output and clean image.
     #[serde(default)]
     pub loss: RegressionLoss,
-    /// Whether the network answers what is to be subtracted from its input.
+    /// Whether the network outputs what is to be subtracted from its input (residual learning, Zhang et al.
+    /// 2017).
     #[serde(default)]
     pub residual: bool,
-    /// Whether the network works on the Y of RGB images (BT.601, rounded to 8 bits, as the field's MATLAB
-    /// scripts).
+    /// Whether the network works on the Y of RGB images (BT.601, rounded to 8 bits, as MATLAB's `rgb2ycbcr`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub luma: bool,
     #[serde(default, skip_serializing_if = "MetricSpec::is_default")]
     pub metric: MetricSpec,
 }
 
-/// What PSNR and SSIM look at. For super-resolution, where nothing is said: the Y of RGB images, without a
-/// border as wide as the scale.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// What PSNR and SSIM are computed on. By default the whole image; for super-resolution the Y of RGB images,
+/// without a border as wide as the scale.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MetricSpec {
-    /// The Y of YCbCr (BT.601, as MATLAB's `rgb2ycbcr`) instead of the channels of RGB.
+    /// Compute PSNR and SSIM on the Y of YCbCr (BT.601, as MATLAB's `rgb2ycbcr`) instead of the channels of
+    /// RGB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub y: Option<bool>,
     /// Pixels at each border that do not count.

@@ -1,6 +1,7 @@
 //! Regression: numbers from tables or images.
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -12,9 +13,11 @@ use crate::schedule::ScheduleStep;
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::Invalid;
 
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+/// One or more numbers per sample.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Regression {
+    /// The loss.
     pub loss: RegressionLoss,
 }
 

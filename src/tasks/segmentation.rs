@@ -2,6 +2,7 @@
 //! Milletari et al. 2016).
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -15,14 +16,18 @@ use crate::schedule::ScheduleStep;
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::Invalid;
 
-/// The loss is `cross_entropy`·CE + `dice`·(1 − mean soft Dice).
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// One class per pixel. The loss is `cross_entropy`·CE + `dice`·(1 − mean soft Dice).
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Segmentation {
+    /// Weight of the cross-entropy.
+    #[schemars(range(min = 0))]
     pub cross_entropy: f64,
+    /// Weight of the Dice loss.
+    #[schemars(range(min = 0))]
     pub dice: f64,
-    /// How much a pixel of each class counts in the cross-entropy, for classes that are rare; 1 each where
-    /// absent.
+    /// Weight of each class in the cross-entropy, for classes that are rare, as `weight` of
+    /// `torch.nn.CrossEntropyLoss`; 1 each when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub class_weights: Option<Vec<f64>>,
 }
@@ -189,8 +194,8 @@ impl Task for Segmentation {
     }
 }
 
-/// The image `[1, C, H, W]` in [0, 1] tinted by the classes `[1, H, W]`, pixels that are ignored in the colour
-/// of Pascal VOC's borders; `[1, 3, H, W]`. Panics as tch does.
+/// The image `[1, C, H, W]` in [0, 1] tinted by the classes `[1, H, W]`, pixels that are ignored in the
+/// colour of Pascal VOC's borders; `[1, 3, H, W]`. Panics as tch does.
 fn tinted(xs: &Tensor, classes: &Tensor) -> Tensor {
     let image = if xs.size()[1] == 3 { xs.shallow_clone() } else { xs.narrow(1, 0, 1).repeat([1, 3, 1, 1]) };
     let bytes = |tensor: &Tensor| {

@@ -1,4 +1,4 @@
-//! Files that appear whole or not at all: written beside their place, flushed to the disk, then renamed.
+//! Atomic files: written to a temporary file in the same folder, fsynced, then renamed.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -11,9 +11,8 @@ use anyhow::{Context, Result};
 
 use crate::util::exit_code::{ExitCode, WithExitCode};
 
-/// Where a file called `path` really lies: a link to a regular file is written through. Exit 2 for what is
-/// there and no regular file, such as a device, a pipe, a folder or a link to nothing, which a rename would
-/// replace.
+/// The path to write: symbolic links to regular files are resolved. Exit 2 if `path` exists and is not a
+/// regular file (a device, pipe, folder or dangling link), which a rename would replace.
 pub fn place(path: &Path) -> Result<PathBuf> {
     let Ok(found) = fs::symlink_metadata(path) else { return Ok(path.to_owned()) };
     let real = if found.is_symlink() { path.canonicalize().ok() } else { Some(path.to_owned()) };
@@ -25,8 +24,8 @@ pub fn place(path: &Path) -> Result<PathBuf> {
     })
 }
 
-/// Lets `write` fill a temporary neighbour of `path` and moves it there once it is on the disk: see
-/// [`place`]. Errors of the disk exit with 7.
+/// Calls `write` on a temporary file beside `path`, fsyncs it and renames it to `path`: see [`place`]. Exit 7
+/// on errors of the disk.
 pub fn write(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
     write_by_path(path, |temporary| {
         let mut file = BufWriter::with_capacity(1 << 20, File::create(temporary)?);
@@ -41,7 +40,7 @@ pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     write(path, |file| Ok(file.write_all(bytes)?))
 }
 
-/// The same, and the folders that lead to it.
+/// The same, creating parent folders.
 pub fn write_with_folders(path: &Path, bytes: &[u8]) -> Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).with_exit_code(ExitCode::Storage, || folder.display())?;
@@ -49,8 +48,7 @@ pub fn write_with_folders(path: &Path, bytes: &[u8]) -> Result<()> {
     write_bytes(path, bytes)
 }
 
-/// Makes a folder and those that lead to it, which are on the disk only when the folders that hold their
-/// names are.
+/// Creates a folder and its parents, and fsyncs the folders that got a new entry.
 pub fn make_folder(path: &Path) -> Result<()> {
     if path.is_dir() {
         return Ok(());
@@ -58,14 +56,14 @@ pub fn make_folder(path: &Path) -> Result<()> {
     let above = folder_of(path);
     make_folder(above)?;
     match fs::create_dir(path) {
-        // Another process was faster.
+        // Another process created it first.
         Err(_) if path.is_dir() => {}
         made => made?,
     }
     Ok(File::open(above)?.sync_all()?)
 }
 
-/// As [`write()`] for writers that open the file themselves.
+/// As [`write()`], for writers that open the path themselves.
 pub fn write_by_path(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let place = place(path)?;
     sweep_once(folder_of(&place));
@@ -88,7 +86,7 @@ fn neighbour(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// This machine, or container.
+/// The host name, which tells machines and containers apart.
 fn host() -> &'static str {
     static HOST: OnceLock<String> = OnceLock::new();
     HOST.get_or_init(|| {
@@ -97,19 +95,19 @@ fn host() -> &'static str {
     })
 }
 
-/// The temporary files that are being written now.
+/// Temporary files that this process is writing.
 fn unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
     static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
     UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes what is not finished, for a process that ends in the middle of it.
+/// Removes the temporary files of this process; called before it exits.
 pub fn give_up() {
     unfinished().iter().for_each(|temporary| drop(fs::remove_file(temporary)));
 }
 
-/// Removes what processes that are dead have left in a folder while they wrote: those of this machine, and of
-/// others what has not been written to for ten minutes.
+/// Removes temporary files of dead processes from a folder: by process id on this machine, by a last write
+/// more than ten minutes ago on others.
 pub fn sweep(folder: &Path) {
     const STALE: Duration = Duration::from_secs(600);
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -127,7 +125,7 @@ pub fn sweep(folder: &Path) {
     }
 }
 
-/// The same before the first file that this process writes there.
+/// The same, once per folder and process.
 fn sweep_once(folder: &Path) {
     static SWEPT: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
     if SWEPT.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.to_owned()) {
@@ -135,13 +133,13 @@ fn sweep_once(folder: &Path) {
     }
 }
 
-/// Of the name of a temporary file, whether this machine wrote it, and the process.
+/// Parses the name of a temporary file: whether it is from this machine, and the process id.
 fn writer(name: &str) -> Option<(bool, u32)> {
     let (of, process) = name.strip_prefix('.')?.strip_suffix(".partial")?.rsplit_once('.')?;
     Some((of.rsplit_once('.').is_some_and(|(_, by)| by == host()), process.parse().ok()?))
 }
 
-/// Whether a process of this machine is gone, where the system tells.
+/// Whether a process of this machine has ended; false if that is not known.
 fn is_dead(process: u32) -> bool {
     process != std::process::id()
         && Path::new("/proc/self").exists()

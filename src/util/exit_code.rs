@@ -12,7 +12,7 @@ pub enum ExitCode {
     Data = 3,
     /// A checkpoint or model file that cannot be used.
     Checkpoint = 4,
-    /// NaN or infinity where a number was due.
+    /// NaN or infinity in training.
     Numeric = 5,
     /// Out of memory, on the host or on the device.
     Memory = 6,
@@ -83,7 +83,7 @@ impl<T> WithExitCode<T> for Option<T> {
     }
 }
 
-/// The code that `error` ends the process with: the outermost one given, else what the text tells, else 1.
+/// The exit code of `error`: the outermost one given, else inferred from the message (memory, disk), else 1.
 pub fn code(error: &anyhow::Error) -> u8 {
     if error.chain().any(|cause| is_out_of_memory(&cause.to_string()) || is_memory_refused(cause)) {
         return ExitCode::Memory as u8;

@@ -1,5 +1,4 @@
-//! Whether a signal asks this process to stop: long work of which nothing is saved, such as reading a data
-//! set or judging a network, is given up halfway.
+//! Cancels long work that has no state to save (reading a data set, evaluating a network) after a signal.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -10,9 +9,9 @@ use crate::util::exit_code::{ExitCode, fail};
 
 static REQUESTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
-/// Has `flag`, which the handlers of signals set, count from now on.
+/// Registers the flag that the signal handlers set.
 pub fn watch(flag: &Arc<AtomicBool>) {
-    // A process listens once.
+    // Only the first call counts.
     let _ = REQUESTED.set(flag.clone());
 }
 

@@ -1,5 +1,5 @@
-//! The ground floor: YAML with positions, exit codes, whole files or none, signals, the terminal, random
-//! numbers.
+//! Helpers without knowledge of the other folders: YAML with positions, JSON Schema, exit codes, atomic
+//! files, signals, the terminal, random numbers.
 
 pub mod atomic_file;
 pub mod builtin;
@@ -7,6 +7,7 @@ pub(crate) mod console;
 pub mod exit_code;
 pub(crate) mod folder_lock;
 pub(crate) mod interrupt;
+pub mod json_schema;
 pub(crate) mod regular_file;
 pub mod rename;
 pub mod rng;

@@ -1,5 +1,4 @@
-//! Regular files and nothing else: a pipe without a writer holds its reader for ever, and a device has no
-//! end.
+//! Reads regular files only: opening a pipe without a writer would block, and a device may have no end.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Error, ErrorKind, Read};
@@ -8,7 +7,7 @@ use std::path::Path;
 
 /// Opens a regular file to be read; a folder, a pipe, a socket or a device is an error that says which it is.
 pub fn open(path: &Path) -> io::Result<File> {
-    // Asked before opening, which waits for a pipe's writer.
+    // Checked before opening, which would block on a pipe.
     is_regular(&path.metadata()?)?;
     let file = File::open(path)?;
     is_regular(&file.metadata()?)?;
@@ -35,7 +34,7 @@ fn is_regular(metadata: &Metadata) -> io::Result<()> {
     }
 }
 
-/// What something is that is no regular file.
+/// The type of a file that is not a regular one, in words.
 pub fn what(metadata: &Metadata) -> Option<&'static str> {
     let kind = metadata.file_type();
     match kind {

@@ -4,13 +4,15 @@ use std::fmt;
 
 use anyhow::Result;
 use regex::Regex;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::util::exit_code::{ExitCode, fail};
 
-/// A pattern, and what stands for it: `^net\.(\d+)=>layers.$1`.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+/// A regular expression and its replacement: `^net\.(\d+)=>layers.$1`.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("pattern" = "=>"))]
 pub struct Rule {
     regex: Regex,
     replacement: String,

@@ -1,5 +1,5 @@
-//! SHA-256, in lower-case hexadecimal: of whole files, and of their pieces, which many cores can verify at
-//! once.
+//! SHA-256 in lower-case hexadecimal, of whole files and of pieces of them that several cores verify in
+//! parallel.
 
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -18,7 +18,7 @@ pub struct Sums {
     pub pieces: Vec<String>,
 }
 
-/// Takes the sums of what passes by.
+/// Hashes data as it is written.
 #[derive(Default)]
 pub struct Summing {
     whole: Sha256,

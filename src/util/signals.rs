@@ -1,5 +1,5 @@
-//! Signals: the first asks the loop to save and stop, a second Ctrl-C, SIGTERM or end of the terminal ends
-//! the process at once.
+//! Signals: the first sets a flag that makes the training loop save and stop; a second SIGINT, SIGTERM or
+//! SIGHUP ends the process at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +19,7 @@ use crate::util::interrupt;
 /// The exit status of a second signal.
 const IMPATIENT: i32 = 130;
 
-/// Whether this process lets `signal` pass, as Linux tells it.
+/// Whether this process ignores `signal`, according to /proc/self/status.
 fn is_ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -27,15 +27,14 @@ fn is_ignored(signal: i32) -> bool {
         .is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
-/// A file that would grow beyond `ulimit -f` is from here on an error of the disk (exit 7), not the end of
-/// the process.
+/// Makes writing beyond `ulimit -f` an error of the disk (exit 7) instead of a SIGXFSZ that ends the process.
 pub fn outlive_file_limits() {
-    // Where it cannot be registered the signal does what it always did.
+    // If that fails, the signal keeps its default action.
     let _ = flag::register(SIGXFSZ, Arc::default());
 }
 
-/// Has SIGINT, SIGTERM and SIGHUP remove the temporary files that are being written before they end the
-/// process. For commands that have nothing else to save.
+/// Removes temporary files before SIGINT, SIGTERM or SIGHUP ends the process. For commands that have nothing
+/// else to save.
 pub fn clean_up_on_signals() {
     let signals = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| !is_ignored(*signal));
     let Ok(mut signals) = Signals::new(signals) else { return };
@@ -46,7 +45,7 @@ pub fn clean_up_on_signals() {
             let _ = emulate_default_handler(signal);
         }
     };
-    // Without a thread for it the signals must end the process as ever.
+    // Without a thread the signals keep their default action.
     if spawn("signals", watch).is_err() {
         handle.close();
         for signal in [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| !is_ignored(*signal)) {
@@ -80,8 +79,8 @@ impl Stop {
         Ok(stop)
     }
 
-    /// The same, and the end of stdin asks too: whoever started us and holds the other end has let go, by its
-    /// own death at the latest. Also returns the lines that come from there.
+    /// As [`Self::listen`]; also stops at EOF on stdin, i.e. when the parent process exits. Returns the lines
+    /// read from stdin.
     pub fn on_signals_and_end_of_stdin() -> Result<(Self, Receiver<String>)> {
         let stop = Self::on_signals()?;
         let (flag, (sender, lines)) = (stop.0.clone(), channel());
@@ -96,7 +95,7 @@ impl Stop {
         Ok((stop, lines))
     }
 
-    /// As a signal would.
+    /// Sets the flag, as a signal does.
     pub fn request(&self) {
         self.0.store(true, Ordering::Relaxed);
     }

@@ -1,4 +1,5 @@
-//! How long each phase of a training step takes. Stopped in training, where nothing may wait for the device.
+//! How long each phase of a training step takes. Off in ordinary training, because each lap waits for the
+//! device.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -12,14 +13,14 @@ use tch::{Cuda, Device};
 pub enum Phase {
     /// Waiting for the loader.
     Data,
-    /// What the task does to a batch on the device, such as adding noise.
+    /// Preparation of a batch on the device by the task, such as adding noise.
     Prepare,
     /// The network and the loss.
     Forward,
     Backward,
     /// Clipping, the penalty, the step, and the average of the weights.
     Optimizer,
-    /// Logging, and whatever else stands between two steps.
+    /// Logging, and everything else between two steps.
     Other,
 }
 
@@ -39,7 +40,7 @@ impl Phase {
     }
 }
 
-/// One phase that is over.
+/// A finished phase.
 #[derive(Clone, Copy, Debug)]
 pub struct Lap {
     pub phase: Phase,
@@ -91,7 +92,7 @@ impl Stopwatch {
     }
 }
 
-/// Waits until `device` has done all that it was asked for.
+/// Waits for all kernels of `device`, as `torch.cuda.synchronize`.
 pub fn settle(device: Device) {
     if let Device::Cuda(index) = device {
         Cuda::synchronize(index as i64);

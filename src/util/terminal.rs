@@ -1,5 +1,5 @@
-//! What fits a terminal: how wide text is shown (letters of Chinese, Japanese and Korean take two columns),
-//! tables, and lines whose less important parts give way.
+//! Layout for terminals: display width of text (Chinese, Japanese and Korean letters take two columns),
+//! tables, and lines whose less important parts are dropped when they do not fit.
 
 use console::{Alignment, Term, measure_text_width, pad_str};
 

@@ -1,5 +1,5 @@
-//! Work beside other work, on as many threads as the system gives: where it refuses one (a cgroup's pids.max,
-//! `ulimit -u`), those that are there do the work, at worst the caller's.
+//! Parallel work on as many threads as the system allows: if it refuses a new thread (pids.max of a cgroup,
+//! `ulimit -u`), the existing ones do the work, at least the caller's.
 
 use std::panic::resume_unwind;
 use std::sync::{Mutex, MutexGuard, PoisonError};

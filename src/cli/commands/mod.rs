@@ -7,6 +7,7 @@ mod decode;
 mod doctor;
 mod encode;
 mod eval;
+mod explain;
 mod export;
 mod init;
 mod inspect;
@@ -82,6 +83,7 @@ commands! {
     Convert => convert;
     Export => export;
     Init => init;
+    Explain => explain;
     Doctor => doctor;
     Bench => bench;
     Completions => completions;

@@ -1,5 +1,6 @@
 //! Random brightness, contrast, saturation and hue: torchvision's `ColorJitter`, in this fixed order.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -10,7 +11,7 @@ use crate::util::yaml::Invalid;
 
 /// A number b means a factor from max(0, 1 - b) to 1 + b, for the hue a shift from -b to b turns; a pair is
 /// the range itself. torchvision shuffles the four for each picture; here they are applied in this order.
-#[derive(Deserialize, Serialize, Clone, Debug, Default, PartialEq)]
+#[derive(Deserialize, Serialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ColorJitter {
     /// Factor of the brightness.

@@ -1,5 +1,6 @@
 //! Random crops of the padded picture: torchvision's `RandomCrop`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::values::Size;
@@ -8,7 +9,7 @@ use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
 /// Pads by `padding` pixels on every side, then cuts a rectangle at a random place.
-#[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]
+#[derive(Deserialize, Serialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Crop {
     /// Pixels added on every side first.
@@ -27,7 +28,7 @@ pub struct Crop {
 }
 
 /// What the padding shows.
-#[derive(Deserialize, Serialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Deserialize, Serialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PaddingMode {
     /// The level `fill`.

@@ -1,6 +1,7 @@
 //! CutMix: Yun et al. 2019, "CutMix: Regularization strategy to train strong classifiers with localizable
 //! features"; torchvision's `CutMix`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -12,11 +13,12 @@ use crate::util::yaml::Invalid;
 /// A rectangle of each picture is replaced by its partner's, of the area 1 - λ before it is cut off at the
 /// border; the targets mix by the area that was replaced. λ ~ Beta(alpha, alpha) and the place are drawn once
 /// per batch.
-#[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]
+#[derive(Deserialize, Serialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cutmix {
     /// Both parameters of the Beta distribution.
     #[serde(default = "default_alpha")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub alpha: f64,
 }
 

@@ -1,5 +1,6 @@
 //! Cutout: DeVries and Taylor 2017, "Improved regularization of convolutional neural networks with cutout".
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::values::{Size, probability};
@@ -9,13 +10,14 @@ use crate::util::yaml::Invalid;
 
 /// Blanks a square whose centre is anywhere in the picture, with probability `p`. It works on normalised
 /// pictures, so that the blank is the mean colour, as in the paper; the square is cut off at the border.
-#[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]
+#[derive(Deserialize, Serialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cutout {
     /// The side of the square in pixels, or [height, width].
     pub size: Size,
     /// Probability.
     #[serde(default = "one")]
+    #[schemars(range(min = 0, max = 1))]
     pub p: f64,
 }
 

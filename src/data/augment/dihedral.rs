@@ -1,5 +1,6 @@
 //! The eight flips and quarter turns of a square, each as likely as the others.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Augmentation, MovesPixels, PixelMap, image_sides};
@@ -7,7 +8,7 @@ use crate::util::rng::CounterRng;
 
 /// One of the eight symmetries of the square, drawn for every sample. For patches and textures, where up is
 /// no direction.
-#[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]
+#[derive(Deserialize, Serialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Dihedral {}
 

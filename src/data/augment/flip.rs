@@ -1,5 +1,6 @@
 //! Mirror images: torchvision's `RandomHorizontalFlip` and `RandomVerticalFlip`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::values::probability;
@@ -8,7 +9,7 @@ use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
 /// Each axis that is named is flipped with probability `p`, independently of the other.
-#[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]
+#[derive(Deserialize, Serialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Flip {
     /// Flip left to right.
@@ -19,6 +20,7 @@ pub struct Flip {
     pub vertical: bool,
     /// Probability of each flip.
     #[serde(default = "half")]
+    #[schemars(range(min = 0, max = 1))]
     pub p: f64,
 }
 

@@ -1,5 +1,6 @@
 //! Mixup: Zhang et al. 2018, "mixup: beyond empirical risk minimization"; torchvision's `MixUp`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -9,10 +10,11 @@ use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
 /// Each sample becomes λ of itself and 1 - λ of a partner, λ ~ Beta(alpha, alpha) drawn once per batch.
-#[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]
+#[derive(Deserialize, Serialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Mixup {
     /// Both parameters of the Beta distribution.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub alpha: f64,
 }
 

@@ -2,7 +2,8 @@
 //!
 //! The list of a config is applied in its order, in three phases: changes to pixels; then, after
 //! normalisation, `noise` and `cutout`; then mixtures of samples, of which each batch gets one. A new
-//! augmentation is one file, with its spec, and one row of the table below, which says how it changes a batch.
+//! augmentation is one file, with its spec, and one row of the table below, which says how it changes a
+//! batch.
 
 mod color_jitter;
 mod crop;
@@ -19,6 +20,7 @@ mod random_resized_crop;
 mod rotation;
 mod values;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -51,7 +53,8 @@ pub(crate) trait Augmentation {
     fn sample(&self, sides: [usize; 2], rng: &mut CounterRng, params: &mut Vec<f64>);
 
     /// Whether it crops the image as it was before it was resized, so that files must be kept. The decoder
-    /// then cuts the rectangle of the first four parameters: top, left, height and width, in the file's pixels.
+    /// then cuts the rectangle of the first four parameters: top, left, height and width, in the file's
+    /// pixels.
     fn crops_original(&self) -> bool {
         false
     }
@@ -98,7 +101,7 @@ pub(crate) trait Mixes {
 macro_rules! augmentations {
     ($($name:literal => $variant:ident($spec:ty): $stage:ident,)*) => {
         /// One step of the augmentation.
-        #[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]
+        #[derive(Deserialize, Serialize, Clone, Debug, PartialEq, JsonSchema)]
         pub enum Augment {
             $(#[serde(rename = $name)] $variant($spec),)*
         }

@@ -1,5 +1,6 @@
 //! Gaussian noise on the input: Bishop 1995, "Training with noise is equivalent to Tikhonov regularization".
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -9,10 +10,11 @@ use crate::util::yaml::Invalid;
 
 /// Adds independent normal noise of standard deviation `sigma` to every normalised value, of pictures and of
 /// tables.
-#[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]
+#[derive(Deserialize, Serialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Noise {
     /// Standard deviation, in units of the normalised values.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub sigma: f64,
 }
 

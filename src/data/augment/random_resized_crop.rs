@@ -1,6 +1,7 @@
 //! Random resized crops: Szegedy et al. 2015, "Going deeper with convolutions"; torchvision's
 //! `RandomResizedCrop` with its antialiased bilinear filter.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -10,7 +11,7 @@ use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
 /// A rectangle of random area and proportions, scaled to `size`.
-#[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]
+#[derive(Deserialize, Serialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RandomResizedCrop {
     /// The size it is scaled to; that of the samples when absent.
@@ -67,7 +68,8 @@ impl Augmentation for RandomResizedCrop {
 }
 
 impl ChangesValues for RandomResizedCrop {
-    /// The filter is separable, so each picture is rows × picture × columns with two small matrices of its own.
+    /// The filter is separable, so each picture is rows × picture × columns with two small matrices of its
+    /// own.
     fn apply(&self, xs: &Tensor, params: &Params) -> Tensor {
         let params = &params.tensor;
         let size = xs.size();

@@ -1,5 +1,6 @@
 //! Random rotations about the centre: torchvision's `RandomRotation` with bilinear interpolation.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -9,7 +10,7 @@ use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
 /// Rotates by an angle from `-degrees` to `degrees`, or from the given range; positive is counter-clockwise.
-#[derive(Deserialize, Serialize, Clone, Debug, PartialEq)]
+#[derive(Deserialize, Serialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rotation {
     /// The largest angle, or the range of angles, within -360 to 360 degrees.

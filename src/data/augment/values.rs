@@ -1,12 +1,13 @@
 //! Values that several augmentations take: a random range, a size.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
 /// A number around a neutral value, or the range `[low, high]` itself, as torchvision's transforms take them.
-#[derive(Deserialize, Serialize, Clone, Copy, Debug, PartialEq)]
+#[derive(Deserialize, Serialize, Clone, Copy, Debug, PartialEq, JsonSchema)]
 #[serde(untagged, expecting = "expected a number or a pair [low, high]")]
 pub enum Range {
     Around(f64),
@@ -49,7 +50,7 @@ impl Range {
 }
 
 /// The height and width of a picture: one number for a square, or `[height, width]`.
-#[derive(Deserialize, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Deserialize, Serialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
 #[serde(untagged, expecting = "expected a whole number or a pair [height, width]")]
 pub enum Size {
     Square(usize),

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use fast_image_resize as fir;
 use image::metadata::Orientation;
 use image::{DynamicImage, GrayImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::jpeg::Jpeg;
@@ -30,7 +31,7 @@ pub const JPEG_PIXELS: u32 = 1;
 const MAX_FILE: u64 = 1 << 30;
 
 /// The channels that every picture is brought to.
-#[derive(Deserialize, Serialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Deserialize, Serialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     #[default]
@@ -48,7 +49,7 @@ impl Mode {
 }
 
 /// How a picture of any size is brought to the size of the samples.
-#[derive(Deserialize, Serialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Deserialize, Serialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Resize {
     /// Both sides to the wanted size, whatever that does to the proportions.

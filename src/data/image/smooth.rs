@@ -2,6 +2,7 @@
 //! c b a), as `scipy.ndimage` does by default.
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -13,7 +14,7 @@ use crate::util::yaml::Invalid;
 
 /// A filter that every image of every set passes through once, at its final size, before any augmentation of
 /// resident sets. Files decoded on demand are smoothed after the random resized crop.
-#[derive(Deserialize, Serialize, Clone, Copy, Debug, PartialEq)]
+#[derive(Deserialize, Serialize, Clone, Copy, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SmoothSpec {
     Gaussian(Gaussian),
@@ -22,16 +23,20 @@ pub enum SmoothSpec {
 }
 
 /// A Gaussian of standard deviation `sigma` pixels, cut at 4 sigma.
-#[derive(Deserialize, Serialize, Clone, Copy, Debug, PartialEq)]
+#[derive(Deserialize, Serialize, Clone, Copy, Debug, PartialEq, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Gaussian {
+    /// Standard deviation in pixels.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub sigma: f64,
 }
 
 /// A window of `size × size` pixels, `size` odd.
-#[derive(Deserialize, Serialize, Clone, Copy, Debug, PartialEq)]
+#[derive(Deserialize, Serialize, Clone, Copy, Debug, PartialEq, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Window {
+    /// Side of the window in pixels; odd.
+    #[schemars(range(min = 1))]
     pub size: usize,
 }
 

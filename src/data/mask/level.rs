@@ -2,10 +2,11 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What a file says of one pixel: a number (grey level, class or palette index), or a colour `"#rrggbb"`.
-#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
 #[serde(try_from = "Written", into = "Written")]
 pub enum Level {
     Number(u16),
@@ -13,7 +14,7 @@ pub enum Level {
 }
 
 /// A level as YAML has it.
-#[derive(Deserialize, Serialize)]
+#[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(
     untagged,
     expecting = "a level is a number from 0 to 65535, or a colour: `[r, g, b]` with values from 0 to 255, or \"#rrggbb\" in quotes"
@@ -21,6 +22,7 @@ pub enum Level {
 enum Written {
     Number(u16),
     Colour([u8; 3]),
+    #[schemars(extend("pattern" = "^#[0-9a-fA-F]{6}$"))]
     Text(String),
 }
 

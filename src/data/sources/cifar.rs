@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -17,7 +18,7 @@ const SHAPE: [i64; 3] = [3, 32, 32];
 const PIXELS: usize = 3 * 32 * 32;
 
 /// `{cifar10: {files: [data_batch_1.bin, …]}}`: RGB pictures `[N, 3, 32, 32]` of 10 classes.
-#[derive(Deserialize, Serialize, Clone, Debug)]
+#[derive(Deserialize, Serialize, Clone, Debug, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a mapping, such as `{files: [data_batch_1.bin]}`")]
 pub struct Cifar10Spec {
     /// The files of the binary version, in order.
@@ -27,11 +28,12 @@ pub struct Cifar10Spec {
     pub classes: Option<ClassNames>,
     /// Use only the first so many samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub limit: Option<usize>,
 }
 
 /// `{cifar100: {files: train.bin, labels: fine}}`: RGB pictures `[N, 3, 32, 32]` of 100 or 20 classes.
-#[derive(Deserialize, Serialize, Clone, Debug)]
+#[derive(Deserialize, Serialize, Clone, Debug, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a mapping, such as `{files: train.bin, labels: fine}`")]
 pub struct Cifar100Spec {
     /// The files of the binary version, in order.
@@ -44,11 +46,12 @@ pub struct Cifar100Spec {
     pub classes: Option<ClassNames>,
     /// Use only the first so many samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub limit: Option<usize>,
 }
 
 /// Which of the two labels of CIFAR-100.
-#[derive(Deserialize, Serialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Deserialize, Serialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Labels {
     /// 100 classes.

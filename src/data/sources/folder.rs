@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -27,7 +28,7 @@ use crate::util::{console, interrupt};
 /// any depth. Files beside the class folders, hidden files, Thumbs.db, desktop.ini and what is no picture by
 /// its extension are passed over; what else cannot be decoded is skipped within the budget `max_skipped` and
 /// listed.
-#[derive(Deserialize, Serialize, Clone, Debug)]
+#[derive(Deserialize, Serialize, Clone, Debug, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a mapping, such as `{root: im/train, size: 64}`")]
 pub struct FolderSpec {
     /// The folder that holds one folder per class.
@@ -42,11 +43,12 @@ pub struct FolderSpec {
     pub resize: Resize,
     /// Use only the first so many files of each class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub limit_per_class: Option<usize>,
 }
 
 /// The size of the samples: N for N × N, or [H, W].
-#[derive(Deserialize, Serialize, Clone, Copy, Debug)]
+#[derive(Deserialize, Serialize, Clone, Copy, Debug, JsonSchema)]
 #[serde(untagged, expecting = "expected a number of pixels per side, or [height, width]")]
 pub enum Size {
     Square(usize),

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 
 use anyhow::Result;
 use flate2::bufread::MultiGzDecoder;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -18,7 +19,7 @@ use crate::util::threads::unpoisoned;
 use crate::util::yaml::Invalid;
 
 /// `{idx: {images: FILE, labels: FILE}}`: grey pictures `[N, 1, H, W]` with their classes.
-#[derive(Deserialize, Serialize, Clone, Debug)]
+#[derive(Deserialize, Serialize, Clone, Debug, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a mapping, such as `{images: images.gz, labels: labels.gz}`")]
 pub struct IdxSpec {
     /// The file of the images, also as .gz.
@@ -30,6 +31,7 @@ pub struct IdxSpec {
     pub classes: Option<ClassNames>,
     /// Use only the first so many samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub limit: Option<usize>,
 }
 

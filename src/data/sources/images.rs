@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::folder::{budget, over_budget, probe_all};
@@ -20,7 +21,7 @@ use crate::util::yaml::Invalid;
 /// With `patch` an epoch has `per_image` squares of each, cut at random places; without, each is one sample
 /// at its own size, in a batch of its own, which is for evaluation. Decoded pictures are kept within the
 /// budget `memory_gib`.
-#[derive(Deserialize, Serialize, Clone, Debug)]
+#[derive(Deserialize, Serialize, Clone, Debug, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a mapping, such as `{root: photos, patch: 64}`")]
 pub struct ImagesSpec {
     /// The folder of the pictures.
@@ -30,9 +31,11 @@ pub struct ImagesSpec {
     pub mode: Mode,
     /// Side of the random squares in pixels. Whole images when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 8192))]
     pub patch: Option<usize>,
     /// Squares per image and epoch.
     #[serde(default = "one")]
+    #[schemars(range(min = 1))]
     pub per_image: usize,
     /// A folder with the image that each should become: of the same name, extensions apart, and the same
     /// size.
@@ -43,6 +46,7 @@ pub struct ImagesSpec {
     pub mask: Option<MaskSpec>,
     /// Use only the first so many files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub limit: Option<usize>,
     /// Leave out so many files at the start.
     #[serde(default)]

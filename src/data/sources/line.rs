@@ -1,6 +1,7 @@
 //! Generated regression: a noisy line, and a linear model whose weights are mostly zero.
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -14,7 +15,7 @@ const WEIGHTS: u64 = u64::MAX;
 
 /// `{line: {slope: 3, intercept: 5, noise: 1, count: 100, low: 0, high: 2}}`: y = slope·x + intercept +
 /// noise·ε with x uniform in [low, high) and ε standard normal. Inputs `[N, 1]`, targets `[N, 1]`.
-#[derive(Deserialize, Serialize, Clone, Debug)]
+#[derive(Deserialize, Serialize, Clone, Debug, JsonSchema)]
 #[serde(
     deny_unknown_fields,
     expecting = "a mapping, such as `{slope: 3, intercept: 5, noise: 1, count: 100, low: 0, high: 2}`"
@@ -25,8 +26,10 @@ pub struct LineSpec {
     /// The intercept.
     pub intercept: f64,
     /// Standard deviation of the noise.
+    #[schemars(range(min = 0))]
     pub noise: f64,
     /// Number of samples.
+    #[schemars(range(min = 1))]
     pub count: usize,
     /// Smallest x.
     pub low: f64,
@@ -40,19 +43,22 @@ pub struct LineSpec {
 /// `{linear: {features: 50, informative: 5, noise: 0.1, count: 200}}`: y = x·w + noise·ε with x and ε
 /// standard normal. `informative` of the weights lie in ±[1, 3), the others are zero. Inputs `[N, F]`,
 /// targets `[N, 1]`.
-#[derive(Deserialize, Serialize, Clone, Debug)]
+#[derive(Deserialize, Serialize, Clone, Debug, JsonSchema)]
 #[serde(
     deny_unknown_fields,
     expecting = "a mapping, such as `{features: 50, informative: 5, noise: 0.1, count: 200}`"
 )]
 pub struct LinearSpec {
     /// Number of inputs.
+    #[schemars(range(min = 1))]
     pub features: usize,
     /// Number of weights that are not zero, at most `features`.
     pub informative: usize,
     /// Standard deviation of the noise.
+    #[schemars(range(min = 0))]
     pub noise: f64,
     /// Number of samples.
+    #[schemars(range(min = 1))]
     pub count: usize,
     /// Decides weights and samples, apart from the run's seed.
     #[serde(default)]

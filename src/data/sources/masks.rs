@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use image::ImageFormat;
 use image::metadata::Orientation;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::FilePath;
@@ -22,7 +23,7 @@ use crate::util::yaml::Invalid;
 const LOOKED_AT: usize = 512;
 
 /// Where the masks are, and what their pixels mean.
-#[derive(Deserialize, Serialize, Clone, Debug)]
+#[derive(Deserialize, Serialize, Clone, Debug, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MaskSpec {
     /// The folder of the masks.
@@ -49,7 +50,7 @@ pub struct MaskSpec {
 }
 
 /// `255`, `"#ffffff"`, or a list of those.
-#[derive(Deserialize, Serialize, Clone, Debug)]
+#[derive(Deserialize, Serialize, Clone, Debug, JsonSchema)]
 #[serde(untagged, expecting = "expected a level such as `255` or \"#ffffff\", or a list of levels")]
 pub enum Ignore {
     One(Level),

@@ -16,6 +16,7 @@ use std::fmt;
 
 use anyhow::Result;
 use regex::Regex;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -74,17 +75,17 @@ pub(super) trait Source: Sync {
 macro_rules! sources {
     ($($key:literal => $variant:ident($spec:ty),)*) => {
         /// Where the samples of one set come from.
-        #[derive(Deserialize, Serialize, Clone, Debug)]
+        #[derive(Deserialize, Serialize, Clone, Debug, JsonSchema)]
         pub enum SourceSpec {
             $(#[serde(rename = $key)] $variant($spec),)*
         }
 
         /// A share of the training set, or a source of its own.
-        #[derive(Deserialize, Serialize, Clone, Debug)]
+        #[derive(Deserialize, Serialize, Clone, Debug, JsonSchema)]
         pub enum ValidationSpec {
             /// This share of the training samples, drawn by the seed, class by class.
             #[serde(rename = "fraction")]
-            Fraction(f64),
+            Fraction(#[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))] f64),
             #[serde(rename = "fold")]
             Fold(Fold),
             $(#[serde(rename = $key)] $variant($spec),)*
@@ -174,7 +175,7 @@ impl fmt::Display for Split {
 }
 
 /// Class names: a list, or a text file with one name per line.
-#[derive(Deserialize, Serialize, Clone, Debug)]
+#[derive(Deserialize, Serialize, Clone, Debug, JsonSchema)]
 #[serde(
     untagged,
     expecting = "expected a list of class names, or a text file with one name per line (quote names that are numbers)"

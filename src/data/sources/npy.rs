@@ -4,6 +4,7 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 use zip::ZipArchive;
@@ -23,7 +24,7 @@ use crate::util::yaml::Invalid;
 /// of the same shapes, taken as they are (16-bit floats and other integers become float32); rows `[N, F]` or
 /// `[N]` of any number type. ys: integers `[N]` are classes, floats `[N]` or `[N, T]` values, unless
 /// `targets` says otherwise.
-#[derive(Deserialize, Serialize, Clone, Debug)]
+#[derive(Deserialize, Serialize, Clone, Debug, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a mapping, such as `{xs: xs.npy, ys: ys.npy}`")]
 pub struct NpySpec {
     /// An .npz archive; then `xs` and `ys` are names in it.
@@ -44,11 +45,12 @@ pub struct NpySpec {
     pub classes: Option<ClassNames>,
     /// Use only the first so many samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub limit: Option<usize>,
 }
 
 /// The order of the dimensions of images with several channels.
-#[derive(Deserialize, Serialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Deserialize, Serialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Layout {
     #[default]
@@ -57,7 +59,7 @@ pub enum Layout {
 }
 
 /// What the targets are.
-#[derive(Deserialize, Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Deserialize, Serialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TargetKind {
     Classes,

@@ -3,19 +3,22 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::regular_file;
 use crate::util::yaml::{Invalid, expand_env};
 
-/// A path; relative ones start at the current folder. `${NAME}` and `${NAME:-default}` are environment variables.
-#[derive(Deserialize, Serialize, Clone, Debug)]
+/// A path; relative ones start at the current folder. `${NAME}` and `${NAME:-default}` are environment
+/// variables.
+#[derive(Deserialize, Serialize, Clone, Debug, JsonSchema)]
 #[serde(transparent)]
+#[schemars(extend("format" = "path"))]
 pub struct FilePath(pub String);
 
 /// One path or several.
-#[derive(Deserialize, Serialize, Clone, Debug)]
+#[derive(Deserialize, Serialize, Clone, Debug, JsonSchema)]
 #[serde(untagged, expecting = "expected a path, or a list of paths")]
 pub enum FilePaths {
     One(FilePath),

@@ -9,6 +9,7 @@
 use std::f64::consts::TAU;
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -26,19 +27,23 @@ const NAMES: [&str; 10] =
 const SMALLER: &str = "take a smaller `shapes.count` or `shapes.size`";
 
 /// `{shapes: {count: 10000}}`: grey pictures `[N, 1, S, S]`; sample i has class i mod `classes`.
-#[derive(Deserialize, Serialize, Clone, Debug)]
+#[derive(Deserialize, Serialize, Clone, Debug, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a mapping, such as `{count: 10000}`")]
 pub struct ShapesSpec {
     /// Number of samples.
+    #[schemars(range(min = 1))]
     pub count: usize,
     /// Pixels per side.
     #[serde(default = "default_size")]
+    #[schemars(range(min = 16, max = 256))]
     pub size: usize,
     /// Number of classes: the first of the ten shapes.
     #[serde(default = "default_classes")]
+    #[schemars(range(min = 2, max = 10))]
     pub classes: usize,
     /// Standard deviation of the pixel noise as a share of the range from black to white.
     #[serde(default = "default_noise")]
+    #[schemars(range(min = 0, max = 1))]
     pub noise: f64,
     /// Decides the pictures; apart from the run's seed, so that runs with several seeds see the same data.
     #[serde(default)]

@@ -1,11 +1,14 @@
 //! `train.kernels`: which kernels of our own compute.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
+use serde_json::{Map, Value, json};
 
 use super::{COMPILED, Kernel, enable};
 use crate::util::yaml::{Invalid, nearest};
@@ -91,6 +94,24 @@ impl Serialize for KernelSpec {
             Self::Each(each) => serializer.collect_map(each.iter().map(|(kernel, on)| (kernel.name(), on))),
             word => serializer.collect_str(word),
         }
+    }
+}
+
+impl JsonSchema for KernelSpec {
+    fn schema_name() -> Cow<'static, str> {
+        "KernelSpec".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let switch = |kernel: &Kernel| {
+            let schema = json!({"type": "boolean", "default": true, "description": kernel.about()});
+            (kernel.name().to_owned(), schema)
+        };
+        let kernels: Map<String, Value> = Kernel::ALL.iter().map(switch).collect();
+        json_schema!({"anyOf": [
+            {"enum": ["own", "libtorch"]},
+            {"type": "object", "properties": kernels, "additionalProperties": false},
+        ]})
     }
 }
 

@@ -1,5 +1,6 @@
 //! Layers that are pure functions of their input, without parameters; arguments as in `torch.nn`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::nn::{self, Module, ModuleT};
 use tch::{Kind, Tensor};
@@ -9,53 +10,78 @@ use super::{Layer, Shape, ShapeError, TorchModule};
 use crate::nn::layers::codegen::Literal;
 
 /// Keeps the shape of its input.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Activation {
+    /// `torch.nn.Identity`.
     Identity {},
+    /// `torch.nn.ReLU`: max(0, x).
     Relu {},
+    /// `torch.nn.ReLU6`: min(max(0, x), 6).
     Relu6 {},
+    /// `torch.nn.LeakyReLU`.
     LeakyRelu {
+        /// Slope for negative inputs.
         #[serde(default = "slope")]
         negative_slope: f64,
     },
+    /// `torch.nn.ELU`: α·(exp(x) − 1) for negative inputs.
     Elu {
+        /// α.
         #[serde(default = "unit")]
         alpha: f64,
     },
+    /// `torch.nn.SELU`.
     Selu {},
+    /// `torch.nn.GELU`.
     Gelu {
+        /// Exact, or the approximation by tanh.
         #[serde(default)]
         approximate: Approximate,
     },
+    /// `torch.nn.SiLU`: x·sigmoid(x).
     Silu {},
+    /// `torch.nn.Mish`.
     Mish {},
+    /// `torch.nn.Sigmoid`.
     Sigmoid {},
+    /// `torch.nn.Tanh`.
     Tanh {},
+    /// `torch.nn.Softplus`: log(1 + exp(βx))/β.
     Softplus {
+        /// β.
         #[serde(default = "unit")]
         beta: f64,
     },
+    /// `torch.nn.Hardswish`.
     Hardswish {},
+    /// `torch.nn.Hardsigmoid`.
     Hardsigmoid {},
+    /// `torch.nn.Hardtanh`: x limited to an interval.
     Hardtanh {
+        /// The smallest output.
         #[serde(default = "minus_unit")]
         min_val: f64,
+        /// The largest output.
         #[serde(default = "unit")]
         max_val: f64,
     },
+    /// `torch.nn.Softmax`.
     Softmax {
+        /// The dimension that sums to 1; the batch is 0.
         #[serde(default = "channels")]
         dim: i64,
     },
+    /// `torch.nn.LogSoftmax`.
     LogSoftmax {
+        /// The dimension whose exponentials sum to 1; the batch is 0.
         #[serde(default = "channels")]
         dim: i64,
     },
 }
 
 /// How GELU is computed.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Approximate {
     #[default]

@@ -1,5 +1,6 @@
 //! Pooling to a given size, as `torch.nn.AdaptiveAvgPool2d` and `AdaptiveMaxPool2d`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
@@ -8,16 +9,18 @@ use super::args::{Pair, image, pair_in_range};
 use super::{Layer, Shape, ShapeError, TorchModule};
 
 /// `[C, H, W]` to `[C, output_size]`; 1 is global average pooling.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AdaptiveAvgPool2d {
+    /// Height and width of the output.
     pub output_size: Pair,
 }
 
 /// `[C, H, W]` to `[C, output_size]`.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AdaptiveMaxPool2d {
+    /// Height and width of the output.
     pub output_size: Pair,
 }
 

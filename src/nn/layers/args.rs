@@ -1,17 +1,19 @@
-//! What the layers' arguments share: pairs, ranges, shapes in words.
+//! Helpers for the arguments of layers: pairs, ranges, shapes.
 
+use schemars::JsonSchema;
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 use super::{Shape, ShapeError};
+use crate::util::json_schema::Either;
 
-/// The largest channel count, kernel, stride or padding that a layer takes: far beyond use, far from
-/// overflow.
+/// The largest channel count, kernel, stride or padding that a layer takes; prevents overflow.
 pub const MAX: i64 = 1 << 24;
 
 /// A number for both directions, or `[height, width]`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, JsonSchema)]
+#[schemars(with = "Either<T, [T; 2]>")]
 pub struct Pair<T = i64>(pub [T; 2]);
 
 impl<'de, T: DeserializeOwned + Copy> Deserialize<'de> for Pair<T> {
@@ -122,14 +124,14 @@ pub fn size(value: i128) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// The extent that a window sweeps: input and padding on both sides, dilated kernel, stride.
+/// The output size of a sliding window; None if the dilated kernel is larger than the padded input.
 pub fn sweep(input: i64, padding: i128, kernel: i64, dilation: i64, stride: i64) -> Option<i128> {
     let reach = i128::from(dilation) * (i128::from(kernel) - 1) + 1;
     let free = i128::from(input) + padding - reach;
     (free >= 0).then(|| free / i128::from(stride) + 1)
 }
 
-/// The misfit of a window that is larger than its padded input.
+/// The error for a window that is larger than its padded input.
 pub fn too_large(kernel: Pair, dilation: Pair, padded: [i128; 2]) -> ShapeError {
     let [reach_h, reach_w] =
         [0, 1].map(|axis| i128::from(dilation.0[axis]) * (i128::from(kernel.0[axis]) - 1) + 1);
@@ -144,7 +146,7 @@ pub fn too_large(kernel: Pair, dilation: Pair, padded: [i128; 2]) -> ShapeError 
     )
 }
 
-/// Multiply-accumulates as a count that saturates.
+/// A product of sizes, saturating.
 pub fn count(factors: &[i64]) -> u64 {
     factors.iter().fold(1u64, |product, factor| product.saturating_mul((*factor).max(0) as u64))
 }

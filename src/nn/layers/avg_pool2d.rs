@@ -1,5 +1,6 @@
 //! Average pooling, as `torch.nn.AvgPool2d`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
@@ -10,20 +11,26 @@ use super::{Layer, Shape, ShapeError, TorchModule};
 use crate::nn::layers::codegen::Literal;
 
 /// `[C, H, W]` to `[C, H', W']`.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AvgPool2d {
+    /// Size of the window.
     pub kernel_size: Pair,
-    /// The kernel size where it is left out.
+    /// Step of the window; the kernel size when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stride: Option<Pair>,
+    /// Zeros on both sides.
     #[serde(default = "zero_by_zero")]
     pub padding: Pair,
+    /// Round the output size up.
     #[serde(default)]
     pub ceil_mode: bool,
+    /// Whether the padding counts in the mean.
     #[serde(default = "yes")]
     pub count_include_pad: bool,
+    /// Divide by this instead of the size of the window.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub divisor_override: Option<i64>,
 }
 

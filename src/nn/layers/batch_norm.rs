@@ -1,5 +1,6 @@
 //! Batch normalisation, as `torch.nn.BatchNorm1d` and `BatchNorm2d` (Ioffe and Szegedy, 2015).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::nn::{self, ModuleT};
 use tch::{Kind, Tensor, no_grad};
@@ -11,22 +12,27 @@ use crate::libtorch::or_panic;
 use crate::nn::layers::codegen::tensor;
 
 /// Normalises each channel of `[C, H, W]` over the batch and the image.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BatchNorm2d {
     /// Inferred from the input; checked when given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_features: Option<i64>,
+    /// Added to the variance.
     #[serde(default = "eps")]
+    #[schemars(range(min = 0))]
     pub eps: f64,
+    /// The weight of the batch in the running statistics.
     #[serde(default = "momentum")]
+    #[schemars(range(min = 0, max = 1))]
     pub momentum: f64,
+    /// Whether there is a learnable scale and shift per channel.
     #[serde(default = "yes")]
     pub affine: bool,
 }
 
 /// Normalises each feature of `[F]`, or each channel of `[C, L]`, over the batch.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(transparent)]
 pub struct BatchNorm1d(BatchNorm2d);
 

@@ -1,8 +1,8 @@
-//! How layers are written down for Python: the module that stands for one, and values as Python spells them.
+//! Python source of layers: the PyTorch module of each, and values in Python's syntax.
 
 use super::args::Pair;
 
-/// The PyTorch module that stands for a layer: `nn.Conv2d(3, 16, 3, padding=1)`.
+/// The PyTorch module of a layer: `nn.Conv2d(3, 16, 3, padding=1)`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TorchModule {
     /// `nn.Conv2d`, or a class of our own.
@@ -12,7 +12,7 @@ pub struct TorchModule {
     pub definition: Option<&'static str>,
 }
 
-/// One argument of a constructor, as Python spells it.
+/// One argument of a constructor in Python's syntax.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Arg {
     pub name: &'static str,
@@ -44,7 +44,7 @@ impl TorchModule {
     }
 }
 
-/// A value as Python spells it.
+/// A value in Python's syntax.
 pub trait Literal {
     fn literal(&self) -> String;
 }

@@ -1,5 +1,6 @@
 //! 2-D convolution, as `torch.nn.Conv2d`.
 
+use schemars::JsonSchema;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
@@ -14,26 +15,37 @@ use super::{Layer, Param, ParamKind, Shape, ShapeError, TorchModule, init};
 use crate::libtorch::kernels::winograd;
 use crate::libtorch::or_panic;
 use crate::nn::layers::codegen::{Arg, Literal, tensor};
+use crate::util::json_schema::Either;
 
 /// `[C, H, W]` to `[out_channels, H', W']`.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Conv2d {
     /// Inferred from the input; checked when given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub in_channels: Option<i64>,
+    /// Channels of the output.
+    #[schemars(range(min = 1))]
     pub out_channels: i64,
+    /// Size of the kernel.
     pub kernel_size: Pair,
+    /// Stride.
     #[serde(default = "one_by_one")]
     pub stride: Pair,
+    /// Padding on both sides.
     #[serde(default)]
     pub padding: Padding,
+    /// Distance between the elements of the kernel.
     #[serde(default = "one_by_one")]
     pub dilation: Pair,
+    /// Blocks of channels that are not connected with each other.
     #[serde(default = "one")]
+    #[schemars(range(min = 1))]
     pub groups: i64,
+    /// Whether there is a learnable bias.
     #[serde(default = "yes")]
     pub bias: bool,
+    /// What the padding shows.
     #[serde(default)]
     pub padding_mode: PaddingMode,
 }
@@ -42,8 +54,18 @@ fn one() -> i64 {
     1
 }
 
+/// The schema of a padding in words.
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[expect(dead_code, reason = "only its schema is used")]
+enum PaddingWord {
+    Same,
+    Valid,
+}
+
 /// Padding on both sides, or `same` (the output is as large as the input) or `valid` (none).
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, JsonSchema)]
+#[schemars(with = "Either<Either<PaddingWord, i64>, [i64; 2]>")]
 pub enum Padding {
     Same,
     Sides(Pair),
@@ -79,7 +101,7 @@ impl Serialize for Padding {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PaddingMode {
     #[default]
@@ -90,7 +112,7 @@ pub enum PaddingMode {
 }
 
 impl PaddingMode {
-    /// The name that `torch.nn.Conv2d` knows.
+    /// The name in `torch.nn.Conv2d`.
     fn name(self) -> &'static str {
         match self {
             Self::Zeros => "zeros",
@@ -98,7 +120,7 @@ impl PaddingMode {
         }
     }
 
-    /// The name that `torch.nn.functional.pad` knows.
+    /// The name in `torch.nn.functional.pad`.
     fn functional(self) -> &'static str {
         match self {
             Self::Zeros => "constant",
@@ -134,7 +156,7 @@ impl Conv2d {
         vec![columns.0, columns.1, rows.0, rows.1]
     }
 
-    /// Its module where that is a convolution and no more: without a pad before it, and in one group.
+    /// Its module if it is a plain convolution: without a pad before it, and in one group.
     pub(super) fn plain(&self, path: &nn::Path, input: &[i64]) -> Option<ChannelsLast> {
         let padding = self.inner_padding().filter(|_| self.groups == 1)?;
         Some(self.channels_last(path, input, padding))

@@ -1,5 +1,6 @@
 //! 2-D transposed convolution, as `torch.nn.ConvTranspose2d`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
@@ -13,24 +14,34 @@ use crate::nn::layers::codegen::tensor;
 
 /// `[C, H, W]` to
 /// `[out_channels, (H-1)·stride - 2·padding + dilation·(kernel_size-1) + output_padding + 1, …]`.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConvTranspose2d {
     /// Inferred from the input; checked when given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub in_channels: Option<i64>,
+    /// Channels of the output.
+    #[schemars(range(min = 1))]
     pub out_channels: i64,
+    /// Size of the kernel.
     pub kernel_size: Pair,
+    /// Stride.
     #[serde(default = "one_by_one")]
     pub stride: Pair,
+    /// Reduces the output by so many pixels on both sides.
     #[serde(default = "zero_by_zero")]
     pub padding: Pair,
+    /// Enlarges the output by so many pixels on one side.
     #[serde(default = "zero_by_zero")]
     pub output_padding: Pair,
+    /// Blocks of channels that are not connected with each other.
     #[serde(default = "one")]
+    #[schemars(range(min = 1))]
     pub groups: i64,
+    /// Whether there is a learnable bias.
     #[serde(default = "yes")]
     pub bias: bool,
+    /// Distance between the elements of the kernel.
     #[serde(default = "one_by_one")]
     pub dilation: Pair,
 }

@@ -1,6 +1,7 @@
 //! Dropout of single values and of whole channels, as `torch.nn.Dropout` and `Dropout2d` (Srivastava et al.,
 //! 2014).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{self, ModuleT};
@@ -9,18 +10,22 @@ use super::args::{image, same, share};
 use super::{Layer, Shape, ShapeError, TorchModule};
 
 /// Zeroes values with probability `p` in training.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Dropout {
+    /// Probability.
     #[serde(default = "half")]
+    #[schemars(range(min = 0, max = 1))]
     pub p: f64,
 }
 
 /// Zeroes channels of `[C, H, W]` with probability `p` in training.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Dropout2d {
+    /// Probability.
     #[serde(default = "half")]
+    #[schemars(range(min = 0, max = 1))]
     pub p: f64,
 }
 

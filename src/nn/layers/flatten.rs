@@ -1,5 +1,6 @@
 //! Flattening, as `torch.nn.Flatten`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
@@ -8,11 +9,13 @@ use super::args::{argument, shown, size};
 use super::{Layer, Shape, ShapeError, TorchModule};
 
 /// Joins the dimensions from `start_dim` to `end_dim`, counted with the batch as 0.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Flatten {
+    /// The first dimension that is joined; the batch is 0.
     #[serde(default = "first")]
     pub start_dim: i64,
+    /// The last dimension that is joined; -1 is the last of all.
     #[serde(default = "last")]
     pub end_dim: i64,
 }

@@ -1,5 +1,6 @@
 //! Group normalisation, as `torch.nn.GroupNorm` (Wu and He, 2018).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::nn::{self, ModuleT};
 
@@ -8,15 +9,20 @@ use super::{Layer, Param, ParamKind, Shape, ShapeError, TorchModule};
 use crate::nn::layers::codegen::tensor;
 
 /// Normalises groups of channels of `[C, ...]` within each sample.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GroupNorm {
+    /// Number of groups; divides the channels.
+    #[schemars(range(min = 1))]
     pub num_groups: i64,
     /// Inferred from the input; checked when given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_channels: Option<i64>,
+    /// Added to the variance.
     #[serde(default = "eps")]
+    #[schemars(range(min = 0))]
     pub eps: f64,
+    /// Whether there is a learnable scale and shift per channel.
     #[serde(default = "yes")]
     pub affine: bool,
 }

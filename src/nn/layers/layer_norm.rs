@@ -1,5 +1,6 @@
 //! Layer normalisation, as `torch.nn.LayerNorm` (Ba, Kiros and Hinton, 2016).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
@@ -9,22 +10,26 @@ use super::{Layer, Param, ParamKind, Shape, ShapeError, TorchModule};
 use crate::nn::layers::codegen::tensor;
 
 /// Normalises the trailing dimensions of each sample.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LayerNorm {
-    /// The trailing dimensions, as an integer or a list; the whole sample where it is left out.
+    /// The trailing dimensions, as an integer or a list; the whole sample when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub normalized_shape: Option<Sizes>,
+    /// Added to the variance.
     #[serde(default = "eps")]
+    #[schemars(range(min = 0))]
     pub eps: f64,
+    /// Whether there is a learnable scale (and shift) per element.
     #[serde(default = "yes")]
     pub elementwise_affine: bool,
+    /// Whether there is a learnable shift.
     #[serde(default = "yes")]
     pub bias: bool,
 }
 
 /// One size, or a list of sizes.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged, expecting = "expected an integer or a list of integers")]
 pub enum Sizes {
     One(i64),

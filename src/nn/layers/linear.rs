@@ -1,5 +1,6 @@
 //! Fully connected layer, as `torch.nn.Linear`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
@@ -10,13 +11,16 @@ use crate::libtorch::{kernels, or_panic};
 use crate::nn::layers::codegen::tensor;
 
 /// `[F]` to `[out_features]`.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Linear {
     /// Inferred from the input; checked when given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub in_features: Option<i64>,
+    /// Features of the output.
+    #[schemars(range(min = 1))]
     pub out_features: i64,
+    /// Whether there is a learnable bias.
     #[serde(default = "yes")]
     pub bias: bool,
 }

@@ -1,5 +1,6 @@
 //! Max pooling, as `torch.nn.MaxPool2d`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
@@ -9,17 +10,21 @@ use super::{Layer, Shape, ShapeError, TorchModule};
 use crate::nn::layers::codegen::Literal;
 
 /// `[C, H, W]` to `[C, H', W']`.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MaxPool2d {
+    /// Size of the window.
     pub kernel_size: Pair,
-    /// The kernel size where it is left out.
+    /// Step of the window; the kernel size when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stride: Option<Pair>,
+    /// Negative infinity on both sides.
     #[serde(default = "zero_by_zero")]
     pub padding: Pair,
+    /// Distance between the elements of the window.
     #[serde(default = "one_by_one")]
     pub dilation: Pair,
+    /// Round the output size up.
     #[serde(default)]
     pub ceil_mode: bool,
 }

@@ -25,6 +25,7 @@ mod slice_channels;
 mod subsample_pad;
 mod upsample;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 use tch::nn::{self, ModuleT};
 
@@ -56,7 +57,7 @@ pub struct Param {
     pub name: String,
     pub shape: Vec<i64>,
     pub kind: ParamKind,
-    /// Training leaves it alone, as the model's `init_from` says.
+    /// Not trained (`init_from: {freeze: …}`).
     pub frozen: bool,
 }
 
@@ -71,7 +72,7 @@ impl Param {
     }
 }
 
-/// Why a layer cannot stand where it stands.
+/// Why a layer cannot be used at its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ShapeError {
     /// The input has the wrong form: what the layer wants, and the remedy.
@@ -80,7 +81,8 @@ pub enum ShapeError {
     Argument { name: &'static str, message: String },
 }
 
-/// What every layer can say about itself. `input` is the shape of one sample that passed [`Layer::output_shape`].
+/// What every layer can say about itself. `input` is the shape of one sample that passed
+/// [`Layer::output_shape`].
 pub trait Layer {
     /// The shape rule; it also refuses arguments that libtorch would refuse. Never overflows: a size beyond
     /// i64 comes out as `i64::MAX`, which the model refuses.
@@ -122,7 +124,7 @@ pub trait Layer {
 macro_rules! layers {
     ($($kind:literal => $variant:ident($spec:ty),)*) => {
         /// What a layer is, as declared: `{conv2d: {out_channels: 16, kernel_size: 3}}`.
-        #[derive(Clone, Debug, Deserialize)]
+        #[derive(Clone, Debug, Deserialize, JsonSchema)]
         pub enum LayerSpec {
             $(#[serde(rename = $kind)] $variant($spec),)*
             // Decoded apart: serde's untagged variants lose the error texts of all the others.

@@ -1,5 +1,6 @@
 //! Channels to pixels and back, as `torch.nn.PixelShuffle` and `PixelUnshuffle` (Shi et al., 2016).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
@@ -8,16 +9,20 @@ use super::args::{argument, image, in_range, size};
 use super::{Layer, Shape, ShapeError, TorchModule};
 
 /// `[C·r², H, W]` to `[C, H·r, W·r]`.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PixelShuffle {
+    /// The factor r.
+    #[schemars(range(min = 1))]
     pub upscale_factor: i64,
 }
 
 /// `[C, H·r, W·r]` to `[C·r², H, W]`.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PixelUnshuffle {
+    /// The factor r.
+    #[schemars(range(min = 1))]
     pub downscale_factor: i64,
 }
 

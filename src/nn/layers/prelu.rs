@@ -1,5 +1,6 @@
 //! Leaky ReLU with a learned slope, as `torch.nn.PReLU` (He et al., 2015).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
@@ -8,11 +9,14 @@ use super::args::{argument, same};
 use super::{Layer, Param, ParamKind, Shape, ShapeError, TorchModule};
 
 /// One slope for all, or one per channel.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Prelu {
+    /// 1 for all channels, or the number of channels.
     #[serde(default = "one")]
+    #[schemars(range(min = 1))]
     pub num_parameters: i64,
+    /// Initial slope.
     #[serde(default = "quarter")]
     pub init: f64,
 }

@@ -1,6 +1,7 @@
 //! The bottleneck of a compressing autoencoder: whole numbers, which noise of ±½ stands for in training
 //! (Ballé et al. 2017).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{self, ModuleT};
@@ -9,7 +10,7 @@ use super::args::same;
 use super::{Layer, Shape, ShapeError, TorchModule};
 
 /// Rounds to whole numbers from −128 to 127; in training adds uniform noise in [−½, ½) instead.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Quantize {}
 

@@ -1,6 +1,7 @@
 //! The bottleneck of a variational autoencoder: a draw from the distribution that the encoder describes
 //! (Kingma & Welling 2014).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{self, ModuleT};
@@ -9,7 +10,7 @@ use super::args::shown;
 use super::{Layer, Shape, ShapeError, TorchModule};
 
 /// Means and log-variances `[2·Z, …]` to `[Z, …]`: a normal draw in training, the means in evaluation.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Reparametrize {}
 

@@ -1,5 +1,6 @@
 //! Other views of the same values: `reshape` of a whole sample, and `torch.nn.Unflatten` of one dimension.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
@@ -10,19 +11,21 @@ use super::{Layer, Shape, ShapeError, TorchModule};
 use crate::nn::layers::codegen::Arg;
 
 /// The sample in another shape; one size may be -1, which is inferred.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Reshape {
-    /// Without the batch dimension.
+    /// The shape of the output without the batch dimension.
     pub shape: Vec<i64>,
 }
 
 /// Splits the dimension `dim` (the batch is 0) into several; one size may be -1, which is inferred.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Unflatten {
+    /// The dimension that is split.
     #[serde(default = "first")]
     pub dim: i64,
+    /// The sizes it is split into.
     pub unflattened_size: Vec<i64>,
 }
 

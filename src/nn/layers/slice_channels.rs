@@ -1,5 +1,6 @@
 //! Some of the channels, for networks that treat them apart.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
@@ -8,11 +9,15 @@ use super::args::{argument, image, in_range};
 use super::{Layer, Shape, ShapeError, TorchModule};
 
 /// The channels from `start` up to `end`, `end` not included, of `[C, H, W]`.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SliceChannels {
+    /// The first channel.
     #[serde(default)]
+    #[schemars(range(min = 0))]
     pub start: i64,
+    /// The channel after the last one.
+    #[schemars(range(min = 1))]
     pub end: i64,
 }
 

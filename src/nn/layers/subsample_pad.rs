@@ -1,6 +1,7 @@
 //! The shortcut without parameters of the CIFAR ResNets (option A of He et al., 2016): every second pixel,
 //! and zero channels on both sides.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
@@ -9,11 +10,15 @@ use super::args::{argument, image, in_range, size};
 use super::{Layer, Shape, ShapeError, TorchModule};
 
 /// `[C, H, W]` to `[out_channels, ⌈H/stride⌉, ⌈W/stride⌉]`.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SubsamplePad {
+    /// Channels of the output; the new ones are 0.
+    #[schemars(range(min = 1))]
     pub out_channels: i64,
+    /// Every so many pixels one is kept.
     #[serde(default = "two")]
+    #[schemars(range(min = 1))]
     pub stride: i64,
 }
 

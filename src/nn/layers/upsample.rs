@@ -1,5 +1,6 @@
 //! Upsampling, as `torch.nn.Upsample`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
@@ -9,13 +10,16 @@ use super::{Layer, Shape, ShapeError, TorchModule};
 use crate::nn::layers::codegen::Literal;
 
 /// `[C, H, W]` to `[C, size]`, or to `[C, ⌊H·scale⌋, ⌊W·scale⌋]`.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Upsample {
+    /// Height and width of the output; give this or `scale_factor`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<Pair>,
+    /// The output as a multiple of the input.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scale_factor: Option<Pair<f64>>,
+    /// Interpolation.
     #[serde(default)]
     pub mode: Mode,
     /// For `bilinear`: whether the corner pixels' centres stay where they are.
@@ -23,7 +27,7 @@ pub struct Upsample {
     pub align_corners: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     #[default]

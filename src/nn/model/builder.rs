@@ -1,4 +1,4 @@
-//! From the checked tree to tch modules. Neighbours that are one operation together become one module.
+//! Builds tch modules from the checked tree. Adjacent layers that can run as one operation are fused.
 
 use std::collections::HashSet;
 
@@ -16,7 +16,7 @@ pub(super) fn weights<'a>(nodes: &[Node], labels: impl Iterator<Item = &'a Strin
     labels.map(|label| of(label).map_or(1, |node| node.leaves().len())).collect()
 }
 
-/// Makes modules of nodes, in definition order, which is that of the random draws.
+/// Builds modules in definition order, which is the order of the random draws.
 pub(super) struct Builder<'a> {
     pub root: &'a nn::Path<'a>,
     pub frozen: &'a HashSet<&'a str>,
@@ -56,7 +56,7 @@ impl Builder<'_> {
     }
 
     /// The first of `nodes` as one module with some that follow it, and those that are left; None where it
-    /// stands alone.
+    /// is not fused.
     fn fuse<'n>(&self, nodes: &'n [Node]) -> Option<(Box<dyn ModuleT>, &'n [Node])> {
         let (first, after) = nodes.split_first()?;
         if let Some((norm, after)) = after.split_first()
@@ -80,8 +80,8 @@ impl Builder<'_> {
         }
     }
 
-    /// None where these are not a batch norm that learns, and a convolution that it can join where one is
-    /// given.
+    /// None unless this is a trainable batch norm and, if a convolution is given, one that it can be fused
+    /// with.
     fn joint(&self, conv: Option<&Node>, norm: &Node) -> Option<FusedConvBn> {
         let norm_spec = self.learning(norm)?;
         let conv = match conv {
@@ -145,7 +145,7 @@ fn without_relu(nodes: &[Node]) -> Option<&[Node]> {
     matches!(first.op, Op::Layer(LayerSpec::Activation(Activation::Relu {}))).then_some(rest)
 }
 
-/// A layer that never learns: its running statistics stay, and normalise in training too.
+/// A frozen layer: it always runs in evaluation mode.
 #[derive(Debug)]
 struct Frozen(Box<dyn ModuleT>);
 
@@ -200,7 +200,7 @@ impl ModuleT for NormResidual {
     }
 }
 
-/// A ReLU on what a layer has just made and does not need for its gradient.
+/// An in-place ReLU on the output of a layer that does not need it for its gradient.
 #[derive(Debug)]
 struct Overwritten(Box<dyn ModuleT>);
 

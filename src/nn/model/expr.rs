@@ -5,7 +5,7 @@ use serde_json::{Map, Number, Value};
 
 use crate::util::yaml::nearest;
 
-/// Brackets nested deeper than this are no honest formula.
+/// Limit of nested brackets.
 const MAX_DEPTH: usize = 32;
 
 /// The value of `text`, its names looked up in `scope`.

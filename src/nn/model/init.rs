@@ -1,6 +1,7 @@
-//! `init:` of a model file: weights drawn otherwise than PyTorch's default, as the reference code of a
-//! network does.
+//! `init:` of a model file: initial weights other than PyTorch's default, as in the reference code of a
+//! network.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tch::Tensor;
@@ -8,11 +9,11 @@ use tch::Tensor;
 use crate::nn::layers::init::{fans, normal, uniform};
 use crate::util::yaml::{self, Invalid};
 
-/// The layers whose weights can be drawn otherwise.
+/// The layer types that `init:` accepts.
 const KINDS: [&str; 3] = ["conv2d", "conv_transpose2d", "linear"];
 
 /// A distribution of initial weights, named as in `torch.nn.init`; the gain of the Kaiming family is ReLU's.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Init {
     KaimingNormal,
@@ -29,7 +30,7 @@ pub(crate) enum Init {
     Zeros,
 }
 
-/// The layers that are drawn otherwise, by type.
+/// The distributions by layer type.
 pub(super) fn decode(map: &Map<String, Value>) -> Result<Vec<(String, Init)>, Invalid> {
     map.iter()
         .map(|(kind, value)| {
@@ -53,7 +54,7 @@ pub(super) fn decode(map: &Map<String, Value>) -> Result<Vec<(String, Init)>, In
 }
 
 impl Init {
-    /// Draws `weight` anew.
+    /// Overwrites `weight` with a draw.
     pub fn apply(self, weight: &Tensor) {
         let (fan_in, fan_out) = fans(weight);
         // The operations and their order are those of torch.nn.init: the draws agree to the last bit.

@@ -1,6 +1,6 @@
-//! `model: {init_from: …}` as declared: which file the weights come from, and what of the network they are
-//! for.
+//! The spec of `model: {init_from: …}`: the file with the initial weights, and which parameters get them.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
 
@@ -8,8 +8,8 @@ use crate::nn::layers::Param;
 use crate::util::rename::Rule;
 use crate::util::yaml::{Invalid, nearest};
 
-/// Where a run's first weights come from. `init_from: x.pth` alone is `{file: x.pth}`.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+/// Initial weights from a file. `init_from: x.pth` is short for `{file: x.pth}`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InitFrom {
     /// Any file that `inspect` reads, a run folder or one of its checkpoints.
@@ -23,24 +23,24 @@ pub struct InitFrom {
     /// `REGEX=>REPLACEMENT`, applied to every name of the file, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rename: Vec<Rule>,
-    /// Take what fits and report the rest; otherwise whatever does not fit is an error.
+    /// Load what fits and report the rest. Otherwise anything that does not fit is an error.
     #[serde(default)]
     pub partial: bool,
-    /// Patterns of names that keep their fresh values, such as `fc.*`, whatever the file holds.
+    /// Patterns of names that keep their new initial values, such as `fc.*`, even if the file holds them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reset: Vec<String>,
-    /// Patterns of names that training leaves alone. A layer all of whose tensors match keeps its running
+    /// Patterns of names that training does not change. A layer all of whose tensors match keeps its running
     /// statistics.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub freeze: Vec<String>,
-    /// Also take the state of the Python optimiser beside the weights: `true`, or its dotted path in the
+    /// Also load the state of the Python optimiser beside the weights: `true`, or its dotted path in the
     /// file.
     #[serde(default, skip_serializing_if = "OptimizerFrom::is_nowhere")]
     pub optimizer: OptimizerFrom,
 }
 
 /// One dotted path, or a list of them.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(from = "OneOrMany", into = "OneOrMany")]
 pub struct Keys(pub Vec<String>);
 
@@ -50,7 +50,7 @@ impl Keys {
     }
 }
 
-#[derive(Deserialize, Serialize)]
+#[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(untagged, expecting = "expected the dotted path of the weights in the file, or a list of such paths")]
 enum OneOrMany {
     One(String),
@@ -73,13 +73,13 @@ impl From<Keys> for OneOrMany {
 }
 
 /// Where in the file an optimiser's state is.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(
     untagged,
     expecting = "expected true, false, or the dotted path of the optimizer's state in the file"
 )]
 pub enum OptimizerFrom {
-    /// Found by looking, or not wanted.
+    /// `true` to search the file for it, `false` to leave it out.
     Anywhere(bool),
     Key(String),
 }
@@ -91,7 +91,7 @@ impl Default for OptimizerFrom {
 }
 
 impl OptimizerFrom {
-    /// Whether it is not wanted.
+    /// Whether it is left out.
     pub fn is_nowhere(&self) -> bool {
         *self == Self::Anywhere(false)
     }
@@ -120,7 +120,7 @@ impl InitFrom {
         }
     }
 
-    /// Marks what is frozen; refuses patterns that match nothing. Paths are relative to `init_from`.
+    /// Marks frozen parameters; refuses patterns that match nothing. Paths are relative to `init_from`.
     pub(super) fn mark(&self, params: &mut [Param]) -> Result<(), Invalid> {
         for (key, patterns) in [("reset", &self.reset), ("freeze", &self.freeze)] {
             for (index, pattern) in patterns.iter().enumerate() {
@@ -141,7 +141,7 @@ impl InitFrom {
             }
         }
         let frozen = Patterns::new(&self.freeze);
-        // A program may say of parameters that they are not trained (`requires_grad_(False)`); that holds on.
+        // Parameters that a TorchScript program does not train (`requires_grad_(False)`) stay frozen.
         params.iter_mut().for_each(|param| param.frozen |= frozen.matches(&param.name));
         if !params.iter().any(Param::is_trainable) {
             return Err(Invalid::new("freeze", "freezes everything; leave something to train"));

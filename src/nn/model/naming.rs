@@ -1,5 +1,5 @@
-//! Which names a child may have. A name that is nearly a composite's is refused where a slip would give
-//! another network: `residul: {layers: […]}` would be a sequence without its skip.
+//! Refuses names of children that are probably misspelt keywords and would give another network:
+//! `residul: {layers: […]}` would be a sequence without its skip connection.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::util::yaml::nearest;
 
 /// Keys of the composites themselves.
 const PARTS: [&str; 3] = ["layers", "shortcut", "times"];
-/// What other frameworks call a composite.
+/// Names of composites in other frameworks.
 const FOREIGN: [(&str, &str); 12] = [
     ("add", "residual"),
     ("sum", "residual"),
@@ -43,7 +43,7 @@ impl<'a> Kinds<'a> {
         value.is_string() || single(value).is_some_and(|(kind, _)| called(kind))
     }
 
-    /// Why the child `name`, which holds `value` and stands under the key `parent`, cannot be called so.
+    /// Why the child `name` with the value `value`, below the key `parent`, cannot have this name.
     pub fn refuse_name(self, name: &str, value: &Value, parent: &str) -> Option<String> {
         if PARTS.contains(&name) && name != parent {
             return Some(format!(
@@ -77,7 +77,8 @@ impl<'a> Kinds<'a> {
         }
     }
 
-    /// The block that `name` nearly calls: what stands below are its arguments, not layers.
+    /// The block of which `name` is probably a misspelling, because its value has arguments instead of
+    /// layers.
     fn block_of(self, name: &str, value: &Value) -> Option<&'a str> {
         let given = value.as_object().filter(|given| !given.is_empty())?;
         let takes = |block: &Block| given.keys().all(|key| block.args.contains_key(key));
@@ -85,7 +86,7 @@ impl<'a> Kinds<'a> {
         nearest(name, blocks.map(|(block, _)| block.as_str()))
     }
 
-    /// Why the only key of a mapping, over more than one layer, is no name but an unknown composite.
+    /// The error for the only key of a mapping if it is an unknown composite rather than a name.
     pub fn refuse_composite(self, name: &str, value: &Value) -> Option<String> {
         if self.is_call(value) {
             return None;
@@ -105,7 +106,7 @@ impl<'a> Kinds<'a> {
         ))
     }
 
-    /// What is wrong with `kind` where a layer should stand.
+    /// The error for `kind` where a layer is expected.
     pub fn no_layer(self, kind: &str) -> String {
         if self.is_layer(kind) {
             return format!(

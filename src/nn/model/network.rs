@@ -23,9 +23,9 @@ pub struct Network {
     vars: nn::VarStore,
     /// The top-level layers, by label without `_`.
     layers: Chain<(String, Box<dyn ModuleT>)>,
-    /// How it is cut in training, where it is.
+    /// The segments of activation checkpointing, if it is on.
     plan: Option<Segmentation>,
-    /// How images of any size are made to fit, where the network takes them.
+    /// How images of other sizes are padded, for fully convolutional networks.
     fit: Option<Padding>,
     parameters: Vec<Parameter>,
     buffers: Vec<Tensor>,
@@ -54,7 +54,7 @@ impl Model {
         vars.set_kind(kind);
         let frozen: HashSet<&str> =
             self.params.iter().filter(|param| param.frozen).map(|param| param.name.as_str()).collect();
-        // The store forgets the order of definition; the model knows it.
+        // VarStore does not keep the order of definition; the model does.
         let (layers, mut named) = match &self.root.op {
             Op::Script(script) => {
                 let module = scripted::load(&script.file, device, kind)?;
@@ -95,9 +95,9 @@ impl Model {
 }
 
 impl Network {
-    /// `[N, ...input]` to `[N, ...output]`. Fully convolutional networks take any image size: one that halves
-    /// images sees them padded by repetition at the bottom and at the right, and what it makes of the padding
-    /// is cut off. Panics as tch does where libtorch refuses (memory, a sample of another shape): see
+    /// `[N, ...input]` to `[N, ...output]`. Fully convolutional networks take any image size: if they
+    /// downsample, the image is padded by replication at the bottom and right, and the output cropped. Panics
+    /// as tch does where libtorch refuses (memory, a sample of another shape): see
     /// [`crate::libtorch::catch_panics`].
     pub fn forward(&self, xs: &Tensor, train: bool) -> Tensor {
         let through = |xs: &Tensor| {
@@ -110,9 +110,9 @@ impl Network {
         })
     }
 
-    /// From now on a forward pass that trains keeps the activations at the ends of segments alone; the others
-    /// are computed again in the backward pass. The outermost lists of four layers or more are cut, into so
-    /// many `segments` each, else into as many as the root of their length.
+    /// Turns on activation checkpointing: forward passes in training keep only the activations at the ends of
+    /// segments; the others are recomputed in the backward pass. The outermost lists of four layers or more
+    /// are cut into `segments` each, or into the square root of their length.
     pub fn recompute(&mut self, segments: Option<usize>) {
         self.plan = Some(Segmentation { segments, buffers: Rc::new(self.buffers()) });
     }
@@ -127,12 +127,12 @@ impl Network {
         self.layers.layers().iter().find(|(known, _)| known == name).map(|(_, layer)| layer.as_ref())
     }
 
-    /// What training changes, in definition order; frozen tensors are not among it.
+    /// The trainable parameters, in definition order; without frozen ones.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
     }
 
-    /// What a forward pass in training changes by itself: the running statistics of batch norms. They share
+    /// Tensors that a forward pass in training updates: the running statistics of batch norms. They share
     /// memory with the network.
     pub fn buffers(&self) -> Vec<Tensor> {
         self.buffers.iter().map(Tensor::shallow_clone).collect()
@@ -153,8 +153,8 @@ impl Network {
         self.vars.kind()
     }
 
-    /// Copies values in; device and kind of the network stay. Strict: what is missing, unexpected or of
-    /// another shape is listed, all at once, and nothing is changed (exit 4). As in PyTorch,
+    /// Copies values in; device and kind of the network stay. Strict: if a tensor is missing, unexpected or
+    /// of another shape, all of them are listed and nothing is changed (exit 4). As in PyTorch,
     /// `num_batches_tracked` may be missing, which old files lack.
     pub fn load_state(&self, state: &BTreeMap<String, Tensor>) -> Result<()> {
         let mut wrong = Vec::new();

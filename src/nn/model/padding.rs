@@ -1,4 +1,4 @@
-//! Images of any size through networks that halve them: padded to what the network divides, cut back
+//! Images of any size in networks that downsample: padded to a multiple of the total stride, and cropped
 //! afterwards.
 
 use tch::Tensor;
@@ -15,7 +15,7 @@ pub(super) struct Padding {
 }
 
 impl Padding {
-    /// None for a network that does not make images of images, or of one size only.
+    /// None for a network that does not map images to images, or works at one size only.
     pub fn of(root: &Node) -> Option<Self> {
         const MULTIPLES: [i64; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
         let (&[channels, height, width], &[outputs, out_height, out_width]) =
@@ -41,13 +41,13 @@ impl Padding {
         Some(Self { multiple, ratio: [out_height, height] })
     }
 
-    /// Rows and columns that images `[N, C, H, W]` lack.
+    /// Rows and columns to pad for images `[N, C, H, W]`.
     pub fn missing(&self, xs: &Tensor) -> Option<[i64; 2]> {
         let &[_, _, height, width] = xs.size().as_slice() else { return None };
         Some([height, width].map(|side| (-side).rem_euclid(self.multiple)))
     }
 
-    /// What `network` makes of `xs` `[N, C, H, W]`.
+    /// The output of `network` for `xs` `[N, C, H, W]`, cropped.
     pub fn around(&self, xs: &Tensor, network: impl Fn(&Tensor) -> Tensor) -> Tensor {
         let (size, [times, by]) = (xs.size(), self.ratio);
         match self.missing(xs) {

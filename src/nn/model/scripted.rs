@@ -3,8 +3,8 @@
 //! and nowhere else.
 //!
 //! TorchScript does not keep which buffers were registered with `persistent=False`: to Python's
-//! torch.jit.load and to us all are part of `state_dict()`. So they stand in weights that are exported, and
-//! `init_from` wants them in its file; the state_dict of the Python module lacks them
+//! torch.jit.load and to us all are part of `state_dict()`. So exported weights contain them, and `init_from`
+//! expects them in its file; the state_dict of the Python module lacks them
 //! (load_state_dict(strict=False) there, or take its weights from the scripted module).
 
 use std::cell::Cell;
@@ -24,7 +24,7 @@ use crate::nn::layers::{Param, ParamKind, Shape};
 use crate::util::exit_code::{ExitCode, WithExitCode};
 use crate::util::sha256;
 
-/// A TorchScript file that was looked into.
+/// What is known of a TorchScript file.
 #[derive(Clone, Debug)]
 pub(crate) struct Script {
     pub file: String,
@@ -41,8 +41,8 @@ pub(crate) fn fingerprint(file: &str) -> Result<String> {
         .with_exit_code(ExitCode::Checkpoint, || format!("the TorchScript {file} cannot be read"))
 }
 
-/// Loads `file` on `device` with its floating-point tensors in `kind`. libtorch's reader trusts what it
-/// reads, so that the file is seen to be whole first. Exit 4.
+/// Loads `file` on `device` with its floating-point tensors in `kind`. Checksums are verified first, because
+/// libtorch does not. Exit 4.
 pub(crate) fn load(file: &str, device: Device, kind: Kind) -> Result<Module> {
     let load = || -> Result<Module> {
         whole(Path::new(file))?;
@@ -55,7 +55,7 @@ pub(crate) fn load(file: &str, device: Device, kind: Kind) -> Result<Module> {
     })
 }
 
-/// Reads every entry to its end: a checksum that is wrong is an error.
+/// Reads every entry to its end, which verifies its checksum.
 fn whole(path: &Path) -> Result<()> {
     let mut archive = zip::ZipArchive::new(io::BufReader::new(File::open(path)?))?;
     let mut has_code = false;
@@ -70,7 +70,7 @@ fn whole(path: &Path) -> Result<()> {
 }
 
 impl Script {
-    /// Looks into `file`: its tensors, and what it answers to one sample of shape `input`.
+    /// Inspects `file`: its tensors, and the shape of its output for one sample of shape `input`.
     pub fn open(file: &str, input: &[i64]) -> Result<Self> {
         let module = load(file, Device::Cpu, Kind::Float)?;
         let describe = || -> Result<Self> {
@@ -146,7 +146,7 @@ fn params(entries: &[Entry], modules: &[(String, String)]) -> Vec<Param> {
     entries.iter().map(param).collect()
 }
 
-/// What the interpreter said, without the frames of C++: its first lines and the error that it ends with.
+/// The interpreter's error message without C++ stack frames: its first lines and its last error.
 fn short(error: &anyhow::Error) -> anyhow::Error {
     const FEW: usize = 12;
     let text = error.to_string();

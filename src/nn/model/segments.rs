@@ -1,5 +1,5 @@
-//! Where a network is cut for activation checkpointing: in the backward pass one segment at a time has its
-//! activations in memory.
+//! Cuts a network into segments for activation checkpointing: in the backward pass only one segment at a time
+//! has all its activations in memory.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -10,7 +10,7 @@ use tch::Tensor;
 use crate::libtorch::activation_checkpoint::{Shared, recomputed};
 use crate::libtorch::is_recording;
 
-/// A shorter list of layers is not worth a cut of its own; those within it may be.
+/// Shorter lists of layers are not cut; lists inside them may be.
 const SHORTEST: usize = 4;
 
 /// How the lists of a network are to be cut.
@@ -18,7 +18,7 @@ const SHORTEST: usize = 4;
 pub(super) struct Segmentation {
     /// Segments per list; the root of its length where absent.
     pub segments: Option<usize>,
-    /// What a forward pass changes by itself.
+    /// Tensors that a forward pass updates (running statistics).
     pub buffers: Rc<Vec<Tensor>>,
 }
 
@@ -26,7 +26,7 @@ thread_local! {
     static PLAN: RefCell<Option<Segmentation>> = const { RefCell::new(None) };
 }
 
-/// Puts the plan back that was there before.
+/// Restores the previous plan when dropped.
 struct Restore(Option<Segmentation>);
 
 impl Drop for Restore {

@@ -1,16 +1,22 @@
-//! How a run config names its network.
+//! The `model:` section of a run config.
 
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
+use super::init::Init;
 use super::{InitFrom, Model, scope, scripted};
+use crate::nn::layers::{Activation, LayerSpec};
 use crate::util::builtin;
 use crate::util::exit_code::{ExitCode, fail};
+use crate::util::json_schema::Either;
 use crate::util::yaml::{self, Document, Invalid, nearest};
 
-/// The network, and the weights that it starts from if not fresh ones: every form of [`ModelSource`] that is
-/// a mapping takes `init_from` beside its own keys.
+/// The network and, optionally, its initial weights: every form of [`ModelSource`] that is a mapping takes
+/// `init_from` beside its own keys.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelSpec {
     pub source: ModelSource,
@@ -30,12 +36,85 @@ pub enum ModelSource {
         args: Map<String, Value>,
     },
     Inline(Map<String, Value>),
-    /// `{torchscript: net.pt, input: [3, 32, 32]}`: a program of a Python user, and the samples that it
-    /// takes. `sha256` is what a run folder knows it by.
+    /// `{torchscript: net.pt, input: [3, 32, 32]}`: a TorchScript program and the shape of one sample. A run
+    /// folder adds the checksum `sha256`.
     Torchscript {
         file: String,
         input: Vec<i64>,
         sha256: Option<String>,
+    },
+}
+
+impl JsonSchema for ModelSpec {
+    fn schema_name() -> Cow<'static, str> {
+        "ModelSpec".into()
+    }
+
+    /// Looser than the model language, whose layers may also be blocks of the user and whose values formulas.
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let layer = json!({"anyOf": [
+            generator.subschema_for::<LayerSpec>(),
+            generator.subschema_for::<Activation>(),
+            generator.subschema_for::<Composite>(),
+            {"type": ["string", "object"], "description": "A layer by its name, a block, or a name with its layer."},
+        ]});
+        let layers = json!({
+            "description": "The layers: a list numbers them like `nn.Sequential`, a mapping names them as \
+                PyTorch names attributes.",
+            "anyOf": [{"type": "array", "items": layer}, {"type": "object"}],
+        });
+        json_schema!({
+            "description": "A shipped network or a model file by its name, or a mapping.",
+            "anyOf": [{"type": "string"}, {
+                "type": "object",
+                "properties": {
+                    "name": {"type": "string", "description": "A shipped network; `tikhonov init` writes them out."},
+                    "file": {"type": "string", "format": "path", "description": "A model file of your own."},
+                    "args": {"type": "object", "description": "Arguments of the model, in the place of its \
+                        defaults. In a whole model: its arguments and their defaults, used as `$width` or \
+                        `${width * 2}`."},
+                    "torchscript": {"type": "string", "format": "path", "description": "A TorchScript program of \
+                        Python's, trained as it is."},
+                    "sha256": {"type": "string", "description": "The checksum of `torchscript`, which a run \
+                        folder keeps."},
+                    "input": {"type": "array", "description": "The shape of one sample, [F] or [C, H, W]; of \
+                        `torchscript` and of a whole model."},
+                    "layers": layers,
+                    "blocks": {"type": "object", "description": "Layer types of your own: `args` with defaults, \
+                        and `layers`."},
+                    "init": {"type": "object", "description": "Initial weights by type of layer (`conv2d`, \
+                        `conv_transpose2d`, `linear`): `{conv2d: kaiming_normal}`. PyTorch's when absent.",
+                        "additionalProperties": generator.subschema_for::<Init>()},
+                    "init_from": Either::<String, InitFrom>::json_schema(generator),
+                },
+                "additionalProperties": false,
+            }],
+        })
+    }
+}
+
+/// The schema of layers that are made of layers.
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum Composite {
+    /// Layers one after the other, with their own prefix of names.
+    Sequential(Value),
+    /// Joins the channels of what its branches output.
+    Concat(Vec<Value>),
+    /// Adds the output of `layers` and that of `shortcut` (the input itself when absent).
+    Residual {
+        /// The layers.
+        layers: Value,
+        /// The layers of the other branch.
+        shortcut: Option<Value>,
+    },
+    /// The layers `times` times, in the place of this entry; `{i}` in a name is the number, from 0.
+    Repeat {
+        /// How often: an integer or a formula.
+        times: Value,
+        /// The layers.
+        layers: Value,
     },
 }
 
@@ -139,7 +218,7 @@ impl ModelSource {
     }
 }
 
-/// Where a mistake stands: in the run config, or in the model's own file.
+/// An error in the run config, or in the model's own file.
 pub(super) enum Problem {
     Config(Invalid),
     File(anyhow::Error),
@@ -158,7 +237,7 @@ impl ModelSpec {
     /// Checks the whole model. A mistake in a file of its own keeps that file's name and line in its message.
     pub fn validate(&self) -> Result<(), Invalid> {
         if let ModelSource::Torchscript { input, .. } = &self.source {
-            // The file itself is a matter of exit 4, when it is opened.
+            // The file itself is checked when it is opened (exit 4).
             let is_shape =
                 matches!(input.len(), 1..=3) && input.iter().all(|extent| (1..=1 << 24).contains(extent));
             let message = "expected the shape of one sample, [F] or [C, H, W], each at least 1";
@@ -224,7 +303,7 @@ impl ModelSource {
         })
     }
 
-    /// The name, the tree with the arguments laid over their defaults, and the file that it came from.
+    /// The name, the tree with arguments in the place of their defaults, and the document it was read from.
     fn resolve(&self) -> Result<(String, Value, Option<Document>), Problem> {
         let (name, document, args) = match self {
             Self::Inline(map) => return Ok(("inline".into(), Value::Object(map.clone()), None)),

@@ -1,4 +1,4 @@
-//! What `tikhonov summary` shows: a table for people, a structure for `--json`.
+//! The output of `tikhonov summary`: a table, and a structure for `--json`.
 
 use std::fmt::Write;
 
@@ -22,8 +22,7 @@ pub struct Summary {
     pub trainable: i64,
     /// Values of buffers, such as running statistics.
     pub buffers: i64,
-    /// Multiply-accumulates of convolutions and linear layers for one sample; None for a scripted network,
-    /// whose are not known.
+    /// Multiply-accumulates of convolutions and linear layers for one sample; None for a scripted network.
     pub multiply_adds: Option<u64>,
 }
 
@@ -47,10 +46,10 @@ pub struct ParameterRow {
     pub kind: ParamKind,
     pub shape: Vec<i64>,
     pub count: i64,
-    /// Training leaves it alone.
+    /// Not trained.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub frozen: bool,
-    /// The penalty that it gets, in words.
+    /// Its penalty, such as `l2 1e-4`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub penalty: Option<String>,
 }
@@ -87,7 +86,7 @@ fn walk(node: &Node, rows: &mut Vec<Row>) {
     });
 }
 
-/// One row for each module that has tensors; what its layers answer and compute is not known.
+/// One row for each module that has tensors, without output shapes and operations.
 fn scripted(script: &Script) -> impl Iterator<Item = Row> {
     script.modules.iter().map(|(path, class)| {
         let own = |param: &&Param| param.name.rsplit_once('.').map_or("", |(owner, _)| owner) == path;

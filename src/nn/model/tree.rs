@@ -5,7 +5,7 @@ use super::scripted::Script;
 use crate::nn::layers::{LayerSpec, Param, Shape, ShapeError, shown};
 use crate::util::yaml::Invalid;
 
-/// More values than this in one tensor of one sample, or in one weight, are a mistake and not a network.
+/// Limit of values in one tensor of one sample, and in one weight.
 const MAX_VALUES: i64 = 1 << 40;
 
 /// A layer or a composite in its place.
@@ -15,7 +15,7 @@ pub(crate) struct Node {
     pub label: String,
     /// The prefix of its parameters: `layer1.0.conv1`; empty at the root.
     pub path: String,
-    /// Its place for a reader: the path with the silent names in it.
+    /// Its path with the silent names in it, for messages.
     pub place: String,
     /// The key path in the model file.
     pub source: String,
@@ -32,7 +32,7 @@ pub(crate) enum Op {
     Layer(LayerSpec),
     /// One child after the other.
     Sequential,
-    /// Another's program: the whole network.
+    /// A TorchScript program: the whole network.
     Script(Script),
     /// The first child plus the second, or plus the input.
     Residual,
@@ -172,7 +172,7 @@ impl Place {
             Some(argument) => format!("{}.{argument}", self.source),
             None => self.source.clone(),
         };
-        // One line of the file may stand for many layers.
+        // One line of the file may be many layers.
         let many = self.source.starts_with("blocks.") || self.source.contains(".repeat.");
         let message = if many { format!("{message} (at `{}`)", self.place) } else { message };
         Invalid::new(path, message)
@@ -266,7 +266,7 @@ fn joined(children: &[Node]) -> Result<Shape, String> {
     volume(&output).map(|_| output).ok_or_else(|| format!("concat of {} is too large", shapes()))
 }
 
-/// The number of values, if every extent is at least 1 and it is not absurd.
+/// The number of values, if every extent is at least 1 and the number is within the limit.
 fn volume(shape: &[i64]) -> Option<i64> {
     shape.iter().try_fold(1i64, |product, extent| {
         product.checked_mul(*extent).filter(|product| (1..=MAX_VALUES).contains(product) && *extent >= 1)

@@ -2,6 +2,7 @@
 //! pixel.
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -10,20 +11,24 @@ use crate::functional::filter;
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::Invalid;
 
-/// The kernel.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+/// Convolution with a kernel.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Blur {
-    /// Standard deviation in pixels; `size` taps in each direction, an odd number, 2⌈3σ⌉ + 1 where absent.
+    /// A Gaussian kernel.
     Gaussian {
+        /// Standard deviation in pixels.
+        #[schemars(extend("exclusiveMinimum" = 0))]
         sigma: f64,
+        /// Side of the kernel in pixels, odd; 2⌈3σ⌉ + 1 when absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         size: Option<i64>,
     },
-    /// A camera that moved `length` pixels in the direction `angle`, degrees counter-clockwise from the
-    /// right.
+    /// Motion of the camera along a straight line, MATLAB's `fspecial('motion')`.
     Motion {
+        /// Length of the motion in pixels, at least 1.
         length: f64,
+        /// Direction in degrees, counter-clockwise from the right.
         #[serde(default)]
         angle: f64,
     },

@@ -1,6 +1,7 @@
 //! White Gaussian noise, unclipped as the field has it.
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -8,13 +9,15 @@ use super::Degradation;
 use super::level::Level;
 use crate::util::yaml::Invalid;
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+/// Additive Gaussian noise.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Gaussian {
-    /// On the scale 0..255.
+    /// Standard deviation on the scale 0 to 255.
     pub sigma: Level,
-    /// The σ of evaluation, where it is not the middle of the range.
+    /// The standard deviation of evaluation; the middle of the range when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
     pub eval_sigma: Option<f64>,
     /// Whether σ/255 is one more input channel, as in FFDNet (Zhang et al. 2018).
     #[serde(skip_serializing_if = "std::ops::Not::not")]

@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -13,7 +14,8 @@ use crate::data::{ImageFile, Mode, Picture};
 use crate::util::exit_code::{ExitCode, WithExitCode};
 use crate::util::yaml::Invalid;
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+/// Missing pixels.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Inpainting {
     pub missing: Missing,
@@ -23,30 +25,34 @@ pub struct Inpainting {
 }
 
 /// Which pixels are missing.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Missing {
-    /// This share, every pixel by its own chance.
+    /// Each pixel with this probability.
     Random(Level),
     /// `count` rectangles, each side drawn from `size` pixels, wholly inside the image.
     Boxes {
+        /// Number of rectangles per image.
         #[serde(default = "one")]
         count: u32,
+        /// Side in pixels.
         size: Level,
     },
     /// `count` straight lines of `width` pixels between two random places.
     Strokes {
+        /// Number of lines per image.
         #[serde(default = "several")]
         count: u32,
+        /// Width in pixels.
         width: Level,
     },
-    /// Where this picture is white (128 or more). Larger images repeat it, smaller ones see its upper left
-    /// part.
+    /// The pixels where this picture is white (128 or more). It is repeated for larger images and cut for
+    /// smaller ones.
     Mask(FilePath),
 }
 
 /// The value of a missing pixel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Fill {
     /// 0.

@@ -8,6 +8,7 @@ use std::io::Cursor;
 use anyhow::{Context, Result, bail};
 use image::codecs::jpeg::{JpegDecoder, JpegEncoder};
 use image::{ExtendedColorType, ImageDecoder};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -18,10 +19,11 @@ use crate::util::exit_code::{ExitCode, fail};
 use crate::util::threads;
 use crate::util::yaml::Invalid;
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+/// JPEG compression and decompression.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Jpeg {
-    /// From 1 to 100, rounded to a whole number.
+    /// JPEG quality from 1 to 100, rounded to a whole number.
     pub quality: Level,
 }
 

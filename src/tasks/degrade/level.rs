@@ -1,14 +1,17 @@
 //! How strong a degradation is: one value, or a range of which every image draws its own.
 
+use schemars::JsonSchema;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use tch::Tensor;
 
+use crate::util::json_schema::Either;
 use crate::util::yaml::Invalid;
 
 /// `25`, or `[0, 55]`: while training, each image draws its own, uniformly.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, JsonSchema)]
+#[schemars(with = "Either<f64, [f64; 2]>")]
 pub struct Level {
     low: f64,
     high: f64,

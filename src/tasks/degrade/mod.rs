@@ -18,11 +18,13 @@ mod super_resolution;
 use std::fmt;
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 use tch::Tensor;
 
+use crate::util::json_schema::Either;
 use crate::util::tagged_enum::{self, Tagged};
 use crate::util::yaml::Invalid;
 
@@ -63,9 +65,9 @@ pub(crate) trait Degradation {
 macro_rules! degradations {
     ($($name:literal => $variant:ident($spec:ty),)*) => {
         /// One degradation as declared.
-        #[derive(Clone, Debug)]
+        #[derive(Clone, Debug, JsonSchema)]
         pub enum DegradeSpec {
-            $($variant($spec),)*
+            $(#[schemars(rename = $name)] $variant($spec),)*
         }
 
         impl DegradeSpec {
@@ -121,8 +123,8 @@ impl<'de> Deserialize<'de> for DegradeSpec {
     }
 }
 
-/// Nothing happens: the network is an autoencoder, or the pairs of images are degraded already.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+/// No degradation: the network is an autoencoder, or the data are pairs of a degraded image and its target.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Nothing {}
 
@@ -132,8 +134,9 @@ impl Degradation for Nothing {
     }
 }
 
-/// Degradations one after the other.
-#[derive(Clone, Debug)]
+/// Degradations, applied in order.
+#[derive(Clone, Debug, JsonSchema)]
+#[schemars(with = "Either<DegradeSpec, Vec<DegradeSpec>>")]
 pub struct Chain(Vec<DegradeSpec>);
 
 impl Default for Chain {

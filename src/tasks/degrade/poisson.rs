@@ -1,6 +1,7 @@
 //! Poisson noise: what a sensor counts that expects `peak` photons where the image is white.
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -8,10 +9,11 @@ use super::Degradation;
 use super::level::Level;
 use crate::util::yaml::Invalid;
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+/// Poisson noise of photon counting.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Poisson {
-    /// Expected photons of a white pixel: the fewer, the noisier.
+    /// Expected photons of a white pixel, above 0: fewer are noisier.
     pub peak: Level,
 }
 

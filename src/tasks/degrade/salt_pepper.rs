@@ -1,6 +1,7 @@
 //! Salt and pepper: a share of the values becomes 0 or 1, as MATLAB's `imnoise` does it.
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -8,10 +9,12 @@ use super::Degradation;
 use super::level::Level;
 use crate::util::yaml::Invalid;
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+/// Salt-and-pepper noise.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SaltPepper {
-    /// The share of values, each channel apart, half of which become 0 and half 1.
+    /// Share of the values that are replaced, in [0, 1], each channel apart; half of them become 0 and half
+    /// 1.
     pub amount: Level,
 }
 

@@ -4,6 +4,7 @@
 //! rounded or clamped: bicubic's small overshoot stays.
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -12,17 +13,20 @@ use crate::functional::bicubic;
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::Invalid;
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+/// Reduction by MATLAB's bicubic `imresize`.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SuperResolution {
-    /// From 2 to 8.
+    /// The factor by which the image is reduced.
+    #[schemars(range(min = 2, max = 8))]
     pub scale: i64,
+    /// What the network sees.
     #[serde(default)]
     pub input: Input,
 }
 
 /// What the network sees.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Input {
     /// The small image enlarged to its old size by bicubic, for SRCNN (Dong et al. 2014) and VDSR (Kim et al.

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use csv::{ByteRecord, Reader, ReaderBuilder, Trim};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -22,7 +23,7 @@ use columns::Feature;
 
 /// `{csv: {file: FILE, target: price}}`: inputs `[N, F]`, targets `[N, T]` or classes. Every cell that is
 /// used must hold a finite number; nothing is filled in.
-#[derive(Deserialize, Serialize, Clone, Debug)]
+#[derive(Deserialize, Serialize, Clone, Debug, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a mapping, such as `{file: table.csv, target: price}`")]
 pub struct CsvSpec {
     /// The table.
@@ -53,11 +54,12 @@ pub struct CsvSpec {
     pub classes: bool,
     /// Use only the first so many rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub limit: Option<usize>,
 }
 
 /// One column name or several.
-#[derive(Deserialize, Serialize, Clone, Debug)]
+#[derive(Deserialize, Serialize, Clone, Debug, JsonSchema)]
 #[serde(
     untagged,
     expecting = "expected a column name, or a list of column names (quote names that are numbers)"
