@@ -15,6 +15,7 @@ mod config;
 mod data;
 mod device;
 mod dropped;
+mod examples;
 mod explain;
 mod export;
 mod faults;
