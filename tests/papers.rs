@@ -248,3 +248,29 @@ fn the_architecture_lists_the_floors_of_the_source() {
     assert!(floors.len() > 10, "src/lib.rs lists {} folders", floors.len());
     assert_eq!(table, floors);
 }
+
+/// A row that begins with `` `folder/file.rs`: `Type::method`, … `` says where something is.
+#[test]
+fn the_architecture_names_files_and_items_that_are_there() {
+    let page = fs::read_to_string(root().join("docs/ARCHITECTURE.md")).unwrap();
+    let code = Regex::new("`([^`]+)`").unwrap();
+    let mut seen = 0;
+    for row in page.lines().filter_map(|line| line.strip_prefix("| ")) {
+        let place = row.split(" | ").next().unwrap();
+        let mut source = String::new();
+        for found in code.captures_iter(place) {
+            let name = &found[1];
+            if [".rs", ".cpp"].iter().any(|end| name.ends_with(end)) {
+                source = fs::read_to_string(root().join("src").join(name))
+                    .unwrap_or_else(|error| panic!("docs/ARCHITECTURE.md: src/{name}: {error}"));
+                seen += 1;
+            } else if !source.is_empty() {
+                for word in name.trim_end_matches("!{}").split("::") {
+                    let is_there = Regex::new(&format!(r"\b{}\b", regex::escape(word))).unwrap();
+                    assert!(is_there.is_match(&source), "docs/ARCHITECTURE.md: no `{word}` there: {place}");
+                }
+            }
+        }
+    }
+    assert!(seen > 20, "{seen} files");
+}
