@@ -418,6 +418,41 @@ fn a_sweep_that_is_signalled_saves_and_its_folder_takes_no_second_sweep() {
 }
 
 #[test]
+fn a_save_that_meets_a_full_disk_makes_room_and_is_tried_once_more() {
+    let home = tempfile::tempdir().unwrap();
+    let config = write_config(home.path(), SMALL);
+    let library = preload(home.path());
+    // ENOSPC at this call, once or from there on; the numbered calls that change a file of the run.
+    let faulty = |name: &str, fault: &[(&str, &str)]| {
+        let (folder, log) = (home.path().join(name), home.path().join(format!("{name}.log")));
+        let mut train = tikhonov();
+        train.args(["train", &config, "--quiet", "--output", folder.to_str().unwrap()]);
+        train.env("LD_PRELOAD", &library).env("FAULT_FOLDER", &folder).env("FAULT_LOG", &log);
+        train.envs(fault.iter().copied());
+        let (code, _, stderr) = outcome(train.output().unwrap());
+        (folder, code, stderr, fs::read_to_string(log).unwrap())
+    };
+    let (whole, code, _, calls) = faulty("whole", &[]);
+    assert_eq!(code, 0);
+    let open = "open ";
+    let of_last_save = calls.lines().rfind(|call| call.contains(open) && call.ends_with("model.safetensors"));
+    let at = of_last_save.unwrap().split(' ').next().unwrap();
+    let errno = ("FAULT_DO", "28");
+    let (once, code, stderr, _) = faulty("once", &[("FAULT_AT", at), errno]);
+    assert!(
+        code == 0 && stderr.contains("the disk was full when a checkpoint was to be saved"),
+        "{code} {stderr}"
+    );
+    assert!(stderr.contains("removed step-") && stderr.contains("the second attempt went well"), "{stderr}");
+    assert_eq!(saved(&once, "model"), saved(&whole, "model"));
+    assert_eq!(kept(&once), kept(&whole), "nothing went that would have stayed");
+    // A disk that stays full is exit 7, and the checkpoint before stays.
+    let (full, code, stderr, _) = faulty("full", &[("FAULT_AT", at), ("FAULT_ALWAYS", "1"), errno]);
+    assert!(code == 7 && stderr.contains("is kept"), "{code} {stderr}");
+    load(&full.join("checkpoints/last")).unwrap();
+}
+
+#[test]
 fn without_threads_the_work_is_done_by_one_with_the_same_bits() {
     let home = tempfile::tempdir().unwrap();
     let config = write_config(home.path(), SMALL);

@@ -16,6 +16,7 @@ use super::folder::{
 };
 use super::state::State;
 use crate::metrics::Monitor;
+use crate::util::atomic_file;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 
 /// The checkpoints of one run.
@@ -204,6 +205,35 @@ impl Checkpoints {
     /// `monitor` names (by age where they have none).
     pub fn prune(&self, keep: usize, monitor: &Monitor) -> Result<()> {
         let linked: Vec<_> = ["last", "best"].iter().filter_map(|link| self.resolve(link)).collect();
+        for folder in self.surplus(&linked, keep, monitor)? {
+            fs::remove_dir_all(&folder)
+                .with_exit_code(ExitCode::Storage, || format!("removing {}", folder.display()))?;
+        }
+        Ok(())
+    }
+
+    /// On a disk that was full when a checkpoint was to be saved, removes drafts, temporary files of dead
+    /// processes, and what [`prune`](Self::prune) would remove after the save: `last` and `best` stay. The names
+    /// of the checkpoints that went; what cannot be removed stays.
+    pub fn make_room(&self, keep: usize, monitor: &Monitor, is_best: bool) -> Vec<String> {
+        for (_, path) in self.hidden().unwrap_or_default() {
+            let _ = remove_if_there(&path);
+        }
+        atomic_file::sweep(self.folder.parent().unwrap_or(Path::new(".")));
+        let [last, best] = ["last", "best"].map(|link| self.resolve(link));
+        // After the save `last` is an older one, and `best` where the new one is better.
+        let linked: Vec<_> = best.iter().filter(|_| !is_best).cloned().collect();
+        let surplus = self.surplus(&linked, keep, monitor).unwrap_or_default();
+        let safe = [last, best];
+        let surplus = surplus.into_iter().filter(|folder| !safe.contains(&Some(folder.clone())));
+        surplus
+            .filter(|folder| fs::remove_dir_all(folder).is_ok())
+            .map(|folder| short_name(&folder))
+            .collect()
+    }
+
+    /// The checkpoints that are neither `linked` nor among the `keep` best of the others.
+    fn surplus(&self, linked: &[PathBuf], keep: usize, monitor: &Monitor) -> Result<Vec<PathBuf>> {
         let mut others = Vec::new();
         for (state, folder) in self.newest_first()? {
             if !linked.contains(&folder) {
@@ -215,11 +245,7 @@ impl Checkpoints {
         }
         // Stable: among equals the newest stays first.
         others.sort_by(|a, b| b.0.total_cmp(&a.0));
-        for (_, folder) in others.into_iter().skip(keep) {
-            fs::remove_dir_all(&folder)
-                .with_exit_code(ExitCode::Storage, || format!("removing {}", folder.display()))?;
-        }
-        Ok(())
+        Ok(others.into_iter().skip(keep).map(|(_, folder)| folder).collect())
     }
 
     /// The newest checkpoint that is whole, and what was wrong with newer ones. One of a newer layout is exit

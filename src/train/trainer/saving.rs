@@ -7,6 +7,7 @@ use crate::checkpoint::Snapshot;
 use crate::optim::GradScaler;
 use crate::train::trainer::deferred_scalar::DeferredScalar;
 use crate::train::{early_stopping, records};
+use crate::util::exit_code;
 
 impl Trainer<'_> {
     /// Whether the config wants a checkpoint at this step, within an epoch.
@@ -51,16 +52,28 @@ impl Trainer<'_> {
         };
         state.tuned = self.lambda_tuner.tuned().to_vec();
         state.scaling = self.scale.as_ref().map(GradScaler::state).transpose()?;
-        let snapshot = Snapshot {
-            state,
+        let snapshot = || Snapshot {
+            state: state.clone(),
             model: self.network.state(),
             optimizer: self.optimizer.state(),
             ema: self.averaged.as_ref().map(|(ema, _)| ema.state()),
         };
         self.folder.sync()?;
-        checkpoints.save(snapshot, early_stopping::is_best(&self.state))?;
-        self.saved = Some(position);
+        let is_best = early_stopping::is_best(&self.state);
         let keep = self.session.config.spec.train.checkpoint.keep;
-        checkpoints.prune(keep, &self.session.monitor)
+        let monitor = &self.session.monitor;
+        match checkpoints.save(snapshot(), is_best) {
+            Err(error) if exit_code::is_full(&error) => {
+                let removed = checkpoints.make_room(keep, monitor, is_best);
+                checkpoints.save(snapshot(), is_best)?;
+                let removed = if removed.is_empty() { "drafts alone".into() } else { removed.join(", ") };
+                self.warnings.push(format!(
+                    "the disk was full when a checkpoint was to be saved: removed {removed}, and the second attempt went well"
+                ));
+            }
+            saved => drop(saved?),
+        }
+        self.saved = Some(position);
+        checkpoints.prune(keep, monitor)
     }
 }
