@@ -416,7 +416,7 @@ fn bicubic(folder: &Path, task: &str) -> (f64, f64) {
     files.sort();
     let mut meter = task.metrics(&[]);
     for path in files {
-        let picture = ImageFile { path, mode: Mode::Rgb }.decode().unwrap();
+        let picture = ImageFile::new(path, Mode::Rgb).decode().unwrap();
         let size = [1, 3, picture.height as i64, picture.width as i64];
         let image = Tensor::from_slice(&picture.planes()).view(size).to_kind(Kind::Float) / 255.0;
         let unknown = Tensor::from_slice(&[-100i64]);

@@ -116,7 +116,7 @@ impl Files {
         let mut picture = self.files[index].decode()?;
         if let Some(partner) = self.partners.get(index) {
             let target = match &self.masks {
-                Some(masks) => masks.read(&partner.path),
+                Some(masks) => masks.read(partner),
                 None => partner.decode(),
             };
             let target = match target {

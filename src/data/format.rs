@@ -3,6 +3,8 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use image::ImageError;
+
 use crate::util::regular_file;
 
 /// Extensions of pictures that can be read.
@@ -50,23 +52,49 @@ pub fn unknown(path: &Path, bytes: &[u8]) -> String {
     }
 }
 
+/// Why a picture of floating-point numbers is none.
+pub const FLOATS: &str = "has floating-point pixels, which are not read: convert it to 8 or 16 bits, or save the numbers \
+                          as .npy, which a source `npy` takes as they are";
+
+/// Why a TIFF file that the decoder does not support is none.
+pub fn unread_tiff(bytes: &[u8], error: &ImageError) -> String {
+    const BITS: usize = 258;
+    const FORMAT: usize = 339;
+    let bits = tiff_tag(bytes, BITS).map_or_else(String::new, |bits| format!("{bits}-bit "));
+    let kind = match tiff_tag(bytes, FORMAT) {
+        Some(3) => return FLOATS.into(),
+        Some(2) => "signed ",
+        _ => "",
+    };
+    format!(
+        "is a TIFF of {bits}{kind}numbers, and 8 and 16 bits without sign are read ({error}): convert it, or save the \
+         numbers as .npy, which a source `npy` takes as they are"
+    )
+}
+
 /// Whether a TIFF file stores the bits of its bytes in reverse (FillOrder 2 in its first directory).
 pub fn has_reversed_bits(bytes: &[u8]) -> bool {
+    const FILL_ORDER: usize = 266;
+    tiff_tag(bytes, FILL_ORDER) == Some(2)
+}
+
+/// The first value, a short one, of a tag in the first directory of a TIFF file.
+fn tiff_tag(bytes: &[u8], tag: usize) -> Option<usize> {
     let is_little = bytes.starts_with(b"II*\0");
     if !is_little && !bytes.starts_with(b"MM\0*") {
-        return false;
+        return None;
     }
     let number = |at: usize, len: usize| -> Option<usize> {
         let bytes = bytes.get(at..at.checked_add(len)?)?;
         let add = |sum: usize, byte: &u8| sum << 8 | usize::from(*byte);
         Some(if is_little { bytes.iter().rev().fold(0, add) } else { bytes.iter().fold(0, add) })
     };
-    let fill_order = || {
-        let directory = number(4, 4)?;
-        let mut entries = (0..number(directory, 2)?).map(|entry| directory + 2 + 12 * entry);
-        entries.find(|at| number(*at, 2) == Some(266)).and_then(|at| number(at + 8, 2))
-    };
-    fill_order() == Some(2)
+    let directory = number(4, 4)?;
+    let mut entries = (0..number(directory, 2)?).map(|entry| directory + 2 + 12 * entry);
+    let entry = entries.find(|at| number(*at, 2) == Some(tag))?;
+    // More than two of them lie elsewhere.
+    let at = if number(entry + 4, 4)? > 2 { number(entry + 8, 4)? } else { entry + 8 };
+    number(at, 2)
 }
 
 /// The pictures among `files`, and a line on what else there is.

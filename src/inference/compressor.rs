@@ -58,7 +58,7 @@ impl Compressor {
     /// The file of an image, seen as evaluation sees it: 8 bits, in the network's colours, alpha laid on
     /// white. Exit 3 where it cannot be read or the network does not take its size.
     pub fn encode(&self, path: &Path) -> Result<Compressed> {
-        let file = ImageFile { path: path.to_owned(), mode: self.mode };
+        let file = ImageFile::new(path, self.mode);
         let picture = file.decode().with_exit_code(ExitCode::Data, || path.display())?;
         let (width, height) = (picture.width, picture.height);
         let shape = self.code_shape(width, height).with_exit_code(ExitCode::Data, || path.display())?;

@@ -94,7 +94,7 @@ impl Sampler {
     /// read.
     pub fn mean(&self, path: &Path) -> Result<Tensor> {
         let (mode, fit) = &self.rules;
-        let file = ImageFile { path: path.to_owned(), mode: *mode };
+        let file = ImageFile::new(path, *mode);
         let picture = fit.whole(&file.decode().with_exit_code(ExitCode::Data, || path.display())?);
         let size = [1, picture.channels as i64, picture.height as i64, picture.width as i64];
         let xs = Tensor::f_from_slice(&picture.planes())?.f_view(size)?.f_to_device(self.network.device())?;

@@ -41,7 +41,7 @@ fn set(folder: &Path, more: Value) -> Dataset {
 fn loader(set: &Dataset, steps: Vec<Augment>, change: impl FnOnce(&mut LoaderOptions)) -> Loader {
     let mut options = options();
     change(&mut options);
-    Loader::new(set, &Preparation { normalize: None, augment: steps }, options).unwrap()
+    Loader::new(set, &Preparation { augment: steps, ..Preparation::default() }, options).unwrap()
 }
 
 fn levels(xs: &Tensor) -> Vec<i64> {
@@ -157,7 +157,11 @@ fn a_mask_tells_the_class_of_a_level_within_the_tolerance_and_is_not_normalised(
     let set = set(folder.path(), json!({"patch": 4, "per_image": 20, "mask": mask}));
     assert_eq!(set.classes, ["low", "high"]);
     let normalize = tikhonov::data::normalize::Normalize { mean: vec![0.5], std: vec![0.25] };
-    let prep = Preparation { normalize: Some(normalize), augment: augment("[{dihedral: {}}]") };
+    let prep = Preparation {
+        normalize: Some(normalize),
+        augment: augment("[{dihedral: {}}]"),
+        ..Preparation::default()
+    };
     let loader = Loader::new(&set, &prep, options()).unwrap();
     for Batch { xs, ys, .. } in batches(&loader, 0, 0) {
         let levels = ((xs * 0.25 + 0.5) * 255.0).round().squeeze_dim(1);
@@ -215,7 +219,8 @@ fn what_makes_no_samples_is_refused_with_the_remedy() {
     let refused = Loader::new(&whole, &Preparation::default(), options()).err().unwrap();
     assert!(format!("{refused:#}").contains("`images: {patch: 64}`"));
     let paired = set(here, json!({"patch": 4, "target": at(here, "images")}));
-    let jitter = Preparation { normalize: None, augment: augment("[{color_jitter: {brightness: 0.1}}]") };
+    let jitter =
+        Preparation { augment: augment("[{color_jitter: {brightness: 0.1}}]"), ..Preparation::default() };
     let refused = Loader::new(&paired, &jitter, options()).err().unwrap();
     assert!(format!("{refused:#}").contains("flip, crop and dihedral do"));
 

@@ -12,7 +12,7 @@ use super::{at, labels, made_by, mistake, open, python_in, refusal, sums, xs};
 use crate::common::data_dir;
 
 fn decode(folder: &Path, name: &str, mode: Mode) -> Tensor {
-    let file = ImageFile { path: folder.join(name), mode };
+    let file = ImageFile::new(folder.join(name), mode);
     let picture = file.decode().unwrap_or_else(|error| panic!("{name}: {error:#}"));
     let (height, width) = (picture.height as i64, picture.width as i64);
     Tensor::from_slice(&picture.planes()).view([mode.channels() as i64, height, width])
@@ -66,6 +66,63 @@ fn every_form_of_picture_decodes_to_the_pixels_that_pillow_sees() {
     for form in lines.chunks(3) {
         assert_eq!(sums(&decode(folder.path(), form[0], Mode::Rgb)), form[1], "{} as RGB", form[0]);
         assert_eq!(sums(&decode(folder.path(), form[0], Mode::Grey)), form[2], "{} as grey", form[0]);
+    }
+    // Without EXIF the pixels are those that are stored.
+    let stored = ImageFile::new(folder.path().join("rgb.png"), Mode::Rgb).decode().unwrap();
+    for turn in 1..=8 {
+        for format in ["png", "tif"] {
+            let path = folder.path().join(format!("turned{turn}.{format}"));
+            let file = ImageFile { exif: false, ..ImageFile::new(&path, Mode::Rgb) };
+            assert!(file.decode().unwrap() == stored, "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn pictures_of_sixteen_bits_are_told_and_those_of_floats_or_more_bits_refused_by_name() {
+    let (folder, _) = made_by(
+        "
+import os, tifffile
+from PIL import Image
+a = (np.arange(24 * 37).reshape(24, 37) * 70).astype(np.uint16)
+os.makedirs('deep/a'); os.makedirs('deep/b')
+for i in range(3): Image.fromarray(a).save(f'deep/a/{i}.png'); Image.fromarray((a >> 8).astype(np.uint8)).save(f'deep/b/{i}.png')
+f = (a / 65535).astype(np.float32)
+tifffile.imwrite('grey.tif', f); tifffile.imwrite('rgb.tif', np.dstack([f, f, f]), photometric='rgb')
+tifffile.imwrite('double.tif', f.astype(np.float64)); tifffile.imwrite('int.tif', a.astype(np.int32))
+tifffile.imwrite('uint.tif', a.astype(np.uint32)); tifffile.imwrite('signed.tif', (a >> 1).astype(np.int16))
+open('radiance.hdr', 'wb').write(b'#?RADIANCE\\nFORMAT=32-bit_rle_rgbe\\n\\n-Y 2 +X 2\\n' + bytes([128, 64, 32, 130]) * 4)
+",
+    );
+    let folder = folder.path();
+    for root in ["deep"] {
+        let set = open(json!({"train": {"folder": {"root": at(folder, root), "size": 8}}})).train;
+        let notes = set.notes.join("\n");
+        assert!(
+            notes.contains("3 of 6 pictures have 16 bits per channel, which become 8 (such as a/0.png)"),
+            "{notes}"
+        );
+    }
+    let images = open(json!({"train": {"images": {"root": at(folder, "deep"), "patch": 8}}})).train;
+    assert!(images.notes.join("\n").contains("3 of 6 pictures have 16 bits"), "{:?}", images.notes);
+    let refused = |name: &str| {
+        let file = ImageFile::new(folder.join(name), Mode::Grey);
+        let (decoded, probed) = (file.decode().map(|_| ()).unwrap_err(), file.probe().unwrap_err());
+        assert_eq!(format!("{decoded:#}"), format!("{probed:#}"), "{name}: its header tells it");
+        format!("{decoded:#}")
+    };
+    for name in ["grey.tif", "rgb.tif", "double.tif", "radiance.hdr"] {
+        let message = refused(name);
+        assert!(message.contains("floating-point pixels") && message.contains("`npy`"), "{name}: {message}");
+    }
+    for (name, what) in
+        [("int.tif", "32-bit signed"), ("uint.tif", "32-bit"), ("signed.tif", "16-bit signed")]
+    {
+        let message = refused(name);
+        assert!(
+            message.contains(&format!("a TIFF of {what} numbers")) && message.contains(".npy"),
+            "{name}: {message}"
+        );
     }
 }
 
@@ -134,7 +191,7 @@ fn a_part_of_a_jpeg_has_the_bits_that_it_has_in_the_whole() {
     let listed: Vec<_> = listed.lines().map(|line| line.split_once(' ').unwrap()).collect();
     assert!(listed.iter().filter(|(kind, _)| *kind == "part").count() > 40);
     for (number, &(kind, name)) in listed.iter().enumerate() {
-        let file = ImageFile { path: folder.path().join(name), mode: Mode::Rgb };
+        let file = ImageFile::new(folder.path().join(name), Mode::Rgb);
         let whole = file.decode().unwrap();
         for draw in 0..40 {
             let mut random = CounterRng::new(5, number as u64, draw, RngStream::Augment);
@@ -160,7 +217,7 @@ from PIL import Image
 Image.fromarray(np.random.default_rng(1).integers(0, 256, (90, 120, 3), np.uint8)).save('noise.jpg', quality=60)
 ");
     let intact = fs::read(folder.path().join("noise.jpg")).unwrap();
-    let file = ImageFile { path: folder.path().join("damaged.jpg"), mode: Mode::Rgb };
+    let file = ImageFile::new(folder.path().join("damaged.jpg"), Mode::Rgb);
     let (mut declined, mut decoded) = (0, 0);
     for number in 0..2000 {
         let mut random = CounterRng::new(6, 0, number, RngStream::Augment);
@@ -226,8 +283,7 @@ np.save('crop', np.asarray(im.crop((left, 0, left + 32, 32))).transpose(2, 0, 1)
 ",
     );
     assert_eq!(expected, "47 8\n");
-    let picture =
-        ImageFile { path: folder.path().join("a.png"), mode: Mode::Rgb }.decode().expect("a picture");
+    let picture = ImageFile::new(folder.path().join("a.png"), Mode::Rgb).decode().expect("a picture");
     let fit = |height, width, resize| Fit { height, width, resize, smooth: None };
     let cases = [(20, 30, "20"), (64, 64, "64"), (61, 45, "61"), (130, 200, "130")]
         .map(|(h, w, name)| (h, w, Resize::Squash, name));
@@ -257,8 +313,7 @@ open('bomb.png', 'wb').write(b'\\x89PNG\\r\\n\\x1a\\n' + chunk(b'IHDR', struct.p
 open('text.png', 'w').write('not a picture'); open('void.png', 'w')
 ",
     );
-    let refused =
-        |name: &str| ImageFile { path: folder.path().join(name), mode: Mode::Rgb }.decode().map(|_| ());
+    let refused = |name: &str| ImageFile::new(folder.path().join(name), Mode::Rgb).decode().map(|_| ());
     for name in ["a.jpg", "b.jpg", "c.png", "d.gif", "e.bmp", "f.webp", "g.tif"] {
         assert!(refused(name).is_ok(), "{name} is whole");
         let bytes = fs::read(folder.path().join(name)).expect("the file");
@@ -280,8 +335,7 @@ open('text.png', 'w').write('not a picture'); open('void.png', 'w')
                 bytes[draw.below(reach as u64) as usize] = draw.bits() as u8;
             }
             fs::write(folder.path().join("damaged"), &bytes).expect("written");
-            if let Ok(picture) = (ImageFile { path: folder.path().join("damaged"), mode: Mode::Rgb }).decode()
-            {
+            if let Ok(picture) = (ImageFile::new(folder.path().join("damaged"), Mode::Rgb)).decode() {
                 assert_eq!(picture.data.len(), picture.height * picture.width * 3);
             }
         }
@@ -422,11 +476,11 @@ fn pictures_for_prediction_are_files_and_folders_and_the_unreadable_are_listed()
         folder.path().join("set/a bee/0.png"),
         folder.path().join("set/readme.txt"),
     ];
-    let set = pictures(&paths, Mode::Rgb, &fit).expect("opens");
+    let set = pictures(&paths, Mode::Rgb, &fit, true).expect("opens");
     assert_eq!(xs(&set).size(), [5, 3, 6, 5]);
     assert_eq!((set.names.len(), set.skipped.len()), (5, 2));
     assert!(set.names[4].ends_with("a bee/0.png"));
-    let error = pictures(&paths[2..], Mode::Rgb, &fit).err().expect("refused");
+    let error = pictures(&paths[2..], Mode::Rgb, &fit, true).err().expect("refused");
     assert_eq!(tikhonov::util::exit_code::code(&error), 3);
 }
 

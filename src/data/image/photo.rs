@@ -4,7 +4,7 @@ use std::io::Cursor;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use image::{ColorType, DynamicImage, ExtendedColorType, ImageFormat};
+use image::{ColorType, ExtendedColorType, ImageFormat};
 use tch::{Device, Kind, Tensor};
 
 use super::picture::decode_as_is;
@@ -53,9 +53,6 @@ impl Photo {
         let sixteen =
             matches!(color, ColorType::L16 | ColorType::La16 | ColorType::Rgb16 | ColorType::Rgba16);
         let levels = match (color.has_color(), sixteen) {
-            _ if matches!(image, DynamicImage::ImageRgb32F(_) | DynamicImage::ImageRgba32F(_)) => {
-                bail!("has floating-point pixels; convert it to 16 bits")
-            }
             (false, false) => Levels::Eight(image.to_luma8().into_raw()),
             (false, true) => Levels::Sixteen(image.to_luma16().into_raw()),
             (true, false) => Levels::Eight(image.to_rgb8().into_raw()),

@@ -1,10 +1,10 @@
 //! One image file as 8-bit pixels: decoded by its content, turned upright, grey or RGB.
 //!
 //! The format is that of the first bytes, not of the name (but for TGA, which has no signature). Of
-//! animations the first frame is read. EXIF orientation is applied. Palettes are expanded, 16-bit values
-//! become round(v / 257), floats are clamped to [0, 1], transparent pixels are blended with white. Grey
-//! becomes RGB by repetition, RGB becomes grey by ITU-R BT.601-2 luma as Pillow rounds it. A picture may need
-//! 512 MiB when decoded, a file may have 1 GiB.
+//! animations the first frame is read. EXIF orientation is applied, unless it is not wanted. Palettes are
+//! expanded, 16-bit values become round(v / 257), floating-point pixels and numbers of more bits are refused,
+//! transparent pixels are blended with white. Grey becomes RGB by repetition, RGB becomes grey by ITU-R
+//! BT.601-2 luma as Pillow rounds it. A picture may need 512 MiB when decoded, a file may have 1 GiB.
 
 use std::cell::RefCell;
 use std::io::{Cursor, Read};
@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use fast_image_resize as fir;
 use image::metadata::Orientation;
-use image::{DynamicImage, GrayImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
+use image::{
+    ColorType, DynamicImage, GrayImage, ImageDecoder, ImageError, ImageFormat, ImageReader, RgbImage,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +67,19 @@ pub enum Resize {
 pub struct ImageFile {
     pub path: PathBuf,
     pub mode: Mode,
+    /// Whether the picture is turned as its EXIF data says; else its pixels stay as they are stored.
+    pub exif: bool,
+}
+
+/// What a file's header says of its picture.
+pub(crate) struct Header {
+    /// Before it is turned.
+    pub height: usize,
+    pub width: usize,
+    /// How it is to be turned.
+    pub turn: Orientation,
+    /// Whether it has 16 bits per channel.
+    pub is_deep: bool,
 }
 
 thread_local! {
@@ -91,7 +106,12 @@ pub struct Fit {
 }
 
 impl ImageFile {
-    /// The whole picture at its own size, upright. The error says why the file cannot be decoded.
+    /// A file that is turned upright.
+    pub fn new(path: impl Into<PathBuf>, mode: Mode) -> Self {
+        Self { path: path.into(), mode, exif: true }
+    }
+
+    /// The whole picture at its own size. The error says why the file cannot be decoded.
     pub fn decode(&self) -> Result<Picture> {
         let bytes = self.read(MAX_FILE)?;
         // Damaged files meet rarely used paths of the decoders; none may take the run down.
@@ -125,28 +145,36 @@ impl ImageFile {
     /// (height, width) from the file's header, before it is turned upright. Cheap; a damaged body goes
     /// unnoticed.
     pub fn probe(&self) -> Result<(usize, usize)> {
-        Ok(self.header()?.0)
+        let header = self.header()?;
+        Ok((header.height, header.width))
     }
 
-    /// The same, and how EXIF says that the picture is to be turned.
-    pub(crate) fn header(&self) -> Result<((usize, usize), Orientation)> {
+    /// All that the header says.
+    pub(crate) fn header(&self) -> Result<Header> {
         const HEAD: u64 = 256 << 10;
         let probe = |bytes: &[u8]| {
             let header = || {
                 let mut decoder = open(bytes, self)?;
-                let turn = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-                Ok((decoder.dimensions(), turn))
+                let (turn, (width, height)) = (self.turn(&mut decoder), decoder.dimensions());
+                let is_deep = decoder.color_type().bytes_per_pixel() > decoder.color_type().channel_count();
+                Ok(Header { height: height as usize, width: width as usize, turn, is_deep })
             };
             catch_unwind(AssertUnwindSafe(header))
                 .unwrap_or_else(|_| Err(anyhow!("the decoder gave up on it")))
         };
         let head = self.read(HEAD)?;
-        let ((width, height), turn) = match probe(&head) {
+        match probe(&head) {
             // Some formats keep their header at the end.
-            Err(_) if head.len() as u64 == HEAD => probe(&self.read(MAX_FILE)?)?,
-            outcome => outcome?,
-        };
-        Ok(((height as usize, width as usize), turn))
+            Err(_) if head.len() as u64 == HEAD => probe(&self.read(MAX_FILE)?),
+            outcome => outcome,
+        }
+    }
+
+    fn turn(&self, decoder: &mut impl ImageDecoder) -> Orientation {
+        match self.exif {
+            true => decoder.orientation().unwrap_or(Orientation::NoTransforms),
+            false => Orientation::NoTransforms,
+        }
     }
 
     /// At most the first `most` bytes.
@@ -179,7 +207,15 @@ fn open<'a>(bytes: &'a [u8], file: &ImageFile) -> Result<impl ImageDecoder + 'a>
     let mut limits = image::Limits::default();
     limits.max_alloc = Some(MAX_DECODED);
     reader.limits(limits);
-    let decoder = reader.into_decoder()?;
+    let decoder = reader.into_decoder().map_err(|error| match error {
+        ImageError::Unsupported(_) if format == ImageFormat::Tiff => {
+            anyhow!(format::unread_tiff(bytes, &error))
+        }
+        error => error.into(),
+    })?;
+    if matches!(decoder.color_type(), ColorType::Rgb32F | ColorType::Rgba32F) {
+        bail!(format::FLOATS);
+    }
     if decoder.total_bytes() > MAX_DECODED {
         let (width, height) = decoder.dimensions();
         bail!("is too large when decoded ({width}x{height}: {} MiB)", decoder.total_bytes() >> 20);
@@ -192,41 +228,37 @@ fn open<'a>(bytes: &'a [u8], file: &ImageFile) -> Result<impl ImageDecoder + 'a>
 
 /// The picture of a file, upright, in the colours and the depth that it has.
 pub(crate) fn decode_as_is(path: &Path) -> Result<DynamicImage> {
-    decode_guarded(path, |bytes| decode_bytes(bytes, path))
+    decode_guarded(path, |bytes| decode_bytes(bytes, &ImageFile::new(path, Mode::Rgb)))
 }
 
 /// What `decode` makes of a file's bytes.
 pub(crate) fn decode_guarded<T>(path: &Path, decode: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
-    let bytes = ImageFile { path: path.to_owned(), mode: Mode::Rgb }.read(MAX_FILE)?;
+    let bytes = ImageFile::new(path, Mode::Rgb).read(MAX_FILE)?;
     catch_unwind(AssertUnwindSafe(|| decode(&bytes)))
         .unwrap_or_else(|_| Err(anyhow!("the decoder gave up on it")))
 }
 
-/// The same of bytes; `path` gives the format where they do not.
-pub(crate) fn decode_bytes(bytes: &[u8], path: &Path) -> Result<DynamicImage> {
-    decode_upright(bytes, &ImageFile { path: path.to_owned(), mode: Mode::Rgb })
-}
-
 /// Turns what was decoded otherwise as the file's EXIF data says.
-pub(crate) fn upright(mut image: DynamicImage, bytes: &[u8], path: &Path) -> DynamicImage {
-    let file = ImageFile { path: path.to_owned(), mode: Mode::Rgb };
-    if let Ok(mut decoder) = open(bytes, &file) {
-        image.apply_orientation(decoder.orientation().unwrap_or(Orientation::NoTransforms));
+pub(crate) fn upright(mut image: DynamicImage, bytes: &[u8], file: &ImageFile) -> DynamicImage {
+    if let Ok(mut decoder) = open(bytes, file) {
+        image.apply_orientation(file.turn(&mut decoder));
     }
     image
 }
 
 fn decode(bytes: &[u8], file: &ImageFile) -> Result<Picture> {
-    Ok(Picture::from_image(decode_upright(bytes, file)?, file.mode))
+    Ok(Picture::from_image(decode_bytes(bytes, file)?, file.mode))
 }
 
-fn decode_upright(bytes: &[u8], file: &ImageFile) -> Result<DynamicImage> {
+/// The picture of these bytes, in the colours and the depth that it has; the file's name tells the format where
+/// they do not.
+pub(crate) fn decode_bytes(bytes: &[u8], file: &ImageFile) -> Result<DynamicImage> {
     // The JPEG decoder fills what is missing with grey and says nothing.
     if bytes.starts_with(&[0xff, 0xd8]) && !jpeg_ends(bytes) {
         bail!("is truncated: the JPEG stream has no end");
     }
     let mut decoder = open(bytes, file)?;
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let orientation = file.turn(&mut decoder);
     let mut image = match decode_jpeg(bytes) {
         Some(image) => image,
         None => DynamicImage::from_decoder(decoder).context("cannot be decoded")?,

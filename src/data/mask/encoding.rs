@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::path::Path;
 
 use anyhow::Result;
 
 use super::{IGNORED, Level, MaskImage, percent};
-use crate::data::image::picture::Picture;
+use crate::data::image::picture::{ImageFile, Picture};
 use crate::util::exit_code::{ExitCode, fail};
 
 /// Which level is which class.
@@ -157,11 +156,11 @@ impl Encoding {
 
     /// The classes of a file. Exit 3 where it holds what no class claims; any other error says why it cannot
     /// be decoded.
-    pub fn read(&self, path: &Path) -> Result<Picture> {
-        match self.classes(&MaskImage::read(path)?)? {
+    pub fn read(&self, file: &ImageFile) -> Result<Picture> {
+        match self.classes(&MaskImage::read(file)?)? {
             Ok((picture, _)) => Ok(picture),
             Err(unclaimed) => {
-                let message = format!("{}: {}", path.display(), self.complaint(&unclaimed));
+                let message = format!("{}: {}", file.path.display(), self.complaint(&unclaimed));
                 Err(fail(ExitCode::Data, message))
             }
         }

@@ -3,16 +3,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Cursor;
-use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use image::codecs::bmp::BmpDecoder;
 use image::{DynamicImage, GrayImage, ImageDecoder, ImageFormat};
 
 use super::Level;
-use crate::data::image::picture::{MAX_DECODED, decode_bytes, decode_guarded, upright};
+use crate::data::image::picture::{ImageFile, MAX_DECODED, decode_bytes, decode_guarded, upright};
 
-/// A mask as its file has it, upright.
+/// A mask as its file has it.
 pub struct MaskImage {
     pub height: usize,
     pub width: usize,
@@ -25,15 +24,15 @@ pub struct MaskImage {
 
 impl MaskImage {
     /// Reads a file. The error says why it cannot be decoded.
-    pub fn read(path: &Path) -> Result<Self> {
-        decode_guarded(path, |bytes| {
+    pub fn read(file: &ImageFile) -> Result<Self> {
+        decode_guarded(&file.path, |bytes| {
             if let Some((indices, palette)) = indexed(bytes)? {
-                let image = upright(DynamicImage::ImageLuma8(indices), bytes, path);
+                let image = upright(DynamicImage::ImageLuma8(indices), bytes, file);
                 return Ok(Self { palette: Some(palette), ..Self::from_image(image, false)? });
             }
             let lossy = bytes.starts_with(&[0xff, 0xd8])
                 || bytes.starts_with(b"RIFF") && memchr::memmem::find(bytes, b"VP8 ").is_some();
-            Self::from_image(decode_bytes(bytes, path)?, lossy)
+            Self::from_image(decode_bytes(bytes, file)?, lossy)
         })
     }
 

@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{FilePath, OpenOptions, Source, positive, positive_limit, try_with_capacity};
+use super::{FilePath, OpenOptions, Source, is_yes, positive, positive_limit, try_with_capacity, yes};
 use crate::data::format::pictures_of;
 use crate::data::image::picture::{Fit, ImageFile, Mode, Resize};
 use crate::data::{Dataset, Files, Framing, Samples, Skipped, Targets};
@@ -41,6 +41,9 @@ pub struct FolderSpec {
     /// How a picture of another size becomes one of `size`.
     #[serde(default)]
     pub resize: Resize,
+    /// Turn pictures as their EXIF orientation says; `false` leaves their pixels as they are stored.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub exif: bool,
     /// Use only the first so many files of each class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
@@ -111,7 +114,8 @@ impl Source for FolderSpec {
             members.truncate(self.limit_per_class.unwrap_or(usize::MAX));
             labels.resize(labels.len() + members.len(), classes.len() as i64);
             classes.push(file_name(&folder));
-            files.extend(members.into_iter().map(|path| ImageFile { path, mode: self.mode }));
+            let file = |path| ImageFile { exif: self.exif, ..ImageFile::new(path, self.mode) };
+            files.extend(members.into_iter().map(file));
         }
         if classes.is_empty() {
             let message =
@@ -141,9 +145,28 @@ impl Source for FolderSpec {
         for (class, count) in set.classes.iter().zip(set.class_counts()).filter(|(_, count)| *count == 0) {
             notes.push(format!("class `{class}` has {count} samples: none of its files can be decoded"));
         }
+        notes.extend(depth_note(&files, name));
         set.notes = notes;
         Ok(set)
     }
+}
+
+/// A line on pictures of 16 bits among `files`, by a sample of their headers.
+pub(super) fn depth_note(files: &[ImageFile], name: impl Fn(&Path) -> String) -> Option<String> {
+    const SAMPLE: usize = 64;
+    let sample = files.len().min(SAMPLE);
+    let chosen = (0..sample).map(|place| &files[place * files.len() / sample]);
+    let deep: Vec<_> = chosen
+        .filter(|file| file.header().is_ok_and(|header| header.is_deep))
+        .map(|file| &file.path)
+        .collect();
+    let first = name(deep.first()?);
+    let looked_at = if sample < files.len() { " that were looked at" } else { "" };
+    Some(format!(
+        "{} of {sample} pictures{looked_at} have 16 bits per channel, which become 8 (such as {first}); a source `npy` \
+         takes floating-point arrays as they are",
+        deep.len()
+    ))
 }
 
 /// Bytes of decoded pictures for prediction that are held at once.
@@ -152,13 +175,14 @@ const RESIDENT_PICTURES: u64 = 1 << 30;
 /// Pictures for prediction: files, and folders of files at any depth, without classes. They are decoded at
 /// once, but for more than 1 GiB of samples, which stay files. Undecodable ones are listed in `skipped`;
 /// there is no budget, but it is exit 3 when none can be decoded.
-pub fn pictures(paths: &[PathBuf], mode: Mode, fit: &Fit) -> Result<Dataset> {
+pub fn pictures(paths: &[PathBuf], mode: Mode, fit: &Fit, exif: bool) -> Result<Dataset> {
     let (mut files, mut notes) = (Vec::new(), Vec::new());
     for path in paths {
         let (found, note) = pictures_at(path)?;
-        files.extend(found.into_iter().map(|path| ImageFile { path, mode }));
+        files.extend(found.into_iter().map(|path| ImageFile { exif, ..ImageFile::new(path, mode) }));
         notes.extend(note);
     }
+    notes.extend(depth_note(&files, |path| path.display().to_string()));
     let bytes = files.len() as u64 * (mode.channels() * fit.height * fit.width) as u64;
     let read = if bytes <= RESIDENT_PICTURES { decode_all(&files, fit)? } else { probe_all(&files) };
     if read.failures().count() == files.len() {

@@ -7,9 +7,9 @@ use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::folder::{budget, over_budget, probe_all};
+use super::folder::{budget, depth_note, over_budget, probe_all};
 use super::masks::{MaskSpec, Naming, found, partners, same_sizes};
-use super::{FilePath, OpenOptions, Source, Split, positive, positive_limit};
+use super::{FilePath, OpenOptions, Source, Split, is_yes, positive, positive_limit, yes};
 use crate::data::format::pictures_of;
 use crate::data::image::picture::{ImageFile, Mode};
 use crate::data::{Dataset, Files, Framing, Samples, Skipped, Targets};
@@ -37,6 +37,10 @@ pub struct ImagesSpec {
     #[serde(default = "one")]
     #[schemars(range(min = 1))]
     pub per_image: usize,
+    /// Turn pictures, targets and masks as their EXIF orientation says; `false` leaves their pixels as they are
+    /// stored.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub exif: bool,
     /// A folder with the image that each should become: of the same name, extensions apart, and the same
     /// size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -114,15 +118,16 @@ impl Source for ImagesSpec {
             let message = format!("{place}: holds no picture (after `skip` and `limit`){why}");
             return Err(fail(ExitCode::Data, message));
         }
-        let notes = note.into_iter().collect();
-        let all = as_files(&paths, self.mode);
+        let mut notes: Vec<_> = note.into_iter().collect();
+        let all = self.files(&paths, self.mode);
+        let name = |path: &Path| path.strip_prefix(&root).unwrap_or(path).to_string_lossy().into_owned();
+        notes.extend(depth_note(&all, name));
         let read = probe_all(&all);
         let allowed = budget(all.len(), options.max_skipped);
         let forgiven = match allowed.checked_sub(read.failures().count()) {
             Some(forgiven) if read.failures().count() < all.len() => forgiven,
             _ => return Err(over_budget(&root, &all, &read, allowed)),
         };
-        let name = |path: &Path| path.strip_prefix(&root).unwrap_or(path).to_string_lossy().into_owned();
         let skipped = read
             .failures()
             .map(|(index, reason)| Skipped { name: name(&all[index].path), reason: reason.to_owned() })
@@ -137,14 +142,18 @@ impl Source for ImagesSpec {
         let (others, targets, classes, encoding) = match (&self.target, &self.mask) {
             (Some(target), _) => {
                 let others = partners(&files, &root, &target.resolve()?, Naming::default())?;
-                let others = as_files(&others, self.mode);
+                let others = self.files(&others, self.mode);
+                notes.extend(
+                    depth_note(&others, |path| path.display().to_string())
+                        .map(|note| format!("targets: {note}")),
+                );
                 same_sizes(&files, &others, "target")?;
                 (others, Targets::Images { channels: self.mode.channels() }, Vec::new(), None)
             }
             (None, Some(mask)) => {
                 let naming = Naming { suffix: &mask.suffix, image_suffix: &mask.image_suffix };
                 let others = partners(&files, &root, &mask.root.resolve()?, naming)?;
-                let others = as_files(&others, Mode::Grey);
+                let others = self.files(&others, Mode::Grey);
                 same_sizes(&files, &others, "mask")?;
                 let masks = mask.look(&others)?;
                 if options.part == Split::Train
@@ -183,6 +192,8 @@ impl Source for ImagesSpec {
     }
 }
 
-fn as_files(paths: &[PathBuf], mode: Mode) -> Vec<ImageFile> {
-    paths.iter().map(|path| ImageFile { path: path.clone(), mode }).collect()
+impl ImagesSpec {
+    fn files(&self, paths: &[PathBuf], mode: Mode) -> Vec<ImageFile> {
+        paths.iter().map(|path| ImageFile { exif: self.exif, ..ImageFile::new(path, mode) }).collect()
+    }
 }

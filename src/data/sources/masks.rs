@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::FilePath;
 use super::folder::{on_all_cores, walk};
 use crate::data::format::pictures_of;
-use crate::data::image::picture::ImageFile;
+use crate::data::image::picture::{Header, ImageFile};
 use crate::data::mask::{Encoding, IGNORED, Level, MaskImage, Masks, Unclaimed};
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::Invalid;
@@ -128,13 +128,12 @@ impl MaskSpec {
     /// claims.
     pub fn look(&self, masks: &[ImageFile]) -> Result<Masks> {
         let sample = masks.len().min(LOOKED_AT);
-        let chosen: Vec<&Path> =
-            (0..sample).map(|place| masks[place * masks.len() / sample].path.as_path()).collect();
+        let chosen: Vec<&ImageFile> = (0..sample).map(|place| &masks[place * masks.len() / sample]).collect();
         let mut readings = self.readings();
         let mut seen: Vec<Vec<Result<Vec<u64>, Unclaimed>>> = vec![Vec::new(); sample];
         // What cannot be decoded is counted and named when its turn comes.
-        on_all_cores(chosen.iter().zip(&mut seen), sample, |(path, seen)| {
-            let image = MaskImage::read(path)?;
+        on_all_cores(chosen.iter().zip(&mut seen), sample, |(file, seen)| {
+            let image = MaskImage::read(file)?;
             for (encoding, _) in &readings {
                 seen.push(encoding.classes(&image)?.map(|(_, pixels)| pixels));
             }
@@ -159,17 +158,17 @@ impl MaskSpec {
     fn refuse(
         &self,
         readings: &[(Encoding, String)],
-        files: &[&Path],
+        files: &[&ImageFile],
         seen: &[Vec<Result<Vec<u64>, Unclaimed>>],
     ) -> anyhow::Error {
         let mut all = Unclaimed::default();
         let mut example = Path::new("");
-        for (path, file) in files.iter().zip(seen) {
+        for (file, seen) in files.iter().zip(seen) {
             // The first reading decides; where it fits a file, the file still counts among the pixels.
-            match file.first() {
+            match seen.first() {
                 Some(Err(unclaimed)) => {
                     if all.levels.is_empty() {
-                        example = path;
+                        example = &file.path;
                     }
                     for (level, count) in &unclaimed.levels {
                         *all.levels.entry(*level).or_default() += count;
@@ -315,7 +314,7 @@ pub fn same_sizes(files: &[ImageFile], partners: &[ImageFile], what: &str) -> Re
 /// What is wrong between the two, where their sizes differ; what has no header is left to the decoder.
 fn differ(file: &ImageFile, partner: &ImageFile) -> Option<String> {
     let upright = |file: &ImageFile| {
-        let ((height, width), turn) = file.header().ok()?;
+        let Header { height, width, turn, .. } = file.header().ok()?;
         use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
         let turned = matches!(turn, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH);
         Some((if turned { [height, width] } else { [width, height] }, turn))
@@ -336,7 +335,7 @@ fn differ(file: &ImageFile, partner: &ImageFile) -> Option<String> {
     };
     let advice = match turn == other_turn {
         true => "",
-        false => ": the mask was drawn on the picture as stored; turn the pixels and drop the tag",
+        false => ": where the mask was drawn on the picture as stored, say `exif: false` beside `root`",
     };
     Some(format!(
         "{} is {width}x{height}{}, {} is {w}x{h}{}{advice}",

@@ -260,6 +260,15 @@ fn try_with_capacity<T>(count: Option<usize>, smaller: &str) -> Result<Vec<T>> {
     })
 }
 
+/// A key that is on unless a config says otherwise.
+fn yes() -> bool {
+    true
+}
+
+fn is_yes(value: &bool) -> bool {
+    *value
+}
+
 /// Refuses zero where at least one is needed.
 fn positive(key: &str, value: usize) -> Result<(), Invalid> {
     if value == 0 { Err(Invalid::new(key, "must be at least 1")) } else { Ok(()) }

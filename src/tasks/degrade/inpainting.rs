@@ -82,7 +82,7 @@ impl Inpainting {
             return Ok(picture);
         }
         let path = path.resolve()?;
-        let file = ImageFile { path: path.clone(), mode: Mode::Grey };
+        let file = ImageFile::new(&path, Mode::Grey);
         let picture = file.decode().with_context(|| path.display().to_string());
         let picture =
             picture.with_exit_code(ExitCode::Data, || "the mask of missing pixels cannot be read")?;

@@ -81,7 +81,7 @@ pub fn run(options: &Options, trained: &LoadedModel, task: &dyn Task) -> Result<
     let names = trained.weights.classes().unwrap_or_default();
     let bar = bar(jobs.len());
     each(&jobs, &bar, "pictures could not be segmented", ExitCode::Data, |job| {
-        let file = ImageFile { path: job.input.clone(), mode: segmenter.mode };
+        let file = ImageFile { exif: spec.data.exif(), ..ImageFile::new(&job.input, segmenter.mode) };
         let picture = file.decode().with_exit_code(ExitCode::Data, || job.input.display())?;
         let classes = segmenter
             .segment(&picture, side, tile_progress(&bar, job))
@@ -89,7 +89,7 @@ pub fn run(options: &Options, trained: &LoadedModel, task: &dyn Task) -> Result<
         // An overlay keeps the colours that the network does not see.
         let shown = match (masks, segmenter.mode) {
             (Form::Overlay, Mode::Grey) => {
-                let file = ImageFile { path: job.input.clone(), mode: Mode::Rgb };
+                let file = ImageFile { mode: Mode::Rgb, ..file };
                 file.decode().with_exit_code(ExitCode::Data, || job.input.display())?
             }
             _ => picture,
