@@ -23,7 +23,7 @@ fn run(yaml: &str, n: i64, channels: i64, height: i64, width: i64) -> (Vec<f64>,
     for index in 0..n as u64 {
         pipeline.sample(&mut CounterRng::new(7, 0, index, RngStream::Augment), [0, 0], &mut numbers);
     }
-    let prep = Preparation { normalize: None, augment: list };
+    let prep = Preparation { augment: list, ..Preparation::default() };
     let whole = LoaderOptions { batch_size: n as usize, kind: Kind::Double, ..options() };
     let batch = batches(&Loader::new(&set, &prep, whole).unwrap(), 0, 0).remove(0);
     let place: Vec<i64> =
@@ -345,11 +345,13 @@ fn a_positive_angle_turns_counter_clockwise_and_the_corners_get_the_fill() {
     levels[14] = 255; // right of the centre
     let set = dataset(Tensor::from_slice(&levels).view([1, 1, 5, 5]), Targets::Unknown);
     let list = steps("[{rotation: {degrees: [90, 90]}}]");
-    let loader = Loader::new(&set, &Preparation { normalize: None, augment: list }, options()).unwrap();
+    let loader =
+        Loader::new(&set, &Preparation { augment: list, ..Preparation::default() }, options()).unwrap();
     let xs = batches(&loader, 0, 0).remove(0).xs;
     assert!((xs.double_value(&[0, 0, 0, 2]) - 1.0).abs() < 1e-6, "above the centre");
     let list = steps("[{rotation: {degrees: [45, 45], fill: 255}}]");
-    let loader = Loader::new(&set, &Preparation { normalize: None, augment: list }, options()).unwrap();
+    let loader =
+        Loader::new(&set, &Preparation { augment: list, ..Preparation::default() }, options()).unwrap();
     let xs = batches(&loader, 0, 0).remove(0).xs;
     // The corner comes from √8 above the centre, between the border at 2 and the fill at 3.
     assert!((xs.double_value(&[0, 0, 0, 0]) - (8f64.sqrt() - 2.0)).abs() < 1e-6);
@@ -420,7 +422,7 @@ fn cutout_blanks_a_square_of_the_normalised_picture_with_probability_p() {
 fn noise_has_the_asked_deviation_and_is_independent_of_its_neighbours() {
     let set =
         dataset(Tensor::zeros([50, 40, 50], (Kind::Double, Device::Cpu)).view([50, 2000]), Targets::Unknown);
-    let prep = Preparation { normalize: None, augment: steps("[{noise: {sigma: 0.3}}]") };
+    let prep = Preparation { augment: steps("[{noise: {sigma: 0.3}}]"), ..Preparation::default() };
     let loader = Loader::new(&set, &prep, LoaderOptions { batch_size: 50, ..options() }).unwrap();
     let xs = batches(&loader, 0, 0).remove(0).xs;
     assert_eq!(xs.kind(), Kind::Float);
@@ -438,7 +440,7 @@ fn mixup_mixes_pictures_and_targets_by_the_same_lambda() {
     let xs = Tensor::arange(n, (Kind::Double, Device::Cpu)).view([n, 1]);
     // One class per sample, so that the targets tell λ and the partner.
     let set = dataset(xs, Targets::Classes((0..n).collect()));
-    let prep = Preparation { normalize: None, augment: steps("[{mixup: {alpha: 0.8}}]") };
+    let prep = Preparation { augment: steps("[{mixup: {alpha: 0.8}}]"), ..Preparation::default() };
     let kind = Kind::Double;
     let loader = Loader::new(&set, &prep, LoaderOptions { batch_size: 32, kind, ..options() }).unwrap();
     let batch = batches(&loader, 0, 0).remove(0);
@@ -456,7 +458,7 @@ fn cutmix_targets_follow_the_area_that_was_replaced() {
     // Sample i is a picture of level i everywhere.
     let levels: Vec<u8> = (0..n as u8).flat_map(|level| vec![level; 2 * 7 * 9]).collect();
     let set = dataset(Tensor::from_slice(&levels).view([n, 2, 7, 9]), Targets::Classes((0..n).collect()));
-    let prep = Preparation { normalize: None, augment: steps("[{cutmix: {alpha: 1}}]") };
+    let prep = Preparation { augment: steps("[{cutmix: {alpha: 1}}]"), ..Preparation::default() };
     let kind = Kind::Double;
     let loader = Loader::new(&set, &prep, LoaderOptions { batch_size: 24, kind, ..options() }).unwrap();
     let mut areas = Vec::new();
@@ -505,7 +507,8 @@ fn mixture_weights_have_the_moments_of_a_beta_distribution() {
 #[test]
 fn of_two_mixtures_each_batch_gets_one() {
     let set = pictures(64, 1, 6, 6);
-    let both = Preparation { normalize: None, augment: steps("[{mixup: {alpha: 1}}, {cutmix: {}}]") };
+    let both =
+        Preparation { augment: steps("[{mixup: {alpha: 1}}, {cutmix: {}}]"), ..Preparation::default() };
     let loader = Loader::new(&set, &both, options()).unwrap();
     let plain = Loader::new(&set, &Preparation::default(), options()).unwrap();
     let mut cut = 0;

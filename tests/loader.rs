@@ -54,7 +54,7 @@ pub fn pictures(n: i64, channels: i64, height: i64, width: i64) -> Dataset {
 
 fn prep(yaml: &str, channels: usize) -> Preparation {
     let normalize = Normalize { mean: vec![0.4; channels], std: vec![0.3; channels] };
-    Preparation { normalize: Some(normalize), augment: augment(yaml) }
+    Preparation { normalize: Some(normalize), augment: augment(yaml), ..Preparation::default() }
 }
 
 pub fn batches(loader: &Loader, epoch: u64, from: usize) -> Vec<Batch> {
@@ -181,7 +181,7 @@ fn tables_are_normalised_by_numpys_mean_and_std() {
         assert!((normalize.std[column] / want[3 + column] - 1.0).abs() < 1e-12);
     }
     assert_eq!(normalize.std[2], 1.0, "a constant feature is only centred");
-    let prep = Preparation { normalize: Some(normalize), augment: Vec::new() };
+    let prep = Preparation { normalize: Some(normalize), augment: Vec::new(), ..Preparation::default() };
     let kind = Kind::Double;
     let loader = Loader::new(&set, &prep, LoaderOptions { kind, batch_size: 100, ..options() }).unwrap();
     let batch = batches(&loader, 0, 0).remove(0);
@@ -272,7 +272,7 @@ fn what_does_not_suit_the_samples_is_refused() {
         (&pictures(4, 1, 8, 8), "[{crop: {padding: 8, padding_mode: reflect}}]"),
     ];
     for (set, steps) in refused {
-        let prep = Preparation { normalize: None, augment: augment(steps) };
+        let prep = Preparation { augment: augment(steps), ..Preparation::default() };
         let error = Loader::new(set, &prep, options()).err().expect(steps);
         assert_eq!(exit_code::code(&error), ExitCode::Usage as u8, "{error:#}");
         Loader::new(set, &prep, LoaderOptions { train: false, ..options() })
@@ -297,7 +297,7 @@ fn files(n: usize, damaged: &[usize], forgiven: usize) -> (tempfile::TempDir, Da
             .save(&path)
             .unwrap();
         }
-        files.push(ImageFile { path, mode: Mode::Rgb });
+        files.push(ImageFile::new(path, Mode::Rgb));
     }
     let fit = Fit { height: 16, width: 12, resize: Resize::Squash, smooth: None };
     let set = Dataset {
@@ -377,7 +377,7 @@ fn streamed_flowers_equal_resident_flowers() {
     assert_eq!(normalize, NormalizeSpec::Auto.resolve(&streamed).unwrap());
     let list =
         "[{flip: {horizontal: true}}, {crop: {padding: 4, padding_mode: reflect}}, {cutout: {size: 16}}]";
-    let prep = Preparation { normalize, augment: augment(list) };
+    let prep = Preparation { normalize, augment: augment(list), ..Preparation::default() };
     let options = LoaderOptions { batch_size: 64, workers: 3, ..options() };
     let a = Loader::new(&resident, &prep, options.clone()).unwrap();
     let b = Loader::new(&streamed, &prep, options).unwrap();

@@ -249,6 +249,40 @@ Image.open('mk/2.png').resize((40, 32), 0).save('mk/2.png')
     ));
     let message = refused(here, "mk", THREE);
     assert!(message.contains("EXIF orientation 6") && message.contains("is 32x40"), "{message}");
+    assert!(message.contains("say `exif: false`"), "{message}");
+    // As stored they fit each other, in training and in what the run writes for the same picture.
+    let text = fs::read_to_string(config(here, "mk", THREE))
+        .unwrap()
+        .replace("mode: grey", "mode: grey, exif: false");
+    fs::write(here.join("stored.yaml"), text).unwrap();
+    let [stored, run, out] = ["stored.yaml", "stored", "out"].map(|name| here.join(name));
+    let [stored, run, out] = [&stored, &run, &out].map(|path| path.to_str().unwrap());
+    succeeds(&["train", stored, "--output", run, "--quiet"]);
+    succeeds(&["predict", run, here.join("im").to_str().unwrap(), "-o", out]);
+    let size = python(&format!("from PIL import Image\nprint(Image.open('{out}/2.png').size)"));
+    assert_eq!(size.trim(), "(40, 32)");
+}
+
+#[test]
+fn scores_of_single_classes_are_called_by_their_names_wherever_they_are_shown() {
+    let folder = place("masks('mk', lambda c, b: c)");
+    let here = folder.path();
+    let (result, log) = train(here, "mk", "[ground, \"thing/s\", bar]");
+    for name in ["dice_ground", "iou_thing/s", "dice_bar"] {
+        assert!(result["last"]["test"][name].as_f64().is_some(), "{name}: {result}");
+        assert!(log.contains(&format!("{name} 0.")), "{name}: {log}");
+    }
+    assert!(!log.contains("dice_1") && !result.to_string().contains("iou_0"), "{log}");
+    let run = here.join("run-mk");
+    let records = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    assert!(records.contains("\"dice_thing/s\":"), "{records}");
+    assert!(run.join("plots/test-dice_thing_s.png").is_file(), "a name is no path");
+    let run = run.to_str().unwrap();
+    assert!(succeeds(&["eval", run]).contains("dice_thing/s"));
+    let page = here.join("page.html");
+    succeeds(&["report", run, "-o", page.to_str().unwrap()]);
+    let page = fs::read_to_string(page).unwrap();
+    assert!(page.contains("dice thing/s") && !page.contains("dice 1"));
 }
 
 #[test]

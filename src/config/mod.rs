@@ -171,6 +171,11 @@ impl RunConfig {
                 return Err(Invalid::new(format!("penalty.{path}"), remedy));
             }
         }
+        if !matches!(self.task, TaskSpec::Regression(_)) && self.data.normalize_target != NormalizeSpec::None
+        {
+            let message = "is for the numbers that `task: regression` predicts; leave it out";
+            return Err(Invalid::new("data.normalize_target", message));
+        }
         if self.train.amp.is_some() && self.dtype == Dtype::Float64 {
             let message = "shortens float32; leave out `dtype: float64` or `amp`";
             return Err(Invalid::new("train.amp", message));

@@ -8,7 +8,7 @@ use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::{Dataset, Files, Samples};
+use super::{Dataset, Files, Samples, Targets};
 use crate::libtorch::catch_panics;
 use crate::libtorch::device::cores;
 use crate::libtorch::memory::Bytes;
@@ -66,6 +66,15 @@ impl<'de> Deserialize<'de> for NormalizeSpec {
 }
 
 impl NormalizeSpec {
+    /// The default of what is left as it is unless a config says otherwise.
+    pub(super) fn none() -> Self {
+        Self::None
+    }
+
+    pub(super) fn is_none(&self) -> bool {
+        *self == Self::None
+    }
+
     /// Checks that there are as many means as deviations, all finite, and that the deviations are above 0.
     pub fn validate(&self) -> Result<(), Invalid> {
         let NormalizeSpec::Given(Normalize { mean, std }) = self else { return Ok(()) };
@@ -97,6 +106,33 @@ impl NormalizeSpec {
                 ),
             )),
             NormalizeSpec::Given(given) => Ok(Some(given.clone())),
+        }
+    }
+
+    /// The same of the targets `[N, T]`; samples whose targets are unknown take the given numbers as they are.
+    /// Exit 2 where these do not suit the columns.
+    pub fn resolve_targets(&self, train: &Dataset) -> Result<Option<Normalize>> {
+        match (self, &train.targets) {
+            (Self::None, _) => Ok(None),
+            (Self::Auto, Targets::Values(ys)) => {
+                let (variance, mean) = ys.f_var_mean_correction(&[0i64][..], 0, false)?;
+                let (mean, variance) = (Vec::<f64>::try_from(mean)?, Vec::<f64>::try_from(variance)?);
+                Ok(Some(Normalize::from_moments(mean.into_iter().zip(variance))))
+            }
+            (Self::Given(given), Targets::Values(ys)) if given.mean.len() as i64 != ys.size()[1] => {
+                let message = format!(
+                    "normalize_target: {} numbers for {} columns of targets; give one for each, or `auto`",
+                    given.mean.len(),
+                    ys.size()[1]
+                );
+                Err(fail(ExitCode::Usage, message))
+            }
+            (Self::Given(given), _) => Ok(Some(given.clone())),
+            (Self::Auto, _) => Err(fail(
+                ExitCode::Usage,
+                "normalize_target: `auto` is of the targets of a training set, and this set has none; give the run \
+                 folder, whose config has the numbers, or `{mean: […], std: […]}`",
+            )),
         }
     }
 }

@@ -39,6 +39,10 @@ pub struct DataSpec {
     /// Normalisation of the inputs.
     #[serde(default)]
     pub normalize: NormalizeSpec,
+    /// Normalisation of a regression's targets as the network learns them, (y - mean) / std. Predictions and
+    /// metrics are in the units of the data, the loss is not. Off unless given.
+    #[serde(default = "NormalizeSpec::none", skip_serializing_if = "NormalizeSpec::is_none")]
+    pub normalize_target: NormalizeSpec,
     /// A filter that every image of every set passes through once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub smooth: Option<SmoothSpec>,
@@ -103,6 +107,7 @@ impl DataSpec {
             ));
         }
         self.normalize.validate().map_err(|error| error.under("normalize"))?;
+        self.normalize_target.validate().map_err(|error| error.under("normalize_target"))?;
         augment::validate(&self.augment).map_err(|error| error.under("augment"))?;
         if let Some(smooth) = &self.smooth {
             smooth.validate().map_err(|error| error.under("smooth"))?;
@@ -218,6 +223,15 @@ impl DataSpec {
         };
         let resize = self.train.source().1.resize();
         Ok((mode, Fit { height: height as usize, width: width as usize, resize, smooth: self.smooth }))
+    }
+
+    /// Whether pictures are turned as their EXIF data says, as the training set's are.
+    pub fn exif(&self) -> bool {
+        match &self.train {
+            SourceSpec::Folder(folder) => folder.exif,
+            SourceSpec::Images(images) => images.exif,
+            _ => true,
+        }
     }
 
     fn divide(&self, train: Dataset, share: Share, seed: u64) -> Result<(Dataset, Dataset)> {

@@ -124,11 +124,12 @@ impl LoadedModel {
 /// Tells where the run's config.yaml is not what its checkpoint was saved under, in what decides on answers
 /// and scores.
 fn tell_edits(run: &Path, loaded: &Loaded) -> Result<()> {
-    const KEYS: [&str; 8] = [
+    const KEYS: [&str; 9] = [
         "model",
         "task",
         "dtype",
         "data.normalize",
+        "data.normalize_target",
         "data.smooth",
         "data.train",
         "data.validation",

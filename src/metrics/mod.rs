@@ -230,9 +230,31 @@ pub struct Scores {
     pub each: Vec<(String, Vec<f64>)>,
     /// Which samples of the set these scores are of: those that could be read.
     pub indices: Vec<i64>,
+    /// The names of the classes, where they are known.
+    pub classes: Vec<String>,
+}
+
+/// `dice_1` as `dice_road`, where that is the name of class 1 and of no other; every other name as it is.
+pub fn with_class_name(name: &str, classes: &[String]) -> String {
+    let stems = FAMILIES
+        .iter()
+        .flat_map(|family| (family.scores)())
+        .filter_map(|score| score.name.strip_suffix(CLASS));
+    let mut classed = stems.filter_map(|stem| Some((stem, classes.get(class_of(stem, name)?)?)));
+    match classed.next() {
+        Some((stem, class)) if classes.iter().filter(|other| *other == class).count() == 1 => {
+            format!("{stem}{class}")
+        }
+        _ => name.to_owned(),
+    }
 }
 
 impl Scores {
+    /// The values as they are shown: those of single classes, such as `dice_1`, by the names of the classes.
+    pub fn named(&self) -> impl Iterator<Item = (String, f64)> {
+        self.values.iter().map(|(name, value)| (with_class_name(name, &self.classes), *value))
+    }
+
     pub fn get(&self, name: &str) -> Option<f64> {
         self.values.iter().find(|(known, _)| known == name).map(|(_, value)| *value)
     }

@@ -24,7 +24,9 @@ pub fn plots(run: &History) -> Result<()> {
     fs::create_dir_all(&plots).with_exit_code(ExitCode::Storage, || plots.display())?;
     for (name, svg) in all {
         let picture = png(&standalone(&svg))?;
-        // A metric's name comes from the program, not from a file.
+        // A metric may be called after a class, whose name is any text.
+        let name: String =
+            name.chars().map(|c| if c == '/' || c.is_control() { '_' } else { c }).take(60).collect();
         atomic_file::write_bytes(&plots.join(format!("{name}.png")), &picture)?;
     }
     Ok(())

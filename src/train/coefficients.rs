@@ -41,7 +41,8 @@ struct Feature {
     name: String,
     /// Per unit of the column.
     coefficient: f64,
-    /// Per standard deviation of the column: the weight of the network, which the penalty shrinks.
+    /// Per standard deviation of the column, and in those of the target where that was normalised: the weight
+    /// of the network, which the penalty shrinks.
     standardized: f64,
 }
 
@@ -82,10 +83,17 @@ impl Coefficients {
             NormalizeSpec::Given(given) if given.mean.len() == names.len() => Some(given),
             _ => None,
         };
+        let target = match &spec.data.normalize_target {
+            NormalizeSpec::Given(given) => Some(given),
+            _ => None,
+        };
         let rows = values.chunks_exact(names.len()).enumerate();
         let outputs = rows.map(|(at, row)| {
             let name = loaded.state.classes.get(at).cloned().unwrap_or_else(|| format!("y{at}"));
-            output(name, names, row, biases.get(at).copied().unwrap_or(0.0), normalize)
+            // y = mean + std · what the network says.
+            let target = target.and_then(|target| Some((*target.mean.get(at)?, *target.std.get(at)?)));
+            let bias = biases.get(at).copied().unwrap_or(0.0);
+            output(name, names, row, bias, normalize, target.unwrap_or((0.0, 1.0)))
         });
         Ok(Some(Self {
             of: format!("{which}, epoch {}", loaded.state.epoch),
@@ -115,15 +123,23 @@ impl Coefficients {
     }
 }
 
-fn output(name: String, names: &[String], row: &[f64], bias: f64, normalize: Option<&Normalize>) -> Output {
+fn output(
+    name: String,
+    names: &[String],
+    row: &[f64],
+    bias: f64,
+    normalize: Option<&Normalize>,
+    (mean, std): (f64, f64),
+) -> Output {
     let scale = |at: usize| normalize.map_or((0.0, 1.0), |normalize| (normalize.mean[at], normalize.std[at]));
     let feature = |(at, name): (usize, &String)| Feature {
         name: name.clone(),
-        coefficient: row[at] / scale(at).1,
+        coefficient: std * row[at] / scale(at).1,
         standardized: row[at],
     };
     let moved: f64 = row.iter().enumerate().map(|(at, weight)| weight * scale(at).0 / scale(at).1).sum();
-    Output { name, intercept: bias - moved, features: names.iter().enumerate().map(feature).collect() }
+    let intercept = mean + std * (bias - moved);
+    Output { name, intercept, features: names.iter().enumerate().map(feature).collect() }
 }
 
 impl fmt::Display for Coefficients {

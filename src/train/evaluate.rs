@@ -6,7 +6,7 @@ use tch::{Kind, Tensor, no_grad};
 use crate::data::loader::Loader;
 use crate::libtorch::catch_panics;
 use crate::libtorch::device;
-use crate::metrics::Scores;
+use crate::metrics::{ModelOutput, Scores};
 use crate::nn::model::Network;
 use crate::tasks::Task;
 use crate::train::sample_images::SampleImages;
@@ -40,7 +40,12 @@ pub fn evaluate(
             no_grad(|| -> Result<(Tensor, bool)> {
                 let (xs, ys) = task.make_batch(batch.xs, batch.ys, false)?;
                 let answer = task.forward(network, &xs, false)?;
-                meter.update(&xs, &answer, &ys);
+                let scored = loader.in_data_units(&answer.outputs);
+                let scored = ModelOutput {
+                    outputs: scored,
+                    latent: answer.latent.as_ref().map(Tensor::shallow_clone),
+                };
+                meter.update(&xs, &scored, &loader.in_data_units(&ys));
                 gallery.observe(task, &xs, &answer, &ys)?;
                 samples += xs.size()[0];
                 Ok(match task.sums(&answer, &ys) {
@@ -59,6 +64,7 @@ pub fn evaluate(
         return Err(fail(ExitCode::Data, "none of the samples to judge by can be read"));
     }
     let mut scores = meter.compute();
+    scores.classes = loader.classes().to_vec();
     scores.indices = indices;
     let loss = match (sums, loss_sum) {
         (Some(sums), _) => Some(catch_panics(|| task.joint_loss(&sums).double_value(&[]))?),

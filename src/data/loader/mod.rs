@@ -39,6 +39,8 @@ pub struct Batch {
 #[derive(Clone, Debug, Default)]
 pub struct Preparation {
     pub normalize: Option<Normalize>,
+    /// Of targets that are values.
+    pub normalize_target: Option<Normalize>,
     /// For training only.
     pub augment: Vec<Augment>,
 }
@@ -66,6 +68,8 @@ pub struct Loader {
     workers: usize,
     drop_last: bool,
     targets: DeviceTargets,
+    normalize_target: Option<Normalize>,
+    classes: Vec<String>,
 }
 
 enum Source {
@@ -124,6 +128,13 @@ impl Loader {
                 fail(ExitCode::Usage, format!("normalize: {} numbers for {channels} channels", mean.len()))
             );
         }
+        if let (Some(Normalize { mean, .. }), Targets::Values(ys)) = (&prep.normalize_target, &set.targets) {
+            let (given, columns) = (mean.len(), ys.size()[1]);
+            ensure!(
+                given as i64 == columns,
+                fail(ExitCode::Usage, format!("normalize_target: {given} numbers for {columns} columns"))
+            );
+        }
         let augment = if train { prep.augment.as_slice() } else { &[] };
         let stacked = stacked_channels(&set.targets);
         let mut shape = set.shape.clone();
@@ -174,14 +185,34 @@ impl Loader {
             let targets = match &set.targets {
                 Targets::Classes(ys) if device == Device::Cpu => DeviceTargets::Classes(ys.clone()),
                 Targets::Classes(ys) => DeviceTargets::Tensor(Tensor::from_slice(ys).to_device(device)),
-                Targets::Values(ys) => DeviceTargets::Tensor(ys.to_kind(kind).to_device(device)),
+                Targets::Values(ys) => {
+                    // Before they are shortened to float32: a deviation may be far below the mean.
+                    let scaled = prep.normalize_target.as_ref().map(|normalize| normalize.apply(ys));
+                    DeviceTargets::Tensor(scaled.as_ref().unwrap_or(ys).to_kind(kind).to_device(device))
+                }
                 Targets::Images { .. } => DeviceTargets::Stacked(stacked),
                 Targets::Masks(_) => DeviceTargets::Mask,
                 Targets::Unknown => DeviceTargets::Unknown,
             };
             Ok((source, targets))
         })??;
-        Ok(Self { source, context, samples: set.len(), workers, drop_last, targets })
+        let normalize_target = prep.normalize_target.clone();
+        let (samples, classes) = (set.len(), set.classes.clone());
+        Ok(Self { source, context, samples, workers, drop_last, targets, normalize_target, classes })
+    }
+
+    /// The names of the set's classes, in the order of their numbers.
+    pub fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    /// Targets, or a network's answers `[N, T]`, in the units of the data: float64 where `normalize_target` had
+    /// brought them to others, else as they are.
+    pub fn in_data_units(&self, values: &Tensor) -> Tensor {
+        match &self.normalize_target {
+            Some(normalize) => normalize.undo(&values.to_kind(Kind::Double)),
+            None => values.shallow_clone(),
+        }
     }
 
     /// How many batches an epoch has. With `drop_last` and a batch larger than the set there is none.

@@ -13,6 +13,9 @@ pub struct About {
     /// Per channel or feature: the network was trained on (x - mean) / std, x in 0..1 for pictures.
     pub mean: Vec<f64>,
     pub std: Vec<f64>,
+    /// Per output of a regression: the network answers (y - target_mean) / target_std.
+    pub target_mean: Vec<f64>,
+    pub target_std: Vec<f64>,
     /// Of one sample, without the batch: `[C, H, W]` or `[F]`.
     pub input_size: Vec<i64>,
 }
@@ -32,6 +35,8 @@ impl About {
             ("classes", Fact::Texts(&self.classes), self.classes.is_empty()),
             ("mean", Fact::Numbers(&self.mean), self.mean.is_empty()),
             ("std", Fact::Numbers(&self.std), self.std.is_empty()),
+            ("target_mean", Fact::Numbers(&self.target_mean), self.target_mean.is_empty()),
+            ("target_std", Fact::Numbers(&self.target_std), self.target_std.is_empty()),
             ("input_size", Fact::Integers(&self.input_size), self.input_size.is_empty()),
         ];
         all.into_iter().filter(|(.., is_empty)| !is_empty).map(|(name, fact, _)| (name, fact)).collect()

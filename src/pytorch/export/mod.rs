@@ -44,8 +44,8 @@ pub trait Exporter: Sync {
     fn write(&self, from: &TrainedNetwork, options: &ExportOptions, path: &Path) -> Result<String>;
 
     /// What the user should know of the file.
-    fn notes(&self, from: &TrainedNetwork) -> Vec<String> {
-        from.non_finite().into_iter().collect()
+    fn notes(&self, from: &TrainedNetwork, _options: &ExportOptions) -> Vec<String> {
+        from.non_finite().into_iter().chain(from.target_note()).collect()
     }
 }
 

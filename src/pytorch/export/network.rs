@@ -65,6 +65,20 @@ impl TrainedNetwork {
         }
     }
 
+    /// How the targets were scaled for the network, where they were.
+    fn normalize_target(&self) -> Option<&Normalize> {
+        match self.data.as_ref().map(|data| &data.normalize_target) {
+            Some(NormalizeSpec::Given(normalize)) => Some(normalize),
+            _ => None,
+        }
+    }
+
+    /// A note that the answers are not in the units of the data, where they are not.
+    pub fn target_note(&self) -> Option<String> {
+        let note = "this network answers (y - target_mean) / target_std (data.normalize_target), numbers that the file has";
+        self.normalize_target().map(|_| note.into())
+    }
+
     pub fn answers_residual(&self) -> bool {
         self.task.as_ref().is_some_and(|task| task.task().answers_residual())
     }
@@ -76,6 +90,11 @@ impl TrainedNetwork {
             remarks.push("Trained on (x - mean) / std per channel, x in 0..1 for pictures, with".to_owned());
             remarks.push(format!("mean = {:?}", normalize.mean));
             remarks.push(format!("std = {:?}", normalize.std));
+        }
+        if let Some(target) = self.normalize_target() {
+            remarks.push("The network answers (y - mean) / std of its target y, with".to_owned());
+            remarks.push(format!("mean = {:?}", target.mean));
+            remarks.push(format!("std = {:?}", target.std));
         }
         if self.answers_residual() {
             remarks.push("The network answers what is to be subtracted from its input.".into());
@@ -115,6 +134,7 @@ impl TrainedNetwork {
             (_, [_, _, _], _) => Some(Resize::default()),
             _ => None,
         };
-        Ok(torchscript::Preprocess { normalize: self.normalize().cloned(), resize })
+        let (normalize, normalize_target) = (self.normalize().cloned(), self.normalize_target().cloned());
+        Ok(torchscript::Preprocess { normalize, resize, normalize_target })
     }
 }

@@ -19,7 +19,8 @@ pub struct ExportOptions {
     #[arg(long)]
     pub optimize: bool,
     /// TorchScript: take pictures of any size, 0..1 as floats or 0..255 as uint8 [N, C, H, W]; resize
-    /// (bilinear, antialiased) and normalise them as the run did
+    /// (bilinear, antialiased) and normalise them as the run did; answer in the units of the data where
+    /// `data.normalize_target` scaled them
     #[arg(long)]
     pub preprocess: bool,
     /// TorchScript: answer probabilities

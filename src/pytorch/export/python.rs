@@ -52,8 +52,8 @@ impl Exporter for Python {
     }
 
     /// It holds no weights.
-    fn notes(&self, _from: &TrainedNetwork) -> Vec<String> {
-        Vec::new()
+    fn notes(&self, from: &TrainedNetwork, _options: &ExportOptions) -> Vec<String> {
+        from.target_note().into_iter().collect()
     }
 }
 

@@ -10,7 +10,7 @@ use tch::{Device, Kind};
 use crate::checkpoint::{Checkpoints, Loaded};
 use crate::config::{Config, RunConfig};
 use crate::data::loader::{Loader, LoaderOptions, Preparation};
-use crate::data::normalize::NormalizeSpec;
+use crate::data::normalize::{Normalize, NormalizeSpec};
 use crate::data::{Dataset, DatasetCache, Skipped, Split, Splits, Targets};
 use crate::libtorch::autocast::allow_tf32;
 use crate::libtorch::device;
@@ -138,7 +138,8 @@ impl Session {
         let mut session = Self::without_data(config, plan, device)?;
         let spec = &session.config.spec;
         let open = |split| spec.data.open_only(split, spec.seed, classes);
-        if spec.data.normalize == NormalizeSpec::Auto && split != Split::Train {
+        let is_auto = [&spec.data.normalize, &spec.data.normalize_target].contains(&&NormalizeSpec::Auto);
+        if is_auto && split != Split::Train {
             session.train = open(Split::Train)?;
         }
         let set = open(split)?;
@@ -173,8 +174,10 @@ impl Session {
 
     /// From here on the config says the numbers that `auto` stood for: an evaluation must not compute others.
     fn settle_normalization(&mut self, train: &Dataset) -> Result<()> {
-        let normalize = &mut self.config.spec.data.normalize;
-        *normalize = normalize.resolve(train)?.map_or(NormalizeSpec::None, NormalizeSpec::Given);
+        let data = &mut self.config.spec.data;
+        let said = |resolved: Option<Normalize>| resolved.map_or(NormalizeSpec::None, NormalizeSpec::Given);
+        data.normalize = said(data.normalize.resolve(train)?);
+        data.normalize_target = said(data.normalize_target.resolve_targets(train)?);
         Ok(())
     }
 
@@ -195,7 +198,7 @@ impl Session {
     fn check(&self) -> Result<()> {
         for set in [&self.train, &self.validation, &self.test].into_iter().flatten() {
             self.task.check(&self.model, set)?;
-            fits(&self.model, &self.task.input(&set.shape))?;
+            fits(&self.model, &self.task.input(&set.shape), &set.features)?;
         }
         Ok(())
     }
@@ -372,10 +375,14 @@ fn classes(set: &Dataset) -> String {
     format!(", {} {plural}: {}{rest}", counts.len(), listed.join(", "))
 }
 
-/// Batches of `set` as `spec` prepares them; its `normalize` must be resolved.
+/// Batches of `set` as `spec` prepares them; its `normalize` and `normalize_target` must be resolved.
 pub fn loader(spec: &RunConfig, device: Device, set: &Dataset, train: bool) -> Result<Loader> {
     let data = &spec.data;
-    let preparation = Preparation { normalize: data.normalize.resolve(set)?, augment: data.augment.clone() };
+    let preparation = Preparation {
+        normalize: data.normalize.resolve(set)?,
+        normalize_target: data.normalize_target.resolve_targets(set)?,
+        augment: data.augment.clone(),
+    };
     let options = LoaderOptions {
         batch_size: data.batch_size,
         train,
@@ -410,12 +417,19 @@ fn can_normalize(model: &Model, spec: &RunConfig, samples: usize) -> Result<()> 
 }
 
 /// A network whose output is an image is taken to be fully convolutional: it works at any size.
-fn fits(model: &Model, shape: &[i64]) -> Result<()> {
+fn fits(model: &Model, shape: &[i64], features: &[String]) -> Result<()> {
     let wanted = model.input();
     let at_any_size = model.output().len() == 3 && shape.len() == 3 && wanted.first() == shape.first();
     (wanted == shape || at_any_size).then_some(()).with_exit_code(ExitCode::Usage, || {
+        let columns = match features {
+            [] => String::new(),
+            all => {
+                let few: Vec<_> = all.iter().take(12).map(String::as_str).collect();
+                format!(" (the columns {}{})", few.join(", "), if all.len() > few.len() { ", …" } else { "" })
+            }
+        };
         format!(
-            "the model wants samples of shape {wanted:?} and the data has {shape:?}; change the model's `input` \
+            "the model wants samples of shape {wanted:?} and the data has {shape:?}{columns}; change the model's `input` \
              (or its args), or the size that the data is brought to"
         )
     })

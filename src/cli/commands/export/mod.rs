@@ -9,6 +9,7 @@ use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use super::convert::is_same_file;
+use crate::data::normalize::{Normalize, NormalizeSpec};
 use crate::pytorch::export::{EXPORTS, Export, ExportOptions};
 use crate::pytorch::writer;
 use crate::train::initial_weights::is_pythons;
@@ -78,7 +79,7 @@ pub fn run(options: &Options) -> Result<()> {
     let exporter = options.to.exporter;
     let written = exporter.write(&network, &options.format, &output)?;
     print_out!("{}: {written}, from {}", output.display(), network.origin.join("; "));
-    exporter.notes(&network).iter().for_each(|note| print_out!("note: {note}"));
+    exporter.notes(&network, &options.format).iter().for_each(|note| print_out!("note: {note}"));
     Ok(())
 }
 
@@ -123,6 +124,11 @@ fn write_resumable(options: &Options) -> Result<()> {
         loaded.folder.display()
     );
     notes.iter().for_each(|note| print_out!("note: {note}"));
+    if let NormalizeSpec::Given(Normalize { mean, std }) = &config.data.normalize_target {
+        print_out!(
+            "note: this network answers (y - mean) / std of its target (data.normalize_target), mean {mean:?}, std {std:?}"
+        );
+    }
     Ok(())
 }
 

@@ -36,13 +36,14 @@ fn of_checkpoint(path: &Path, options: &Options) -> Result<TrainedNetwork> {
     config.model.init_from = None;
     let model = Model::from_spec(&config.model)?;
     let origin = vec![format!("{}{}", loaded.folder.display(), loaded.kind())];
-    let normalize = match &config.data.normalize {
-        NormalizeSpec::Given(normalize) => Some(normalize.clone()),
-        _ => None,
+    let numbers = |spec: &NormalizeSpec| match spec {
+        NormalizeSpec::Given(given) => (given.mean.clone(), given.std.clone()),
+        _ => Default::default(),
     };
-    let (mean, std) = normalize.map(|given| (given.mean, given.std)).unwrap_or_default();
-    let about =
-        About { classes: loaded.state.classes.clone(), mean, std, input_size: model.input().to_vec() };
+    let (mean, std) = numbers(&config.data.normalize);
+    let (target_mean, target_std) = numbers(&config.data.normalize_target);
+    let (classes, input_size) = (loaded.state.classes.clone(), model.input().to_vec());
+    let about = About { classes, mean, std, target_mean, target_std, input_size };
     let mut metadata = metadata(&loaded);
     metadata.extend(about.json().into_iter().map(|(name, value)| (name, value.to_string())));
     Ok(TrainedNetwork {

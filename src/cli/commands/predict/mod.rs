@@ -12,6 +12,7 @@ use tch::no_grad;
 
 use super::TrainedOptions;
 use crate::config::RunConfig;
+use crate::data::normalize::NormalizeSpec;
 use crate::data::sources::CsvSpec;
 use crate::data::{Dataset, SourceSpec, pictures};
 use crate::libtorch::catch_panics;
@@ -68,7 +69,8 @@ pub fn run(options: &Options) -> Result<()> {
         print_err!("{note}");
     }
     let mut answered = 0;
-    for batch in loader(spec, network.device(), &set, false)?.epoch(0, 0) {
+    let loader = loader(spec, network.device(), &set, false)?;
+    for batch in loader.epoch(0, 0) {
         let batch = batch?;
         let answer = catch_panics(|| {
             no_grad(|| {
@@ -76,7 +78,9 @@ pub fn run(options: &Options) -> Result<()> {
                 task.forward(&network, &xs, false)
             })
         })??;
-        for (index, prediction) in batch.indices.iter().zip(task.predictions(&answer.outputs)?) {
+        for (index, prediction) in
+            batch.indices.iter().zip(task.predictions(&loader.in_data_units(&answer.outputs))?)
+        {
             let index = *index as usize;
             let name = set.names.get(index).cloned().unwrap_or_else(|| format!("row {}", index + 1));
             printer.print(&name, prediction)?;
@@ -99,6 +103,11 @@ pub fn run(options: &Options) -> Result<()> {
 
 /// One table, or pictures.
 fn inputs(spec: &RunConfig, features: &[String], shape: &[i64], paths: &[PathBuf]) -> Result<Dataset> {
+    if spec.data.normalize == NormalizeSpec::Auto {
+        let message = "data.normalize: `auto` is of the training set, which is not read here; give the run folder, whose \
+                       config has the numbers, or `--set data.normalize={mean: […], std: […]}`";
+        return Err(fail(ExitCode::Usage, message));
+    }
     match (&spec.data.train, paths) {
         (SourceSpec::Csv(table), [path]) => table.rows(path, features),
         (SourceSpec::Csv(_), _) => Err(fail(ExitCode::Usage, "give one table at a time")),
@@ -119,7 +128,7 @@ fn inputs(spec: &RunConfig, features: &[String], shape: &[i64], paths: &[PathBuf
         }
         _ => {
             let (mode, fit) = spec.data.picture_rules(shape)?;
-            pictures(paths, mode, &fit)
+            pictures(paths, mode, &fit, spec.data.exif())
         }
     }
 }

@@ -95,6 +95,14 @@ impl CsvSpec {
                     if targets.contains(&column) || excluded.contains(&column) || is_group(column) {
                         continue;
                     }
+                    if names[column].is_empty() {
+                        let message = format!(
+                            "column {} has no name, as an index that pandas wrote: `exclude: [\"\"]` leaves it out, \
+                             `features` with \"\" takes it",
+                            column + 1
+                        );
+                        return Err(Invalid::new("features", message));
+                    }
                     // A prediction finds its columns by their names.
                     if names.iter().filter(|name| **name == names[column]).count() > 1 {
                         let message = format!(

@@ -9,12 +9,13 @@ use std::path::Path;
 
 use anyhow::Result;
 use csv::{ByteRecord, Reader, ReaderBuilder, Trim};
+use image::ImageFormat;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::cell::{label, number, ordered_classes, refuse, unreadable};
-use super::{FilePath, OpenOptions, Source, Split, positive_limit, resident};
+use super::{FilePath, OpenOptions, Source, Split, positive_limit, resident, yes};
 use crate::data::{Dataset, Targets};
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::yaml::{Invalid, nearest};
@@ -76,10 +77,6 @@ impl Names {
             Self::Several(names) => names,
         }
     }
-}
-
-fn yes() -> bool {
-    true
 }
 
 fn comma() -> char {
@@ -269,10 +266,17 @@ impl CsvSpec {
     fn input(&self, record: &ByteRecord, feature: &Feature, names: &[String], path: &Path) -> Result<f64> {
         let (column, name) = (feature.column, &names[feature.column]);
         let Some(value) = &feature.value else {
-            let remedy = format!(
-                "mend or remove the row; where the column holds text, `exclude: [{name}]` leaves it out and \
-                 `one_hot: {{{name}: [VALUE, …]}}` makes inputs of its values"
-            );
+            let cell = record.get(column).map(|cell| String::from_utf8_lossy(cell).into_owned());
+            let is_picture = cell.is_some_and(|cell| ImageFormat::from_path(cell).is_ok());
+            let remedy = match is_picture {
+                true => "labels of pictures are told by folders, not by a table: put those of one class into a folder, as in \
+                         `folder: {root: DIR, size: 64}`"
+                    .to_owned(),
+                false => format!(
+                    "mend or remove the row; where the column holds text, `exclude: [{name}]` leaves it out and \
+                     `one_hot: {{{name}: [VALUE, …]}}` makes inputs of its values"
+                ),
+            };
             return number(record, column, names, path, self.decimal, &remedy);
         };
         let (found, known) = (label(record, column, names, path)?, &self.one_hot[name]);

@@ -66,7 +66,13 @@ pub(super) fn compare(
     let answer = |network: &Network, xs: &Tensor, train: bool| {
         catch_panics(|| {
             let ys = no_grad(|| network.forward(xs, train));
-            if options.softmax { ys.softmax(1, None::<Kind>) } else { ys }
+            match &options.preprocess {
+                _ if options.softmax => ys.softmax(1, None::<Kind>),
+                Some(Preprocess { normalize_target: Some(target), .. }) => {
+                    target.undo(&ys.to_kind(Kind::Double)).to_kind(ys.kind())
+                }
+                _ => ys,
+            }
         })
     };
     let is_frozen = options.freeze || options.optimize;

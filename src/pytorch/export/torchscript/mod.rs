@@ -48,6 +48,7 @@ impl Exporter for TorchScript {
         if options.preprocess {
             // They are in the program, and must not be applied once more.
             (about.mean, about.std) = Default::default();
+            (about.target_mean, about.target_std) = Default::default();
         }
         let &ExportOptions { softmax, freeze, optimize, preprocess, .. } = options;
         let preprocess = preprocess.then(|| from.preprocess()).transpose()?;
@@ -62,8 +63,12 @@ impl Exporter for TorchScript {
         ))
     }
 
-    fn notes(&self, from: &TrainedNetwork) -> Vec<String> {
+    fn notes(&self, from: &TrainedNetwork, options: &ExportOptions) -> Vec<String> {
         let mut notes: Vec<_> = from.non_finite().into_iter().collect();
+        if !options.preprocess {
+            let program = "--preprocess writes a program that answers in the units of the data";
+            notes.extend(from.target_note().map(|note| format!("{note}; {program}")));
+        }
         if from.answers_residual() {
             notes.push(
                 "this network answers what is to be subtracted from its input (task.reconstruction.residual)"
@@ -102,6 +107,8 @@ pub struct Preprocess {
     pub normalize: Option<Normalize>,
     /// None leaves the size alone, as networks that answer images want it.
     pub resize: Option<Resize>,
+    /// The answers `[N, T]` are brought back to the units of the targets.
+    pub normalize_target: Option<Normalize>,
 }
 
 /// How far the file's answers were from the network's, relative to the largest value.
@@ -286,11 +293,12 @@ impl Words for Script {
 // The numbers by which TorchScript's own files call the dtypes.
 const UINT8: i64 = 0;
 const FLOAT32: i64 = 6;
+const FLOAT64: i64 = 7;
 
 /// The lines before and after the network's own.
 fn wrapping(model: &Model, options: &Options) -> Result<(String, String)> {
     let mut before = String::new();
-    if let Some(Preprocess { normalize, resize }) = &options.preprocess {
+    if let Some(Preprocess { normalize, resize, .. }) = &options.preprocess {
         before += &format!(
             "if x.dtype == {UINT8}:\n    x = x.to({FLOAT32}) / 255.0\nelse:\n    x = x.to({FLOAT32})\n"
         );
@@ -318,8 +326,20 @@ fn wrapping(model: &Model, options: &Options) -> Result<(String, String)> {
             before += &format!("x = x.to({place}.dtype)\n");
         }
     }
-    let after = if options.softmax { "x = torch.softmax(x, 1)" } else { "" };
-    Ok((before, after.to_owned()))
+    let after = match &options.preprocess {
+        _ if options.softmax => "x = torch.softmax(x, 1)".to_owned(),
+        Some(Preprocess { normalize_target: Some(Normalize { mean, std }), .. }) => {
+            // As scalars: a list of numbers passes through float32 on its way into a tensor.
+            let column = |(at, (mean, std))| format!("x[:, {at}:{}] * {std:?} + {mean:?}", at + 1);
+            let columns: Vec<_> = mean.iter().zip(std).enumerate().map(column).collect();
+            format!(
+                "kind = x.dtype\nx = x.to({FLOAT64})\nx = torch.cat([{}], 1).to(kind)",
+                columns.join(", ")
+            )
+        }
+        _ => String::new(),
+    };
+    Ok((before, after))
 }
 
 /// As [`crate::data::Fit`] brings pictures to the size of the samples.
