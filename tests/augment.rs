@@ -197,7 +197,7 @@ for i in range(n):
 /// The pictures of one epoch under one step, in the order of the set: `levels` `[N, 1, H, W]` as float64, white at 1.
 fn augmented(yaml: &str, levels: &Tensor) -> Tensor {
     let set = dataset(levels.shallow_clone(), Targets::Unknown);
-    let prep = Preparation { normalize: None, augment: steps(yaml) };
+    let prep = Preparation { augment: steps(yaml), ..Preparation::default() };
     let n = levels.size()[0];
     let whole = LoaderOptions { batch_size: n as usize, kind: Kind::Double, ..options() };
     let batch = batches(&Loader::new(&set, &prep, whole).unwrap(), 0, 0).remove(0);

@@ -219,7 +219,7 @@ fn mean_and_std_of_many_files_are_those_of_512_spread_evenly_over_the_set() {
         let path = folder.path().join(format!("{index}.pgm"));
         let level = if index < 576 { 0 } else { 255 };
         std::fs::write(&path, [&b"P5 2 1 255\n"[..], &[level, level]].concat()).unwrap();
-        ImageFile { path, mode: Mode::Grey }
+        ImageFile::new(path, Mode::Grey)
     });
     let fit = Fit { height: 1, width: 2, resize: Resize::Squash, smooth: None };
     let files = Files::new(files.collect(), Vec::new(), Framing::Fit(fit), 0, 0);
