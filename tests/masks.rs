@@ -283,6 +283,23 @@ fn scores_of_single_classes_are_called_by_their_names_wherever_they_are_shown() 
     succeeds(&["report", run, "-o", page.to_str().unwrap()]);
     let page = fs::read_to_string(page).unwrap();
     assert!(page.contains("dice thing/s") && !page.contains("dice 1"));
+    // What decides is declared by the class's number, and shown by its name.
+    let config = config(here, "mk", "[ground, \"thing/s\", bar]");
+    let by_class = here.join("by-class");
+    let sets = ["--set", "train.monitor=dice_1", "--set", "data.validation.fraction=0.25"];
+    let args =
+        [&["train", &config, "--output", by_class.to_str().unwrap(), "--quiet"], sets.as_slice()].concat();
+    succeeds(&args);
+    let best = read_json(by_class.join("result.json"));
+    assert!(best["best"]["validation"]["dice_thing/s"].as_f64().is_some(), "{best}");
+    let listed = succeeds(&["runs", by_class.to_str().unwrap(), "--json"]);
+    assert!(listed.contains("\"dice_thing/s\""), "{listed}");
+    let swept = here.join("swept");
+    let over = ["--over", "penalty.decoupled=0,0.1", "--jobs", "1", "--output", swept.to_str().unwrap()];
+    let stdout = succeeds(
+        &[&["sweep", &config], sets.as_slice(), over.as_slice(), &["--set", "train.epochs=1"]].concat(),
+    );
+    assert!(stdout.contains("dice_thing/s"), "{stdout}");
 }
 
 #[test]

@@ -225,6 +225,14 @@ impl DataSpec {
         Ok((mode, Fit { height: height as usize, width: width as usize, resize, smooth: self.smooth }))
     }
 
+    /// The names of the classes of the training set's masks; none where it has no masks.
+    pub fn mask_classes(&self) -> &[String] {
+        match &self.train {
+            SourceSpec::Images(images) => images.mask.as_ref().map_or(&[], |mask| &mask.classes),
+            _ => &[],
+        }
+    }
+
     /// Whether pictures are turned as their EXIF data says, as the training set's are.
     pub fn exif(&self) -> bool {
         match &self.train {

@@ -263,8 +263,8 @@ impl Scores {
 impl Serialize for Scores {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
-        for (name, value) in &self.values {
-            map.serialize_entry(name, value)?;
+        for (name, value) in self.named() {
+            map.serialize_entry(&name, &value)?;
         }
         map.end()
     }

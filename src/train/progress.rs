@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::metrics::with_class_name;
 use crate::train::records::{Averaged, EpochRecord, StepRecord, WeightStats};
 use crate::train::run_folder::RunFolder;
 use crate::util::console::{plain, print_err};
@@ -136,6 +137,7 @@ impl Progress {
             parts.push(kept(format!(" | {split}{whose}")));
             // Where there is little room the loss goes first.
             for (at, (name, value)) in shown.iter().enumerate() {
+                let name = with_class_name(name, &scores.classes);
                 let rank = if at + 1 == shown.len() { Part::KEPT } else { 4 };
                 parts.push(Part::new(rank, format!(" {name} {value:.4}")));
             }

@@ -114,7 +114,7 @@ impl fmt::Display for RunResult {
             for (split, scores) in [("validation", &weights.validation), ("test", &weights.test)] {
                 let Some(scores) = scores else { continue };
                 let shown: Vec<_> =
-                    scores.values.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+                    scores.named().map(|(name, value)| format!("{name} {value:.4}")).collect();
                 let averaged = if self.averaged { ", averaged weights" } else { "" };
                 writeln!(f, "{name} (epoch {}{averaged}) {split}: {}", weights.epoch, shown.join(", "))?;
             }

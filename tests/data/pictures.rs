@@ -133,7 +133,7 @@ fn two_jpeg_files_have_the_pixels_that_pillow_saw() {
     let files: [(&[u8], u32); 2] =
         [(include_bytes!("420.jpg"), 3445089998), (include_bytes!("422-progressive.jpg"), 3204779656)];
     for (bytes, expected) in files {
-        let file = ImageFile { path: folder.path().join("x.jpg"), mode: Mode::Rgb };
+        let file = ImageFile::new(folder.path().join("x.jpg"), Mode::Rgb);
         fs::write(&file.path, bytes).unwrap();
         let picture = file.decode().unwrap();
         assert_eq!((picture.height, picture.width), (21, 19));

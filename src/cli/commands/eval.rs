@@ -141,7 +141,7 @@ fn rows<'a>(scores: &'a Scores, set: &'a Dataset) -> impl Iterator<Item = Value>
 
 fn table(scores: &Scores, classes: &[String]) -> String {
     let mut text = String::new();
-    for (name, value) in &scores.values {
+    for (name, value) in scores.named() {
         text += &format!("  {name:<16} {value:.4}\n");
     }
     if let Some(report) = &scores.report {

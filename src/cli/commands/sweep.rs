@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::data::Split;
 use crate::libtorch::device::{DeviceSpec, cores};
 use crate::libtorch::machine::gpu;
-use crate::metrics::Monitor;
+use crate::metrics::{Monitor, with_class_name};
 use crate::sweep::choice::is_strength;
 use crate::sweep::path;
 use crate::sweep::prune::Prune;
@@ -253,6 +253,7 @@ fn design(options: &Options, sweep: &SweepSpec, config: &Config) -> Result<Desig
             None => config.document.error_at("sweep.metric", message),
         })?,
     };
+    let metric = with_class_name(&metric, spec.data.mask_classes());
     let mut base = serde_json::to_value(spec)?;
     // Where it runs changes nothing of what it is.
     if let Some(base) = base.as_object_mut() {

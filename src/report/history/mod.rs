@@ -10,7 +10,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::config::CONFIG_FILE;
-use crate::metrics::Monitor;
+use crate::metrics::{Monitor, with_class_name};
 use crate::penalty::KEYS;
 use crate::plot::number;
 use crate::tasks::TaskSpec;
@@ -123,7 +123,17 @@ impl History {
             task => task.clone(),
         };
         let task: TaskSpec = serde_json::from_value(task).ok()?;
-        task.monitor(self.config["train"]["monitor"].as_str()).ok()
+        let mut monitor = task.monitor(self.config["train"]["monitor"].as_str()).ok()?;
+        // As the records call it; those of earlier versions have numbers.
+        let classes = &self.config["data"]["train"]["images"]["mask"]["classes"];
+        let classes: Vec<String> = serde_json::from_value(classes.clone()).unwrap_or_default();
+        let named = with_class_name(&monitor.metric, &classes);
+        let has =
+            |record: &Value| ["validation", "test"].iter().any(|split| !record[split][&named].is_null());
+        if self.epochs.iter().any(has) {
+            monitor.metric = named;
+        }
+        Some(monitor)
     }
 
     /// Epochs that are over.
