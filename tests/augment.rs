@@ -91,7 +91,7 @@ fn every_augmentation_is_read_changes_images_and_goes_with_masks_or_is_refused_b
         let yaml = format!("{{train: {{shapes: {{count: 8}}}}, augment: [{{{name}: {values}}}]}}");
         let spec: DataSpec = tikhonov::util::yaml::decode(&serde_yaml::from_str(&yaml).unwrap()).expect(name);
         spec.validate(&[]).expect(name);
-        let prep = Preparation { normalize: None, augment: spec.augment };
+        let prep = Preparation { augment: spec.augment, ..Preparation::default() };
         assert_eq!(prep.augment[0].name(), *name);
         let loader = Loader::new(&set, &prep, options()).expect(name);
         let changed = batches(&loader, 0, 0);
@@ -128,7 +128,8 @@ fn the_one_pass_over_bytes_has_the_bits_of_libtorchs_operations_for_every_augmen
     let set = pictures(16, 3, 12, 12);
     let Samples::Resident(levels) = &set.samples else { unreachable!() };
     for (name, values) in EXAMPLES {
-        let prep = Preparation { normalize: None, augment: steps(&format!("[{{{name}: {values}}}]")) };
+        let prep =
+            Preparation { augment: steps(&format!("[{{{name}: {values}}}]")), ..Preparation::default() };
         for kind in [Kind::Float, Kind::Double] {
             // The same levels as floating-point pictures go through tensors.
             let floats = dataset(
