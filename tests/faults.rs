@@ -435,6 +435,7 @@ fn a_save_that_meets_a_full_disk_makes_room_and_is_tried_once_more() {
     let (whole, code, _, calls) = faulty("whole", &[]);
     assert_eq!(code, 0);
     let open = "open ";
+    // Files are written beside each other, so that the same number may be that of another file.
     let of_last_save = calls.lines().rfind(|call| call.contains(open) && call.ends_with("model.safetensors"));
     let at = of_last_save.unwrap().split(' ').next().unwrap();
     let errno = ("FAULT_DO", "28");

@@ -95,7 +95,9 @@ pub(super) fn write(snapshot: Snapshot, draft: &Path) -> Result<()> {
         },
     );
     files?;
-    if read_state(draft)?.files != state?.files {
+    // What went wrong in writing it says more than that it is not there.
+    let state = state?;
+    if read_state(draft)?.files != state.files {
         bail!("state.json does not read back as written");
     }
     Ok(sync_folder(draft)?)

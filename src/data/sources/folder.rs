@@ -43,6 +43,7 @@ pub struct FolderSpec {
     pub resize: Resize,
     /// Turn pictures as their EXIF orientation says; `false` leaves their pixels as they are stored.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    #[schemars(extend("default" = true))]
     pub exif: bool,
     /// Use only the first so many files of each class.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -40,6 +40,7 @@ pub struct ImagesSpec {
     /// Turn pictures, targets and masks as their EXIF orientation says; `false` leaves their pixels as they are
     /// stored.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    #[schemars(extend("default" = true))]
     pub exif: bool,
     /// A folder with the image that each should become: of the same name, extensions apart, and the same
     /// size.
