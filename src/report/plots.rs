@@ -1,6 +1,7 @@
 //! The figures of one run as PNG files in its folder.
 
 use std::fs;
+use std::io::ErrorKind;
 
 use anyhow::Result;
 
@@ -21,7 +22,12 @@ pub fn plots(run: &History) -> Result<()> {
     let drawn = figures.iter().filter_map(|(name, lines)| Some((name.as_str(), lines.draw()?.svg)));
     let all = drawn.chain(classes::matrix(run).map(|svg| ("confusion", svg)));
     let plots = run.path.join("plots");
-    fs::create_dir_all(&plots).with_exit_code(ExitCode::Storage, || plots.display())?;
+    // Not with its parents: a run folder that was removed meanwhile is not made anew.
+    let made = fs::create_dir(&plots).or_else(|error| match error.kind() {
+        ErrorKind::AlreadyExists => Ok(()),
+        _ => Err(error),
+    });
+    made.with_exit_code(ExitCode::Storage, || plots.display())?;
     for (name, svg) in all {
         let picture = png(&standalone(&svg))?;
         // A metric may be called after a class, whose name is any text.
