@@ -10,7 +10,7 @@ use crate::libtorch::optim as kernels;
 use crate::util::exit_code::{ExitCode, fail};
 
 impl Optimizer {
-    /// ‖g‖₂ as [`StepOutput::grad_norm`] would give it now, for a caller that wants to look before it steps.
+    /// ‖g‖₂ as [`StepOutput::grad_norm`](super::StepOutput::grad_norm) would give it now, for a caller that wants to look before it steps.
     pub fn grad_norm(&self) -> Result<Tensor> {
         let grads = kernels::gradients(&self.params.iter().collect::<Vec<_>>())?;
         clip::total_norm(&grads.iter().flatten().collect::<Vec<_>>())

@@ -123,7 +123,7 @@ impl StateTensor {
 pub struct GroupTensors<'a> {
     pub params: Vec<&'a Tensor>,
     pub grads: Vec<&'a Tensor>,
-    /// One list for each of [`Rule::slots`].
+    /// One list for each of [`UpdateRule::state_spec`].
     pub slots: Vec<Vec<&'a Tensor>>,
     /// Whether these parameters never made a step before.
     pub fresh: bool,

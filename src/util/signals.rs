@@ -79,7 +79,7 @@ impl Stop {
         Ok(stop)
     }
 
-    /// As [`Self::listen`]; also stops at EOF on stdin, i.e. when the parent process exits. Returns the lines
+    /// As [`Self::on_signals`]; also stops at EOF on stdin, i.e. when the parent process exits. Returns the lines
     /// read from stdin.
     pub fn on_signals_and_end_of_stdin() -> Result<(Self, Receiver<String>)> {
         let stop = Self::on_signals()?;

@@ -147,7 +147,7 @@ impl Pipeline {
     }
 
     /// Whether there are only moves and erased rectangles, mixtures apart: samples can then be made in one pass
-    /// over their bytes, by [`pixel_map`](Self::pixel_map) and [`erased`](Self::erased).
+    /// over their bytes, by `pixel_map` and `erased`.
     pub fn is_one_pass(&self) -> bool {
         self.stages().all(|stage| matches!(stage, Stage::Moves(_) | Stage::Erases(_) | Stage::Mixes(_)))
     }
