@@ -93,6 +93,10 @@ impl UpdateRule for AdagradSpec {
         ]
     }
 
+    fn supports_found_inf(&self) -> bool {
+        true
+    }
+
     fn update(&self, batch: &GroupTensors, control: &Control, decay: KernelDecay) -> Result<()> {
         let kernel = FusedAdagrad { lr_decay: self.lr_decay, eps: self.eps, weight_decay: decay.l2 };
         kernel.step(&batch.params, &batch.grads, batch.slot(1), batch.slot(0), control)

@@ -85,12 +85,16 @@ impl UpdateRule for AdamSpec {
         let mut slots =
             vec![StateTensor::step(), StateTensor::zeros("exp_avg"), StateTensor::zeros("exp_avg_sq")];
         if self.amsgrad {
-            slots.push(StateTensor::zeros("max_exp_avg_sq"));
+            slots.push(StateTensor::optional_zeros("max_exp_avg_sq"));
         }
         slots
     }
 
     fn fuses(&self, _: TorchDecay) -> bool {
+        true
+    }
+
+    fn supports_found_inf(&self) -> bool {
         true
     }
 

@@ -46,6 +46,10 @@ impl UpdateRule for AdamWSpec {
         self.0.fuses(decay)
     }
 
+    fn supports_found_inf(&self) -> bool {
+        self.0.supports_found_inf()
+    }
+
     fn update(&self, batch: &GroupTensors, control: &Control, decay: KernelDecay) -> Result<()> {
         self.0.update(batch, control, decay)
     }

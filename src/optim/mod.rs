@@ -153,7 +153,12 @@ impl OptimizerSpec {
 
     /// What the state of a parameter consists of: PyTorch's names, in PyTorch's order.
     pub fn state_names(&self) -> Vec<&'static str> {
-        self.rule().1.state_spec().iter().map(|slot| slot.name).collect()
+        self.state_spec().iter().map(|slot| slot.name).collect()
+    }
+
+    /// The tensors of a parameter's state, in PyTorch's order.
+    pub fn state_spec(&self) -> Vec<StateTensor> {
+        self.rule().1.state_spec()
     }
 
     /// The state named `slot` of `param` before its first step; None where the optimiser has no such state.

@@ -1,4 +1,5 @@
-//! An optimiser at work: one step over all parameters, in the order of the penalty contract.
+//! An optimiser at work: one step over all parameters. Unscale, clip, the forms of penalty that act before the update
+//! ([`Penalty`](crate::penalty::Penalty)), the update rule, the forms that act after it.
 
 use anyhow::{Result, anyhow, bail};
 use tch::{Kind, Tensor};
@@ -127,7 +128,7 @@ impl Optimizer {
         lambdas.active().map(|(_, form, lambda)| form.share(lambda, &rates)).fold(0.0, f64::max)
     }
 
-    /// One step with the gradients that the parameters hold, in the order of the penalty contract: clip, add the
+    /// One step with the gradients that the parameters hold, in this order: clip, add the
     /// gradients of the penalty, decay, update, threshold. Then the gradients are forgotten. `lambdas` has one entry
     /// per group. Parameters without a gradient are left alone, as in PyTorch, their penalty included.
     ///

@@ -83,10 +83,10 @@ impl UpdateRule for RmsPropSpec {
     fn state_spec(&self) -> Vec<StateTensor> {
         let mut slots = vec![StateTensor::step(), StateTensor::zeros("square_avg")];
         if self.momentum > 0.0 {
-            slots.push(StateTensor::zeros("momentum_buffer"));
+            slots.push(StateTensor::optional_zeros("momentum_buffer"));
         }
         if self.centered {
-            slots.push(StateTensor::zeros("grad_avg"));
+            slots.push(StateTensor::optional_zeros("grad_avg"));
         }
         slots
     }

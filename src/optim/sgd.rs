@@ -72,7 +72,11 @@ impl UpdateRule for SgdSpec {
     }
 
     fn state_spec(&self) -> Vec<StateTensor> {
-        if self.momentum == 0.0 { Vec::new() } else { vec![StateTensor::zeros("momentum_buffer")] }
+        if self.momentum == 0.0 { Vec::new() } else { vec![StateTensor::optional_zeros("momentum_buffer")] }
+    }
+
+    fn supports_found_inf(&self) -> bool {
+        true
     }
 
     fn update(&self, batch: &GroupTensors, control: &Control, decay: KernelDecay) -> Result<()> {

@@ -70,10 +70,8 @@ pub trait UpdateRule: Send {
         decay == TorchDecay::L2
     }
 
-    /// Whether `update` minds `control.found_inf`.
-    fn supports_found_inf(&self) -> bool {
-        true
-    }
+    /// Whether `update` leaves weights and state untouched where `control.found_inf` is 1.
+    fn supports_found_inf(&self) -> bool;
 
     /// One step on parameters of one penalty group, with `decay` and nothing else of the penalty.
     fn update(&self, batch: &GroupTensors, control: &Control, decay: KernelDecay) -> Result<()>;
@@ -98,17 +96,24 @@ pub trait UpdateRule: Send {
 pub struct StateTensor {
     pub name: &'static str,
     pub initial: f64,
-    /// A count of steps, 0-dim float32; else shaped, laid out and typed as the parameter.
+    /// 0-dim float32, such as the count of steps; else shaped, laid out and typed as the parameter.
     pub scalar: bool,
+    /// Whether a file of Python's may lack it: an option of the optimiser that was off there.
+    pub optional: bool,
 }
 
 impl StateTensor {
     pub fn zeros(name: &'static str) -> Self {
-        Self { name, initial: 0.0, scalar: false }
+        Self { name, initial: 0.0, scalar: false, optional: false }
+    }
+
+    /// Zeros that belong to an option, such as momentum.
+    pub fn optional_zeros(name: &'static str) -> Self {
+        Self { optional: true, ..Self::zeros(name) }
     }
 
     pub fn step() -> Self {
-        Self { name: "step", initial: 0.0, scalar: true }
+        Self { name: "step", initial: 0.0, scalar: true, optional: false }
     }
 
     pub fn start(&self, param: &Tensor) -> Result<Tensor> {

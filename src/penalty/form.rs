@@ -81,9 +81,7 @@ pub trait Penalty: Sync {
     fn coefficient(&self, lambda: f64, rates: &StepRates) -> f64;
 
     /// The coefficient that changes nothing, for a step that is skipped.
-    fn idle(&self) -> f64 {
-        0.0
-    }
+    fn idle(&self) -> f64;
 
     /// Changes gradients or weights before the update.
     fn before_update(&self, _step: &PenaltyStep, _coefficient: &Scalar) -> Result<()> {

@@ -35,7 +35,7 @@ impl Mode for GroupLassoMode {
 pub struct GroupLasso(pub GroupLassoMode);
 
 impl GroupLasso {
-    /// √n‖w_g‖₂ of each group of `w` shaped to be broadcast over it, and √n. Norms in float64.
+    /// ‖w_g‖₂ of each group, shaped to be broadcast over `w`, in float64; and √n.
     fn norms(&self, w: &Tensor) -> Result<(Tensor, f64)> {
         let kept = match self.0 {
             GroupLassoMode::InputChannels if w.dim() > 1 => 1,
@@ -76,6 +76,10 @@ impl Penalty for GroupLasso {
     /// The threshold of a group of one weight, as that of `l1`.
     fn coefficient(&self, lambda: f64, rates: &StepRates) -> f64 {
         rates.steady_state.unwrap_or(rates.lr) * lambda
+    }
+
+    fn idle(&self) -> f64 {
+        0.0
     }
 
     /// w_g ← w_g·max(1 − threshold·√n/‖w_g‖₂, 0)

@@ -64,6 +64,10 @@ impl Penalty for L1 {
         }
     }
 
+    fn idle(&self) -> f64 {
+        0.0
+    }
+
     fn before_update(&self, step: &PenaltyStep, lambda: &Scalar) -> Result<()> {
         if self.0 == L1Mode::Subgradient { lambda.add_sign(step.grads, step.params) } else { Ok(()) }
     }

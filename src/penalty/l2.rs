@@ -33,6 +33,10 @@ impl Penalty for L2 {
         lambda
     }
 
+    fn idle(&self) -> f64 {
+        0.0
+    }
+
     fn before_update(&self, step: &PenaltyStep, lambda: &Scalar) -> Result<()> {
         lambda.add(step.grads, step.params)
     }

@@ -1,4 +1,4 @@
-//! Which level is which class.
+//! Maps what a mask's pixels hold ([`Level`]) to indices of classes; files are decoded in `mask_image.rs`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;

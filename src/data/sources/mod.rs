@@ -1,4 +1,5 @@
-//! Where samples come from: a new format is one file, with its spec, and one row of the table below.
+//! Where samples come from: a new format is one file, with its spec, and one row of the table below. `cell`, `path`
+//! and `masks` are no formats: they serve several.
 
 mod cell;
 mod cifar;

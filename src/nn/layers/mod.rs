@@ -1,4 +1,4 @@
-//! Layers: one file each, with its spec, its shape rule, its parameters and its tch module.
+//! Layers: a file each (relatives share one) with spec, shape rule, parameters and tch module, and a row of `layers!`.
 
 mod activation;
 mod adaptive_pool;

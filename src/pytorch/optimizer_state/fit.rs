@@ -240,7 +240,8 @@ impl PythonOptimizer {
         spec: &OptimizerSpec,
         notes: &mut Vec<String>,
     ) -> Result<BTreeMap<String, Tensor>> {
-        let slots = spec.state_names();
+        let tensors = spec.state_spec();
+        let slots: Vec<&str> = tensors.iter().map(|tensor| tensor.name).collect();
         let mut state = BTreeMap::new();
         let (mut wanted, mut fresh, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
         let mut absent: BTreeMap<&str, Vec<&Known>> = BTreeMap::new();
@@ -256,11 +257,12 @@ impl PythonOptimizer {
                 fresh.push(param.name);
                 continue;
             }
-            for &slot in &slots {
+            for tensor in &tensors {
+                let slot = tensor.name;
                 let name = format!("{}.{slot}", param.name);
                 match entries.iter().find(|(key, _)| key == slot).map(|(_, entry)| entry) {
                     Some(Entry::Tensor(info)) => {
-                        let fits = if slot == "step" { info.numel() == 1 } else { info.shape == param.shape };
+                        let fits = if tensor.scalar { info.numel() == 1 } else { info.shape == param.shape };
                         if !fits {
                             wrong.push(format!(
                                 "  {name} has shape {:?} there; {} is {:?}",
@@ -269,7 +271,7 @@ impl PythonOptimizer {
                         }
                         wanted.push((name, info.clone()));
                     }
-                    Some(Entry::Number(number)) if slot == "step" => {
+                    Some(Entry::Number(number)) if tensor.scalar => {
                         state.insert(name, Tensor::from(*number as f32));
                     }
                     Some(Entry::Number(_)) => wrong.push(format!("  {name} is a number, not a tensor")),
@@ -284,7 +286,7 @@ impl PythonOptimizer {
         });
         let moving = moving.count();
         for (slot, lacking) in absent {
-            let optional = ["max_exp_avg_sq", "momentum_buffer", "grad_avg"].contains(&slot);
+            let optional = tensors.iter().any(|tensor| tensor.name == slot && tensor.optional);
             if !optional || lacking.len() < moving {
                 wrong.extend(lacking.iter().map(|param| format!("  {}.{slot} is missing", param.name)));
                 continue;
@@ -310,7 +312,8 @@ impl PythonOptimizer {
             notes.push(format!("optimizer: the file has no state for {}", counted(&fresh)));
         }
         for (name, tensor) in weights::tensors(&self.file, &wanted)? {
-            let tensor = if name.ends_with(".step") { tensor.f_reshape([0i64; 0])? } else { tensor };
+            let is_scalar = tensors.iter().any(|own| own.scalar && name.ends_with(&format!(".{}", own.name)));
+            let tensor = if is_scalar { tensor.f_reshape([0i64; 0])? } else { tensor };
             state.insert(name, tensor);
         }
         Ok(state)

@@ -22,7 +22,7 @@ pub(super) struct StepResult {
     /// Of the data.
     pub loss: DeferredScalar,
     pub grad_norm: DeferredScalar,
-    /// As in [`crate::optim::Step`].
+    /// As in [`StepOutput::found_inf`].
     pub found_inf: Option<Tensor>,
     /// Statistics of the weights before it, where it is logged.
     pub before: Option<WeightStats>,
