@@ -41,7 +41,7 @@ pub fn filled(lens: &[u64], fill: impl Fn(usize, &mut [u8]) -> Result<()> + Sync
             .zip(lens)
             .map(|(tensor, &len)| {
                 let pointer = tensor.data_ptr().cast::<u8>();
-                // SAFETY: libtorch has just allocated `len` bytes there, nobody else knows these tensors yet,
+                // SAFETY: libtorch has just allocated `len` bytes there, nothing else refers to these tensors yet,
                 // each is given out once, they outlive the threads, and every bit pattern is a u8.
                 let memory: &mut [u8] = match len {
                     0 => &mut [],

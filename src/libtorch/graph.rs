@@ -56,7 +56,7 @@ impl Graph {
         match ended {
             Ok(answer) => Ok((Self(graph), answer)),
             Err(error) => {
-                // SAFETY: as above; nobody uses the graph afterwards.
+                // SAFETY: as above; the graph is not used afterwards.
                 unsafe { tikhonov_graph_abandon(graph) };
                 Err(error)
             }

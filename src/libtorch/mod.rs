@@ -91,7 +91,7 @@ pub fn set_threads(threads: usize) {
 /// Ends the process, with everything that was printed, but without the destructors of libtorch's libraries:
 /// taking every operator out of its tables again takes longer than many a command.
 pub fn exit_fast(code: u8) -> ! {
-    // Who reads them may have gone; there is nobody left to tell.
+    // Their reader may be gone, and there is no other place for the error.
     let _ = (std::io::stdout().flush(), std::io::stderr().flush());
     // SAFETY: the shim flushes C's streams and ends the process.
     unsafe { tikhonov_exit_fast(code.into()) }

@@ -84,7 +84,7 @@ pub struct Entry {
 
 impl Drop for Module {
     fn drop(&mut self) {
-        // SAFETY: the shim made it with `new`; nobody else frees it.
+        // SAFETY: the shim made it with `new`; nothing else frees it.
         unsafe { tikhonov_script_free(self.raw) }
     }
 }
@@ -187,7 +187,7 @@ impl Module {
         }
         let mut taken = Taken { bytes: Vec::new(), overflown: false };
         let (name, extra) = (text(name)?, text(extra)?);
-        // SAFETY: see above; `taken` outlives the call and nobody else looks at it meanwhile.
+        // SAFETY: see above; `taken` outlives the call and nothing else reads it meanwhile.
         check(unsafe {
             tikhonov_script_save(self.raw, name.as_ptr(), extra.as_ptr(), (&raw mut taken).cast(), take)
         })?;
@@ -268,7 +268,7 @@ impl Module {
             }
         }
         let mut entries: Vec<Entry> = Vec::new();
-        // SAFETY: see above; `entries` outlives the call and nobody else looks at it meanwhile.
+        // SAFETY: see above; `entries` outlives the call and nothing else reads it meanwhile.
         check(unsafe { tikhonov_script_tensors(self.raw, (&raw mut entries).cast(), visit) })?;
         Ok(entries)
     }

@@ -115,7 +115,7 @@ impl AsyncScalar {
     /// Waits for the number.
     pub fn value(&self) -> Result<f64> {
         let mut number = 0.0;
-        // SAFETY: the shim made the reading, and nobody frees it before `drop`.
+        // SAFETY: the shim made the reading, and nothing frees it before `drop`.
         check(unsafe { tikhonov_read_now(self.0, &mut number) })
             .map_err(|message| anyhow!("reading a number of the device: {message}"))?;
         Ok(number)

@@ -55,10 +55,16 @@ macro_rules! optimizers {
         }
 
         impl OptimizerSpec {
-            /// Its name in YAML, and what it is.
-            fn rule(&self) -> (&'static str, &dyn UpdateRule) {
+            /// Its name in YAML.
+            fn name(&self) -> &'static str {
                 match self {
-                    $(Self::$variant(spec) => (stringify!($name), spec),)*
+                    $(Self::$variant(_) => stringify!($name),)*
+                }
+            }
+
+            fn rule(&self) -> &dyn UpdateRule {
+                match self {
+                    $(Self::$variant(spec) => spec,)*
                 }
             }
 
@@ -101,18 +107,17 @@ optimizers! {
 impl OptimizerSpec {
     /// η₀, which the schedule scales.
     pub fn lr(&self) -> f64 {
-        self.rule().1.lr()
+        self.rule().lr()
     }
 
     /// Refuses values out of range; paths are relative to `optimizer`.
     pub fn validate(&self) -> Result<(), Invalid> {
-        let (name, rule) = self.rule();
-        rule.validate().map_err(|invalid| invalid.under(name))
+        self.rule().validate().map_err(|invalid| invalid.under(self.name()))
     }
 
     /// Refuses a penalty that contradicts the optimiser; paths are relative to `penalty`.
     pub fn accepts(&self, penalty: &PenaltySpec) -> Result<(), Invalid> {
-        let Some((refused, remedy)) = self.rule().1.refuses() else { return Ok(()) };
+        let Some((refused, remedy)) = self.rule().refuses() else { return Ok(()) };
         let own = penalty.declared().into_iter().map(|form| (form.key.to_owned(), form));
         let groups = penalty.groups.iter().enumerate().flat_map(|(i, group)| {
             group.declared().into_iter().map(move |form| (format!("groups.{i}.{}", form.key), form))
@@ -128,27 +133,27 @@ impl OptimizerSpec {
 
     /// The class in `torch.optim`.
     pub fn torch_class(&self) -> TorchClass {
-        self.rule().1.torch_class()
+        self.rule().torch_class()
     }
 
     /// Whether its kernel has decay of this kind, as its class in `torch.optim` has.
     pub fn fuses(&self, decay: TorchDecay) -> bool {
-        self.rule().1.fuses(decay)
+        self.rule().fuses(decay)
     }
 
     /// Whether it refuses forms of the penalty that are this kind of decay.
     pub fn refuses(&self, decay: TorchDecay) -> bool {
-        self.rule().1.refuses().is_some_and(|(refused, _)| refused == decay)
+        self.rule().refuses().is_some_and(|(refused, _)| refused == decay)
     }
 
     /// Whether its steps are proportional to the gradient.
     pub fn is_linear(&self) -> bool {
-        self.rule().1.steady_state_lr(1.0).is_some()
+        self.rule().steady_state_lr(1.0).is_some()
     }
 
     /// The values beside `lr` and `weight_decay`, by the names that PyTorch has for them.
     pub fn arguments(&self) -> Vec<(&'static str, Argument)> {
-        self.rule().1.arguments()
+        self.rule().arguments()
     }
 
     /// What the state of a parameter consists of: PyTorch's names, in PyTorch's order.
@@ -158,12 +163,12 @@ impl OptimizerSpec {
 
     /// The tensors of a parameter's state, in PyTorch's order.
     pub fn state_spec(&self) -> Vec<StateTensor> {
-        self.rule().1.state_spec()
+        self.rule().state_spec()
     }
 
     /// The state named `slot` of `param` before its first step; None where the optimiser has no such state.
     pub fn initial_state(&self, slot: &str, param: &Tensor) -> Result<Option<Tensor>> {
-        let slots = self.rule().1.state_spec();
+        let slots = self.state_spec();
         slots.iter().find(|own| own.name == slot).map(|own| own.start(param)).transpose()
     }
 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::libtorch::optim::{self as kernels, Control};
 use crate::libtorch::scalar::Scalar;
-use crate::penalty::{LambdaValues, ParamGroup, PenaltyStep, StepRates, TorchDecay, Update};
+use crate::penalty::{LambdaValues, ParamGroup, Penalty, PenaltyStep, StepRates, TorchDecay, Update};
 
 /// Parameters, their penalty groups and their state.
 pub struct Optimizer {
@@ -277,28 +277,29 @@ impl GroupStep<'_> {
     fn run(&self, rule: &dyn UpdateRule, tensors: &GroupTensors, control: &Control) -> Result<Vec<Tensor>> {
         let active = self.lambdas.active();
         let mut decay = KernelDecay::default();
-        let mut fused = Vec::new();
+        // What the kernel does not do itself, with the coefficients of this step.
+        let mut outside: Vec<(&dyn Penalty, Scalar)> = Vec::new();
         for (row, form, lambda) in active.clone() {
-            let Some(kind) = form.torch() else { continue };
             if let Some((refused, remedy)) = rule.refuses()
-                && refused == kind
+                && form.torch() == Some(refused)
             {
                 bail!(remedy);
             }
             // A kernel takes λ as a number of the host only.
-            if self.graph_scalars.is_some() || !form.is_fused() || !rule.fuses(kind) {
-                continue;
+            let fused = form
+                .torch()
+                .filter(|kind| self.graph_scalars.is_none() && form.is_fused() && rule.fuses(*kind));
+            match fused {
+                Some(TorchDecay::L2) => decay.l2 = form.weight_decay(lambda, &self.rates),
+                Some(TorchDecay::Decoupled) => decay.decoupled = form.weight_decay(lambda, &self.rates),
+                // It is not time yet.
+                None if form.accumulates() && self.due == 1.0 => {}
+                None => outside.push((form, self.coefficient(row, form, lambda, control)?)),
             }
-            fused.push(row);
-            *match kind {
-                TorchDecay::L2 => &mut decay.l2,
-                TorchDecay::Decoupled => &mut decay.decoupled,
-            } = form.weight_decay(lambda, &self.rates);
         }
         if decay.l2 > 0.0 && decay.decoupled > 0.0 {
             bail!("l2 and decoupled decay at once in one penalty group: choose one");
         }
-        let outside = active.clone().filter(|(row, ..)| !fused.contains(row));
         let keeps_weights = self.differentiate || active.clone().any(|(_, form, _)| form.needs_old_weights());
         let last_update = LastUpdate { rule, tensors, lr: control.lr };
         let mut step = PenaltyStep {
@@ -310,33 +311,24 @@ impl GroupStep<'_> {
             update: &last_update,
             derivative: None,
         };
-        for (row, form, lambda) in outside.clone().rev() {
-            if form.accumulates() && self.due == 1.0 {
-                continue;
-            }
-            form.before_update(&step, &self.coefficient(row, form, lambda, control)?)?;
+        for (form, coefficient) in outside.iter().rev() {
+            form.before_update(&step, coefficient)?;
         }
         if self.differentiate {
             step.old_grads = copies(&tensors.grads)?;
         }
         rule.update(tensors, control, decay)?;
-        let tuned = active.clone().find(|(_, form, _)| self.differentiate && form.is_tunable());
-        if let Some((_, form, lambda)) = tuned {
+        let mut tuned = active.filter(|(_, form, _)| self.differentiate && form.is_tunable());
+        if let Some((_, form, lambda)) = tuned.next() {
             step.derivative = Some(form.derivative(&step, lambda)?);
         }
-        for (row, form, lambda) in outside {
-            form.after_update(&mut step, &self.coefficient(row, form, lambda, control)?)?;
+        for (form, coefficient) in &outside {
+            form.after_update(&mut step, coefficient)?;
         }
         Ok(step.derivative.unwrap_or_default())
     }
 
-    fn coefficient(
-        &self,
-        row: usize,
-        form: &dyn crate::penalty::Penalty,
-        lambda: f64,
-        control: &Control,
-    ) -> Result<Scalar> {
+    fn coefficient(&self, row: usize, form: &dyn Penalty, lambda: f64, control: &Control) -> Result<Scalar> {
         if let Some((scalars, group)) = self.graph_scalars {
             return scalars.coefficient(group, row);
         }

@@ -62,7 +62,7 @@ mod values;
 
 use anyhow::Result;
 
-use crate::util::yaml::Invalid;
+use crate::util::yaml::{Invalid, any_of};
 pub(crate) use table::Declared;
 use table::{Mode, declared, penalties};
 
@@ -193,13 +193,4 @@ fn validate(declared: &[Declared; FORMS]) -> Result<(), Invalid> {
         }
     }
     Ok(())
-}
-
-/// `a`, `b` or `c`.
-fn any_of(words: &[String]) -> String {
-    match words {
-        [one] => one.clone(),
-        [head @ .., last] => format!("{} or {last}", head.join(", ")),
-        [] => String::new(),
-    }
 }

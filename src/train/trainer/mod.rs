@@ -135,8 +135,7 @@ impl Trainer<'_> {
         spec.schedule.lr(spec.optimizer.lr(), ScheduleStep { step, ..self.clock() }, &self.plateau)
     }
 
-    /// The λs of the step that `step` others, made and not skipped, precede; those that are tuned, as they
-    /// stand.
+    /// The λs of the step that `step` others, made and not skipped, precede; tuned ones as they are now.
     fn lambdas_at(&self, step: u64) -> Vec<LambdaValues> {
         let clock = ScheduleStep { step, ..self.clock() };
         let mut lambdas: Vec<_> = self.session.groups.iter().map(|group| group.lambdas(clock)).collect();

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::sweep::format_value;
+use crate::util::yaml::any_of;
 
 /// A schema to look keys up in.
 pub struct Reference {
@@ -252,11 +253,7 @@ impl Reference {
 
 /// `a, b or c`
 fn alternatives(words: &[String]) -> String {
-    match words {
-        [] => "any value".to_owned(),
-        [one] => one.clone(),
-        [first @ .., last] => format!("{} or {last}", first.join(", ")),
-    }
+    if words.is_empty() { "any value".to_owned() } else { any_of(words) }
 }
 
 /// The interval of a number, such as ` in [0, 1)`.
