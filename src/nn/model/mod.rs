@@ -30,6 +30,7 @@ use scripted::Script;
 pub(crate) use init_from::Patterns;
 pub use init_from::{InitFrom, Keys, OptimizerFrom};
 pub use network::{Network, Parameter};
+pub use padding::Sides;
 pub use spec::{ModelSource, ModelSpec};
 pub(crate) use summary::thousands;
 pub use summary::{ParameterRow, Row, Summary};
@@ -146,6 +147,12 @@ impl Model {
     /// fit.
     pub fn child_output(&self, name: &str, input: &[i64]) -> Option<Shape> {
         self.root.children.iter().find(|child| child.name() == name)?.output_of(input)
+    }
+
+    /// The heights and widths that it takes without padding; None where it takes no images, or those of one
+    /// size only.
+    pub fn sides(&self) -> Option<Sides> {
+        Sides::of(&self.root)
     }
 
     /// What is computed, as text: the layers with their arguments, in their order.

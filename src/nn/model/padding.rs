@@ -5,6 +5,42 @@ use tch::Tensor;
 
 use super::tree::Node;
 
+/// Each is tried in turn.
+const MULTIPLES: [i64; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
+
+/// Heights and widths that a network takes as it is, without padding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sides {
+    /// Both sides must be multiples of this.
+    pub multiple: i64,
+    /// The least height and width, multiples themselves.
+    pub least: [i64; 2],
+}
+
+impl Sides {
+    /// None for a network that takes no images, or those of one size only.
+    pub(super) fn of(root: &Node) -> Option<Self> {
+        let &[channels, height, width] = root.input.as_slice() else { return None };
+        let takes = |height: i64, width: i64| {
+            let output = root.output_of(&[channels, height, width]);
+            output.is_some_and(|output| output.len() == root.output.len())
+        };
+        let is_free = |multiple: i64| {
+            let steps = (0..4).all(|step| takes(height + step * multiple, width + (3 - step) * multiple));
+            steps && takes(2 * height, width) && takes(height, 2 * width + multiple)
+        };
+        let divides = |multiple: &i64| height % multiple == 0 && width % multiple == 0;
+        let multiple = MULTIPLES.into_iter().filter(divides).find(|&multiple| is_free(multiple))?;
+        let least = |side: i64, takes: &dyn Fn(i64) -> bool| {
+            let steps = (1..).map(|step| side - step * multiple);
+            steps.take_while(|&side| side > 0 && takes(side)).last().unwrap_or(side)
+        };
+        let least = [least(height, &|side| takes(side, width)), least(width, &|side| takes(height, side))];
+        let least = if takes(least[0], least[1]) { least } else { [height, width] };
+        Some(Self { multiple, least })
+    }
+}
+
 /// Sides that a fully convolutional network takes, and how its output's sides follow from them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Padding {
@@ -17,7 +53,6 @@ pub(super) struct Padding {
 impl Padding {
     /// None for a network that does not map images to images, or works at one size only.
     pub fn of(root: &Node) -> Option<Self> {
-        const MULTIPLES: [i64; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
         let (&[channels, height, width], &[outputs, out_height, out_width]) =
             (root.input.as_slice(), root.output.as_slice())
         else {

@@ -2,6 +2,7 @@
 
 mod about;
 mod classes;
+pub mod flat;
 mod network;
 mod options;
 mod plan;

@@ -1,0 +1,196 @@
+//! A network as a flat list of ATen calls, which the formats beside TorchScript are written from.
+//!
+//! The program that [`torchscript`] builds is run once in evaluation on a sample, and every call of an ATen
+//! operator on the way is noted: composites and layers come free, tensors carry the names of the state_dict.
+//! Choices and loops that the sample's values or sizes decide are refused by name, because a flat list
+//! would keep one outcome of them.
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Deserializer, de};
+use tch::{Kind, Tensor};
+
+use super::torchscript;
+use crate::nn::model::{Model, Network, Sides};
+use crate::pytorch::reader::dtype::Dtype;
+use crate::pytorch::weights::kind;
+
+/// The number of a tensor: an index into [`FlatGraph::values`].
+pub type ValueId = usize;
+
+/// A network in evaluation mode, from one tensor to one tensor.
+#[derive(Debug, Deserialize)]
+pub struct FlatGraph {
+    pub input: ValueId,
+    pub output: ValueId,
+    /// In the order in which they run.
+    pub nodes: Vec<FlatNode>,
+    /// Of the input and of every tensor that a node makes.
+    pub values: Vec<ValueInfo>,
+    /// Tensors that the state_dict does not list: `constant_0`, …
+    #[serde(skip)]
+    pub constants: Vec<(String, Tensor)>,
+    /// Which height and width the input may have; None where it has no sides, or only those of the sample.
+    #[serde(skip)]
+    pub sides: Option<Sides>,
+}
+
+/// A call of an ATen operator.
+#[derive(Clone, Debug, Deserialize)]
+pub struct FlatNode {
+    /// `conv2d`; in-place operators are their functional counterparts.
+    pub op: String,
+    /// `Tensor` of `add.Tensor`; empty for the default overload.
+    pub overload: String,
+    /// All of the operator's schema, in its order, defaults included.
+    pub args: Vec<FlatArg>,
+    /// One for each tensor that it returns.
+    pub outputs: Vec<ValueId>,
+    /// Its one return is the list of the outputs, as `chunk` has it.
+    pub is_list: bool,
+}
+
+/// An argument of a call.
+#[derive(Clone, Debug, Deserialize)]
+pub struct FlatArg {
+    /// As the operator's schema calls it.
+    pub name: String,
+    pub value: FlatValue,
+    /// Python wants it by its name.
+    pub is_keyword: bool,
+}
+
+/// What an argument is.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub enum FlatValue {
+    None,
+    Bool(bool),
+    Int(i64),
+    #[serde(deserialize_with = "float")]
+    Float(f64),
+    Text(String),
+    #[serde(deserialize_with = "kind_by_name")]
+    Dtype(Kind),
+    /// `strided`.
+    Layout(String),
+    /// `contiguous_format`, `preserve_format`, `channels_last`.
+    MemoryFormat(String),
+    /// `cpu`.
+    Device(String),
+    /// The input, or what a node made.
+    Tensor(ValueId),
+    /// A tensor of the state_dict, by its name.
+    Weight(String),
+    /// One of [`FlatGraph::constants`], by its name.
+    Constant(String),
+    /// An integer that follows the input's sizes: the extent of a tensor in a dimension from 0 on.
+    Size(ValueId, usize),
+    /// An integer that follows the input's sizes: `add`, `sub`, `mul`, `floordiv`, `mod`, `neg`, `min` or
+    /// `max` of integers.
+    Call(String, Vec<FlatValue>),
+    Ints(Vec<i64>),
+    #[serde(deserialize_with = "floats")]
+    Floats(Vec<f64>),
+    Bools(Vec<bool>),
+    /// Tensors, some of which may be None; or integers, some of which follow sizes.
+    List(Vec<FlatValue>),
+}
+
+/// A tensor as it was in the run on the sample.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ValueInfo {
+    /// The batch is [`BATCH`].
+    pub shape: Vec<i64>,
+    #[serde(deserialize_with = "kind_by_name")]
+    pub dtype: Kind,
+}
+
+/// Samples in the run that tells the shapes.
+pub const BATCH: i64 = 2;
+
+impl FlatGraph {
+    /// The calls of `network`, which was built of `model`, with what `options` put before and after it. Exit 2
+    /// where they are no flat list.
+    pub fn of(model: &Model, network: &Network, options: &torchscript::Options) -> Result<Self> {
+        let _ = (model, network, options);
+        anyhow::bail!("not yet")
+    }
+
+    /// The tensor's extent in each dimension, and its dtype.
+    pub fn info(&self, id: ValueId) -> Result<&ValueInfo> {
+        self.values.get(id).context("a tensor without a number")
+    }
+}
+
+impl FlatNode {
+    /// The argument that the operator's schema calls `name`; None where there is no such, or it is None.
+    pub fn arg(&self, name: &str) -> Option<&FlatValue> {
+        let found = self.args.iter().find(|arg| arg.name == name);
+        found.map(|arg| &arg.value).filter(|value| **value != FlatValue::None)
+    }
+
+    /// `conv2d`, or `add.Tensor`.
+    pub fn target(&self) -> String {
+        match self.overload.as_str() {
+            "" => self.op.clone(),
+            overload => format!("{}.{overload}", self.op),
+        }
+    }
+
+    /// The names of the state_dict among its arguments.
+    pub fn weights(&self) -> impl Iterator<Item = &str> {
+        self.args.iter().flat_map(|arg| arg.value.weights())
+    }
+}
+
+impl FlatValue {
+    fn weights(&self) -> Vec<&str> {
+        match self {
+            Self::Weight(name) => vec![name],
+            Self::List(values) => values.iter().flat_map(Self::weights).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    pub fn as_bool(&self) -> Option<bool> {
+        if let Self::Bool(flag) = self { Some(*flag) } else { None }
+    }
+
+    pub fn as_int(&self) -> Option<i64> {
+        if let Self::Int(number) = self { Some(*number) } else { None }
+    }
+
+    /// A number, whether it is written with a point or not.
+    pub fn as_float(&self) -> Option<f64> {
+        match self {
+            Self::Float(number) => Some(*number),
+            Self::Int(number) => Some(*number as f64),
+            _ => None,
+        }
+    }
+
+    pub fn as_text(&self) -> Option<&str> {
+        if let Self::Text(text) = self { Some(text) } else { None }
+    }
+
+    /// A list of constant integers.
+    pub fn as_ints(&self) -> Option<&[i64]> {
+        if let Self::Ints(numbers) = self { Some(numbers) } else { None }
+    }
+}
+
+/// JSON has no infinity: floats come as text.
+fn float<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    String::deserialize(from)?.parse().map_err(de::Error::custom)
+}
+
+fn floats<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<f64>, D::Error> {
+    let texts = Vec::<String>::deserialize(from)?;
+    texts.iter().map(|text| text.parse().map_err(de::Error::custom)).collect()
+}
+
+fn kind_by_name<'de, D: Deserializer<'de>>(from: D) -> Result<Kind, D::Error> {
+    let name = String::deserialize(from)?;
+    let dtype = Dtype::from_name(&name).ok_or_else(|| de::Error::custom(format!("no dtype `{name}`")))?;
+    kind(dtype).map_err(de::Error::custom)
+}
