@@ -79,6 +79,18 @@ _b: {twice: {two: {linear: {out_features: 2}}}}
 ",
     ),
     (&[2, 4, 4], "[residual: {layers: [residual: {layers: [tanh]}, conv2d: {out_channels: 2, kernel_size: 1}]}]"),
+    (
+        &[4, 6, 5],
+        "
+block1: {block1-0: {conv2d: {out_channels: 6, kernel_size: 1}}, act-1: relu, _act-2: tanh, block1-1: batch_norm2d}
+__se:
+  multiply:
+    layers: {_pool: {adaptive_avg_pool2d: {output_size: 1}}, fc: {conv2d: {out_channels: 6, kernel_size: 1}}, _s: sigmoid}
+__apply_gate: {multiply: {layers: [slice_channels: {start: 0, end: 3}], shortcut: [slice_channels: {start: 3, end: 6}, tanh]}}
+_noise: {subtract: {layers: {__1: {conv2d: {out_channels: 3, kernel_size: 3, padding: 1}}}}}
+_other: {subtract: {layers: [sigmoid], shortcut: {a: [relu, subtract: {layers: [batch_norm2d]}]}}}
+",
+    ),
     (&[12], "[reshape: {shape: [3, 2, 2]}, subsample_pad: {out_channels: 7}, flatten]"),
     (&[5, 4, 4], "[slice_channels: {start: 1, end: 5}, reparametrize, quantize]"),
     (&[2, 8, 8], "[dropout: {p: 0.3}, dropout2d: {p: 0.4}, dropout2d]"),
@@ -216,14 +228,11 @@ fn names_that_python_cannot_say_are_refused_before_anything_is_written() {
         assert!(format!("{error:#}").contains(message), "{error:#}");
     }
     assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 0);
-    let error = source::source(
-        &inline(&[3], "{type: {linear: {out_features: 2}}}"),
-        "net",
-        "net",
-        &[],
-        &About::default(),
-    );
-    assert_eq!(tikhonov::util::exit_code::code(&error.expect_err("it is refused")), 2);
+    for name in ["type", "__modules"] {
+        let layers = format!("{{{name}: {{linear: {{out_features: 2}}}}}}");
+        let error = source::source(&inline(&[3], &layers), "net", "net", &[], &About::default());
+        assert_eq!(tikhonov::util::exit_code::code(&error.expect_err("it is refused")), 2);
+    }
 }
 
 /// So deep that the batch statistics of three samples magnify float32's rounding to 1e-4.

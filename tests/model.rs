@@ -346,6 +346,59 @@ fn a_residual_adds_and_a_concat_joins() {
 }
 
 #[test]
+fn a_multiply_takes_products_and_broadcasts_and_a_subtract_takes_the_layers_off() {
+    let answer = |layers: &str, xs: &[f32]| {
+        let network = inline(&[2, 1, 2], layers).build(Device::Cpu, Kind::Float).expect("it builds");
+        network.forward(&Tensor::from_slice(xs).reshape([1, 2, 1, 2]), false).flatten(0, -1)
+    };
+    let xs = [3f32, 1.0, -2.0, 4.0];
+    for (layers, expected) in [
+        ("[multiply: {layers: [relu]}]", [9.0, 1.0, 0.0, 16.0]),
+        ("[multiply: {layers: [adaptive_avg_pool2d: {output_size: 1}]}]", [6.0, 2.0, -2.0, 4.0]),
+        (
+            "[multiply: {layers: [identity], shortcut: [slice_channels: {start: 0, end: 1}]}]",
+            [9.0, 1.0, -6.0, 4.0],
+        ),
+        ("[subtract: {layers: [relu]}]", [0.0, 0.0, -2.0, 0.0]),
+        (
+            "[subtract: {layers: [relu], shortcut: {upsample: {scale_factor: 1}}}, multiply: {layers: [relu]}]",
+            [0.0, 0.0, 0.0, 0.0],
+        ),
+    ] {
+        let expected: Vec<f32> = expected.to_vec();
+        assert!(answer(layers, &xs).equal(&Tensor::from_slice(&expected)), "{layers}");
+    }
+    // The shape rule follows other sizes, so any image size goes through.
+    let gate = inline(
+        &[2, 8, 8],
+        "[multiply: {layers: [adaptive_avg_pool2d: {output_size: 1}, conv2d: {out_channels: 2, kernel_size: 1}, sigmoid]}]",
+    );
+    let network = gate.build(Device::Cpu, Kind::Float).expect("it builds");
+    let ys = network.forward(&Tensor::ones([1, 2, 5, 13], (Kind::Float, Device::Cpu)), false);
+    assert_eq!(ys.size(), [1, 2, 5, 13]);
+}
+
+#[test]
+fn names_have_hyphens_and_two_underscores_are_one() {
+    let model = inline(
+        &[2, 4, 4],
+        "{block1: {_r: {repeat: {times: 2, layers: {\"block1-{i}\": {conv2d: {out_channels: 2, kernel_size: 1}}}}}},
+          __conv_stem: {conv2d: {out_channels: 2, kernel_size: 1, bias: false}}}",
+    );
+    let names: Vec<_> = model.params().iter().map(|param| param.name.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "block1.block1-0.weight",
+            "block1.block1-0.bias",
+            "block1.block1-1.weight",
+            "block1.block1-1.bias",
+            "_conv_stem.weight"
+        ]
+    );
+}
+
+#[test]
 fn arguments_reach_the_layers_and_formulas_are_evaluated() {
     let small =
         model(json!({"name": "small-cnn", "args": {"channels": 3, "size": 32, "width": 8, "classes": 4}}));

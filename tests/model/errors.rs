@@ -40,6 +40,15 @@ fn a_misfit_names_the_layer_what_came_in_what_it_wants_and_the_remedy() {
          give it a `shortcut`",
     );
     complains(
+        "input: [3, 8, 8]\nlayers:\n  - subtract: {layers: [adaptive_avg_pool2d: {output_size: 1}]}\n",
+        "layers.0: subtract takes what its layers give, [3, 1, 1], from the input, [3, 8, 8]: they must be equal",
+    );
+    complains(
+        "input: [3, 8, 8]\nlayers:\n  - multiply: {layers: [conv2d: {out_channels: 2, kernel_size: 1}], shortcut: [tanh]}\n",
+        "layers.0: multiply takes what its layers give, [2, 8, 8], times the shortcut, [3, 8, 8]: each extent must \
+         be equal or 1 on one side, as [C, 1, 1] is beside [C, H, W]",
+    );
+    complains(
         "input: [3, 8, 8]\nlayers:\n  - concat: [identity, max_pool2d: {kernel_size: 2}]\n",
         "its branches differ elsewhere: [3, 8, 8], [3, 4, 4]",
     );
@@ -214,7 +223,16 @@ fn two_layers_cannot_share_a_name() {
         "input: [4]\nlayers: [residual: {layers: [linear: {out_features: 4}], shortcut: [linear: {out_features: 4}]}]\n",
         "a second layer with the parameter names `0.0.*`",
     );
-    complains("input: [4]\nlayers: {a.b: relu}\n", "`a.b` is no name for a layer");
+    for name in ["a.b", "-a", "_-", "__", "a b"] {
+        complains(
+            &format!("input: [4]\nlayers: {{\"{name}\": relu}}\n"),
+            &format!("`{name}` is no name for a layer"),
+        );
+    }
+    complains(
+        "input: [4]\nlayers: {_r: {repeat: {times: 2, layers: {\"a{i - 1}\": relu}}}}\n",
+        "`a{i - 1}`: -1 is no number from 0 up",
+    );
 }
 
 #[test]
@@ -248,7 +266,9 @@ fn a_wrong_model_in_a_run_config_is_reported_at_its_key() {
 /// A description whose structure shows whether `word` was read as the composite that it nearly is.
 fn with_composite(composite: &str, word: &str, form: usize) -> String {
     let body = match composite {
-        "residual" => "{layers: {a: {conv2d: {out_channels: 3, kernel_size: 1}}, b: relu}}",
+        "residual" | "multiply" | "subtract" => {
+            "{layers: {a: {conv2d: {out_channels: 3, kernel_size: 1}}, b: relu}}"
+        }
         "repeat" => "{times: $n, layers: [relu, tanh]}",
         // As the shortcut, it must keep the channels.
         "concat" if form == 3 => "[relu]",
@@ -305,7 +325,7 @@ fn single_edits(word: &str) -> Vec<String> {
 #[test]
 fn every_single_slip_in_a_composite_is_refused_or_means_the_same() {
     let mut refused = 0;
-    for composite in ["residual", "concat", "repeat", "sequential"] {
+    for composite in ["residual", "multiply", "subtract", "concat", "repeat", "sequential"] {
         for form in 0..4 {
             let meant = structure(&with_composite(composite, composite, form))
                 .unwrap_or_else(|error| panic!("{composite} {form}: {error}"));
@@ -318,7 +338,7 @@ fn every_single_slip_in_a_composite_is_refused_or_means_the_same() {
             }
         }
     }
-    assert!(refused > 6_000, "{refused}");
+    assert!(refused > 9_000, "{refused}");
     // The same of the keys inside, and of a block's name whose arguments could be layers.
     for (right, text) in [
         ("layers", "input: [3]\nlayers: [residual: {WORD: [relu], shortcut: [tanh]}]\n"),
@@ -353,9 +373,12 @@ fn an_unknown_composite_is_named_with_the_nearest() {
         ),
         ("{concta: {a: relu, b: tanh}}", "layers.concta: unknown composite `concta`; did you mean `concat`?"),
         (
-            "[multiply: {layers: [relu]}]",
-            "unknown composite `multiply`; composites are concat, repeat, residual, sequential",
+            "[multiplication: {layers: [relu]}]",
+            "unknown composite `multiplication`; composites are concat, multiply, repeat, residual, sequential, subtract",
         ),
+        ("[mul: {layers: [relu]}]", "unknown composite `mul`; did you mean `multiply`?"),
+        ("{_a: {minus: {layers: [relu]}}}", "unknown composite `minus`; did you mean `subtract`?"),
+        ("{substract: {layers: [relu]}}", "unknown composite `substract`; did you mean `subtract`?"),
         ("[cat: [relu, tanh]]", "unknown composite `cat`; did you mean `concat`?"),
         ("{_add: {skip: [relu, tanh]}}", "unknown composite `skip`; did you mean `residual`?"),
         ("{anything: {layers: [relu]}}", "layers.anything.layers: `layers` is no name for a layer"),

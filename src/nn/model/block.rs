@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 /// What composes layers.
-pub const COMPOSITES: [&str; 4] = ["concat", "repeat", "residual", "sequential"];
+pub const COMPOSITES: [&str; 6] = ["concat", "multiply", "repeat", "residual", "sequential", "subtract"];
 
 /// A layer type of the user's own.
 #[derive(Debug, Deserialize)]

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use tch::Tensor;
 use tch::nn::{self, ModuleT};
 
+use super::joined::Join;
 use super::segments::Chain;
 use super::tree::{Node, Op};
 use crate::nn::layers::{Activation, FusedConvBn, LayerSpec, Normed};
@@ -33,9 +34,9 @@ impl Builder<'_> {
             // Only the root can be one, and it is made in `assemble`.
             Op::Script(_) => Box::new(Sequential(self.unnamed(&[]))),
             Op::Sequential => Box::new(Sequential(self.unnamed(&node.children))),
-            Op::Residual => match self.residual(node, false) {
+            Op::Join(join) => match self.residual(node, false) {
                 Some(residual) => Box::new(residual),
-                None => Box::new(Residual(children())),
+                None => Box::new(Joined { join: *join, branches: children() }),
             },
             Op::Concat => Box::new(Concat(children())),
         }
@@ -69,7 +70,7 @@ impl Builder<'_> {
         }
         let after = without_relu(after)?;
         match &first.op {
-            Op::Residual => Some((Box::new(self.residual(first, true)?), after)),
+            Op::Join(Join::Residual) => Some((Box::new(self.residual(first, true)?), after)),
             Op::Layer(LayerSpec::Linear(linear)) if !self.is_frozen(first) => {
                 Some((Box::new(linear.build_with_relu(&self.path(first), &first.input, true)), after))
             }
@@ -111,6 +112,7 @@ impl Builder<'_> {
 
     /// A residual whose layers end in a batch norm, which does the addition too.
     fn residual(&self, node: &Node, relu: bool) -> Option<NormResidual> {
+        let Op::Join(Join::Residual) = node.op else { return None };
         let (body, shortcut) = node.children.split_first()?;
         let (Op::Sequential, [before @ .., norm]) = (&body.op, body.children.as_slice()) else { return None };
         let Some(LayerSpec::BatchNorm2d(_)) = self.learning(norm) else { return None };
@@ -167,16 +169,23 @@ impl ModuleT for Sequential {
     }
 }
 
-/// The layers, then the shortcut if there is one.
 #[derive(Debug)]
-struct Residual(Vec<Box<dyn ModuleT>>);
+struct Joined {
+    join: Join,
+    /// The layers, then the shortcut if there is one.
+    branches: Vec<Box<dyn ModuleT>>,
+}
 
-impl ModuleT for Residual {
+impl ModuleT for Joined {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
-        match self.0.as_slice() {
-            [layers] => layers.forward_t(xs, train) + xs,
-            [layers, shortcut] => layers.forward_t(xs, train) + shortcut.forward_t(xs, train),
-            _ => xs.shallow_clone(),
+        let Some((layers, shortcut)) = self.branches.split_first() else { return xs.shallow_clone() };
+        let layers = layers.forward_t(xs, train);
+        let shortcut =
+            shortcut.first().map_or_else(|| xs.shallow_clone(), |shortcut| shortcut.forward_t(xs, train));
+        match self.join {
+            Join::Residual => layers + shortcut,
+            Join::Multiply => layers * shortcut,
+            Join::Subtract => shortcut - layers,
         }
     }
 }

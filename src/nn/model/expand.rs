@@ -2,10 +2,10 @@
 //!
 //! - A mapping names its layers as PyTorch names attributes, a list numbers them like `nn.Sequential`; either
 //!   inside the other is a sequence with its own prefix. A name that starts with `_` adds nothing to the
-//!   parameter names.
+//!   parameter names; `__x` is the name `_x`.
 //! - A layer is `relu` or `{conv2d: {out_channels: 16, kernel_size: 3}}`; input sizes are inferred.
-//! - `{residual: {layers: …, shortcut: …}}` adds, `{concat: […]}` joins channels, `{sequential: …}` is a
-//!   sequence; their children live at their own prefix.
+//! - `{residual: {layers: …, shortcut: …}}` adds, `multiply` and `subtract` (shortcut − layers) likewise,
+//!   `{concat: […]}` joins channels, `{sequential: …}` is a sequence; their children live at their own prefix.
 //! - `{repeat: {times: 3, layers: …}}` in a list, or under a silent name, goes on in its parent: lists keep
 //!   counting, mapping names count by `{i}` (from 0; `{i + 1}` too).
 //! - No child is called as a composite or nearly so (naming.rs): a slip must not become a name.
@@ -18,8 +18,10 @@ use serde_json::{Map, Value};
 
 use super::block::{Block, COMPOSITES, single};
 use super::expr::is_name;
+use super::joined::Join;
 use super::naming::Kinds;
 use super::scope::{Scope, arguments, fill, merge, name};
+use super::tree::segment;
 use crate::nn::layers::{LayerSpec, Shape};
 use crate::util::yaml::{self, Invalid, nearest};
 
@@ -42,7 +44,7 @@ pub struct Item {
 pub enum Body {
     Layer(LayerSpec),
     Sequence(Vec<Item>),
-    Residual { layers: Vec<Item>, shortcut: Option<Vec<Item>> },
+    Join { join: Join, layers: Vec<Item>, shortcut: Option<Vec<Item>> },
     Concat(Vec<Item>),
 }
 
@@ -144,7 +146,7 @@ impl Expander<'_> {
                         return Err(Invalid::new(source, message));
                     }
                     match single(value) {
-                        Some(("repeat", repeat)) if label.starts_with('_') => {
+                        Some(("repeat", repeat)) if segment(&label).is_none() => {
                             self.repeat(repeat, &format!("{source}.repeat"), scope, &mut 0, into)?;
                         }
                         _ => into.push(self.item(label, value, source, scope)?),
@@ -253,16 +255,16 @@ impl Expander<'_> {
     }
 
     fn composite(&mut self, kind: &str, args: &Value, source: &str, scope: &Scope) -> Result<Body, Invalid> {
+        if let Some(join) = Join::of(kind) {
+            let map = keys(args, source, &["layers", "shortcut"], &["layers"])?;
+            let layers = self.children(&map["layers"], &format!("{source}.layers"), scope)?;
+            let shortcut = match map.get("shortcut") {
+                None | Some(Value::Null) => None,
+                Some(value) => Some(self.branch(value, &format!("{source}.shortcut"), scope)?),
+            };
+            return Ok(Body::Join { join, layers, shortcut });
+        }
         match kind {
-            "residual" => {
-                let map = keys(args, source, &["layers", "shortcut"], &["layers"])?;
-                let layers = self.children(&map["layers"], &format!("{source}.layers"), scope)?;
-                let shortcut = match map.get("shortcut") {
-                    None | Some(Value::Null) => None,
-                    Some(value) => Some(self.branch(value, &format!("{source}.shortcut"), scope)?),
-                };
-                Ok(Body::Residual { layers, shortcut })
-            }
             "concat" => Ok(Body::Concat(self.children(args, source, scope)?)),
             "repeat" => {
                 let mut items = Vec::new();

@@ -6,6 +6,7 @@ mod expand;
 mod expr;
 mod init;
 mod init_from;
+mod joined;
 mod naming;
 mod network;
 mod padding;
@@ -29,6 +30,7 @@ use scripted::Script;
 
 pub(crate) use init_from::Patterns;
 pub use init_from::{InitFrom, Keys, OptimizerFrom};
+pub(crate) use joined::Join;
 pub use network::{Network, Parameter};
 pub use padding::Sides;
 pub use spec::{ModelSource, ModelSpec};

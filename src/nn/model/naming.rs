@@ -12,7 +12,7 @@ use crate::util::yaml::nearest;
 /// Keys of the composites themselves.
 const PARTS: [&str; 3] = ["layers", "shortcut", "times"];
 /// Names of composites in other frameworks.
-const FOREIGN: [(&str, &str); 12] = [
+const FOREIGN: [(&str, &str); 13] = [
     ("add", "residual"),
     ("sum", "residual"),
     ("skip", "residual"),
@@ -22,9 +22,10 @@ const FOREIGN: [(&str, &str); 12] = [
     ("stack", "concat"),
     ("loop", "repeat"),
     ("seq", "sequential"),
-    ("mul", ""),
-    ("multiply", ""),
-    ("product", ""),
+    ("mul", "multiply"),
+    ("product", "multiply"),
+    ("sub", "subtract"),
+    ("minus", "subtract"),
 ];
 
 /// The layer types that a description knows.
@@ -47,7 +48,7 @@ impl<'a> Kinds<'a> {
     pub fn refuse_name(self, name: &str, value: &Value, parent: &str) -> Option<String> {
         if PARTS.contains(&name) && name != parent {
             return Some(format!(
-                "`{name}` is no name for a layer: it is a key of `residual` or `repeat`, and none of them stands above it"
+                "`{name}` is no name for a layer: it is a key of `residual`, `multiply`, `subtract` or `repeat`, and none of them is above it"
             ));
         }
         if COMPOSITES.contains(&name) {
@@ -96,11 +97,10 @@ impl<'a> Kinds<'a> {
         if foreign.is_none() && !value.as_object().is_some_and(parts) {
             return None;
         }
-        let hint =
-            match foreign.filter(|ours| !ours.is_empty()).or_else(|| nearest(name, COMPOSITES.into_iter())) {
-                Some(ours) => format!("did you mean `{ours}`?"),
-                None => format!("composites are {}", COMPOSITES.join(", ")),
-            };
+        let hint = match foreign.or_else(|| nearest(name, COMPOSITES.into_iter())) {
+            Some(ours) => format!("did you mean `{ours}`?"),
+            None => format!("composites are {}", COMPOSITES.join(", ")),
+        };
         Some(format!(
             "unknown composite `{name}`; {hint} A layer of that name is written {{sequential: {{{name}: …}}}}"
         ))

@@ -102,12 +102,16 @@ pub fn name(key: &str, scope: &Scope) -> Result<String, String> {
         let (formula, after) =
             formula.split_once('}').ok_or_else(|| format!("`{key}`: the `{{` is never closed"))?;
         name.push_str(plain);
-        name.push_str(&evaluate(formula, scope)?.to_string());
+        let value = evaluate(formula, scope)?;
+        let number = value.as_u64().ok_or_else(|| format!("`{key}`: {value} is no number from 0 up"))?;
+        name.push_str(&number.to_string());
         rest = after;
     }
     name.push_str(rest);
-    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
-        return Err(format!("`{name}` is no name for a layer: letters, digits and `_` are"));
+    let in_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    let begins = name.trim_start_matches('_').starts_with(|c: char| c.is_ascii_alphanumeric());
+    if !name.chars().all(in_name) || !(begins || name == "_") {
+        return Err(format!("`{name}` is no name for a layer: letters, digits, `_` and `-` are"));
     }
     Ok(name)
 }

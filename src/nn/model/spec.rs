@@ -109,6 +109,21 @@ enum Composite {
         /// The layers of the other branch.
         shortcut: Option<Value>,
     },
+    /// Multiplies the output of `layers` by that of `shortcut` (the input itself when absent); [C, 1, 1] goes
+    /// with [C, H, W].
+    Multiply {
+        /// The layers.
+        layers: Value,
+        /// The layers of the other branch.
+        shortcut: Option<Value>,
+    },
+    /// Subtracts the output of `layers` from that of `shortcut` (the input itself when absent).
+    Subtract {
+        /// The layers.
+        layers: Value,
+        /// The layers of the other branch.
+        shortcut: Option<Value>,
+    },
     /// The layers `times` times, in the place of this entry; `{i}` in a name is the number, from 0.
     Repeat {
         /// How often: an integer or a formula.

@@ -55,7 +55,7 @@ pub struct ParameterRow {
 }
 
 impl Model {
-    /// One row for each layer, residual and concat, in the order of computation.
+    /// One row for each layer, concat, residual and its relatives, in the order of computation.
     pub fn summary(&self) -> Vec<Row> {
         let mut rows = Vec::new();
         walk(&self.root, &mut rows);
@@ -71,7 +71,7 @@ fn walk(node: &Node, rows: &mut Vec<Row>) {
         Op::Layer(spec) => spec.kind(),
         Op::Script(script) => return rows.extend(scripted(script)),
         Op::Sequential => return,
-        Op::Residual => "residual",
+        Op::Join(join) => join.word(),
         Op::Concat => "concat",
     };
     let trainable = |node: &Node| {

@@ -1,6 +1,7 @@
 //! The checked tree: every layer with its place, its names and its shapes.
 
 use super::expand::{Body, Item};
+use super::joined::Join;
 use super::scripted::Script;
 use crate::nn::layers::{LayerSpec, Param, Shape, ShapeError, shown};
 use crate::util::yaml::Invalid;
@@ -22,7 +23,7 @@ pub(crate) struct Node {
     pub op: Op,
     pub input: Shape,
     pub output: Shape,
-    /// Of `Residual`: the layers, then the shortcut where it has one.
+    /// Of `Join`: the layers, then the shortcut where it has one.
     pub children: Vec<Node>,
 }
 
@@ -34,8 +35,8 @@ pub(crate) enum Op {
     Sequential,
     /// A TorchScript program: the whole network.
     Script(Script),
-    /// The first child plus the second, or plus the input.
-    Residual,
+    /// The first child and the second, or the input.
+    Join(Join),
     /// All children on the same input, joined along the channels.
     Concat,
 }
@@ -77,20 +78,24 @@ impl Node {
             Op::Sequential => {
                 return self.children.iter().try_fold(input.to_vec(), |shape, child| child.output_of(&shape));
             }
-            Op::Residual | Op::Concat => self.children.split_first()?,
+            Op::Join(join) => {
+                let (layers, shortcut) = self.children.split_first()?;
+                let other = match shortcut.first() {
+                    Some(shortcut) => shortcut.output_of(input)?,
+                    None => input.to_vec(),
+                };
+                return join.shape(&layers.output_of(input)?, &other);
+            }
+            Op::Concat => self.children.split_first()?,
             Op::Script(_) => return None,
         };
         let mut output = first.output_of(input)?;
-        if let (Op::Residual, []) = (&self.op, rest) {
-            return (output == input).then_some(output);
-        }
         for branch in rest {
             let other = branch.output_of(input)?;
-            match self.op {
-                Op::Concat if other[1..] == output[1..] => output[0] += other[0],
-                Op::Residual if other == output => {}
-                _ => return None,
+            if other[1..] != output[1..] {
+                return None;
             }
+            output[0] += other[0];
         }
         Some(output)
     }
@@ -101,7 +106,7 @@ impl Node {
             Op::Layer(spec) => return serde_json::to_string(spec),
             Op::Script(_) => "script",
             Op::Sequential => "sequential",
-            Op::Residual => "residual",
+            Op::Join(join) => join.word(),
             Op::Concat => "concat",
         };
         let children: Vec<_> = self.children.iter().map(Node::structure).collect::<Result<_, _>>()?;
@@ -120,6 +125,15 @@ impl Node {
             Op::Layer(spec) => spec.layer().min_batch(&self.input),
             _ => 1,
         }
+    }
+}
+
+/// What a label adds to the parameter names: nothing where it starts with `_`, `_x` where it is `__x`.
+pub(super) fn segment(label: &str) -> Option<&str> {
+    match label.strip_prefix('_') {
+        Some(rest) if rest.starts_with('_') => Some(rest),
+        Some(_) => None,
+        None => Some(label),
     }
 }
 
@@ -148,22 +162,21 @@ struct Place {
 
 impl Place {
     fn child(&self, item: &Item) -> Self {
-        let silent = item.label.starts_with('_');
         Self {
             label: item.label.clone(),
-            path: if silent { self.path.clone() } else { join(&self.path, &item.label) },
+            path: segment(&item.label).map_or_else(|| self.path.clone(), |name| join(&self.path, name)),
             place: join(&self.place, &item.label),
             source: item.source.clone(),
         }
     }
 
-    /// The same place: the silent sequences inside a residual.
-    fn inside(&self, key: &str) -> Self {
+    /// The same place: the silent sequences inside a `composite`.
+    fn inside(&self, composite: &str, key: &str) -> Self {
         Self {
             label: format!("_{key}"),
             path: self.path.clone(),
             place: self.place.clone(),
-            source: format!("{}.residual.{key}", self.source),
+            source: format!("{}.{composite}.{key}", self.source),
         }
     }
 
@@ -189,23 +202,21 @@ fn grow(parent: &Place, item: Item, input: &[i64], from: &str) -> Result<Node, I
     match item.body {
         Body::Layer(spec) => layer(place, spec, input, from),
         Body::Sequence(items) => sequence(place, items, input, from),
-        Body::Residual { layers, shortcut } => {
-            let mut children = vec![sequence(place.inside("layers"), layers, input, from)?];
+        Body::Join { join, layers, shortcut } => {
+            let word = join.word();
+            let mut children = vec![sequence(place.inside(word, "layers"), layers, input, from)?];
             if let Some(shortcut) = shortcut {
-                children.push(sequence(place.inside("shortcut"), shortcut, input, from)?);
+                children.push(sequence(place.inside(word, "shortcut"), shortcut, input, from)?);
             }
-            let output = children[0].output.clone();
             let (other, what) =
                 children.get(1).map_or((input, "the input"), |shortcut| (&shortcut.output, "the shortcut"));
-            if output != other {
-                let (output, other) = (shown(&output), shown(other));
-                let message = format!(
-                    "residual adds what its layers give, {output}, to {what}, {other}: they must be equal; \
-                     give it a `shortcut` with the same channels and stride"
-                );
-                return Err(place.invalid(None, message));
+            match join.shape(&children[0].output, other) {
+                Some(output) => Ok(place.node(Op::Join(join), input, output, children)),
+                None => {
+                    let message = join.misfit(&shown(&children[0].output), what, &shown(other));
+                    Err(place.invalid(None, message))
+                }
             }
-            Ok(place.node(Op::Residual, input, output, children))
         }
         Body::Concat(items) => {
             let children = items

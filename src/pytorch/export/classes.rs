@@ -47,6 +47,38 @@ pub struct Classes {
 
 /// What a module of PyTorch has already.
 const RESERVED: &[&str] = &[
+    "_apply",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_buffers",
+    "_call_impl",
+    "_compiled_call_impl",
+    "_forward_hooks",
+    "_forward_hooks_always_called",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_get_backward_hooks",
+    "_get_backward_pre_hooks",
+    "_get_name",
+    "_is_full_backward_hook",
+    "_load_from_state_dict",
+    "_load_state_dict_post_hooks",
+    "_load_state_dict_pre_hooks",
+    "_maybe_warn_non_full_backward_hook",
+    "_modules",
+    "_named_members",
+    "_non_persistent_buffers_set",
+    "_parameters",
+    "_register_load_state_dict_pre_hook",
+    "_register_state_dict_hook",
+    "_replicate_for_data_parallel",
+    "_save_to_state_dict",
+    "_slow_forward",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_version",
+    "_wrapped_call_impl",
     "T_destination",
     "add_module",
     "apply",
@@ -296,10 +328,10 @@ impl Words for Python<'_> {
             return String::new();
         }
         // `_relu` and `relu` as they are called, numbers by what they are.
-        let label = node.label.trim_start_matches('_');
+        let label = node.label.trim_start_matches('_').replace('-', "_");
         let wanted = match &node.op {
             Op::Layer(spec) if !label.starts_with(|first: char| first.is_ascii_alphabetic()) => spec.kind(),
-            _ => label,
+            _ => label.as_str(),
         };
         let is_taken = |name: &str| {
             let tensors = self.module.tensors();

@@ -1,11 +1,11 @@
 //! A network as PyTorch sees it: modules by the dotted segments of the parameter names, and what each
 //! computes.
 //!
-//! The tree of a model has more nodes than names: silent sequences, residuals and layers without tensors
+//! The tree of a model has more nodes than names: silent sequences, composites and layers without tensors
 //! belong to the module around them.
 
 use crate::nn::layers::Param;
-use crate::nn::model::{Node, Op, join};
+use crate::nn::model::{Join, Node, Op, join};
 
 /// What Python has under one prefix of the parameter names.
 #[derive(Debug)]
@@ -31,8 +31,8 @@ pub enum Step<'a> {
     Plain(&'a Node),
     /// A method of the child with this index.
     Call { child: usize, method: usize },
-    /// The layers plus the shortcut, or plus `x`.
-    Residual { layers: Vec<Step<'a>>, shortcut: Option<Vec<Step<'a>>> },
+    /// The layers and the shortcut, or `x`.
+    Join { join: Join, layers: Vec<Step<'a>>, shortcut: Option<Vec<Step<'a>>> },
     /// All on the same `x`, joined along the channels.
     Concat(Vec<Vec<Step<'a>>>),
 }
@@ -86,10 +86,10 @@ impl<'a> Module<'a> {
                 vec![Step::Own(node)]
             }
             Op::Sequential => node.children.iter().flat_map(|child| self.steps(child)).collect(),
-            Op::Residual => {
+            Op::Join(join) => {
                 let mut branches = node.children.iter().map(|branch| self.steps(branch));
                 let layers = branches.next().unwrap_or_default();
-                vec![Step::Residual { layers, shortcut: branches.next() }]
+                vec![Step::Join { join: *join, layers, shortcut: branches.next() }]
             }
             Op::Concat => vec![Step::Concat(node.children.iter().map(|branch| self.steps(branch)).collect())],
         }
@@ -153,7 +153,7 @@ fn write(module: &Module, steps: &[Step], words: &mut impl Words, names: &mut us
             Step::Call { child, method } => {
                 add(words.call(&module.children[*child], &method_name(*method)), into);
             }
-            Step::Residual { layers, shortcut } => {
+            Step::Join { join, layers, shortcut } => {
                 let n = number(names);
                 into.push(format!("skip{n} = x"));
                 write(module, layers, words, names, into);
@@ -161,9 +161,9 @@ fn write(module: &Module, steps: &[Step], words: &mut impl Words, names: &mut us
                     into.push(format!("y{n} = x"));
                     into.push(format!("x = skip{n}"));
                     write(module, shortcut, words, names, into);
-                    into.push(format!("x = y{n} + x"));
+                    into.push(format!("x = {}", join.python(&format!("y{n}"), "x")));
                 } else {
-                    into.push(format!("x = x + skip{n}"));
+                    into.push(format!("x = {}", join.python("x", &format!("skip{n}"))));
                 }
             }
             Step::Concat(branches) => {
@@ -195,9 +195,16 @@ pub fn attribute(name: &str) -> String {
     if is_plain(name) { format!("self.{name}") } else { format!("getattr(self, \"{name}\")") }
 }
 
-/// Whether `name` can be an attribute.
+/// Whether `name` can be an attribute as it is written. Python changes names that start with `__` in a class.
 pub fn is_plain(name: &str) -> bool {
-    !name.starts_with(|first: char| first.is_ascii_digit()) && !KEYWORDS.contains(&name)
+    let is_other = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
+    let starts_otherwise = name.starts_with(|c: char| c.is_ascii_digit()) || name.starts_with("__");
+    !starts_otherwise && !name.contains(is_other) && !is_keyword(name)
+}
+
+/// Whether `name` is a word of Python.
+pub fn is_keyword(name: &str) -> bool {
+    KEYWORDS.contains(&name)
 }
 
 const KEYWORDS: [&str; 36] = [

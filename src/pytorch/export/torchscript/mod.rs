@@ -229,8 +229,7 @@ impl Builder<'_> {
                 "two things called `{name}` {place}; rename the layer"
             );
             // libtorch writes the name into the file bare, and does not read it again.
-            let is_word = !plan::is_plain(name) && !name.starts_with(|first: char| first.is_ascii_digit());
-            ensure!(!is_word, "`{name}` {place} is a word of Python; rename the layer");
+            ensure!(!plan::is_keyword(name), "`{name}` {place} is a word of Python; rename the layer");
             // The file would call the layer where it means the library.
             ensure!(name != "torch", "`torch` {place} is the name of Python's torch; rename the layer");
             names.push(name.to_owned());
