@@ -94,6 +94,32 @@ _other: {subtract: {layers: [sigmoid], shortcut: {a: [relu, subtract: {layers: [
     (&[12], "[reshape: {shape: [3, 2, 2]}, subsample_pad: {out_channels: 7}, flatten]"),
     (&[5, 4, 4], "[slice_channels: {start: 1, end: 5}, reparametrize, quantize]"),
     (&[2, 8, 8], "[dropout: {p: 0.3}, dropout2d: {p: 0.4}, dropout2d]"),
+    (&[2, 8, 8], "[stochastic_depth: {p: 0.3}, stochastic_depth: {p: 0.2, mode: batch}, scale: {value: 0.1}]"),
+    (
+        &[4, 6, 6],
+        "
+features:
+  - repeat:
+      times: 2
+      layers:
+        - residual:
+            layers:
+              block:
+                - conv2d: {out_channels: 4, kernel_size: 7, padding: 3, groups: 4}
+                - permute: {dims: [0, 2, 3, 1]}
+                - layer_norm: {normalized_shape: 4, eps: 1.0e-6}
+                - linear: {in_features: 4, out_features: 16}
+                - gelu
+                - linear: {in_features: 16, out_features: 4}
+                - permute: {dims: [0, 3, 1, 2]}
+              _layer_scale: {scale: {parameter: layer_scale, shape: [4, 1, 1], init: 0.5}}
+              _stochastic_depth: {stochastic_depth: {p: 0, mode: row}}
+  - conv2d: {out_channels: 6, kernel_size: 1}
+  - residual: {layers: {norm: layer_norm2d, _beta: {scale: {parameter: beta}}, conv: {conv2d: {out_channels: 6, kernel_size: 1}}, _gamma: {scale: {parameter: gamma, shape: [1, 6, 1, 1]}}}}
+named: {scale: {parameter: weight}}
+",
+    ),
+    (&[3, 4, 4], "[[{conv: {conv2d: {out_channels: 3, kernel_size: 1}}, _s: {scale: {parameter: in_front}}}], {_n: batch_norm2d, _s: {scale: {parameter: behind}}}]"),
     (&[2, 8, 8], "{a: {concat: {x: relu, y: {conv2d: {out_channels: 1, kernel_size: 1}}}}, _b: {a: {z: batch_norm2d}}}"),
 ];
 

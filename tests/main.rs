@@ -25,6 +25,7 @@ mod init_from;
 mod judged;
 mod kernels;
 #[cfg(feature = "kernels")]
+mod layers;
 mod linear;
 mod loader;
 #[cfg(feature = "kernels")]

@@ -160,6 +160,7 @@ pub const LAYERS: &[(&[i64], &str, &str)] = &[
         "[conv_transpose2d: {out_channels: 6, kernel_size: [3, 4], stride: [2, 3], padding: 1, output_padding: [1, 2], groups: 2, dilation: [2, 1]}]",
         "nn.Sequential(nn.ConvTranspose2d(4, 6, (3, 4), stride=(2, 3), padding=1, output_padding=(1, 2), groups=2, dilation=(2, 1)))",
     ),
+    (&[4, 3, 5], "[linear: {in_features: 5, out_features: 3}]", "nn.Sequential(nn.Linear(5, 3))"),
     (&[5], "[linear: {out_features: 3, bias: false}]", "nn.Sequential(nn.Linear(5, 3, bias=False))"),
     (
         &[3, 4, 4],
@@ -185,6 +186,24 @@ pub const LAYERS: &[(&[i64], &str, &str)] = &[
         "[layer_norm: {normalized_shape: 5, elementwise_affine: false}]",
         "nn.Sequential(nn.LayerNorm(5, elementwise_affine=False))",
     ),
+    (&[6, 4, 5], "[layer_norm2d]", "nn.Sequential(LayerNorm2d(6))"),
+    (
+        &[6, 4, 5],
+        "[layer_norm2d: {normalized_shape: 6, eps: 1.0e-3, bias: false}]",
+        "nn.Sequential(LayerNorm2d(6, eps=1e-3, bias=False))",
+    ),
+    (&[3, 4, 5], "[scale: {value: 0.2}]", "Times(0.2)"),
+    (&[3, 4, 5], "[scale: {parameter: gamma}]", "nn.Sequential(Scale('gamma', (3, 1, 1), 1))"),
+    (
+        &[3, 4, 5],
+        "[scale: {parameter: layer_scale, shape: [1, 3, 1, 1], init: 1.0e-6}]",
+        "nn.Sequential(Scale('layer_scale', (1, 3, 1, 1), 1e-6))",
+    ),
+    (&[3, 4, 5], "[scale: {parameter: beta, shape: [5], init: 0}]", "nn.Sequential(Scale('beta', (5,), 0))"),
+    (&[6], "[scale: {parameter: w, init: -0.3}]", "nn.Sequential(Scale('w', (6,), -0.3))"),
+    (&[3, 4, 5], "[permute: {dims: [0, 2, 3, 1]}]", "Permute([0, 2, 3, 1])"),
+    (&[6, 4, 5], "[channel_shuffle: {groups: 3}]", "nn.ChannelShuffle(3)"),
+    (&[3, 4, 5], "[stochastic_depth: {p: 0, mode: batch}]", "StochasticDepth(0.0, 'batch')"),
     (&[4, 3], "[relu]", "nn.ReLU()"),
     (&[4, 3], "[relu6]", "nn.ReLU6()"),
     (&[4, 3], "[leaky_relu]", "nn.LeakyReLU()"),
@@ -251,6 +270,9 @@ pub const LAYERS: &[(&[i64], &str, &str)] = &[
 
 #[test]
 fn every_layer_equals_torch_nn_in_names_shapes_values_and_gradients() {
+    if !alone("model::every_layer_equals_torch_nn_in_names_shapes_values_and_gradients") {
+        return;
+    }
     let folder = tempfile::tempdir().expect("a folder");
     let mut cases = String::new();
     for (shape, _, twin) in LAYERS {
@@ -265,10 +287,16 @@ fn every_layer_equals_torch_nn_in_names_shapes_values_and_gradients() {
         let mut arrays = arrays(folder.path(), &format!("{index}.npz"));
         let mut take = |name: &str| arrays.remove(name).expect("the array");
         let (xs, ys, gradient) = (take("x").set_requires_grad(true), take("y"), take("grad"));
-        // What is left is the state before the step.
-        let state: BTreeMap<_, _> =
-            arrays.into_iter().map(|(name, value)| (name["state.".len()..].to_string(), value)).collect();
+        let states = |prefix: &str| -> BTreeMap<_, _> {
+            let named = arrays.iter().filter_map(|(name, value)| {
+                Some((name.strip_prefix(prefix)?.to_string(), value.shallow_clone()))
+            });
+            named.collect()
+        };
+        let (initial, state) = (states("initial."), states("state."));
+        tch::manual_seed(index as i64);
         let network = model.build(Device::Cpu, Kind::Float).expect("it builds");
+        assert_equal_bits(&network, &initial, layers);
         network.load_state(&state).unwrap_or_else(|error| panic!("{layers}: {error}"));
         let ours = network.forward(&xs, true);
         assert_eq!(&ours.size()[1..], model.output(), "{layers}: the shape rule");
@@ -326,7 +354,7 @@ tail:
     let weights: Vec<_> = names.iter().filter_map(|name| name.strip_suffix(".weight")).collect();
     assert_eq!(
         weights,
-        ["stem", "dense1.grow", "dense2.grow", "mix.0", "mix.1.1", "tail.1", "tail.3", "tail.5.a", "tail.5"]
+        ["stem", "dense1.grow", "dense2.grow", "mix.0", "mix.1.1", "tail.1", "tail.3", "tail.5", "tail.5.a"]
     );
     assert_eq!(model.output(), [5, 6, 6]);
     let shape = |name: &str| &model.params().iter().find(|param| param.name == name).expect("the name").shape;

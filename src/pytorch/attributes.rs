@@ -36,6 +36,9 @@ pub fn differences(
     let mut lines = Vec::new();
     for leaf in model.root().leaves() {
         let Op::Layer(spec) = &leaf.op else { continue };
+        if leaf.is_bare_parameter() {
+            continue;
+        }
         let twin = spec.layer().torch_module(&leaf.input);
         let has_tensors = !leaf.params().is_empty();
         let path = match has_tensors {

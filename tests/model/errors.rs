@@ -28,7 +28,8 @@ fn a_misfit_names_the_layer_what_came_in_what_it_wants_and_the_remedy() {
     );
     complains(
         "input: [3, 8, 8]\nlayers:\n  - linear: {out_features: 4}\n",
-        "3:5: layers.0: linear wants [F] but got [3, 8, 8] from the input; put `flatten` before it",
+        "3:5: layers.0: linear wants [F] but got [3, 8, 8] from the input; put `flatten` before it, or say \
+         `in_features: 8` for the last dimension alone",
     );
     complains(
         "input: [3, 8, 8]\nlayers:\n  - {conv2d: {out_channels: 4, kernel_size: 9}}\n",
@@ -52,6 +53,32 @@ fn a_misfit_names_the_layer_what_came_in_what_it_wants_and_the_remedy() {
         "input: [3, 8, 8]\nlayers:\n  - concat: [identity, max_pool2d: {kernel_size: 2}]\n",
         "its branches differ elsewhere: [3, 8, 8], [3, 4, 4]",
     );
+}
+
+#[test]
+fn factors_orders_and_groups_that_do_not_fit_say_what_would() {
+    let wrong = |layer: &str, expected: &str| {
+        complains(&format!("input: [6, 8, 8]\nlayers: [{layer}]\n"), expected);
+    };
+    wrong("scale: {}", "scale.value: is missing: give the number, or the name of a learned `parameter`");
+    wrong("scale: {value: 2, parameter: w}", "scale.value: cannot go with `parameter`");
+    wrong("scale: {value: 2, shape: [6]}", "scale.shape: goes with `parameter` only");
+    wrong(
+        "scale: {parameter: w, shape: [6]}",
+        "scale.shape: [6] does not broadcast to the samples, [6, 8, 8]",
+    );
+    wrong("scale: {parameter: w, shape: [2, 6, 1, 1]}", "[2, 6, 1, 1] does not broadcast");
+    wrong("scale: {parameter: a.b}", "scale.parameter: `a.b` is no name");
+    wrong("permute: {dims: [1, 2, 3]}", "permute.dims: [1, 2, 3] is no order of [0, 1, 2, 3]");
+    wrong("permute: {dims: [1, 0, 2, 3]}", "permute.dims: [1, 0, 2, 3] is no order");
+    wrong("channel_shuffle: {groups: 4}", "channel_shuffle.groups: 4 does not divide the 6 channels");
+    wrong("stochastic_depth: {p: 1.5}", "stochastic_depth.p: 1.5 is out of range");
+    wrong("layer_norm2d: {normalized_shape: 8}", "8 does not fit the input, which has 6");
+    wrong(
+        "linear: {in_features: 6, out_features: 2}",
+        "linear.in_features: 6 does not fit the input, which has 8",
+    );
+    wrong("{_a: {scale: {parameter: w}}, _b: {scale: {parameter: w}}}", "two tensors are called `0.w`");
 }
 
 #[test]

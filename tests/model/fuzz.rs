@@ -31,7 +31,7 @@ impl Dice {
     fn layer(&mut self) -> Value {
         let sizes = [-1, 0, 1, 1, 2, 2, 3, 4, 5];
         let pads = [-1, 0, 0, 0, 1, 2, 3, 6];
-        match self.below(16) {
+        match self.below(17) {
             0 | 1 => {
                 let padding = if self.below(5) == 0 { json!("same") } else { self.pair(&pads) };
                 let mode = ["zeros", "reflect", "replicate", "circular"][self.below(4) as usize];
@@ -65,11 +65,21 @@ impl Dice {
             14 => {
                 json!({"unflatten": {"dim": self.one(&[-1, 0, 1, 2, 3]), "unflattened_size": [self.one(&sizes), self.one(&sizes)]}})
             }
-            _ => match self.below(7) {
+            15 => match self.below(5) {
+                0 => json!({"scale": {"parameter": "w", "shape": [self.one(&sizes), self.one(&[1, 1, 2])]}}),
+                1 => json!({"scale": {"parameter": "w", "shape": [1, self.one(&sizes), 1, 1]}}),
+                2 => {
+                    json!({"permute": {"dims": [self.one(&[0, 0, 0, 1]), self.one(&[1, 2, 3]), self.one(&[1, 2, 3]), self.one(&[1, 2])]}})
+                }
+                3 => json!({"channel_shuffle": {"groups": self.one(&sizes)}}),
+                _ => json!({"stochastic_depth": {"p": self.0.uniform() * 1.5 - 0.2, "mode": "row"}}),
+            },
+            _ => match self.below(8) {
                 0 => json!({"linear": {"out_features": self.one(&sizes)}}),
                 1 => json!("batch_norm2d"),
                 2 => json!("batch_norm1d"),
                 3 => json!("layer_norm"),
+                7 => json!({"linear": {"out_features": self.one(&sizes), "in_features": self.one(&sizes)}}),
                 4 => json!({"softmax": {"dim": self.one(&[-1, 0, 1, 2, 3, 4])}}),
                 5 => json!({"dropout": {"p": self.0.uniform() * 1.5 - 0.2}}),
                 _ => json!({"dropout2d": {"p": self.0.uniform()}}),

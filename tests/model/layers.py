@@ -1,9 +1,32 @@
-# Single layers: for each line "INPUT_SHAPE | torch.nn expression", its state, an input, the output and the gradient.
+# Single layers: for each line "INPUT_SHAPE | torch.nn expression", its initial state at a seed, a state, an input, the
+# output and the gradient.
 import sys
 
 import numpy as np
 import torch
 from torch import nn
+from torchvision.models.convnext import LayerNorm2d
+from torchvision.ops import Permute, StochasticDepth
+
+
+class Scale(nn.Module):
+    def __init__(self, name, shape, init):
+        super().__init__()
+        self.name = name
+        self.register_parameter(name, nn.Parameter(torch.ones(shape) * init))
+
+    def forward(self, x):
+        return x * getattr(self, self.name)
+
+
+class Times(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, x):
+        return x * self.value
+
 
 torch.set_num_threads(1)
 folder = sys.argv[1]
@@ -11,11 +34,12 @@ for index, line in enumerate(open(f"{folder}/cases.txt")):
     shape, expression = line.strip().split(" | ")
     torch.manual_seed(index)
     net = eval(expression)
+    arrays = {f"initial.{key}": value.numpy().copy() for key, value in net.state_dict().items()}
     with torch.no_grad():
         for value in net.state_dict().values():
             if value.is_floating_point() and value.dim() == 1:
                 value.uniform_(0.5, 1.5)
-    arrays = {f"state.{key}": value.numpy().copy() for key, value in net.state_dict().items()}
+    arrays |= {f"state.{key}": value.numpy().copy() for key, value in net.state_dict().items()}
     x = torch.randn(3, *map(int, shape.split(",")), requires_grad=True)
     y = net(x)
     (y * torch.linspace(-1, 1, y.numel()).reshape(y.shape)).sum().backward()

@@ -7,6 +7,9 @@ use super::args::Pair;
 pub struct TorchModule {
     /// `nn.Conv2d`, or a class of our own.
     pub class: &'static str,
+    /// The function that the module goes through, and its further arguments: `nn.Parameter`, as in
+    /// `nn.Parameter(torch.full((16, 1, 1), 1e-06))`.
+    pub within: Option<(&'static str, String)>,
     pub args: Vec<Arg>,
     /// The source of a class that torch.nn lacks.
     pub definition: Option<&'static str>,
@@ -23,12 +26,26 @@ pub struct Arg {
 
 impl TorchModule {
     pub fn new(class: &'static str) -> Self {
-        Self { class, args: Vec::new(), definition: None }
+        Self { class, within: None, args: Vec::new(), definition: None }
     }
 
     /// A class of our own, in full.
     pub fn defined(class: &'static str, definition: &'static str) -> Self {
         Self { definition: Some(definition), ..Self::new(class) }
+    }
+
+    /// The same, as the first argument of `function`; `rest` are the others: `, dim=1`.
+    pub fn within(mut self, function: &'static str, rest: impl Into<String>) -> Self {
+        self.within = Some((function, rest.into()));
+        self
+    }
+
+    /// `class(args)`, with the function around it where there is one.
+    pub fn expression(&self, args: &str) -> String {
+        match &self.within {
+            Some((function, rest)) => format!("{function}({}({args}){rest})", self.class),
+            None => format!("{}({args})", self.class),
+        }
     }
 
     /// An argument given by position: those without a default come first.

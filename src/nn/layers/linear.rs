@@ -5,16 +5,16 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
-use super::args::{agrees, count, in_range, yes};
+use super::args::{agrees, count, in_range, same, yes};
 use super::{Layer, Param, ParamKind, Shape, ShapeError, TorchModule, init};
 use crate::libtorch::{kernels, or_panic};
 use crate::nn::layers::codegen::tensor;
 
-/// `[F]` to `[out_features]`.
+/// `[F]` to `[out_features]`; with `in_features` also `[…, F]` to `[…, out_features]`.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Linear {
-    /// Inferred from the input; checked when given.
+    /// Inferred from the input `[F]`; checked when given. Input of more dimensions, as behind a `permute`, wants it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub in_features: Option<i64>,
     /// Features of the output.
@@ -25,18 +25,28 @@ pub struct Linear {
     pub bias: bool,
 }
 
+/// The last dimension.
+fn features(input: &[i64]) -> i64 {
+    input.last().copied().unwrap_or(1)
+}
+
 impl Layer for Linear {
     fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
-        let [features] = *input else {
-            return Err(ShapeError::Input { wants: "[F]".into(), remedy: "put `flatten` before it".into() });
-        };
+        let Some((&features, before)) = input.split_last() else { return same(input) };
+        if !before.is_empty() && self.in_features.is_none() {
+            // Not inferred: a forgotten `flatten` would be another network.
+            let remedy = format!(
+                "put `flatten` before it, or say `in_features: {features}` for the last dimension alone"
+            );
+            return Err(ShapeError::Input { wants: "[F]".into(), remedy });
+        }
         agrees("in_features", self.in_features, features)?;
         in_range("out_features", self.out_features, 1)?;
-        Ok(vec![self.out_features])
+        Ok([before, &[self.out_features]].concat())
     }
 
     fn params(&self, input: &[i64]) -> Vec<Param> {
-        let mut params = vec![Param::new("weight", [self.out_features, input[0]], ParamKind::Weight)];
+        let mut params = vec![Param::new("weight", [self.out_features, features(input)], ParamKind::Weight)];
         if self.bias {
             params.push(Param::new("bias", [self.out_features], ParamKind::Bias));
         }
@@ -44,7 +54,7 @@ impl Layer for Linear {
     }
 
     fn multiply_adds(&self, input: &[i64], output: &[i64]) -> u64 {
-        count(&[input[0], output[0]])
+        count(&[&[features(input)], output].concat())
     }
 
     fn torchscript(&self, _input: &[i64]) -> String {
@@ -53,7 +63,7 @@ impl Layer for Linear {
 
     fn torch_module(&self, input: &[i64]) -> TorchModule {
         TorchModule::new("nn.Linear")
-            .with("in_features", input[0])
+            .with("in_features", features(input))
             .with("out_features", self.out_features)
             .or("bias", self.bias, true)
     }
@@ -68,7 +78,7 @@ impl Linear {
     pub(crate) fn build_with_relu(&self, path: &nn::Path, input: &[i64], relu: bool) -> LinearRelu {
         let zeros = nn::Init::Const(0.0);
         let config = nn::LinearConfig { ws_init: zeros, bs_init: Some(zeros), bias: self.bias };
-        let linear = nn::linear(path, input[0], self.out_features, config);
+        let linear = nn::linear(path, features(input), self.out_features, config);
         init::reset_parameters(&linear.ws, linear.bs.as_ref());
         LinearRelu { linear, relu }
     }

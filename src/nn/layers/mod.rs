@@ -5,6 +5,7 @@ mod adaptive_pool;
 mod args;
 mod avg_pool2d;
 mod batch_norm;
+mod channel_shuffle;
 mod codegen;
 mod conv2d;
 mod conv_transpose2d;
@@ -16,12 +17,15 @@ pub(crate) mod init;
 mod layer_norm;
 mod linear;
 mod max_pool2d;
+mod permute;
 mod pixel_shuffle;
 mod prelu;
 pub(crate) mod quantize;
 pub(crate) mod reparametrize;
 mod reshape;
+mod scale;
 mod slice_channels;
+mod stochastic_depth;
 mod subsample_pad;
 mod upsample;
 
@@ -91,6 +95,12 @@ pub trait Layer {
     /// Parameters and buffers in the order of PyTorch's `state_dict()`.
     fn params(&self, _input: &[i64]) -> Vec<Param> {
         Vec::new()
+    }
+
+    /// Whether its tensor belongs to the module around it, beside other layers' tensors, where its own name
+    /// adds nothing to the parameter names: a bare `nn.Parameter` and no module.
+    fn is_bare_parameter(&self) -> bool {
+        false
     }
 
     /// Multiply-accumulates of one sample in convolutions and linear maps.
@@ -168,6 +178,7 @@ layers! {
     "avg_pool2d" => AvgPool2d(avg_pool2d::AvgPool2d),
     "batch_norm1d" => BatchNorm1d(batch_norm::BatchNorm1d),
     "batch_norm2d" => BatchNorm2d(batch_norm::BatchNorm2d),
+    "channel_shuffle" => ChannelShuffle(channel_shuffle::ChannelShuffle),
     "conv2d" => Conv2d(conv2d::Conv2d),
     "conv_transpose2d" => ConvTranspose2d(conv_transpose2d::ConvTranspose2d),
     "dropout" => Dropout(dropout::Dropout),
@@ -175,15 +186,19 @@ layers! {
     "flatten" => Flatten(flatten::Flatten),
     "group_norm" => GroupNorm(group_norm::GroupNorm),
     "layer_norm" => LayerNorm(layer_norm::LayerNorm),
+    "layer_norm2d" => LayerNorm2d(layer_norm::LayerNorm2d),
     "linear" => Linear(linear::Linear),
     "max_pool2d" => MaxPool2d(max_pool2d::MaxPool2d),
+    "permute" => Permute(permute::Permute),
     "pixel_shuffle" => PixelShuffle(pixel_shuffle::PixelShuffle),
     "pixel_unshuffle" => PixelUnshuffle(pixel_shuffle::PixelUnshuffle),
     "prelu" => Prelu(prelu::Prelu),
     "quantize" => Quantize(quantize::Quantize),
     "reparametrize" => Reparametrize(reparametrize::Reparametrize),
     "reshape" => Reshape(reshape::Reshape),
+    "scale" => Scale(scale::Scale),
     "slice_channels" => SliceChannels(slice_channels::SliceChannels),
+    "stochastic_depth" => StochasticDepth(stochastic_depth::StochasticDepth),
     "subsample_pad" => SubsamplePad(subsample_pad::SubsamplePad),
     "unflatten" => Unflatten(reshape::Unflatten),
     "upsample" => Upsample(upsample::Upsample),

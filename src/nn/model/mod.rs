@@ -17,13 +17,13 @@ mod spec;
 mod summary;
 mod tree;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use anyhow::Result;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::nn::layers::{Param, Shape};
+use crate::nn::layers::{Param, ParamKind, Shape};
 use crate::util::yaml::{self, Invalid};
 use init::Init;
 use scripted::Script;
@@ -100,7 +100,7 @@ impl Model {
             if own.is_empty() {
                 continue;
             }
-            if !owners.insert(leaf.path.as_str()) {
+            if !leaf.is_bare_parameter() && !owners.insert(leaf.path.as_str()) {
                 return Err(Invalid::new(
                     leaf.source.clone(),
                     format!(
@@ -109,8 +109,9 @@ impl Model {
                     ),
                 ));
             }
-            params.extend(own);
+            params.extend(own.into_iter().map(|param| (leaf.is_bare_parameter(), param)));
         }
+        let params = in_order(params);
         let mut names = HashSet::new();
         if let Some(twice) = params.iter().find(|param| !names.insert(param.name.as_str())) {
             return Err(Invalid::new(
@@ -181,4 +182,25 @@ impl Model {
     pub(crate) fn root(&self) -> &Node {
         &self.root
     }
+}
+
+/// Tensors, and whether they are bare parameters, from the order of definition to that of `state_dict()`: a module's
+/// own parameters, its buffers, then its children in the order in which they come first.
+fn in_order(mut params: Vec<(bool, Param)>) -> Vec<Param> {
+    let prefixes = |name: &str| -> Vec<String> {
+        name.match_indices('.').map(|(end, _)| name[..end].to_owned()).collect()
+    };
+    let mut places: HashMap<String, usize> = HashMap::new();
+    for (_, param) in &params {
+        for prefix in prefixes(&param.name) {
+            let next = places.len();
+            places.entry(prefix).or_insert(next);
+        }
+    }
+    params.sort_by_cached_key(|(is_bare, param)| {
+        let children = prefixes(&param.name).into_iter().map(|prefix| places[&prefix] + 3);
+        let own = if param.kind == ParamKind::Buffer { 2 } else { usize::from(*is_bare) };
+        children.chain([own]).collect::<Vec<_>>()
+    });
+    params.into_iter().map(|(_, param)| param).collect()
 }

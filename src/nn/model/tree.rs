@@ -64,6 +64,11 @@ impl Node {
         params
     }
 
+    /// Whether its tensor belongs to the module around it.
+    pub fn is_bare_parameter(&self) -> bool {
+        matches!(&self.op, Op::Layer(spec) if spec.layer().is_bare_parameter())
+    }
+
     /// The name as written, without the `_` of a silent one.
     pub fn name(&self) -> &str {
         self.label.strip_prefix('_').unwrap_or(&self.label)

@@ -138,8 +138,11 @@ const RESERVED: &[&str] = &[
 impl Classes {
     /// The error is the path of a layer whose name no module can have.
     pub fn of(root: &Module) -> Result<Self, String> {
-        let names = ["F", "False", "Net", "None", "Reshape", "SubsamplePad", "True"].map(str::to_owned);
+        let names = ["F", "False", "Net", "None", "True"].map(str::to_owned);
         let mut classes = Self { all: Vec::new(), names: HashSet::from(names) };
+        let twins = root.node.leaves().into_iter().map(twin);
+        let defined = twins.filter(|twin| twin.definition.is_some());
+        classes.names.extend(defined.map(|twin| twin.class.to_owned()));
         classes.class(root, "Net")?;
         classes.all.iter_mut().for_each(Class::find_params);
         Ok(classes)
@@ -148,6 +151,7 @@ impl Classes {
     /// The part that makes `module`; `parent` names it where it has no name of its own.
     fn part(&mut self, module: &Module, parent: &str) -> Result<Part, String> {
         if let (Some(node), [steps], []) = (module.own, module.methods.as_slice(), module.children.as_slice())
+            && module.parameters.is_empty()
             && let [plan::Step::Own(_)] = steps.as_slice()
         {
             return Ok(Part::Twin(twin(node)));
@@ -182,6 +186,15 @@ impl Classes {
         };
         let mut methods = Vec::new();
         if !is_sequence {
+            for node in &module.parameters {
+                for param in node.params() {
+                    let name = param.name.rsplit('.').next().unwrap_or_default().to_owned();
+                    if RESERVED.contains(&name.as_str()) || !is_plain(&name) {
+                        return Err(param.name);
+                    }
+                    members.push((name, Part::Twin(twin(node))));
+                }
+            }
             for child in &module.children {
                 if RESERVED.contains(&child.name.as_str()) && is_plain(&child.name) {
                     return Err(child.path.clone());
@@ -277,7 +290,7 @@ fn signature(part: &Part, values: &mut Vec<Arg>) -> String {
     match part {
         Part::Twin(twin) => {
             values.extend(twin.args.iter().cloned());
-            twin.class.into()
+            twin.expression("")
         }
         Part::Sequential(parts) => {
             let inner: Vec<_> = parts.iter().map(|part| signature(part, values)).collect();
@@ -319,7 +332,10 @@ struct Python<'a> {
 
 impl Words for Python<'_> {
     fn own(&mut self, node: &Node) -> String {
-        format!("x = {}.forward(self, x)", twin(node).class)
+        match &node.op {
+            Op::Layer(spec) if node.is_bare_parameter() => spec.layer().torchscript(&node.input),
+            _ => format!("x = {}.forward(self, x)", twin(node).class),
+        }
     }
 
     fn plain(&mut self, node: &Node) -> String {

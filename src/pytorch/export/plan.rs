@@ -4,7 +4,7 @@
 //! The tree of a model has more nodes than names: silent sequences, composites and layers without tensors
 //! belong to the module around them.
 
-use crate::nn::layers::Param;
+use crate::nn::layers::{Param, ParamKind};
 use crate::nn::model::{Join, Node, Op, join};
 
 /// What Python has under one prefix of the parameter names.
@@ -17,6 +17,8 @@ pub struct Module<'a> {
     pub node: &'a Node,
     /// The layer whose tensors are the module's own.
     pub own: Option<&'a Node>,
+    /// The layers that are bare parameters of the module.
+    pub parameters: Vec<&'a Node>,
     pub children: Vec<Module<'a>>,
     /// `forward`; others where the tree enters one module at several places.
     pub methods: Vec<Vec<Step<'a>>>,
@@ -25,7 +27,7 @@ pub struct Module<'a> {
 /// What happens to `x`.
 #[derive(Debug)]
 pub enum Step<'a> {
-    /// The layer whose tensors are the module's own.
+    /// A layer whose tensors are the module's own.
     Own(&'a Node),
     /// A layer without tensors.
     Plain(&'a Node),
@@ -47,15 +49,28 @@ impl<'a> Module<'a> {
 
     fn new(node: &'a Node) -> Self {
         let name = node.path.rsplit('.').next().unwrap_or_default().to_owned();
-        Self { name, path: node.path.clone(), node, own: None, children: Vec::new(), methods: Vec::new() }
+        Self {
+            name,
+            path: node.path.clone(),
+            node,
+            own: None,
+            parameters: Vec::new(),
+            children: Vec::new(),
+            methods: Vec::new(),
+        }
     }
 
     /// The tensors of the module itself, by their own names.
     pub fn tensors(&self) -> Vec<Param> {
-        match self.own.map(|node| (&node.op, node)) {
-            Some((Op::Layer(spec), node)) => spec.layer().params(&node.input),
-            _ => Vec::new(),
-        }
+        let layers = self.own.iter().chain(&self.parameters);
+        let mut tensors: Vec<Param> = layers
+            .flat_map(|node| match &node.op {
+                Op::Layer(spec) => spec.layer().params(&node.input),
+                _ => Vec::new(),
+            })
+            .collect();
+        tensors.sort_by_key(|param| param.kind == ParamKind::Buffer);
+        tensors
     }
 
     fn steps(&mut self, node: &'a Node) -> Vec<Step<'a>> {
@@ -82,7 +97,11 @@ impl<'a> Module<'a> {
             Op::Script(_) => Vec::new(),
             Op::Layer(_) if node.params().is_empty() => vec![Step::Plain(node)],
             Op::Layer(_) => {
-                self.own = Some(node);
+                if node.is_bare_parameter() {
+                    self.parameters.push(node);
+                } else {
+                    self.own = Some(node);
+                }
                 vec![Step::Own(node)]
             }
             Op::Sequential => node.children.iter().flat_map(|child| self.steps(child)).collect(),
@@ -125,7 +144,7 @@ pub enum Slot<'a, 'm> {
 
 /// How one language says the steps.
 pub trait Words {
-    /// The lines for the layer whose tensors are the module's own.
+    /// The lines for a layer whose tensors are the module's own.
     fn own(&mut self, node: &Node) -> String;
     /// The lines for a layer without tensors.
     fn plain(&mut self, node: &Node) -> String;

@@ -247,7 +247,7 @@ impl Values<'_> {
                 Some(_) => {}
             }
         }
-        format!("{}({})", twin.class, args.join(", "))
+        twin.expression(&args.join(", "))
     }
 }
 
