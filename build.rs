@@ -36,6 +36,10 @@ const KERNELS: [&str; 8] = [
     "kernels/simd.h",
     "kernels/winograd.h",
 ];
+/// In a wheel alone: old versions of a few symbols, for systems as old as manylinux_2_34.
+const MANYLINUX: &str = "manylinux.cpp";
+/// Where a wheel's binary, in site-packages/tikhonov_train/bin, finds the torch that is installed beside it.
+const TORCH_BESIDE: &str = "$ORIGIN/../../torch";
 /// Needs symbols of libtorch's CUDA libraries: a plugin of its own, which the binary embeds.
 const CUDA_PLUGIN: &str = "cuda_plugin.cpp";
 
@@ -49,7 +53,11 @@ fn main() {
     for file in &files {
         println!("cargo:rerun-if-changed=src/libtorch/{file}");
     }
+    println!("cargo:rerun-if-changed=src/libtorch/{MANYLINUX}");
     println!("cargo:rerun-if-env-changed=CUDA_HOME");
+    // Set by scripts/wheel.
+    println!("cargo:rerun-if-env-changed=TIKHONOV_WHEEL");
+    let is_wheel = env::var_os("TIKHONOV_WHEEL").is_some();
     // The binary embeds these folders.
     println!("cargo:rerun-if-changed=models");
     println!("cargo:rerun-if-changed=configs");
@@ -59,8 +67,16 @@ fn main() {
     let lib = PathBuf::from(&lib).canonicalize().unwrap_or_else(|_| PathBuf::from(&lib));
     let torch = lib.parent().expect("libtorch's lib folder has a parent");
 
-    // An rpath to the real folder: reached through a symlink, libtorch would not find its own neighbours.
-    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+    if is_wheel {
+        // DT_RPATH comes before LD_LIBRARY_PATH, which containers and conda set to folders with another libc10.so.
+        println!("cargo:rustc-link-arg=-Wl,--disable-new-dtags,-rpath,{TORCH_BESIDE}/lib");
+        for object in cc::Build::new().cpp(true).file(source(MANYLINUX)).compile_intermediates() {
+            println!("cargo:rustc-link-arg={}", object.display());
+        }
+    } else {
+        // An rpath to the real folder: reached through a symlink, libtorch would not find its own neighbours.
+        println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+    }
     println!("cargo:rustc-link-arg=-Wl,--allow-shlib-undefined");
 
     let mut shim = cc::Build::new();
@@ -92,7 +108,8 @@ fn main() {
         println!("cargo:rustc-link-arg={}", openmp.display());
     }
     println!("cargo:rustc-env=TIKHONOV_CUDA_HEADERS={}", if cuda.is_some() { "yes" } else { "no" });
-    println!("cargo:rustc-env=TIKHONOV_LIBTORCH={}", torch.display());
+    let compiled_path = if is_wheel { TORCH_BESIDE.into() } else { torch.display().to_string() };
+    println!("cargo:rustc-env=TIKHONOV_LIBTORCH={compiled_path}");
     // A change in models/ or configs/ runs this script too, and is no reason to compile C++ for half a minute.
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo says where to build"));
     let stamp = out.join("shim.stamp");

@@ -48,5 +48,6 @@ mod tables;
 mod tasks;
 mod told;
 mod train;
+mod wheel;
 #[cfg(feature = "kernels")]
 mod winograd;
