@@ -91,6 +91,16 @@ _noise: {subtract: {layers: {__1: {conv2d: {out_channels: 3, kernel_size: 3, pad
 _other: {subtract: {layers: [sigmoid], shortcut: {a: [relu, subtract: {layers: [batch_norm2d]}]}}}
 ",
     ),
+    (
+        &[3, 9, 8],
+        "
+features: [conv2d: {out_channels: 4, kernel_size: 3, stride: 2}, relu]
+aspp: {concat: [identity, [adaptive_avg_pool2d: {output_size: 2}, conv2d: {out_channels: 2, kernel_size: 1}, upsample: {like: input}]]}
+_up: {upsample: {like: input, mode: bilinear, align_corners: true}}
+head: {conv2d: {out_channels: 2, kernel_size: 3}}
+last: {upsample: {like: input, mode: bilinear}}
+",
+    ),
     (&[12], "[reshape: {shape: [3, 2, 2]}, subsample_pad: {out_channels: 7}, flatten]"),
     (&[5, 4, 4], "[slice_channels: {start: 1, end: 5}, reparametrize, quantize]"),
     (&[2, 8, 8], "[dropout: {p: 0.3}, dropout2d: {p: 0.4}, dropout2d]"),

@@ -407,6 +407,35 @@ fn a_multiply_takes_products_and_broadcasts_and_a_subtract_takes_the_layers_off(
 }
 
 #[test]
+fn an_upsample_like_input_follows_any_size_of_what_comes_into_its_list() {
+    let layers = "{features: [conv2d: {out_channels: 4, kernel_size: 3, stride: 2, bias: false}, relu],
+          aspp: {concat: [identity, [adaptive_avg_pool2d: {output_size: 1}, upsample: {like: input, mode: bilinear}]]},
+          head: {conv2d: {out_channels: 5, kernel_size: 1}}, _up: {upsample: {like: input, mode: bilinear}}, _soft: {softmax: {dim: 1}}}";
+    let model = inline(&[3, 9, 8], layers);
+    assert_eq!(model.output(), [5, 9, 8]);
+    let names: Vec<_> = model.params().iter().map(|param| param.name.as_str()).collect();
+    assert_eq!(names, ["features.0.weight", "head.weight", "head.bias"]);
+    let rows: Vec<_> = model.summary().into_iter().map(|row| (row.path, row.layer, row.output)).collect();
+    assert!(rows.contains(&("_up".into(), "upsample".into(), vec![5, 9, 8])), "{rows:?}");
+    assert!(rows.contains(&("aspp.1.1".into(), "upsample".into(), vec![4, 4, 3])), "{rows:?}");
+    let network = model.build(Device::Cpu, Kind::Float).expect("it builds");
+    let weight =
+        |name: &str| network.state().into_iter().find(|(known, _)| known == name).expect("the name").1;
+    for size in [[9, 8], [13, 22], [3, 5]] {
+        let xs = Tensor::randn([2, 3, size[0], size[1]], (Kind::Float, Device::Cpu));
+        let features =
+            xs.conv2d(&weight("features.0.weight"), None::<Tensor>, [2, 2], [0, 0], [1, 1], 1).relu();
+        let pooled = features.adaptive_avg_pool2d([1, 1]).expand_as(&features);
+        let both = Tensor::cat(&[&features, &pooled], 1);
+        let ys = both.conv2d(&weight("head.weight"), Some(weight("head.bias")), [1, 1], [0, 0], [1, 1], 1);
+        let wanted = ys.upsample_bilinear2d(size, false, None, None).softmax(1, None::<Kind>);
+        for train in [false, true] {
+            assert!(difference(&network.forward(&xs, train), &wanted) < 1e-5, "{size:?}");
+        }
+    }
+}
+
+#[test]
 fn names_have_hyphens_and_two_underscores_are_one() {
     let model = inline(
         &[2, 4, 4],

@@ -41,6 +41,18 @@ fn a_misfit_names_the_layer_what_came_in_what_it_wants_and_the_remedy() {
          give it a `shortcut`",
     );
     complains(
+        "input: [3, 8, 8]\nlayers:\n  - flatten\n  - upsample: {like: input}\n",
+        "4:5: layers.1: upsample wants [C, H, W] but got [192] from `0`",
+    );
+    complains(
+        "input: [4]\nlayers: [reshape: {shape: [1, 2, 2]}, upsample: {like: input}]\n",
+        "layers.1.upsample.like: what comes into this list of layers, [4], is no image",
+    );
+    complains(
+        "input: [3, 8, 8]\nlayers: [relu, upsample: {like: input, scale_factor: 2}]\n",
+        "layers.1.upsample.like: cannot go with size or scale_factor",
+    );
+    complains(
         "input: [3, 8, 8]\nlayers:\n  - subtract: {layers: [adaptive_avg_pool2d: {output_size: 1}]}\n",
         "layers.0: subtract takes what its layers give, [3, 1, 1], from the input, [3, 8, 8]: they must be equal",
     );
@@ -172,7 +184,9 @@ fn arguments_out_of_range_are_refused_before_anything_runs() {
         ("unflatten: {unflattened_size: [2, 2]}", "[2, 2] does not hold the 3 values"),
         ("upsample: {scale_factor: 0}", "scale_factor: 0 is out of range"),
         ("upsample: {scale_factor: 1.0e+300}", "which is too large"),
-        ("upsample: {}", "give scale_factor or size"),
+        ("upsample: {}", "give scale_factor, size or like"),
+        ("upsample: {like: input}", "upsample.like: wants layers before it in its list"),
+        ("upsample: {like: inputs}", "unknown choice `inputs`; did you mean `input`?"),
         ("pixel_shuffle: {upscale_factor: 2}", "its square must divide the 3 channels"),
         ("pixel_unshuffle: {downscale_factor: 3}", "3 does not divide the 8x8 input"),
         ("subsample_pad: {out_channels: 4}", "by an even number"),

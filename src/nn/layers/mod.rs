@@ -37,6 +37,7 @@ pub use activation::Activation;
 pub(crate) use args::shown;
 pub use codegen::{Arg, TorchModule};
 pub(crate) use fused::{FusedConvBn, Normed};
+pub(crate) use upsample::Upsample;
 
 /// The shape of one sample, without the batch dimension: `[C, H, W]` or `[F]`.
 pub type Shape = Vec<i64>;
@@ -201,7 +202,7 @@ layers! {
     "stochastic_depth" => StochasticDepth(stochastic_depth::StochasticDepth),
     "subsample_pad" => SubsamplePad(subsample_pad::SubsamplePad),
     "unflatten" => Unflatten(reshape::Unflatten),
-    "upsample" => Upsample(upsample::Upsample),
+    "upsample" => Upsample(Upsample),
 }
 
 impl LayerSpec {

@@ -5,20 +5,24 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
-use super::args::{Pair, argument, image, pair_in_range};
+use super::args::{Pair, argument, image, pair_in_range, shown};
 use super::{Layer, Shape, ShapeError, TorchModule};
 use crate::nn::layers::codegen::Literal;
 
-/// `[C, H, W]` to `[C, size]`, or to `[C, ⌊H·scale⌋, ⌊W·scale⌋]`.
+/// `[C, H, W]` to `[C, size]`, to `[C, ⌊H·scale⌋, ⌊W·scale⌋]`, or to the sides of another tensor.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Upsample {
-    /// Height and width of the output; give this or `scale_factor`.
+    /// Height and width of the output; give this, `scale_factor` or `like`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<Pair>,
     /// The output as a multiple of the input.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scale_factor: Option<Pair<f64>>,
+    /// `input` for the height and width of what comes into the list or mapping of layers that it is in: at the
+    /// top, the network's input.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub like: Option<Like>,
     /// Interpolation.
     #[serde(default)]
     pub mode: Mode,
@@ -35,11 +39,96 @@ pub enum Mode {
     Bilinear,
 }
 
+/// What an output is as high and wide as.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Like {
+    Input,
+}
+
+impl Upsample {
+    fn check_corners(&self) -> Result<(), ShapeError> {
+        match self.align_corners && self.mode == Mode::Nearest {
+            true => Err(argument("align_corners", "goes with mode `bilinear` only")),
+            false => Ok(()),
+        }
+    }
+
+    /// The shape rule of `like`: `[C, H, W]` and the shape `[D, h, w]` that it is to be like to `[C, h, w]`.
+    pub fn like_shape(&self, input: &[i64], like: &[i64]) -> Result<Shape, ShapeError> {
+        let [channels, ..] = image(input)?;
+        self.check_corners()?;
+        if self.size.is_some() || self.scale_factor.is_some() {
+            return Err(argument("like", "cannot go with size or scale_factor: leave them out"));
+        }
+        match like {
+            &[_, height, width] => Ok(vec![channels, height, width]),
+            other => {
+                let message = format!("what comes into this list of layers, {}, is no image", shown(other));
+                Err(argument("like", message))
+            }
+        }
+    }
+
+    /// `xs` `[N, C, H, W]` with the height and width of `like` `[N, D, h, w]`.
+    pub fn resize_like(&self, xs: &Tensor, like: &Tensor) -> Tensor {
+        match like.size().as_slice() {
+            &[_, _, height, width] => self.resize(xs, Some([height, width])),
+            _ => xs.shallow_clone(),
+        }
+    }
+
+    /// By the scale, not by the size that follows from it, where no size is given: the two sample other places
+    /// where they disagree.
+    fn resize(&self, xs: &Tensor, size: Option<[i64; 2]>) -> Tensor {
+        let scales = self.scale_factor.map_or([1.0, 1.0], |scale| scale.0);
+        match (self.mode, size) {
+            (Mode::Nearest, Some(size)) => xs.upsample_nearest2d(size, None, None),
+            (Mode::Nearest, None) => xs.upsample_nearest2d_vec(None::<&[i64]>, scales),
+            (Mode::Bilinear, Some(size)) => xs.upsample_bilinear2d(size, self.align_corners, None, None),
+            (Mode::Bilinear, None) => xs.upsample_bilinear2d_vec(None::<&[i64]>, self.align_corners, scales),
+        }
+    }
+
+    /// A line of TorchScript that brings `x` to `size`, an expression of a list of two integers.
+    pub fn torchscript_to(&self, size: &str) -> String {
+        match self.mode {
+            Mode::Nearest => format!("x = torch.upsample_nearest2d(x, {size}, None, None)"),
+            Mode::Bilinear => {
+                let corners = self.align_corners.literal();
+                format!("x = torch.upsample_bilinear2d(x, {size}, {corners}, None, None)")
+            }
+        }
+    }
+
+    /// The same in Python.
+    pub fn python_to(&self, size: &str) -> String {
+        let corners = match self.mode {
+            Mode::Nearest => String::new(),
+            Mode::Bilinear => format!(", align_corners={}", self.align_corners.literal()),
+        };
+        format!("x = F.interpolate(x, size={size}, mode={}{corners})", self.mode.word().literal())
+    }
+}
+
+impl Mode {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Nearest => "nearest",
+            Self::Bilinear => "bilinear",
+        }
+    }
+}
+
 impl Layer for Upsample {
     fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         let [channels, height, width] = image(input)?;
-        if self.align_corners && self.mode == Mode::Nearest {
-            return Err(argument("align_corners", "goes with mode `bilinear` only"));
+        self.check_corners()?;
+        if self.like.is_some() {
+            // Any other place of it is a node of its own.
+            let message =
+                "wants layers before it in its list or mapping: their output is resized to its input";
+            return Err(argument("like", message));
         }
         match (self.size, self.scale_factor) {
             (Some(size), None) => {
@@ -62,7 +151,7 @@ impl Layer for Upsample {
                 }
                 Ok(vec![channels, h, w])
             }
-            (None, None) => Err(argument("scale_factor", "is missing: give scale_factor or size")),
+            (None, None) => Err(argument("scale_factor", "is missing: give scale_factor, size or like")),
             (Some(_), Some(_)) => Err(argument("size", "cannot go with scale_factor: leave one of them out")),
         }
     }
@@ -71,13 +160,8 @@ impl Layer for Upsample {
         let corners = self.align_corners.literal();
         let scales = self.scale_factor.map_or([1.0, 1.0], |scale| scale.0);
         match (self.mode, self.size) {
-            (Mode::Nearest, Some(size)) => {
-                format!("x = torch.upsample_nearest2d(x, {:?}, None, None)", size.0)
-            }
+            (_, Some(size)) => self.torchscript_to(&format!("{:?}", size.0)),
             (Mode::Nearest, None) => format!("x = torch.upsample_nearest2d(x, None, {scales:?})"),
-            (Mode::Bilinear, Some(size)) => {
-                format!("x = torch.upsample_bilinear2d(x, {:?}, {corners}, None, None)", size.0)
-            }
             (Mode::Bilinear, None) => {
                 format!("x = torch.upsample_bilinear2d(x, None, {corners}, {scales:?})")
             }
@@ -85,11 +169,10 @@ impl Layer for Upsample {
     }
 
     fn torch_module(&self, _input: &[i64]) -> TorchModule {
-        let mode = if self.mode == Mode::Nearest { "nearest" } else { "bilinear" };
         TorchModule::new("nn.Upsample")
             .or("size", self.size, None)
             .or("scale_factor", self.scale_factor, None)
-            .or("mode", mode, "nearest")
+            .or("mode", self.mode.word(), "nearest")
             .or("align_corners", self.align_corners.then_some(true), None)
     }
 
@@ -103,16 +186,6 @@ struct Resize(Upsample);
 
 impl Module for Resize {
     fn forward(&self, xs: &Tensor) -> Tensor {
-        let spec = &self.0;
-        let size = spec.size.map(|size| size.0);
-        // By the scale, not by the size that follows from it: the two sample other places where they
-        // disagree.
-        let scales = spec.scale_factor.map_or([1.0, 1.0], |scale| scale.0);
-        match (spec.mode, size) {
-            (Mode::Nearest, Some(size)) => xs.upsample_nearest2d(size, None, None),
-            (Mode::Nearest, None) => xs.upsample_nearest2d_vec(None::<&[i64]>, scales),
-            (Mode::Bilinear, Some(size)) => xs.upsample_bilinear2d(size, spec.align_corners, None, None),
-            (Mode::Bilinear, None) => xs.upsample_bilinear2d_vec(None::<&[i64]>, spec.align_corners, scales),
-        }
+        self.0.resize(xs, self.0.size.map(|size| size.0))
     }
 }

@@ -8,7 +8,7 @@ use tch::nn::{self, ModuleT};
 use super::joined::Join;
 use super::segments::Chain;
 use super::tree::{Node, Op};
-use crate::nn::layers::{Activation, FusedConvBn, LayerSpec, Normed};
+use crate::nn::layers::{Activation, FusedConvBn, LayerSpec, Normed, Upsample};
 
 /// How many layers of `nodes` each of the modules holds that were made of them, by label; those that joined
 /// one do not count.
@@ -39,6 +39,7 @@ impl Builder<'_> {
                 None => Box::new(Joined { join: *join, branches: children() }),
             },
             Op::Concat => Box::new(Concat(children())),
+            Op::Like(upsample) => Box::new(Like { layers: children(), upsample: upsample.clone() }),
         }
     }
 
@@ -216,6 +217,20 @@ struct Overwritten(Box<dyn ModuleT>);
 impl ModuleT for Overwritten {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
         self.0.forward_t(xs, train).relu_()
+    }
+}
+
+/// Layers whose output is resized to the sides of their input.
+#[derive(Debug)]
+struct Like {
+    layers: Vec<Box<dyn ModuleT>>,
+    upsample: Upsample,
+}
+
+impl ModuleT for Like {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
+        let ys = self.layers.iter().fold(xs.shallow_clone(), |ys, layer| layer.forward_t(&ys, train));
+        self.upsample.resize_like(&ys, xs)
     }
 }
 

@@ -73,6 +73,7 @@ fn walk(node: &Node, rows: &mut Vec<Row>) {
         Op::Sequential => return,
         Op::Join(join) => join.word(),
         Op::Concat => "concat",
+        Op::Like(_) => "upsample",
     };
     let trainable = |node: &Node| {
         node.params().iter().filter(|param| param.kind != ParamKind::Buffer).map(|param| param.count()).sum()

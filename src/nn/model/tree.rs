@@ -3,7 +3,7 @@
 use super::expand::{Body, Item};
 use super::joined::Join;
 use super::scripted::Script;
-use crate::nn::layers::{LayerSpec, Param, Shape, ShapeError, shown};
+use crate::nn::layers::{LayerSpec, Param, Shape, ShapeError, Upsample, shown};
 use crate::util::yaml::Invalid;
 
 /// Limit of values in one tensor of one sample, and in one weight.
@@ -39,6 +39,8 @@ pub(crate) enum Op {
     Join(Join),
     /// All children on the same input, joined along the channels.
     Concat,
+    /// The output of the only child, a sequence, resized to the height and width of its input.
+    Like(Upsample),
 }
 
 impl Node {
@@ -92,6 +94,10 @@ impl Node {
                 return join.shape(&layers.output_of(input)?, &other);
             }
             Op::Concat => self.children.split_first()?,
+            Op::Like(upsample) => {
+                let layers = self.children.first()?.output_of(input)?;
+                return upsample.like_shape(&layers, input).ok().filter(|output| volume(output).is_some());
+            }
             Op::Script(_) => return None,
         };
         let mut output = first.output_of(input)?;
@@ -113,6 +119,7 @@ impl Node {
             Op::Sequential => "sequential",
             Op::Join(join) => join.word(),
             Op::Concat => "concat",
+            Op::Like(upsample) => &format!("upsample{}", serde_json::to_string(upsample)?),
         };
         let children: Vec<_> = self.children.iter().map(Node::structure).collect::<Result<_, _>>()?;
         Ok(format!("{composite}[{}]", children.join(",")))
@@ -158,6 +165,7 @@ pub(super) fn check(layers: Vec<Item>, input: &[i64]) -> Result<Node, Invalid> {
     sequence(root, layers, input, "the input")
 }
 
+#[derive(Clone)]
 struct Place {
     label: String,
     path: String,
@@ -237,6 +245,13 @@ fn grow(parent: &Place, item: Item, input: &[i64], from: &str) -> Result<Node, I
 fn sequence(place: Place, items: Vec<Item>, input: &[i64], from: &str) -> Result<Node, Invalid> {
     let mut children: Vec<Node> = Vec::with_capacity(items.len());
     for item in items {
+        if let (Some(before), Body::Layer(LayerSpec::Upsample(spec))) = (children.last(), &item.body)
+            && spec.like.is_some()
+        {
+            let from = format!("`{}`", before.place);
+            children = vec![like(&place, &item, spec.clone(), children, input, &from)?];
+            continue;
+        }
         let child = match children.last() {
             Some(before) => grow(&place, item, &before.output, &format!("`{}`", before.place))?,
             None => grow(&place, item, input, from)?,
@@ -247,9 +262,33 @@ fn sequence(place: Place, items: Vec<Item>, input: &[i64], from: &str) -> Result
     Ok(place.node(Op::Sequential, input, output, children))
 }
 
-fn layer(place: Place, spec: LayerSpec, input: &[i64], from: &str) -> Result<Node, Invalid> {
-    let kind = spec.kind();
-    let output = spec.layer().output_shape(input).map_err(|misfit| match misfit {
+/// `upsample: {like: input}` after the layers `before` of the sequence at `parent`, whose input is `input`.
+fn like(
+    parent: &Place,
+    item: &Item,
+    spec: Upsample,
+    before: Vec<Node>,
+    input: &[i64],
+    from: &str,
+) -> Result<Node, Invalid> {
+    // What is resized belongs to the parent's module, whatever the upsampling is called.
+    let place = Place { path: parent.path.clone(), ..parent.child(item) };
+    let last = before.last().map_or_else(|| input.to_vec(), |node| node.output.clone());
+    let output = fits(&place, "upsample", &last, spec.like_shape(&last, input), from)?;
+    let inside = Place { label: "_layers".into(), place: parent.place.clone(), ..place.clone() };
+    let layers = inside.node(Op::Sequential, input, last, before);
+    Ok(place.node(Op::Like(spec), input, output, vec![layers]))
+}
+
+/// What the shape rule of a `kind` says to `input`, with its place where it refuses.
+fn fits(
+    place: &Place,
+    kind: &str,
+    input: &[i64],
+    rule: Result<Shape, ShapeError>,
+    from: &str,
+) -> Result<Shape, Invalid> {
+    let output = rule.map_err(|misfit| match misfit {
         ShapeError::Input { wants, remedy } => place
             .invalid(None, format!("{kind} wants {wants} but got {} from {from}; {remedy}", shown(input))),
         ShapeError::Argument { name, message } => place.invalid(Some(format!("{kind}.{name}")), message),
@@ -259,6 +298,11 @@ fn layer(place: Place, spec: LayerSpec, input: &[i64], from: &str) -> Result<Nod
             format!("{kind} would give {}, which is too large; check its arguments", shown(&output));
         return Err(place.invalid(None, message));
     }
+    Ok(output)
+}
+
+fn layer(place: Place, spec: LayerSpec, input: &[i64], from: &str) -> Result<Node, Invalid> {
+    let output = fits(&place, spec.kind(), input, spec.layer().output_shape(input), from)?;
     if let Some(param) = spec.layer().params(input).iter().find(|param| volume(&param.shape).is_none()) {
         let message = format!("its {} would be {}, which is too large", param.name, shown(&param.shape));
         return Err(place.invalid(None, message));

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use super::camel_case;
 use super::plan::{self, Module, Slot, Words, attribute, is_plain, method_name};
-use crate::nn::layers::{Arg, TorchModule};
+use crate::nn::layers::{Arg, TorchModule, Upsample};
 use crate::nn::model::{Node, Op};
 
 /// An expression that makes a module.
@@ -375,5 +375,9 @@ impl Words for Python<'_> {
     fn call(&mut self, child: &Module, method: &str) -> String {
         let place = attribute(&child.name);
         if method == "forward" { format!("x = {place}(x)") } else { format!("x = {place}.{method}(x)") }
+    }
+
+    fn resize(&mut self, upsample: &Upsample, size: &str) -> String {
+        upsample.python_to(size)
     }
 }

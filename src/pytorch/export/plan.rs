@@ -4,7 +4,7 @@
 //! The tree of a model has more nodes than names: silent sequences, composites and layers without tensors
 //! belong to the module around them.
 
-use crate::nn::layers::{Param, ParamKind};
+use crate::nn::layers::{Param, ParamKind, Upsample};
 use crate::nn::model::{Join, Node, Op, join};
 
 /// What Python has under one prefix of the parameter names.
@@ -37,6 +37,8 @@ pub enum Step<'a> {
     Join { join: Join, layers: Vec<Step<'a>>, shortcut: Option<Vec<Step<'a>>> },
     /// All on the same `x`, joined along the channels.
     Concat(Vec<Vec<Step<'a>>>),
+    /// The output of `layers`, resized to the height and width of `x`.
+    Like { layers: Vec<Step<'a>>, upsample: &'a Upsample },
 }
 
 impl<'a> Module<'a> {
@@ -111,6 +113,10 @@ impl<'a> Module<'a> {
                 vec![Step::Join { join: *join, layers, shortcut: branches.next() }]
             }
             Op::Concat => vec![Step::Concat(node.children.iter().map(|branch| self.steps(branch)).collect())],
+            Op::Like(upsample) => {
+                let layers = node.children.iter().flat_map(|child| self.steps(child)).collect();
+                vec![Step::Like { layers, upsample }]
+            }
         }
     }
 
@@ -150,6 +156,8 @@ pub trait Words {
     fn plain(&mut self, node: &Node) -> String;
     /// The lines for a child's method.
     fn call(&mut self, child: &Module, method: &str) -> String;
+    /// The line that brings `x` to the height and width that the variable `size` holds.
+    fn resize(&mut self, upsample: &Upsample, size: &str) -> String;
 }
 
 /// Lines that turn `x` into the answer of `steps`.
@@ -184,6 +192,12 @@ fn write(module: &Module, steps: &[Step], words: &mut impl Words, names: &mut us
                 } else {
                     into.push(format!("x = {}", join.python("x", &format!("skip{n}"))));
                 }
+            }
+            Step::Like { layers, upsample } => {
+                let size = format!("size{}", number(names));
+                into.push(format!("{size} = x.size()[2:]"));
+                write(module, layers, words, names, into);
+                add(words.resize(upsample, &size), into);
             }
             Step::Concat(branches) => {
                 let n = number(names);

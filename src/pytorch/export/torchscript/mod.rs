@@ -14,7 +14,7 @@ use super::{About, ExportOptions, Exporter, TrainedNetwork};
 use crate::data::Resize;
 use crate::data::normalize::Normalize;
 use crate::libtorch::script;
-use crate::nn::layers::ParamKind;
+use crate::nn::layers::{ParamKind, Upsample};
 use crate::nn::model::{Model, Network, Node, Op, join, scripted};
 use crate::util::atomic_file;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
@@ -286,6 +286,10 @@ impl Words for Script {
 
     fn call(&mut self, child: &Module, method: &str) -> String {
         format!("x = {}.{method}(x)", attribute(&child.name))
+    }
+
+    fn resize(&mut self, upsample: &Upsample, size: &str) -> String {
+        upsample.torchscript_to(size)
     }
 }
 
