@@ -6,10 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// In src/libtorch.
-const SHIM: [&str; 17] = [
+const SHIM: [&str; 19] = [
     "activation_checkpoint.cpp",
     "autocast.cpp",
     "cuda.cpp",
+    "flat.cpp",
     "graph.cpp",
     "machine.cpp",
     "malloc.cpp",
@@ -21,6 +22,7 @@ const SHIM: [&str; 17] = [
     "cuda.h",
     "guarded.h",
     "lists.h",
+    "script.h",
     "startup.h",
     "kernels/thread_pool.h",
     "cuda_plugin.cpp",

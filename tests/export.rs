@@ -1,5 +1,7 @@
 //! What `export` writes answers in Python as the network does in Rust.
 
+mod flat;
+
 use std::fmt::Write;
 use std::path::Path;
 

@@ -7,31 +7,9 @@
 #include <torch/csrc/jit/serialization/import.h>
 
 #include "guarded.h"
+#include "script.h"
 
 using torch::jit::Module;
-
-namespace {
-
-// Parameters, buffers, then the children: the order of PyTorch's state_dict().
-template <typename F>
-void visit_tensors(const Module& module, const std::string& prefix, F&& visit) {
-  const auto type = module.type();
-  const auto object = module._ivalue();
-  const size_t count = type->numAttributes();
-  for (const bool parameters : {true, false}) {
-    for (size_t i = 0; i < count; i++) {
-      if (parameters ? !type->is_parameter(i) : !type->is_buffer(i)) continue;
-      const auto value = object->getSlot(i);
-      if (value.isTensor() && value.toTensor().defined()) visit(prefix + type->getAttributeName(i), value.toTensor(), parameters);
-    }
-  }
-  for (size_t i = 0; i < count; i++) {
-    if (!type->getAttribute(i)->is_module()) continue;
-    visit_tensors(Module(object->getSlot(i).toObject()), prefix + type->getAttributeName(i) + ".", visit);
-  }
-}
-
-}  // namespace
 
 extern "C" {
 

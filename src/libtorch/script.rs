@@ -16,6 +16,7 @@ struct Raw {
 
 type VisitTensor = extern "C" fn(*mut c_void, *const c_char, bool, *mut C_tensor);
 type TakeBytes = extern "C" fn(*mut c_void, *const c_void, usize);
+type TakeTensor = extern "C" fn(*mut c_void, *mut C_tensor);
 type VisitModule = extern "C" fn(*mut c_void, *const c_char, *const c_char);
 
 unsafe extern "C" {
@@ -58,6 +59,14 @@ unsafe extern "C" {
         kept: *const *const c_char,
         count: usize,
         frozen: *mut *mut Raw,
+    ) -> *mut c_char;
+    fn tikhonov_script_flat(
+        module: *const Raw,
+        xs: *const C_tensor,
+        other: *const C_tensor,
+        context: *mut c_void,
+        take: TakeBytes,
+        constant: TakeTensor,
     ) -> *mut c_char;
     fn tikhonov_script_tensors(module: *const Raw, context: *mut c_void, visit: VisitTensor) -> *mut c_char;
     fn tikhonov_script_modules(module: *const Raw, context: *mut c_void, visit: VisitModule) -> *mut c_char;
@@ -249,6 +258,30 @@ impl Module {
         let names: Vec<_> = kept.iter().map(|name| name.as_ptr()).collect();
         // SAFETY: see above; `names` are as many C strings as is said.
         made(|raw| unsafe { tikhonov_script_freeze(self.raw, optimize, names.as_ptr(), names.len(), raw) })
+    }
+
+    /// The ATen calls that the module, in evaluation mode, makes of `xs`: JSON, and the tensors that the
+    /// state_dict lacks. `other` is a sample whose sizes differ wherever the input's may; both are the
+    /// program's to change. The error says what is no flat list of calls.
+    pub fn flat(&self, xs: &Tensor, other: &Tensor) -> Result<(Vec<u8>, Vec<Tensor>)> {
+        extern "C" fn take(context: *mut c_void, bytes: *const c_void, count: usize) {
+            // SAFETY: `context` is the pair below, `bytes` are `count` of them for the time of the call.
+            unsafe {
+                let (json, _) = &mut *context.cast::<(Vec<u8>, Vec<Tensor>)>();
+                json.extend_from_slice(std::slice::from_raw_parts(bytes.cast::<u8>(), count));
+            }
+        }
+        extern "C" fn constant(context: *mut c_void, tensor: *mut C_tensor) {
+            // SAFETY: `context` is the pair below, `tensor` ours to own.
+            unsafe { (*context.cast::<(Vec<u8>, Vec<Tensor>)>()).1.push(Tensor::from_ptr(tensor)) }
+        }
+        let mut taken = (Vec::new(), Vec::new());
+        let context = (&raw mut taken).cast();
+        // SAFETY: see above; `taken` outlives the call and nothing else reads it meanwhile.
+        let message =
+            unsafe { tikhonov_script_flat(self.raw, xs.as_ptr(), other.as_ptr(), context, take, constant) };
+        super::check(message).map_err(|message| anyhow!("{message}"))?;
+        Ok(taken)
     }
 
     /// What `state_dict()` lists, in its order.

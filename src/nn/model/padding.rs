@@ -39,6 +39,12 @@ impl Sides {
         let least = if takes(least[0], least[1]) { least } else { [height, width] };
         Some(Self { multiple, least })
     }
+
+    /// Another side than `side` that fits, for `axis` 0 (height) or 1: about the half, else the double.
+    pub fn other(&self, axis: usize, side: i64) -> i64 {
+        let half = side / 2 / self.multiple * self.multiple;
+        if half >= self.least[axis] { half } else { 2 * side }
+    }
 }
 
 /// Sides that a fully convolutional network takes, and how its output's sides follow from them.

@@ -5,14 +5,16 @@
 //! Choices and loops that the sample's values or sizes decide are refused by name, because a flat list
 //! would keep one outcome of them.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Deserializer, de};
 use tch::{Kind, Tensor};
 
-use super::torchscript;
+use super::torchscript::{self, FLOAT32, Preprocess, Wrapping};
+use crate::data::Resize;
 use crate::nn::model::{Model, Network, Sides};
 use crate::pytorch::reader::dtype::Dtype;
 use crate::pytorch::weights::kind;
+use crate::util::exit_code::{ExitCode, WithExitCode};
 
 /// The number of a tensor: an index into [`FlatGraph::values`].
 pub type ValueId = usize;
@@ -37,6 +39,8 @@ pub struct FlatGraph {
 /// A call of an ATen operator.
 #[derive(Clone, Debug, Deserialize)]
 pub struct FlatNode {
+    /// Of the module that makes the call: `layer1.0`; empty at the root.
+    pub path: String,
     /// `conv2d`; in-place operators are their functional counterparts.
     pub op: String,
     /// `Tensor` of `add.Tensor`; empty for the default overload.
@@ -109,11 +113,44 @@ pub struct ValueInfo {
 pub const BATCH: i64 = 2;
 
 impl FlatGraph {
-    /// The calls of `network`, which was built of `model`, with what `options` put before and after it. Exit 2
-    /// where they are no flat list.
+    /// The calls of `network`, which was built of `model`, with what `options` put before and after it: with
+    /// preprocessing the input is uint8 `[N, C, H, W]`. Exit 2 where they are no flat list.
     pub fn of(model: &Model, network: &Network, options: &torchscript::Options) -> Result<Self> {
-        let _ = (model, network, options);
-        anyhow::bail!("not yet")
+        let wrapping =
+            Wrapping { before: beginning(model, network, options)?, after: torchscript::ending(options) };
+        let module = torchscript::program(model, network, &wrapping, &options.about)?;
+        module.set_training(false)?;
+        let kind = if options.preprocess.is_some() { Kind::Uint8 } else { network.kind() };
+        let zeros = |batch: i64, shape: &[i64]| {
+            let shape = [&[batch], shape].concat();
+            Tensor::f_zeros(shape.as_slice(), (kind, network.device()))
+        };
+        let is_resized = options.preprocess.as_ref().is_some_and(|preprocess| preprocess.resize.is_some());
+        let sides = match is_resized {
+            true => Some(Sides { multiple: 1, least: [1, 1] }),
+            false => model.sides(),
+        };
+        let trace = |sides: Option<Sides>| -> Result<Self> {
+            let other = match (sides, model.input()) {
+                (Some(sides), &[channels, height, width]) => {
+                    vec![channels, sides.other(0, height), sides.other(1, width)]
+                }
+                _ => model.input().to_vec(),
+            };
+            let (json, constants) = module.flat(&zeros(BATCH, model.input())?, &zeros(BATCH + 1, &other)?)?;
+            let graph: Self = serde_json::from_slice(&json).context("the list of its calls")?;
+            let constants = constants
+                .into_iter()
+                .enumerate()
+                .map(|(index, tensor)| (format!("constant_{index}"), tensor));
+            Ok(Self { constants: constants.collect(), sides, ..graph })
+        };
+        // A program may be for one size although its layers are not.
+        let traced = match trace(sides) {
+            Err(_) if sides.is_some() => trace(None),
+            traced => traced,
+        };
+        traced.with_exit_code(ExitCode::Usage, || "this network is no flat list of operators")
     }
 
     /// The tensor's extent in each dimension, and its dtype.
@@ -177,6 +214,48 @@ impl FlatValue {
     pub fn as_ints(&self) -> Option<&[i64]> {
         if let Self::Ints(numbers) = self { Some(numbers) } else { None }
     }
+}
+
+/// The lines that make the network's input of uint8 pictures: [`torchscript`]'s, without choices.
+fn beginning(model: &Model, network: &Network, options: &torchscript::Options) -> Result<String> {
+    let Some(Preprocess { normalize, resize, .. }) = &options.preprocess else { return Ok(String::new()) };
+    let mut lines = format!("x = x.to({FLOAT32}) / 255.0\n");
+    let resize = resize.map(|resize| (resize, model.input()));
+    match resize {
+        Some((Resize::Squash, [_, height, width])) => {
+            lines +=
+                &format!("x = torch._upsample_bilinear2d_aa(x, [{height}, {width}], False, None, None)\n");
+        }
+        Some((Resize::Crop, [_, height, width])) => {
+            // The larger of two integers takes the place of the choice; halves are rounded to even.
+            lines += &format!(
+                "\
+h = x.size(2)
+w = x.size(3)
+rows = max(h * {width} // w, {height})
+columns = max(w * {height} // h, {width})
+x = torch._upsample_bilinear2d_aa(x, [rows, columns], False, None, None)
+above = rows - {height}
+before = columns - {width}
+top = above // 2 + above % 2 * (above // 2 % 2)
+left = before // 2 + before % 2 * (before // 2 % 2)
+x = x[:, :, top : top + {height}, left : left + {width}]
+"
+            );
+        }
+        _ => {}
+    }
+    if let Some(normalize) = normalize {
+        lines += &torchscript::normalizing(normalize, model.input().len());
+    }
+    match network.kind() {
+        Kind::Float => {}
+        Kind::Double => lines += "x = x.to(7)\n",
+        Kind::Half => lines += "x = x.to(5)\n",
+        Kind::BFloat16 => lines += "x = x.to(15)\n",
+        kind => bail!("weights of {kind:?}"),
+    }
+    Ok(lines)
 }
 
 /// JSON has no infinity: floats come as text.

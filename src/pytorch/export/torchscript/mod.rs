@@ -122,11 +122,7 @@ pub struct Agreement {
 /// Writes `network` to `path` as TorchScript, loads the file again and compares the two on random input: exit
 /// 4 where they differ by more than rounding does, and no file.
 pub fn write(path: &Path, model: &Model, network: &Network, options: &Options) -> Result<Agreement> {
-    let built = match &model.root().op {
-        Op::Script(script) => filled(&script.file, network, options)?,
-        _ => build(model, &Module::of(model.root()), network, options)
-            .with_exit_code(ExitCode::Usage, || "this network cannot be written as TorchScript")?,
-    };
+    let built = program(model, network, &wrapping(model, options), &options.about)?;
     let built = match options.freeze || options.optimize {
         true => {
             let kept: Vec<&str> = options.about.facts().into_iter().map(|(name, _)| name).collect();
@@ -167,9 +163,30 @@ pub fn check(path: &Path, model: &Model, network: &Network, options: &Options) -
     compare(&written, model, network, options)
 }
 
+/// Lines of the program around the network's own.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Wrapping {
+    pub before: String,
+    pub after: String,
+}
+
+/// The module of `network`, with its weights, in training mode. Exit 2 where it cannot be said.
+pub(super) fn program(
+    model: &Model,
+    network: &Network,
+    wrapping: &Wrapping,
+    about: &About,
+) -> Result<script::Module> {
+    match &model.root().op {
+        Op::Script(script) => filled(&script.file, network, wrapping),
+        _ => build(&Module::of(model.root()), network, wrapping, about)
+            .with_exit_code(ExitCode::Usage, || "this network cannot be written as TorchScript"),
+    }
+}
+
 /// The program that the network came from, with the network's weights.
-fn filled(file: &str, network: &Network, options: &Options) -> Result<script::Module> {
-    if options.preprocess.is_some() || options.softmax {
+fn filled(file: &str, network: &Network, wrapping: &Wrapping) -> Result<script::Module> {
+    if !wrapping.before.is_empty() || !wrapping.after.is_empty() {
         let message =
             "--preprocess and --softmax would change the program of a TorchScript model; leave them out";
         return Err(fail(ExitCode::Usage, message));
@@ -184,17 +201,16 @@ fn filled(file: &str, network: &Network, options: &Options) -> Result<script::Mo
     Ok(module)
 }
 
-fn build(model: &Model, root: &Module, network: &Network, options: &Options) -> Result<script::Module> {
+fn build(root: &Module, network: &Network, wrapping: &Wrapping, about: &About) -> Result<script::Module> {
     let state = network.state();
     let mut peer = None;
     let mut builder = Builder { state: &state, peer: &mut peer };
-    let (before, after) = wrapping(model, options)?;
-    let mut made = builder.module(root, &before, &after)?;
+    let mut made = builder.module(root, &wrapping.before, &wrapping.after)?;
     let is_taken = |name: &str| {
         root.tensors().iter().any(|param| param.name == name)
             || root.children.iter().any(|child| child.name == name)
     };
-    for (name, fact) in options.about.facts().into_iter().filter(|(name, _)| !is_taken(name)) {
+    for (name, fact) in about.facts().into_iter().filter(|(name, _)| !is_taken(name)) {
         match fact {
             Fact::Texts(texts) => made.add_texts(name, texts)?,
             Fact::Numbers(numbers) => made.add_numbers(name, numbers)?,
@@ -295,11 +311,11 @@ impl Words for Script {
 
 // The numbers by which TorchScript's own files call the dtypes.
 const UINT8: i64 = 0;
-const FLOAT32: i64 = 6;
+pub(super) const FLOAT32: i64 = 6;
 const FLOAT64: i64 = 7;
 
 /// The lines before and after the network's own.
-fn wrapping(model: &Model, options: &Options) -> Result<(String, String)> {
+fn wrapping(model: &Model, options: &Options) -> Wrapping {
     let mut before = String::new();
     if let Some(Preprocess { normalize, resize, .. }) = &options.preprocess {
         before += &format!(
@@ -308,15 +324,8 @@ fn wrapping(model: &Model, options: &Options) -> Result<(String, String)> {
         if let (Some(resize), [_, height, width]) = (resize, model.input()) {
             before += &resizing(*resize, *height, *width);
         }
-        if let Some(Normalize { mean, std }) = normalize {
-            let mut shape = vec![1; model.input().len() + 1];
-            shape[1] = mean.len();
-            for (name, values) in [("mean", mean), ("std", std)] {
-                before += &format!(
-                    "{name} = torch.tensor({values:?}, dtype={FLOAT32}, device=x.device).reshape({shape:?})\n"
-                );
-            }
-            before += "x = (x - mean) / std\n";
+        if let Some(normalize) = normalize {
+            before += &normalizing(normalize, model.input().len());
         }
         if let Some(param) = model.params().iter().find(|param| param.kind != ParamKind::Buffer) {
             let mut place = "self".to_owned();
@@ -329,7 +338,25 @@ fn wrapping(model: &Model, options: &Options) -> Result<(String, String)> {
             before += &format!("x = x.to({place}.dtype)\n");
         }
     }
-    let after = match &options.preprocess {
+    Wrapping { before, after: ending(options) }
+}
+
+/// The lines that normalise samples of `rank` dimensions.
+pub(super) fn normalizing(Normalize { mean, std }: &Normalize, rank: usize) -> String {
+    let mut shape = vec![1; rank + 1];
+    shape[1] = mean.len();
+    let mut lines = String::new();
+    for (name, values) in [("mean", mean), ("std", std)] {
+        lines += &format!(
+            "{name} = torch.tensor({values:?}, dtype={FLOAT32}, device=x.device).reshape({shape:?})\n"
+        );
+    }
+    lines + "x = (x - mean) / std\n"
+}
+
+/// The lines after the network's own.
+pub(super) fn ending(options: &Options) -> String {
+    match &options.preprocess {
         _ if options.softmax => "x = torch.softmax(x, 1)".to_owned(),
         Some(Preprocess { normalize_target: Some(Normalize { mean, std }), .. }) => {
             // As scalars: a list of numbers passes through float32 on its way into a tensor.
@@ -341,8 +368,7 @@ fn wrapping(model: &Model, options: &Options) -> Result<(String, String)> {
             )
         }
         _ => String::new(),
-    };
-    Ok((before, after))
+    }
 }
 
 /// As [`crate::data::Fit`] brings pictures to the size of the samples.
