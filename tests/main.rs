@@ -19,6 +19,7 @@ mod examples;
 mod explain;
 mod export;
 mod faults;
+mod finetune;
 mod generation;
 mod group_lasso;
 mod init_from;

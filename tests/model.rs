@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 use tikhonov::libtorch::kernels::{self, Kernel};
 use tikhonov::nn::layers::ParamKind;
-use tikhonov::nn::model::{Model, ModelSpec, Network, Summary};
+use tikhonov::nn::model::{Model, ModelSpec, Network, Rates, Summary};
 
 use crate::common::{alone, python};
 
@@ -495,7 +495,7 @@ fn shipped_models_have_the_published_sizes_and_multiply_adds() {
         ("linear", 2, 1),
     ] {
         let model = model(json!(name));
-        let summary = Summary::new(&model, |_| None);
+        let summary = Summary::new(&model, |_| Rates::default());
         assert_eq!((summary.trainable, summary.multiply_adds), (parameters, Some(multiply_adds)), "{name}");
     }
 }
@@ -503,7 +503,10 @@ fn shipped_models_have_the_published_sizes_and_multiply_adds() {
 #[test]
 fn the_summary_shows_layers_and_each_parameters_penalty() {
     let model = model(json!("linear"));
-    let summary = Summary::new(&model, |name| name.ends_with("weight").then(|| "l2 0.1".to_string()));
+    let summary = Summary::new(&model, |name| Rates {
+        penalty: name.ends_with("weight").then(|| "l2 0.1".to_string()),
+        ..Rates::default()
+    });
     assert_eq!(
         summary.text(),
         "linear: [1] to [1]\n\n\

@@ -416,7 +416,7 @@ for name, order, decay in ('a', [0, 2, 1, 3], .1), ('b', [0, 1, 2, 3], .1), ('c'
     );
     let spec = tikhonov::optim::OptimizerSpec::Adam(Default::default());
     let lambdas = |l2| Some(LambdaValues::default().with("l2", l2));
-    let known = |name, l2| Known { name, shape: &[2], lambdas: lambdas(l2) };
+    let known = |name, l2| Known { name, shape: &[2], lambdas: lambdas(l2), lr: 1.0 };
     let alternating = [known("a", 0.1), known("b", 0.0), known("c", 0.1), known("d", 0.0)];
     let split = [known("a", 0.1), known("b", 0.1), known("c", 0.0), known("d", 0.0)];
     let state = |file: &str| PythonOptimizer::open(Path::new(&place.path(file)), None).unwrap();

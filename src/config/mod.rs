@@ -18,7 +18,7 @@ use crate::libtorch::device::DeviceSpec;
 use crate::metrics::Monitor;
 use crate::nn::model::{ModelSource, ModelSpec};
 use crate::optim::OptimizerSpec;
-use crate::penalty::PenaltySpec;
+use crate::penalty::{GroupSpec, PenaltySpec};
 use crate::schedule::{Mode, ScheduleSpec};
 use crate::tasks::TaskSpec;
 use crate::util::builtin;
@@ -57,6 +57,10 @@ pub struct RunConfig {
     pub data: DataSpec,
     #[serde(default)]
     pub penalty: PenaltySpec,
+    /// Other learning rates and λs for parameters by name, and which of them stay frozen for a while. The first
+    /// group that matches wins; a pattern that matches nothing is an error.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<GroupSpec>,
     /// The optimiser.
     pub optimizer: OptimizerSpec,
     /// The learning rate over the run. Constant when absent.
@@ -106,12 +110,29 @@ impl RunConfig {
         }
         self.model.validate().map_err(|invalid| invalid.under("model"))?;
         self.task.validate().map_err(|invalid| invalid.under("task"))?;
-        self.penalty.validate().map_err(|invalid| invalid.under("penalty"))?;
+        if !self.groups.is_empty() && !self.penalty.groups.is_empty() {
+            let message = "is the older place of `groups`, and both are here: write all of them in `groups`";
+            return Err(Invalid::new("penalty.groups", message));
+        }
+        let penalty = self.penalty();
+        penalty.validate().map_err(|invalid| self.of_penalty(invalid))?;
         self.optimizer.validate().map_err(|invalid| invalid.under("optimizer"))?;
-        self.optimizer.accepts(&self.penalty).map_err(|invalid| invalid.under("penalty"))?;
+        self.optimizer.accepts(&penalty).map_err(|invalid| self.of_penalty(invalid))?;
         self.schedule.validate().map_err(|invalid| invalid.under("schedule"))?;
         self.train.validate().map_err(|invalid| invalid.under("train"))?;
         self.validate_together()
+    }
+
+    /// The penalty with all groups, wherever they are written.
+    pub fn penalty(&self) -> PenaltySpec {
+        let groups = if self.groups.is_empty() { &self.penalty.groups } else { &self.groups };
+        PenaltySpec { groups: groups.clone(), ..self.penalty.clone() }
+    }
+
+    /// A mistake in [`penalty`](Self::penalty) at its place in the config.
+    pub fn of_penalty(&self, invalid: Invalid) -> Invalid {
+        let is_of_group = invalid.path.starts_with("groups") && !self.groups.is_empty();
+        if is_of_group { invalid } else { invalid.under("penalty") }
     }
 
     /// The score on the validation set that decides what is best: that of `train.monitor`, else the task's
@@ -167,8 +188,8 @@ impl RunConfig {
             if self.schedule.watches().is_some() {
                 return Err(Invalid::new("schedule.plateau", remedy));
             }
-            if let Some(path) = self.penalty.tuned() {
-                return Err(Invalid::new(format!("penalty.{path}"), remedy));
+            if let Some(path) = self.penalty().tuned() {
+                return Err(self.of_penalty(Invalid::new(path, remedy)));
             }
         }
         if !matches!(self.task, TaskSpec::Regression(_)) && self.data.normalize_target != NormalizeSpec::None

@@ -9,22 +9,27 @@ use crate::libtorch::graph::copy_ahead;
 use crate::libtorch::scalar::Scalar;
 use crate::penalty::LambdaValues;
 
-/// The learning rate, the weight of the average of the weights, and the coefficient of each form of penalty in each
-/// group.
+/// The weight of the average of the weights, and the learning rate and the coefficient of each form of penalty
+/// in each group.
 pub struct GraphScalars {
-    /// `[2 + forms·groups]` float32: rate, average, and the coefficients group by group.
+    /// `[1 + (1 + forms)·groups]` float32: average, then group by group the rate and the coefficients.
     all: Tensor,
-    lr: Tensor,
+    lrs: Vec<Tensor>,
     average: Tensor,
-    forms: usize,
+}
+
+/// The place of a group's rate; its coefficients follow.
+fn place(group: usize) -> usize {
+    1 + group * (1 + crate::penalty::FORMS)
 }
 
 impl GraphScalars {
     /// All 0, for so many penalty groups.
     pub fn new(groups: usize, device: Device) -> Result<Self> {
-        let forms = crate::penalty::FORMS;
-        let all = Tensor::f_zeros([2 + (forms * groups) as i64], (Kind::Float, device))?;
-        Ok(Self { lr: all.f_select(0, 0)?, average: all.f_select(0, 1)?, forms, all })
+        let all = Tensor::f_zeros([place(groups) as i64], (Kind::Float, device))?;
+        let lrs =
+            (0..groups).map(|group| Ok(all.f_select(0, place(group) as i64)?)).collect::<Result<_>>()?;
+        Ok(Self { lrs, average: all.f_select(0, 0)?, all })
     }
 
     /// Sets them for the next step of `optimizer`, with one entry of `lambdas` per group; `average` is the weight
@@ -36,12 +41,13 @@ impl GraphScalars {
         lambdas: &[LambdaValues],
         average: f64,
     ) -> Result<()> {
-        let rates = optimizer.rates(lr);
         let mut numbers = vec![0.0; self.all.numel()];
-        (numbers[0], numbers[1]) = (lr, average);
+        numbers[0] = average;
         for (group, lambdas) in lambdas.iter().enumerate() {
+            let rates = optimizer.rates(lr, group);
+            numbers[place(group)] = rates.lr;
             for (form, penalty, lambda) in lambdas.active() {
-                numbers[2 + group * self.forms + form] = penalty.coefficient(lambda, &rates);
+                numbers[place(group) + 1 + form] = penalty.coefficient(lambda, &rates);
             }
         }
         let mut numbers = Tensor::from_slice(&numbers).f_to_kind(Kind::Float)?;
@@ -56,13 +62,13 @@ impl GraphScalars {
         &self.average
     }
 
-    /// 0-dim.
-    pub(super) fn lr(&self) -> &Tensor {
-        &self.lr
+    /// The rate of a group, 0-dim.
+    pub(super) fn lr(&self, group: usize) -> &Tensor {
+        &self.lrs[group]
     }
 
     /// The coefficient of row `form` of the table of penalties in a group.
     pub(super) fn coefficient(&self, group: usize, form: usize) -> Result<Scalar> {
-        Ok(Scalar::Device(self.all.f_select(0, (2 + group * self.forms + form) as i64)?))
+        Ok(Scalar::Device(self.all.f_select(0, (place(group) + 1 + form) as i64)?))
     }
 }

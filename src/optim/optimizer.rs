@@ -18,6 +18,8 @@ pub struct Optimizer {
     pub(super) names: Vec<String>,
     pub(super) params: Vec<Tensor>,
     groups: Vec<Vec<usize>>,
+    /// By penalty group: a factor on the learning rate.
+    factors: Vec<f64>,
     pub(super) rule: Box<dyn UpdateRule>,
     /// η_peak of relative decay.
     peak: f64,
@@ -31,6 +33,7 @@ pub struct Optimizer {
 /// What one step is to do.
 #[derive(Clone, Copy, Default)]
 pub struct StepOptions<'a> {
+    /// η of the schedule, which each group scales by its factor.
     pub lr: f64,
     /// One entry per penalty group.
     pub lambdas: &'a [LambdaValues],
@@ -96,12 +99,14 @@ impl OptimizerSpec {
         }
         let (names, params): (Vec<_>, Vec<_>) = params.into_iter().unzip();
         let state = params.iter().map(|_| None).collect();
+        let factors = groups.iter().map(|group| group.lr).collect();
         let groups: Vec<_> = groups.iter().map(|group| group.param_indices.clone()).collect();
         let pending = vec![1.0; groups.len()];
         Ok(Optimizer {
             names,
             params,
             groups,
+            factors,
             rule: self.boxed_rule(),
             peak: self.lr(),
             pending: [pending.clone(), pending],
@@ -116,15 +121,17 @@ impl Optimizer {
         Self { peak, ..self }
     }
 
-    /// What a penalty needs to know of the learning rate.
-    pub fn rates(&self, lr: f64) -> StepRates {
-        StepRates { lr, peak: self.peak, steady_state: self.rule.steady_state_lr(lr) }
+    /// What a penalty needs to know of the learning rate of a group, by index, where the schedule's is `lr`.
+    pub fn rates(&self, lr: f64, group: usize) -> StepRates {
+        let factor = self.factors.get(group).copied().unwrap_or(1.0);
+        let lr = lr * factor;
+        StepRates { lr, peak: self.peak * factor, steady_state: self.rule.steady_state_lr(lr) }
     }
 
-    /// What share of itself the penalty takes of a weight in one step, at most: η·λ; 0 where that does not grow
-    /// with λ.
-    pub fn share(&self, lr: f64, lambdas: &LambdaValues) -> f64 {
-        let rates = self.rates(lr);
+    /// What share of itself the penalty takes of a weight of a group in one step, at most: η·λ; 0 where that
+    /// does not grow with λ.
+    pub fn share(&self, lr: f64, group: usize, lambdas: &LambdaValues) -> f64 {
+        let rates = self.rates(lr, group);
         lambdas.active().map(|(_, form, lambda)| form.share(lambda, &rates)).fold(0.0, f64::max)
     }
 
@@ -159,11 +166,6 @@ impl Optimizer {
             }
             _ => None,
         };
-        let control = Control {
-            lr: options.lr,
-            lr_tensor: options.graph_scalars.map(GraphScalars::lr),
-            found_inf: gate,
-        };
         if let Some(clip) = clip {
             clip.apply(&reached, &grad_norm)?;
         }
@@ -179,8 +181,14 @@ impl Optimizer {
             differentiate.iter().map(|_| Vec::new()).collect();
         for (at, (members, lambdas)) in self.groups.iter().zip(lambdas).enumerate() {
             let traced = differentiate.iter().position(|&group| group == at);
+            let rates = self.rates(options.lr, at);
+            let control = Control {
+                lr: rates.lr,
+                lr_tensor: options.graph_scalars.map(|scalars| scalars.lr(at)),
+                found_inf: gate,
+            };
             let group = GroupStep {
-                rates: self.rates(options.lr),
+                rates,
                 lambdas,
                 due: due[at],
                 graph_scalars: options.graph_scalars.map(|scalars| (scalars, at)),
@@ -232,12 +240,12 @@ impl Optimizer {
         /// Float32 multiplies by 1 − 2⁻¹² with an error of 2⁻¹³ of that 2⁻¹², at the most.
         const ENOUGH: f64 = 1.0 / 4096.0;
         self.pending[1] = self.pending[0].clone();
-        let rates = self.rates(lr);
         let each = lambdas.iter().enumerate().map(|(group, lambdas)| {
             let accumulated = lambdas.active().find(|(_, form, _)| form.accumulates());
             let Some((_, form, lambda)) = accumulated else { return 1.0 };
+            let kept = form.coefficient(lambda, &self.rates(lr, group));
             let pending = &mut self.pending[0][group];
-            *pending *= form.coefficient(lambda, &rates);
+            *pending *= kept;
             if 1.0 - *pending >= ENOUGH { std::mem::replace(pending, 1.0) } else { 1.0 }
         });
         each.collect()

@@ -1,9 +1,13 @@
-//! Which parameters a penalty acts on: the partition of a network's parameters into groups with their λs.
+//! Which parameters a penalty acts on: the partition of a network's parameters into groups with their λs and
+//! learning rates.
+
+use std::collections::HashSet;
 
 use anyhow::Result;
 use wildmatch::WildMatch;
 
 use super::form::Penalty;
+use super::group::{Blocks, FreezeUntil};
 use super::lambda::{Auto, Lambda};
 use super::table::Declared;
 use super::values::LambdaValues;
@@ -29,14 +33,18 @@ pub struct Term {
     pub lambda: Lambda,
 }
 
-/// Parameters that share their λs.
+/// Parameters that share their λs and their learning rate.
 #[derive(Clone, Debug)]
 pub struct ParamGroup {
     /// The pattern, or `weights` and `others` for what no pattern matches; the tensors that a pattern gives
-    /// other λs than its weights are apart as `<pattern> (others)`.
+    /// other λs than its weights are apart as `<pattern> (others)`. With layer-wise decay each block of the
+    /// network has its own, as `<pattern>, <block>`.
     pub label: String,
     /// Indices into the list given to [`PenaltySpec::assign`], ascending.
     pub param_indices: Vec<usize>,
+    /// A factor on the scheduled learning rate.
+    pub lr: f64,
+    pub freeze_until: Option<FreezeUntil>,
     /// One for each form of the table, with λ = 0 where it does not act.
     pub terms: [Term; FORMS],
 }
@@ -51,7 +59,7 @@ impl PenaltySpec {
     /// The partition of all `params` into groups; none is empty, and together they hold every parameter once.
     /// The groups of the config come first and in its order. A pattern that gets no parameter is refused.
     pub fn assign(&self, params: &[PenaltyParam]) -> Result<Vec<ParamGroup>, Invalid> {
-        let patterns: Vec<_> = self.groups.iter().map(|group| WildMatch::new(&group.pattern)).collect();
+        let patterns: Vec<_> = self.groups.iter().map(GroupSpec::matcher).collect();
         let owner = |name: &str| patterns.iter().position(|pattern| pattern.matches(name));
         let owners: Vec<_> = params.iter().map(|param| owner(param.name)).collect();
         let members = |who: Option<usize>, is_weight: bool| -> Vec<usize> {
@@ -64,9 +72,16 @@ impl PenaltySpec {
                 let message = self.unmatched(spec, &patterns[i], params);
                 return Err(Invalid::new(format!("groups.{i}.match"), message));
             }
-            let weights = self.group(&spec.pattern, Some(spec), true, members(Some(i), true));
-            let others = self.group(&spec.pattern, Some(spec), false, members(Some(i), false));
-            groups.extend(join(weights, others));
+            for (label, lr, block) in spec.rates(params) {
+                let own = |is_weight| -> Vec<usize> {
+                    let mut own = members(Some(i), is_weight);
+                    own.retain(|&member| block.as_ref().is_none_or(|block| block.contains(&member)));
+                    own
+                };
+                let weights = self.group(&label, Some(spec), true, own(true));
+                let others = self.group(&label, Some(spec), false, own(false));
+                groups.extend(join(weights, others).into_iter().map(|group| ParamGroup { lr, ..group }));
+            }
         }
         groups.push(self.group("weights", None, true, members(None, true)));
         groups.push(self.group("others", None, false, members(None, false)));
@@ -94,7 +109,8 @@ impl PenaltySpec {
                 lambda: stated.and_then(|form| form.lambda).or(inherited).unwrap_or_default(),
             }
         });
-        ParamGroup { label: label.into(), param_indices, terms }
+        let freeze_until = spec.and_then(|spec| spec.freeze_until);
+        ParamGroup { label: label.into(), param_indices, lr: 1.0, freeze_until, terms }
     }
 
     /// Why a group has no members.
@@ -111,6 +127,25 @@ impl PenaltySpec {
             return format!("`{wanted}` matches no parameter; `tikhonov summary` lists their names");
         }
         format!("`{wanted}` matches no parameter; the nearest names are {}", close.join(", "))
+    }
+}
+
+impl GroupSpec {
+    pub(super) fn matcher(&self) -> WildMatch {
+        WildMatch::new(&self.pattern)
+    }
+
+    /// The parts that differ in their rates: label, factor on the scheduled rate, and the indices of the
+    /// network's parameters among which theirs are, None for all.
+    fn rates(&self, params: &[PenaltyParam]) -> Vec<(String, f64, Option<HashSet<usize>>)> {
+        let lr = self.lr.unwrap_or(1.0);
+        let Some(decay) = self.lr_decay else { return vec![(self.pattern.clone(), lr, None)] };
+        let blocks = Blocks::of(params);
+        let part = |(at, name): (usize, &String)| {
+            let members = (0..params.len()).filter(|&i| blocks.at(i) == at).collect();
+            (format!("{}, {name}", self.pattern), lr * blocks.factor(decay, at), Some(members))
+        };
+        blocks.names.iter().enumerate().map(part).collect()
     }
 }
 
@@ -156,6 +191,11 @@ impl ParamGroup {
     /// Whether any of its λs is ever above 0.
     pub fn is_active(&self) -> bool {
         self.active().next().is_some()
+    }
+
+    /// Whether its parameters train otherwise than by the schedule alone.
+    pub fn has_own_rate(&self) -> bool {
+        self.lr != 1.0 || self.freeze_until.is_some()
     }
 
     /// Whether a form makes exact zeros of its weights.

@@ -52,6 +52,7 @@
 mod assign;
 mod decoupled;
 mod form;
+mod group;
 mod group_lasso;
 mod l1;
 mod l2;
@@ -69,6 +70,7 @@ use table::{Mode, declared, penalties};
 pub use assign::{ParamGroup, PenaltyParam, Term};
 pub use decoupled::{Decoupled, DecoupledMode};
 pub use form::{Penalty, PenaltyStep, StepRates, TorchDecay, Update};
+pub use group::FreezeUntil;
 pub use group_lasso::{GroupLasso, GroupLassoMode};
 pub use l1::{L1, L1Mode};
 pub use l2::L2;
@@ -97,9 +99,12 @@ impl PenaltySpec {
             let here = |invalid: Invalid| invalid.under(i).under("groups");
             let declared = group.declared();
             validate(&declared).map_err(here)?;
-            if declared.iter().all(|form| form.lambda.is_none() && !form.states_mode) {
-                let keys: Vec<_> = KEYS.iter().map(|key| format!("`{key}`")).collect();
-                let message = format!("states nothing; add {} (0 for no penalty)", any_of(&keys));
+            group.validate_training().map_err(here)?;
+            let states_form = declared.iter().any(|form| form.lambda.is_some() || form.states_mode);
+            if !states_form && !group.states_training() {
+                let keys = KEYS.iter().chain(&["lr", "lr_decay", "freeze_until"]);
+                let keys: Vec<_> = keys.map(|key| format!("`{key}`")).collect();
+                let message = format!("states nothing; add {} (λ 0 for no penalty)", any_of(&keys));
                 return Err(here(Invalid::new("", message)));
             }
         }

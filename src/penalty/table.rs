@@ -38,16 +38,15 @@ macro_rules! penalties {
                     pub $mode_key: Option<$mode>,
                 )?
             )*
-            /// Other λs for parameters by name. The first group that matches wins; a pattern that matches
-            /// nothing is an error.
+            /// The older place of the config's `groups`.
             #[serde(skip_serializing_if = "Vec::is_empty")]
             pub groups: Vec<GroupSpec>,
         }
 
-        /// Other λs for the parameters whose names match.
+        /// Another rate and other λs for the parameters whose names match.
         ///
         /// What a group states holds for every tensor that it matches, biases and normalisation too. What it
-        /// leaves out is inherited: weights keep the λs above the groups, other tensors 0. `l2` and
+        /// leaves out is inherited: weights keep the λs of `penalty`, other tensors 0. `l2` and
         /// `decoupled` are two ways of one penalty, so a group that states one of them does not inherit the
         /// other.
         #[derive(Clone, Debug, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
@@ -57,6 +56,18 @@ macro_rules! penalties {
             /// character.
             #[serde(rename = "match")]
             pub pattern: String,
+            /// A factor on the scheduled learning rate, which decoupled decay and thresholds use too.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schemars(extend("exclusiveMinimum" = 0))]
+            pub lr: Option<f64>,
+            /// Layer-wise decay of the learning rate: the network's last block keeps its rate, and each block
+            /// before has that of the next times this factor.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schemars(range(max = 1), extend("exclusiveMinimum" = 0))]
+            pub lr_decay: Option<f64>,
+            /// Until when they are not trained, running statistics included.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub freeze_until: Option<$crate::penalty::FreezeUntil>,
             $(
                 $(#[$doc])*
                 #[serde(default, skip_serializing_if = "Option::is_none")]

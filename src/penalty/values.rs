@@ -35,6 +35,11 @@ impl LambdaValues {
         self
     }
 
+    /// The same forms with every λ 0.
+    pub fn cleared(self) -> Self {
+        Self { lambdas: [0.0; FORMS], ..self }
+    }
+
     /// Sets λ of row `at` of the table.
     pub(super) fn set(&mut self, at: usize, lambda: f64) {
         self.lambdas[at] = lambda;

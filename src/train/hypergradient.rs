@@ -96,7 +96,8 @@ impl<'a> LambdaTuner<'a> {
     pub fn bound(&mut self, optimizer: &Optimizer, lr: f64) {
         for (tuned, (group, auto)) in self.tuned.iter_mut().zip(&self.how) {
             let tuned_term = self.session.groups[*group].tuned();
-            let shrinkage = tuned_term.and_then(|(term, _)| term.form.shrinkage(&optimizer.rates(lr)));
+            let shrinkage =
+                tuned_term.and_then(|(term, _)| term.form.shrinkage(&optimizer.rates(lr, *group)));
             if let Some(per_step) = shrinkage.filter(|per_step| *per_step > 0.0) {
                 tuned.bound(SHARE / (auto.every as f64 * per_step));
             }

@@ -269,13 +269,17 @@ impl InitialWeights {
         let mut lambdas = BTreeMap::new();
         for group in groups {
             let names = group.param_indices.iter().filter_map(|&i| trainable.get(i).copied());
-            lambdas.extend(names.map(|name| (name, group.lambdas(start))));
+            lambdas.extend(names.map(|name| (name, (group.lambdas(start), group.lr))));
         }
         let known: Vec<Known> = (self.listed.iter())
-            .map(|listed| Known {
-                name: &listed.name,
-                shape: &listed.shape,
-                lambdas: lambdas.get(listed.name.as_str()).copied().filter(|_| listed.is_taken),
+            .map(|listed| {
+                let own = lambdas.get(listed.name.as_str()).copied().filter(|_| listed.is_taken);
+                Known {
+                    name: &listed.name,
+                    shape: &listed.shape,
+                    lambdas: own.map(|(lambdas, _)| lambdas),
+                    lr: own.map_or(1.0, |(_, lr)| lr),
+                }
             })
             .collect();
         let fitted = state.fit(&known, optimizer).with_exit_code(ExitCode::Checkpoint, context)?;

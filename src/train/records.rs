@@ -86,6 +86,7 @@ pub struct WeightStats {
     /// Σ λ₁‖w‖₁ + (λ₂/2)‖w‖₂² over the groups (½λ‖w‖₂² for decoupled decay, which has no objective of its
     /// own, and ½(λ/η_peak)‖w‖₂² for relative decay); frozen tensors are no part of it.
     pub penalty: f64,
+    /// Of the schedule; a group has its factor of it.
     pub lr: f64,
     /// The λs above 0 by their keys, by the label of the group; groups without any are left out.
     #[serde(skip_serializing_if = "Named::is_empty")]
@@ -152,7 +153,7 @@ impl WeightStats {
         let mut penalty = 0.0;
         for (group, lambdas) in groups.iter().zip(lambdas) {
             let ws: Vec<_> = group.param_indices.iter().map(|&i| &parameters[i].tensor).collect();
-            penalty += lambdas.value(&ws, peak)?.double_value(&[]);
+            penalty += lambdas.value(&ws, peak * group.lr)?.double_value(&[]);
         }
         let (_, ws) = decaying(network);
         Ok(Self {

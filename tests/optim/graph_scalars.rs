@@ -6,11 +6,12 @@ use tikhonov::optim::{GraphScalars, StepOptions};
 use super::normal;
 use super::scaling::{OPTIMIZERS, Run};
 
-const PENALTIES: [&str; 6] = [
+const PENALTIES: [&str; 7] = [
     "{}",
     "{l2: 0.1, l1: 0.01}",
     "{decoupled: 0.1}",
     "{decoupled: 0.1, decoupled_mode: relative, l1: 0.01, groups: [{match: b, l2: 0.2}]}",
+    "{decoupled: 0.1, l1: 0.01, groups: [{match: b, lr: 0.1}]}",
     "{l1: 0.1, l1_mode: subgradient}",
     "{l1: 0.001, l1_mode: preconditioned}",
 ];

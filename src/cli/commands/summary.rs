@@ -10,8 +10,8 @@ use serde_json::{Map, Value, json};
 
 use super::ConfigOptions;
 use crate::nn::layers::Param;
-use crate::nn::model::Summary;
-use crate::penalty::{Lambda, ParamGroup, Term};
+use crate::nn::model::{Rates, Summary};
+use crate::penalty::{FreezeUntil, Lambda, ParamGroup, Term};
 use crate::train::session::ModelPlan;
 
 /// Show the layers, parameters and penalties of a config.
@@ -28,6 +28,11 @@ pub struct Options {
 #[derive(Serialize)]
 struct GroupRow<'a> {
     label: &'a str,
+    /// The learning rate where the groups have several, before the schedule.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lr: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    freeze_until: Option<FreezeUntil>,
     /// λ and mode of every form, by their keys in YAML.
     #[serde(flatten)]
     terms: Map<String, Value>,
@@ -39,13 +44,17 @@ pub fn run(options: &Options) -> Result<()> {
     let config = options.config.load([])?;
     let ModelPlan { model, groups } = ModelPlan::of(&config)?;
     let trainable: Vec<&Param> = model.params().iter().filter(|param| param.is_trainable()).collect();
-    let rows: Vec<GroupRow> = groups.iter().map(|group| row(group, &trainable)).collect();
-    let penalties: HashMap<&str, String> = groups
+    // One rate for all is the optimiser's: nothing to tell apart.
+    let lr = config.spec.optimizer.lr();
+    let lr = groups.iter().any(ParamGroup::has_own_rate).then_some(lr);
+    let rows: Vec<GroupRow> = groups.iter().map(|group| row(group, lr, &trainable)).collect();
+    let of = |group| Rates { penalty: Some(words(group)), lr: lr.map(|lr| rate(lr, group)) };
+    let rates: HashMap<&str, Rates> = groups
         .iter()
-        .flat_map(|group| group.param_indices.iter().map(move |&member| (member, words(group))))
-        .map(|(member, words)| (trainable[member].name.as_str(), words))
+        .flat_map(|group| group.param_indices.iter().map(move |&member| (member, of(group))))
+        .map(|(member, rates)| (trainable[member].name.as_str(), rates))
         .collect();
-    let summary = Summary::new(&model, |name| penalties.get(name).cloned());
+    let summary = Summary::new(&model, |name| rates.get(name).cloned().unwrap_or_default());
 
     let mut out = std::io::stdout().lock();
     if options.json {
@@ -57,20 +66,32 @@ pub fn run(options: &Options) -> Result<()> {
         writeln!(out, "{}", summary.text())?;
         for (group, row) in groups.iter().zip(&rows) {
             let (tensors, values) = (row.parameters.len(), row.values);
-            writeln!(out, "group {}: {} on {values} values in {tensors} tensors", row.label, words(group))?;
+            let rate = lr.map_or_else(String::new, |lr| format!("lr {}, ", rate(lr, group)));
+            let words = words(group);
+            writeln!(out, "group {}: {rate}{words} on {values} values in {tensors} tensors", row.label)?;
         }
     }
     Ok(())
 }
 
-fn row<'a>(group: &'a ParamGroup, trainable: &[&'a Param]) -> GroupRow<'a> {
+fn row<'a>(group: &'a ParamGroup, lr: Option<f64>, trainable: &[&'a Param]) -> GroupRow<'a> {
     let members = || group.param_indices.iter().map(|&member| trainable[member]);
     GroupRow {
         label: &group.label,
+        lr: lr.map(|lr| lr * group.lr),
+        freeze_until: group.freeze_until,
         terms: group.terms.iter().flat_map(keys).collect(),
         parameters: members().map(|param| param.name.as_str()).collect(),
         values: members().map(Param::count).sum(),
     }
+}
+
+/// `1e-4`, or `1e-4 after epoch 3`.
+fn rate(lr: f64, group: &ParamGroup) -> String {
+    let until = group.freeze_until.map_or_else(String::new, |until| format!(" after {until}"));
+    // Factors multiplied, without the digits that binary fractions add.
+    let lr: f64 = format!("{:.4e}", lr * group.lr).parse().unwrap_or(lr * group.lr);
+    format!("{lr:e}{until}")
 }
 
 fn keys(term: &Term) -> impl Iterator<Item = (String, Value)> {

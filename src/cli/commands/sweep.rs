@@ -239,7 +239,7 @@ fn design(options: &Options, sweep: &SweepSpec, config: &Config) -> Result<Desig
                        cross-validate with --folds 5";
         return Err(fail(ExitCode::Usage, message));
     }
-    if let (Some(path), Some(_)) = (spec.penalty.tuned(), sweep.folds) {
+    if let (Some(path), Some(_)) = (spec.penalty().tuned(), sweep.folds) {
         let message = format!(
             "penalty.{path} is tuned on the validation set, and the final fit of a cross-validation has none; leave --folds out, or \
              give λ numbers to choose from"

@@ -12,7 +12,7 @@ use crate::libtorch::machine::keep_memory;
 use crate::train::run::{RunOptions, train_run};
 use crate::train::session::ModelPlan;
 use crate::train::training_loop::NeverPrune;
-use crate::util::console::{self, print_out};
+use crate::util::console::{self, print_err, print_out};
 use crate::util::signals::Stop;
 
 /// Train the network of a config.
@@ -62,7 +62,10 @@ pub fn run(options: &Options) -> Result<()> {
     let config = options.config.load(options.overrides())?;
     config.validate_data(&Split::ALL)?;
     if options.dry_run {
-        ModelPlan::of(&config)?.initial_with_optimizer(&config)?;
+        let initial = ModelPlan::of(&config)?.initial_with_optimizer(&config)?;
+        if !options.quiet {
+            initial.iter().flat_map(|initial| &initial.notes).for_each(|note| print_err!("{note}"));
+        }
         console::out(format_args!("{}", config.resolved()?));
         return Ok(());
     }

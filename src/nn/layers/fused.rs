@@ -4,9 +4,9 @@
 use tch::nn::{self, ModuleT};
 use tch::{Device, Kind, Tensor};
 
-use super::LayerSpec;
 use super::batch_norm::Norm;
 use super::conv2d::ChannelsLast;
+use super::{LayerSpec, Switch};
 use crate::libtorch;
 
 /// From so many pixels of a batch on it costs next to nothing to scale the weights anew.
@@ -16,6 +16,7 @@ const PIXELS: i64 = 1024;
 pub(crate) struct FusedConvBn {
     conv: Option<ChannelsLast>,
     norm: Norm,
+    switch: Switch,
 }
 
 impl FusedConvBn {
@@ -31,12 +32,18 @@ impl FusedConvBn {
             Some(_) => return None,
             None => None,
         };
-        Some(Self { conv, norm: norm.norm(path, input) })
+        Some(Self { conv, norm: norm.norm(path, input), switch: Switch::default() })
+    }
+
+    /// Freezes the norm.
+    pub fn switch(&self) -> Switch {
+        self.switch.clone()
     }
 
     /// `relu(norm(conv(xs)) + addend)`, as asked for. Evaluation folds the norm into the convolution's
     /// weights.
     pub fn forward(&self, xs: &Tensor, addend: Option<&Tensor>, relu: bool, train: bool) -> Tensor {
+        let train = train && !self.switch.is_frozen();
         let Some(conv) = &self.conv else { return self.norm.forward(xs, addend, relu, train) };
         if train || libtorch::is_recording() || !pays(xs) {
             return self.norm.forward(&conv.forward_t(xs, train), addend, relu, train);

@@ -27,6 +27,7 @@ mod scale;
 mod slice_channels;
 mod stochastic_depth;
 mod subsample_pad;
+mod switch;
 mod upsample;
 
 use schemars::JsonSchema;
@@ -37,6 +38,7 @@ pub use activation::Activation;
 pub(crate) use args::shown;
 pub use codegen::{Arg, TorchModule};
 pub(crate) use fused::{FusedConvBn, Normed};
+pub(crate) use switch::{Freezable, Switch};
 pub(crate) use upsample::Upsample;
 
 /// The shape of one sample, without the batch dimension: `[C, H, W]` or `[F]`.

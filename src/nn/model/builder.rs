@@ -1,5 +1,6 @@
 //! Builds tch modules from the checked tree. Adjacent layers that can run as one operation are fused.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 
 use tch::Tensor;
@@ -8,7 +9,9 @@ use tch::nn::{self, ModuleT};
 use super::joined::Join;
 use super::segments::Chain;
 use super::tree::{Node, Op};
-use crate::nn::layers::{Activation, FusedConvBn, LayerSpec, Normed, Upsample};
+use crate::nn::layers::{
+    Activation, Freezable, FusedConvBn, LayerSpec, Normed, Param, ParamKind, Switch, Upsample,
+};
 
 /// How many layers of `nodes` each of the modules holds that were made of them, by label; those that joined
 /// one do not count.
@@ -21,6 +24,8 @@ pub(super) fn weights<'a>(nodes: &[Node], labels: impl Iterator<Item = &'a Strin
 pub(super) struct Builder<'a> {
     pub root: &'a nn::Path<'a>,
     pub frozen: &'a HashSet<&'a str>,
+    /// Of the layers with running statistics: what freezes them, and their tensors.
+    pub switches: RefCell<Vec<(Switch, Vec<Param>)>>,
 }
 
 impl Builder<'_> {
@@ -29,7 +34,15 @@ impl Builder<'_> {
         match &node.op {
             Op::Layer(spec) => {
                 let layer = spec.layer().build(&self.path(node), &node.input);
-                if self.is_frozen(node) { Box::new(Frozen(layer)) } else { layer }
+                if self.is_frozen(node) {
+                    return Box::new(Frozen(layer));
+                }
+                if node.params().iter().all(|param| param.kind != ParamKind::Buffer) {
+                    return layer;
+                }
+                let switch = Switch::default();
+                self.switches.borrow_mut().push((switch.clone(), node.params()));
+                Box::new(Freezable { layer, switch })
             }
             // Only the root can be one, and it is made in `assemble`.
             Op::Script(_) => Box::new(Sequential(self.unnamed(&[]))),
@@ -91,7 +104,9 @@ impl Builder<'_> {
             None => None,
         };
         let conv = conv.as_ref().map(|(spec, path, input)| (*spec, path, *input));
-        FusedConvBn::new(conv, (norm_spec, &self.path(norm), &norm.input))
+        let joint = FusedConvBn::new(conv, (norm_spec, &self.path(norm), &norm.input))?;
+        self.switches.borrow_mut().push((joint.switch(), norm.params()));
+        Some(joint)
     }
 
     fn is_plain(&self, node: &Node) -> bool {

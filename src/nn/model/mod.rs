@@ -35,7 +35,7 @@ pub use network::{Network, Parameter};
 pub use padding::Sides;
 pub use spec::{ModelSource, ModelSpec};
 pub(crate) use summary::thousands;
-pub use summary::{ParameterRow, Row, Summary};
+pub use summary::{ParameterRow, Rates, Row, Summary};
 pub(crate) use tree::{Node, Op, join};
 
 /// A network that is parsed and whose shapes fit: nothing in it can fail any more but memory.

@@ -1,5 +1,6 @@
 //! The network itself: a tree of tch modules over one variable store, its tensors in definition order.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
 use std::rc::Rc;
 
@@ -14,7 +15,7 @@ use super::segments::{self, Chain, Segmentation};
 use super::tree::Op;
 use super::{Model, join};
 use crate::libtorch::catch_panics;
-use crate::nn::layers::ParamKind;
+use crate::nn::layers::{Param, ParamKind, Switch};
 use crate::util::exit_code::{ExitCode, fail};
 
 /// A network that computes.
@@ -30,6 +31,8 @@ pub struct Network {
     parameters: Vec<Parameter>,
     buffers: Vec<Tensor>,
     state: Vec<(String, Tensor)>,
+    /// Of the layers with running statistics: what freezes them, and their tensors.
+    switches: Vec<(Switch, Vec<Param>)>,
 }
 
 /// A tensor that training changes.
@@ -55,16 +58,19 @@ impl Model {
         let frozen: HashSet<&str> =
             self.params.iter().filter(|param| param.frozen).map(|param| param.name.as_str()).collect();
         // VarStore does not keep the order of definition; the model does.
-        let (layers, mut named) = match &self.root.op {
+        let (layers, mut named, switches) = match &self.root.op {
             Op::Script(script) => {
                 let module = scripted::load(&script.file, device, kind)?;
-                let (scripted, named) = Scripted::new(&script.file, module, scripted::frozen(&self.params))?;
-                (vec![(String::new(), Box::new(scripted) as Box<dyn ModuleT>)], named.into_iter().collect())
+                let (scripted, named) = Scripted::new(&script.file, module, &self.params)?;
+                let switches = scripted.switches();
+                let layers = vec![(String::new(), Box::new(scripted) as Box<dyn ModuleT>)];
+                (layers, named.into_iter().collect(), switches)
             }
-            _ => (
-                Builder { root: &vars.root(), frozen: &frozen }.sequence(&self.root.children),
-                vars.variables(),
-            ),
+            _ => {
+                let root = vars.root();
+                let builder = Builder { root: &root, frozen: &frozen, switches: RefCell::default() };
+                (builder.sequence(&self.root.children), vars.variables(), builder.switches.into_inner())
+            }
         };
         for leaf in self.root.leaves() {
             let Op::Layer(spec) = &leaf.op else { continue };
@@ -90,7 +96,16 @@ impl Model {
         }
         let weights = weights(&self.root.children, layers.iter().map(|(name, _)| name));
         let layers = Chain::new(layers, weights);
-        Ok(Network { vars, layers, plan: None, fit: Padding::of(&self.root), parameters, buffers, state })
+        Ok(Network {
+            vars,
+            layers,
+            plan: None,
+            fit: Padding::of(&self.root),
+            parameters,
+            buffers,
+            state,
+            switches,
+        })
     }
 }
 
@@ -125,6 +140,19 @@ impl Network {
     /// The top-level layer `name`, written so or as `_name`, for tasks that run the network in parts.
     pub fn child(&self, name: &str) -> Option<&dyn ModuleT> {
         self.layers.layers().iter().find(|(known, _)| known == name).map(|(_, layer)| layer.as_ref())
+    }
+
+    /// Freezes the trainable parameters whose names `is_frozen` accepts, for now, and trains all others. A layer
+    /// all of whose parameters it accepts (of one without parameters, its buffers) keeps its running statistics.
+    pub fn freeze(&self, is_frozen: impl Fn(&str) -> bool) {
+        for parameter in &self.parameters {
+            let _ = parameter.tensor.set_requires_grad(!is_frozen(&parameter.name));
+        }
+        for (switch, params) in &self.switches {
+            let learnt = params.iter().any(|param| param.kind != ParamKind::Buffer);
+            let mut own = params.iter().filter(|param| !learnt || param.kind != ParamKind::Buffer);
+            switch.set(own.all(|param| is_frozen(&param.name)));
+        }
     }
 
     /// The trainable parameters, in definition order; without frozen ones.

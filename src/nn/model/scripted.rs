@@ -7,7 +7,7 @@
 //! expects them in its file; the state_dict of the Python module lacks them
 //! (load_state_dict(strict=False) there, or take its weights from the scripted module).
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io;
@@ -20,7 +20,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::libtorch::is_recording;
 use crate::libtorch::script::{Entry, Module};
-use crate::nn::layers::{Param, ParamKind, Shape};
+use crate::nn::layers::{Param, ParamKind, Shape, Switch};
 use crate::util::exit_code::{ExitCode, WithExitCode};
 use crate::util::sha256;
 
@@ -170,22 +170,45 @@ pub(super) struct Scripted {
     buffers: Vec<Entry>,
     /// Paths of modules that never train.
     frozen: Vec<String>,
-    mode: Cell<Option<bool>>,
+    /// Paths of modules with running statistics, what freezes them, and their tensors.
+    switches: Vec<(String, Switch, Vec<Param>)>,
+    /// As the modules were set last: training, and which of `switches` were frozen.
+    mode: RefCell<Option<(bool, Vec<bool>)>>,
 }
 
 impl Scripted {
-    /// The module, of which `frozen` stay in evaluation mode, and its tensors by name.
-    pub fn new(file: &str, module: Module, frozen: Vec<String>) -> Result<(Self, Vec<(String, Tensor)>)> {
+    /// The module, whose frozen parts stay in evaluation mode, and its tensors by name.
+    pub fn new(file: &str, module: Module, params: &[Param]) -> Result<(Self, Vec<(String, Tensor)>)> {
         let entries = module.tensors()?;
         let named = entries.iter().map(|entry| (entry.name.clone(), entry.tensor.shallow_clone())).collect();
         let buffers = entries.into_iter().filter(|entry| !entry.is_parameter).collect();
-        Ok((Self { file: file.to_owned(), module, buffers, frozen, mode: Cell::new(None) }, named))
+        let (file, frozen) = (file.to_owned(), frozen(params));
+        let mut switches: Vec<(String, Switch, Vec<Param>)> = Vec::new();
+        for param in params.iter().filter(|param| !frozen.iter().any(|path| path == owner(&param.name))) {
+            match switches.iter_mut().find(|(path, ..)| path == owner(&param.name)) {
+                Some((.., own)) => own.push(param.clone()),
+                None => {
+                    let own = vec![param.clone()];
+                    switches.push((owner(&param.name).to_owned(), Switch::default(), own));
+                }
+            }
+        }
+        switches.retain(|(.., own)| own.iter().any(|param| param.kind == ParamKind::Buffer));
+        Ok((Self { file, module, buffers, frozen, switches, mode: RefCell::new(None) }, named))
+    }
+
+    /// What freezes its modules with running statistics, and their tensors.
+    pub fn switches(&self) -> Vec<(Switch, Vec<Param>)> {
+        self.switches.iter().map(|(_, switch, own)| (switch.clone(), own.clone())).collect()
     }
 
     fn answer(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        if self.mode.replace(Some(train)) != Some(train) {
+        let mode = Some((train, self.switches.iter().map(|(_, switch, _)| switch.is_frozen()).collect()));
+        if self.mode.replace(mode.clone()) != mode {
             self.module.set_training(train)?;
-            self.frozen.iter().try_for_each(|path| self.module.set_training_at(path, false))?;
+            let now = self.switches.iter().filter(|(_, switch, _)| switch.is_frozen());
+            let mut frozen = self.frozen.iter().chain(now.map(|(path, ..)| path));
+            frozen.try_for_each(|path| self.module.set_training_at(path, false))?;
         }
         let ys = self.module.forward(xs).map_err(|error| short(&error))?;
         if train && is_recording() && !ys.requires_grad() {

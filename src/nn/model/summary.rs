@@ -52,6 +52,17 @@ pub struct ParameterRow {
     /// Its penalty, such as `l2 1e-4`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub penalty: Option<String>,
+    /// Its learning rate, such as `1e-4`, or `1e-4 after epoch 3`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lr: Option<String>,
+}
+
+/// What a config says of one parameter's training, in words.
+#[derive(Clone, Debug, Default)]
+pub struct Rates {
+    /// Such as `l2 1e-4`.
+    pub penalty: Option<String>,
+    pub lr: Option<String>,
 }
 
 impl Model {
@@ -103,8 +114,8 @@ fn scripted(script: &Script) -> impl Iterator<Item = Row> {
 }
 
 impl Summary {
-    /// `penalty` gives the words for a parameter's penalty, such as `l2 1e-4`.
-    pub fn new(model: &Model, penalty: impl Fn(&str) -> Option<String>) -> Self {
+    /// `rates` gives the words for a parameter's penalty and rate.
+    pub fn new(model: &Model, rates: impl Fn(&str) -> Rates) -> Self {
         let layers = model.summary();
         let buffers = model.params().iter().filter(|param| param.kind == ParamKind::Buffer);
         let buffers = buffers.map(|param| param.count()).sum();
@@ -112,13 +123,17 @@ impl Summary {
             .params()
             .iter()
             .filter(|param| param.kind != ParamKind::Buffer)
-            .map(|param| ParameterRow {
-                name: param.name.clone(),
-                kind: param.kind,
-                shape: param.shape.clone(),
-                count: param.count(),
-                frozen: param.frozen,
-                penalty: penalty(&param.name),
+            .map(|param| {
+                let Rates { penalty, lr } = rates(&param.name);
+                ParameterRow {
+                    name: param.name.clone(),
+                    kind: param.kind,
+                    shape: param.shape.clone(),
+                    count: param.count(),
+                    frozen: param.frozen,
+                    penalty,
+                    lr,
+                }
             })
             .collect();
         Self {
@@ -148,8 +163,12 @@ impl Summary {
         let mut text = format!("{}: {} to {}\n\n", self.model, shown(&self.input), shown(&self.output));
         text += &table(&["layer", "type", "output", "parameters", "multiply-adds"], 3, layers.collect());
         let labelled = self.parameters.iter().any(|row| row.penalty.is_some());
+        let rated = self.parameters.iter().any(|row| row.lr.is_some());
         let parameters = self.parameters.iter().map(|row| {
             let mut cells = vec![row.name.clone(), shown(&row.shape)];
+            if rated {
+                cells.push(row.lr.clone().unwrap_or_default());
+            }
             if labelled {
                 let word = if row.frozen { "frozen" } else { "none" };
                 cells.push(row.penalty.clone().unwrap_or_else(|| word.into()));
@@ -159,11 +178,11 @@ impl Summary {
         });
         let frozen: i64 = self.parameters.iter().filter(|row| row.frozen).map(|row| row.count).sum();
         text.push('\n');
-        text += &if labelled {
-            table(&["parameter", "shape", "penalty", "values"], 3, parameters.collect())
-        } else {
-            table(&["parameter", "shape", "values"], 2, parameters.collect())
-        };
+        let mut head = vec!["parameter", "shape"];
+        head.extend(rated.then_some("lr"));
+        head.extend(labelled.then_some("penalty"));
+        head.push("values");
+        text += &table(&head, head.len() - 1, parameters.collect());
         let _ = write!(
             text,
             "\n{} parameters{}, {} values in buffers, {} per sample\n",

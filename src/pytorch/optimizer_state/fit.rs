@@ -24,6 +24,8 @@ pub struct Known<'a> {
     pub shape: &'a [i64],
     /// Its penalty at the first step. None where this run does not train it: its state is left out.
     pub lambdas: Option<LambdaValues>,
+    /// The factor on the scheduled learning rate.
+    pub lr: f64,
 }
 
 /// State that an [`Optimizer`](crate::optim::Optimizer) takes, and what the user should know of it.
@@ -57,6 +59,7 @@ impl PythonOptimizer {
         let mut notes = Vec::new();
         let order = self.order(params, &mut notes)?;
         self.compare_arguments(spec, &mut notes);
+        self.compare_rates(params, &order, spec, &mut notes);
         self.compare_decay(params, &order, &mut notes);
         let state = self.state(params, &order, spec, &mut notes)?;
         Ok(Fitted { state, notes })
@@ -163,11 +166,12 @@ impl PythonOptimizer {
         };
         let (matrices, vectors) = listed.iter().partition(|&&i| params[i].shape.len() > 1);
         partition(vec![matrices, vectors]);
-        let mut by_rates: Vec<(Option<LambdaValues>, Vec<usize>)> = Vec::new();
+        let mut by_rates: Vec<((Option<LambdaValues>, f64), Vec<usize>)> = Vec::new();
         for &i in listed {
-            match by_rates.iter_mut().find(|(lambdas, _)| *lambdas == params[i].lambdas) {
+            let rates = (params[i].lambdas, params[i].lr);
+            match by_rates.iter_mut().find(|(known, _)| *known == rates) {
                 Some((_, part)) => part.push(i),
-                None => by_rates.push((params[i].lambdas, vec![i])),
+                None => by_rates.push((rates, vec![i])),
             }
         }
         partition(by_rates.into_iter().map(|(_, part)| part).collect());
@@ -184,9 +188,6 @@ impl PythonOptimizer {
                 }
             };
             let get = |key: &str| group.arguments.get(key).copied();
-            if let Some(lr) = get("initial_lr").or_else(|| get("lr")) {
-                differs("lr", lr, Argument::Number(spec.lr()));
-            }
             for (key, ours) in spec.arguments() {
                 if let Some(theirs) = get(key) {
                     differs(key, theirs, ours);
@@ -194,6 +195,38 @@ impl PythonOptimizer {
             }
             if let Some(maximize) = get("maximize") {
                 differs("maximize", maximize, Argument::Flag(false));
+            }
+        }
+    }
+
+    /// The rates, each parameter's with its group's factor.
+    fn compare_rates(
+        &self,
+        params: &[Known],
+        order: &[Option<usize>],
+        spec: &OptimizerSpec,
+        notes: &mut Vec<String>,
+    ) {
+        let mut ids = order.iter();
+        for (index, group) in self.groups.iter().enumerate() {
+            let place = if self.groups.len() > 1 { format!(" (param group {index})") } else { String::new() };
+            let own = ids.by_ref().take(group.len).filter_map(|index| index.map(|i| &params[i]));
+            let mut factors: Vec<f64> = Vec::new();
+            for param in own.filter(|param| param.lambdas.is_some()) {
+                if !factors.contains(&param.lr) {
+                    factors.push(param.lr);
+                }
+            }
+            if factors.is_empty() {
+                factors.push(1.0);
+            }
+            let rate = ["initial_lr", "lr"].iter().find_map(|key| group.arguments.get(*key).copied());
+            let Some(theirs) = rate else { continue };
+            for ours in factors.into_iter().map(|factor| Argument::Number(spec.lr() * factor)) {
+                if theirs != ours {
+                    let (theirs, ours) = (shown(theirs), shown(ours));
+                    notes.push(format!("optimizer: lr was {theirs} in the file{place}, is {ours} here"));
+                }
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::pytorch::writer::Value;
 /// An optimiser between two steps.
 pub struct Resumable<'a> {
     pub spec: &'a OptimizerSpec,
-    /// The learning rate of the next step.
+    /// The learning rate of the next step, which each group has a factor of.
     pub lr: f64,
     /// The highest rate of the run, of which relative decay is a share.
     pub peak: f64,
@@ -25,22 +25,28 @@ pub struct Resumable<'a> {
     pub state: &'a BTreeMap<String, Tensor>,
 }
 
-/// Parameters with one weight decay.
+/// Parameters with one weight decay and one learning rate.
 struct PythonGroup {
     members: Vec<usize>,
     weight_decay: f64,
     decoupled: bool,
+    /// A factor on the scheduled rate.
+    lr: f64,
 }
 
 /// The value of `optimizer.state_dict()`, and what of the penalty it cannot say. Penalty groups of the same
-/// weight decay are one param group; with only one, `torch.optim.Adam(model.parameters())` loads it. Each
+/// weight decay and rate are one param group; with only one, `torch.optim.Adam(model.parameters())` loads it. Each
 /// group also holds `param_names`.
 pub fn state_dict(of: &Resumable) -> Result<(Value, Vec<String>)> {
     let mut notes = Vec::new();
     let groups = param_groups(of, &mut notes)?;
     if groups.len() > 1 {
+        let has_rates = groups.iter().any(|group| group.lr != 1.0);
         let decays: Vec<_> = (groups.iter())
-            .map(|group| format!("{} parameters of weight_decay {}", group.members.len(), group.weight_decay))
+            .map(|group| {
+                let rate = if has_rates { format!(", lr {}", of.lr * group.lr) } else { String::new() };
+                format!("{} parameters of weight_decay {}{rate}", group.members.len(), group.weight_decay)
+            })
             .collect();
         notes.push(format!(
             "{} param groups ({}): make Python's optimizer from the file's own with [{{**g, 'params': [params[n] for n in \
@@ -72,9 +78,10 @@ fn param_groups(of: &Resumable, notes: &mut Vec<String>) -> Result<Vec<PythonGro
     let class = of.spec.torch_class().name;
     // Without any decay both kinds are the same, so that AdamW's groups are all decoupled.
     let is_adamw = of.spec.refuses(TorchDecay::L2);
-    let rates = StepRates { lr: of.lr, peak: of.peak, steady_state: None };
     let mut merged: Vec<PythonGroup> = Vec::new();
     for (group, lambdas) in of.groups.iter().zip(of.lambdas) {
+        let lr = group.lr;
+        let rates = StepRates { lr: of.lr * lr, peak: of.peak * lr, steady_state: None };
         let mut note = |text: String| notes.push(format!("penalty group {}: {text}", group.label));
         let (mut weight_decay, mut decoupled) = (0.0, is_adamw);
         for (_, form, lambda) in lambdas.active() {
@@ -95,12 +102,15 @@ fn param_groups(of: &Resumable, notes: &mut Vec<String>) -> Result<Vec<PythonGro
             note("decoupled decay with Adam is torch.optim.AdamW in Python".into());
         }
         let twin = merged.iter_mut().find(|own| {
-            own.weight_decay == weight_decay && (own.decoupled == decoupled || weight_decay == 0.0)
+            own.lr == lr
+                && own.weight_decay == weight_decay
+                && (own.decoupled == decoupled || weight_decay == 0.0)
         });
         match twin {
             Some(own) => own.members.extend(&group.param_indices),
             None => {
-                merged.push(PythonGroup { members: group.param_indices.clone(), weight_decay, decoupled })
+                let members = group.param_indices.clone();
+                merged.push(PythonGroup { members, weight_decay, decoupled, lr });
             }
         }
     }
@@ -138,7 +148,7 @@ fn arguments(
     ids: Vec<Value>,
     names: Vec<Value>,
 ) -> Vec<(&'static str, Value)> {
-    let mut items = vec![("param_names", Value::List(names)), ("lr", Value::Float(of.lr))];
+    let mut items = vec![("param_names", Value::List(names)), ("lr", Value::Float(of.lr * group.lr))];
     for (key, argument) in of.spec.arguments() {
         items.push((
             key,
@@ -166,7 +176,7 @@ fn arguments(
     }
     // What a scheduler that is made afterwards starts from.
     if of.lr != of.spec.lr() {
-        items.push(("initial_lr", Value::Float(of.spec.lr())));
+        items.push(("initial_lr", Value::Float(of.spec.lr() * group.lr)));
     }
     items.push(("params", Value::List(ids)));
     items

@@ -199,7 +199,8 @@ impl History {
             };
         let mut words: Vec<String> =
             (KEYS.iter()).filter_map(|key| Some(format!("{key} {}", lambda(key, &penalty[*key])?))).collect();
-        match penalty["groups"].as_array().map_or(0, Vec::len) {
+        let groups = |section: &Value| section["groups"].as_array().map_or(0, Vec::len);
+        match groups(penalty) + groups(&self.config) {
             0 => {}
             1 => words.push("1 group".into()),
             more => words.push(format!("{more} groups")),

@@ -34,8 +34,8 @@ impl ModelPlan {
     /// Exit code 2, with file and line, for everything that cannot work.
     pub fn of(config: &Config) -> Result<Self> {
         let model = Model::from_spec(&config.spec.model)?;
-        let groups = penalty_groups(&config.spec.penalty, &model)
-            .map_err(|invalid| config.document.invalid_at("penalty", invalid))?;
+        let groups = penalty_groups(&config.spec.penalty(), &model)
+            .map_err(|invalid| config.document.invalid_at("", config.spec.of_penalty(invalid)))?;
         let task = config.spec.task.task();
         let monitor = config.spec.monitor().and_then(|monitor| {
             let known = monitor.check(task.name(), &task.metric_args(model.output()));
@@ -49,7 +49,7 @@ impl ModelPlan {
     pub fn of_run(spec: &RunConfig) -> Result<Self> {
         let model = Model::from_spec(&spec.model)?;
         let groups =
-            penalty_groups(&spec.penalty, &model).map_err(|invalid| fail(ExitCode::Checkpoint, invalid))?;
+            penalty_groups(&spec.penalty(), &model).map_err(|invalid| fail(ExitCode::Checkpoint, invalid))?;
         Ok(Self { model, groups })
     }
 
@@ -94,6 +94,11 @@ fn penalty_groups(penalty: &PenaltySpec, model: &Model) -> Result<Vec<ParamGroup
         group.param_indices = group.param_indices.iter().filter_map(|&member| index[member]).collect();
     }
     groups.retain(|group| !group.param_indices.is_empty());
+    if !groups.is_empty() && groups.iter().all(|group| group.freeze_until.is_some()) {
+        let message =
+            "`freeze_until` freezes everything at the start; leave something to train, such as the head";
+        return Err(Invalid::new("groups", message));
+    }
     Ok(groups)
 }
 
@@ -235,7 +240,7 @@ impl Session {
 
     /// All parameters, and the penalty groups as they would be if none were frozen: indices into the former.
     pub fn groups_with_frozen(&self) -> Result<(Vec<&Param>, Vec<ParamGroup>)> {
-        Ok(all_groups(&self.config.spec.penalty, &self.model)?)
+        Ok(all_groups(&self.config.spec.penalty(), &self.model)?)
     }
 
     pub fn checkpoints(&self) -> Checkpoints {
@@ -331,7 +336,7 @@ impl Session {
                     .into(),
             );
         }
-        if self.config.spec.penalty.tuned().is_some() {
+        if self.config.spec.penalty().tuned().is_some() {
             notes.push(
                 "λ is tuned on the validation set: its scores are optimistic, those of the test set are not"
                     .into(),

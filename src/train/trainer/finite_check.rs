@@ -67,8 +67,9 @@ impl Trainer<'_> {
         let mut worst = (1.0, None);
         for step in 0..=self.position() {
             let lr = self.lr_at(step);
-            for (group, lambdas) in self.session.groups.iter().zip(self.lambdas_at(step)) {
-                let share = self.optimizer.share(lr, &lambdas);
+            let groups = self.session.groups.iter().zip(self.lambdas_at(step)).enumerate();
+            for (at, (group, lambdas)) in groups {
+                let share = self.optimizer.share(lr, at, &lambdas);
                 if share > worst.0 {
                     worst = (share, Some((&group.label, lambdas)));
                 }

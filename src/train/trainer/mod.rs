@@ -4,6 +4,7 @@ mod cuda_graph;
 mod deferred_scalar;
 mod evaluation;
 mod finite_check;
+mod freezing;
 mod micro_batch_loss;
 mod notes;
 mod saving;
@@ -46,6 +47,8 @@ pub struct Trainer<'a> {
     /// Of `amp: fp16`.
     scale: Option<GradScaler>,
     graph_state: GraphState,
+    /// By penalty group: whether it is frozen for now.
+    frozen: Vec<bool>,
     /// A line for the user that `--quiet` drops.
     note: Option<String>,
     /// How many of the left-out samples have been reported, set by set.
@@ -140,6 +143,10 @@ impl Trainer<'_> {
         let clock = ScheduleStep { step, ..self.clock() };
         let mut lambdas: Vec<_> = self.session.groups.iter().map(|group| group.lambdas(clock)).collect();
         self.lambda_tuner.fill(&mut lambdas);
+        // What is not trained is not penalised either.
+        for (lambdas, _) in lambdas.iter_mut().zip(&self.frozen).filter(|(_, frozen)| **frozen) {
+            *lambdas = lambdas.cleared();
+        }
         lambdas
     }
 

@@ -12,7 +12,7 @@ use crate::penalty::{ParamGroup, TorchDecay};
 impl Trainer<'_> {
     pub fn notes(&self) -> Result<Vec<String>> {
         let own = [self.undecayed(), self.plain_threshold(), self.long_memory(), self.frozen_penalty()?];
-        Ok(own.into_iter().flatten().chain(self.rounded_decay()).collect())
+        Ok(own.into_iter().flatten().chain(self.rounded_decay()).chain(self.frozen_groups()).collect())
     }
 
     /// `adamw` is taken for the decay that its name promises.
@@ -49,7 +49,7 @@ impl Trainer<'_> {
             if !decays || self.session.kind == Kind::Double || group.tuned().is_some() {
                 return None;
             }
-            let share = |step| self.optimizer.share(self.lr_at(step), &self.lambdas_at(step)[at]);
+            let share = |step| self.optimizer.share(self.lr_at(step), at, &self.lambdas_at(step)[at]);
             let shares: Vec<f64> = (0..total).step_by(stride as usize).map(share).collect();
             let most = shares.iter().copied().fold(0.0, f64::max);
             let over_the_run = 1.0 - (-shares.iter().sum::<f64>() * stride as f64).exp();
@@ -93,7 +93,7 @@ impl Trainer<'_> {
             let ws: Vec<&Tensor> = frozen.filter_map(|param| state.get(&param.name)).collect();
             if group.is_active() {
                 count += ws.len();
-                part += lambdas.value(&ws, self.peak())?.double_value(&[]);
+                part += lambdas.value(&ws, self.peak() * group.lr)?.double_value(&[]);
             }
         }
         Ok((count > 0).then(|| {

@@ -144,7 +144,7 @@ impl<'a> Trainer<'a> {
             ));
             state.best = None;
         }
-        Ok(Self {
+        let mut trainer = Self {
             loss_sum: DeferredScalar::new(state.loss_sum, session.device),
             finite_check: DeferredScalar::new(0.0, session.device),
             epoch_began: Instant::now(),
@@ -161,6 +161,7 @@ impl<'a> Trainer<'a> {
             lambda_tuner: adaptive,
             scale,
             graph_state: graphing,
+            frozen: vec![false; session.groups.len()],
             note,
             // What was found at the start is printed with the sets.
             reported: [Split::Train, Split::Validation, Split::Test]
@@ -172,6 +173,8 @@ impl<'a> Trainer<'a> {
             board,
             state,
             plateau,
-        })
+        };
+        trainer.freeze_and_thaw();
+        Ok(trainer)
     }
 }

@@ -36,6 +36,7 @@ impl Trainer<'_> {
         let log_every = self.session.config.spec.train.log_every;
         let is_logged = self.state.step % log_every == log_every - 1;
         let batches = micro_batches.len();
+        self.freeze_and_thaw();
         self.seed();
         let step = match self.try_replay(micro_batches, is_logged)? {
             Ok(step) => step,
@@ -93,7 +94,8 @@ impl Trainer<'_> {
 
     /// The optimiser's step, and the one of the λs that the validation set tunes.
     fn clip_penalize_update(&mut self, lr: f64, lambdas: &[LambdaValues]) -> Result<StepOutput> {
-        let due = self.lambda_tuner.due(self.state.step);
+        let mut due = self.lambda_tuner.due(self.state.step);
+        due.retain(|&group| !self.frozen[group]);
         let step = self.optimizer.step_with(&StepOptions {
             lr,
             lambdas,
