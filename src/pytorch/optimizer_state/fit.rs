@@ -166,7 +166,8 @@ impl PythonOptimizer {
         };
         let (matrices, vectors) = listed.iter().partition(|&&i| params[i].shape.len() > 1);
         partition(vec![matrices, vectors]);
-        let mut by_rates: Vec<((Option<LambdaValues>, f64), Vec<usize>)> = Vec::new();
+        type Rates = (Option<LambdaValues>, f64);
+        let mut by_rates: Vec<(Rates, Vec<usize>)> = Vec::new();
         for &i in listed {
             let rates = (params[i].lambdas, params[i].lr);
             match by_rates.iter_mut().find(|(known, _)| *known == rates) {
