@@ -101,6 +101,18 @@ pub fn python(script: &str) -> String {
     stdout
 }
 
+/// Whether Python has the optional `modules`; where it lacks one, that `test` skips is said aloud.
+pub fn has_modules(test: &str, modules: &[&str]) -> bool {
+    let script = format!(
+        "import importlib.util\nprint(*[m for m in {modules:?} if importlib.util.find_spec(m) is None])"
+    );
+    let lacking = python(&script);
+    if !lacking.trim().is_empty() {
+        eprintln!("SKIPPED {test}: Python has no {}", lacking.trim().replace(' ', ", no "));
+    }
+    lacking.trim().is_empty()
+}
+
 /// The folder of real data: `TIKHONOV_DATA`, else `../shared/data`; None, said aloud, where there is neither.
 pub fn data_dir(test: &str) -> Option<PathBuf> {
     let candidates = [

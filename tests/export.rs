@@ -51,7 +51,7 @@ fn write_all(folder: &Path, name: &str, model: &Model) {
 }
 
 /// What single layers do not show: names that are shared, silent or numbered.
-const NETWORKS: &[(&[i64], &str)] = &[
+pub const NETWORKS: &[(&[i64], &str)] = &[
     (
         &[3, 6, 6],
         "
@@ -193,7 +193,7 @@ fn python_source_is_readable() {
     assert!(text.contains("for _ in range(15)"), "{text}");
 }
 
-const RUN: &str = "
+pub const RUN: &str = "
 device: cpu
 threads: 1
 model: {name: small-cnn, args: {size: 20, classes: 10, width: 4}}

@@ -34,6 +34,7 @@ mod loss;
 mod masks;
 mod model;
 mod monitor;
+mod onnx;
 mod optim;
 mod optimizer_state;
 mod papers;

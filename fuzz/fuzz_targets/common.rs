@@ -15,6 +15,12 @@ pub fn exercise(bytes: Vec<u8>) {
         }
         return;
     }
+    if let Ok(python::Container::Onnx) = python::detect(&Source::Bytes(bytes.clone())) {
+        if let Ok(model) = python::onnx::read(&Source::Bytes(bytes)) {
+            assert!(model.items.iter().all(|item| item.start + item.bytes <= size));
+        }
+        return;
+    }
     let Ok(file) = python::read_source(Source::Bytes(bytes)) else { return };
     let Ok(found) = file.find(None) else { return };
     let mut total = 0;

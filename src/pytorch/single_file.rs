@@ -11,16 +11,20 @@ use crate::libtorch::bytes;
 use crate::pytorch::reader::dtype::Dtype;
 use crate::pytorch::reader::heap::TensorInfo;
 use crate::pytorch::reader::source::Source;
-use crate::pytorch::reader::{Container, Found, PythonFile, detect, read_source, safetensors};
+use crate::pytorch::reader::{Container, Found, PythonFile, detect, onnx, read_source, safetensors};
 
-/// Reads a zip, legacy, TorchScript, .pt2 or safetensors file, recognised by content.
+/// Reads a zip, legacy, TorchScript, .pt2, safetensors or ONNX file, recognised by content.
 pub fn read(path: &Path, part: &Part) -> Result<(Weights, Vec<Unreadable>)> {
     let source = Source::open(path)?;
-    if detect(&source)? == Container::Safetensors {
+    let container = detect(&source)?;
+    if let Container::Safetensors | Container::Onnx = container {
         if let Some(key) = part.keys.first() {
-            bail!("a safetensors file has no keys such as `{key}`: leave the key out");
+            bail!("of the format {} a file has no keys such as `{key}`: leave the key out", container.name());
         }
-        return read_safetensors(&source);
+        return match container {
+            Container::Onnx => read_onnx(&source),
+            _ => read_safetensors(&source),
+        };
     }
     let file = read_source(source)?;
     let mut found = find(&file, part)?;
@@ -122,8 +126,30 @@ fn view(info: &TensorInfo, storage: Option<&Tensor>) -> Result<Tensor> {
     widen(tensor, info.dtype)
 }
 
+fn read_onnx(source: &Source) -> Result<(Weights, Vec<Unreadable>)> {
+    let onnx::Model { items, unreadable, metadata } = onnx::read(source)?;
+    let header = safetensors::Header { items, metadata };
+    let (weights, mut all) = read_items(source, header, Container::Onnx, "initialisers")?;
+    all.extend(unreadable.into_iter().map(|(item, reason)| Unreadable {
+        name: item.name,
+        shape: item.shape,
+        dtype: item.dtype_name,
+        reason,
+    }));
+    Ok((weights, all))
+}
+
 fn read_safetensors(source: &Source) -> Result<(Weights, Vec<Unreadable>)> {
-    let mut header = safetensors::header(source)?;
+    read_items(source, safetensors::header(source)?, Container::Safetensors, "named tensors")
+}
+
+/// The tensors whose bytes the file has as they are.
+fn read_items(
+    source: &Source,
+    mut header: safetensors::Header,
+    container: Container,
+    structure: &str,
+) -> Result<(Weights, Vec<Unreadable>)> {
     let (mut kinds, mut unreadable) = (Vec::new(), Vec::new());
     header.items.retain(|item| {
         match item.dtype.context("is of a dtype that libtorch does not have").and_then(stored) {
@@ -162,7 +188,7 @@ fn read_safetensors(source: &Source) -> Result<(Weights, Vec<Unreadable>)> {
     let weights = Weights {
         widened,
         metadata: header.metadata.into_iter().map(|(key, value)| (key, value.into())).collect(),
-        ..Weights::new(Container::Safetensors, "named tensors", tensors)
+        ..Weights::new(container, structure, tensors)
     };
     Ok((weights, unreadable))
 }

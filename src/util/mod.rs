@@ -1,5 +1,5 @@
-//! Helpers without knowledge of the other folders: YAML with positions, JSON Schema, exit codes, atomic
-//! files, signals, the terminal, random numbers.
+//! Helpers without knowledge of the other folders: YAML with positions, JSON Schema, protocol buffers, exit
+//! codes, atomic files, signals, the terminal, random numbers.
 
 pub mod atomic_file;
 pub mod builtin;
@@ -8,6 +8,7 @@ pub mod exit_code;
 pub(crate) mod folder_lock;
 pub(crate) mod interrupt;
 pub mod json_schema;
+pub mod protobuf;
 pub(crate) mod regular_file;
 pub mod rename;
 pub mod rng;

@@ -15,7 +15,7 @@ use crate::train::initial_weights::{is_pythons, no_weights};
 use crate::util::exit_code::{ExitCode, WithExitCode};
 use crate::util::terminal;
 
-/// Show what a checkpoint holds: .pth, .pt, TorchScript or safetensors, detected by content.
+/// Show what a checkpoint holds: .pth, .pt, TorchScript, safetensors or ONNX, detected by content.
 ///
 /// Prints the container, where in the file the weights are, what else it holds (epoch, accuracy …), and
 /// every tensor. Objects of unknown classes are shown by their class name; nothing in the file is ever run.

@@ -76,11 +76,13 @@ impl Node {
         self.label.strip_prefix('_').unwrap_or(&self.label)
     }
 
-    /// The shape that comes out where `input` comes in; None where it does not fit.
+    /// The shape that comes out where `input` comes in; None where it does not fit, or not the weights.
     pub fn output_of(&self, input: &[i64]) -> Option<Shape> {
         let (first, rest) = match &self.op {
             Op::Layer(spec) => {
-                return spec.layer().output_shape(input).ok().filter(|output| volume(output).is_some());
+                let layer = spec.layer();
+                let output = layer.output_shape(input).ok().filter(|output| volume(output).is_some())?;
+                return (layer.params(input) == layer.params(&self.input)).then_some(output);
             }
             Op::Sequential => {
                 return self.children.iter().try_fold(input.to_vec(), |shape, child| child.output_of(&shape));

@@ -4,6 +4,7 @@ mod about;
 mod classes;
 pub mod flat;
 mod network;
+pub mod onnx;
 mod options;
 mod plan;
 pub mod python;
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 pub use about::About;
-pub use network::TrainedNetwork;
+pub use network::{TrainedNetwork, narrowed};
 pub use options::ExportOptions;
 
 /// A format that `tikhonov export --to` writes.
@@ -70,6 +71,7 @@ exports! {
     "state-dict" => state_dict::StateDict,
     "torchscript" => torchscript::TorchScript,
     "python" => python::Python,
+    "onnx" => onnx::Onnx,
 }
 
 impl fmt::Debug for Export {

@@ -1,6 +1,6 @@
 //! What is exported: a network with its weights, and what is known of how it was trained.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use anyhow::Result;
 use tch::{Kind, Tensor};
@@ -12,6 +12,26 @@ use crate::nn::model::{Model, Op};
 use crate::pytorch::writer::narrow;
 use crate::tasks::TaskSpec;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
+
+/// Converts the floating-point tensors. In float16 batch norms are float32, as PyTorch takes them beside a
+/// float16 input: variances above 65504 are common in networks that do not normalise their input. Exit 4 where
+/// finite values of others would become infinite.
+pub fn narrowed(tensors: Vec<(String, Tensor)>, kind: Kind) -> Result<Vec<(String, Tensor)>> {
+    let variances = tensors.iter().filter_map(|(name, _)| name.strip_suffix("running_var"));
+    let norms: HashSet<String> = variances.filter(|_| kind == Kind::Half).map(str::to_owned).collect();
+    let is_of_norm = |name: &str| norms.contains(&name[..name.rfind('.').map_or(0, |dot| dot + 1)]);
+    let (norms, others): (Vec<_>, Vec<_>) =
+        tensors.into_iter().enumerate().partition(|(_, (name, _))| is_of_norm(name));
+    let (places, others): (Vec<_>, Vec<_>) = others.into_iter().unzip();
+    let others = places.into_iter().zip(narrow(others, kind)?);
+    let norms = norms.into_iter().map(|(place, (name, tensor))| {
+        let wide = if tensor.is_floating_point() { tensor.to_kind(Kind::Float) } else { tensor };
+        (place, (name, wide))
+    });
+    let mut all: Vec<_> = others.chain(norms).collect();
+    all.sort_by_key(|(place, _)| *place);
+    Ok(all.into_iter().map(|(_, tensor)| tensor).collect())
+}
 
 pub struct TrainedNetwork {
     /// That of the run or the file.
@@ -32,7 +52,7 @@ pub struct TrainedNetwork {
 }
 
 impl TrainedNetwork {
-    /// In PyTorch's order, as `kind` where it is given. Exit 4 where that would make finite values infinite.
+    /// In PyTorch's order, as `kind` where it is given: see [`narrowed`].
     pub fn tensors(&self, kind: Option<Kind>) -> Result<Vec<(String, Tensor)>> {
         let named = self.model.params().iter().map(|param| {
             let tensor = self.weights.get(&param.name);
@@ -42,7 +62,7 @@ impl TrainedNetwork {
         });
         let tensors: Vec<_> = named.collect::<Result<_>>()?;
         match kind {
-            Some(kind) => narrow(tensors, kind),
+            Some(kind) => narrowed(tensors, kind),
             None => Ok(tensors),
         }
     }

@@ -18,12 +18,12 @@ pub struct ExportOptions {
     /// transposed). Its oneDNN half cannot be saved: call it on the loaded file
     #[arg(long)]
     pub optimize: bool,
-    /// TorchScript: take pictures of any size, 0..1 as floats or 0..255 as uint8 [N, C, H, W]; resize
-    /// (bilinear, antialiased) and normalise them as the run did; answer in the units of the data where
-    /// `data.normalize_target` scaled them
+    /// TorchScript, ONNX: take pictures of any size as uint8 [N, C, H, W] (TorchScript also as floats in
+    /// 0..1); resize (bilinear, antialiased) and normalise them as the run did; answer in the units of the
+    /// data where `data.normalize_target` scaled them
     #[arg(long)]
     pub preprocess: bool,
-    /// TorchScript: answer probabilities
+    /// TorchScript, ONNX: answer probabilities
     #[arg(long)]
     pub softmax: bool,
 }

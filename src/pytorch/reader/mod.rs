@@ -18,6 +18,7 @@ mod lookup;
 mod members;
 pub mod modules;
 mod numpy;
+pub mod onnx;
 mod pickle;
 mod pt2;
 pub mod safetensors;
@@ -53,6 +54,7 @@ pub enum Container {
     /// A folder of `torch.distributed.checkpoint`.
     Distributed,
     Safetensors,
+    Onnx,
 }
 
 impl Container {
@@ -64,6 +66,7 @@ impl Container {
             Container::Export => ".pt2 archive (torch.export.save)",
             Container::Distributed => "DCP folder (torch.distributed.checkpoint)",
             Container::Safetensors => "safetensors",
+            Container::Onnx => "ONNX model",
         }
     }
 }
@@ -112,9 +115,7 @@ pub fn detect(source: &Source) -> Result<Container> {
         _ if starts(b"GGUF") => bail!(
             "a GGUF file (llama.cpp), not a PyTorch checkpoint: take the safetensors file that it was made of"
         ),
-        _ if is_onnx(head) => {
-            bail!("an ONNX program, not a PyTorch checkpoint: take the state_dict that it was exported from")
-        }
+        _ if is_onnx(head) => Container::Onnx,
         _ if head.windows(3).any(|bytes| bytes == b"\xef\xbf\xbd") => {
             bail!(
                 "damaged: bytes were replaced by U+FFFD, so something handled the file as text; fetch it again"
@@ -163,7 +164,9 @@ pub fn read_source(source: Source) -> Result<PythonFile> {
                 classes: Default::default(),
             })
         }
-        Container::Safetensors | Container::Distributed => bail!("it holds no Python objects"),
+        Container::Safetensors | Container::Distributed | Container::Onnx => {
+            bail!("it holds no Python objects")
+        }
         Container::Zip | Container::TorchScript | Container::Export => read_zip(source, budget),
     }
 }

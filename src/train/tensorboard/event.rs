@@ -7,15 +7,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 
-const LENGTH: u32 = 2;
-const DOUBLE: u32 = 1;
-const FLOAT: u32 = 5;
-const VARINT: u32 = 0;
+use crate::util::protobuf::{Fields, Message};
 
 /// A message that is being written.
 pub struct Event {
-    bytes: Vec<u8>,
-    summary: Vec<u8>,
+    bytes: Message,
+    summary: Message,
 }
 
 pub struct Histogram {
@@ -32,64 +29,61 @@ impl Event {
     /// The first of a file.
     pub fn version() -> Result<Self> {
         let mut event = Self::at(0)?;
-        put_bytes(&mut event.bytes, 3, b"brain.Event:2");
+        event.bytes.bytes(3, b"brain.Event:2");
         Ok(event)
     }
 
-    /// Told now, of the moment after `step` steps.
+    /// Written now, of the moment after `step` steps.
     pub fn at(step: u64) -> Result<Self> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
-        let mut bytes = Vec::new();
-        put_double(&mut bytes, 1, now);
-        put_varint(&mut bytes, 2, step);
-        Ok(Self { bytes, summary: Vec::new() })
+        let mut bytes = Message::default();
+        bytes.double(1, now).integer(2, step as i64);
+        Ok(Self { bytes, summary: Message::default() })
     }
 
     pub fn scalar(&mut self, tag: &str, value: f64) {
         self.value(tag, |out| {
-            put_key(out, 2, FLOAT);
-            out.extend((value as f32).to_le_bytes());
+            out.float(2, value as f32);
         });
     }
 
     pub fn histogram(&mut self, tag: &str, histogram: &Histogram) {
-        let mut message = Vec::new();
+        let mut message = Message::default();
         let Histogram { min, max, count, sum, squares, buckets } = histogram;
         for (field, value) in [(1, min), (2, max), (3, count), (4, sum), (5, squares)] {
-            put_double(&mut message, field, *value);
+            message.double(field, *value);
         }
-        let packed = |of: fn(&(f64, f64)) -> f64| -> Vec<u8> {
-            buckets.iter().flat_map(|b| of(b).to_le_bytes()).collect()
-        };
-        put_bytes(&mut message, 6, &packed(|bucket| bucket.0));
-        put_bytes(&mut message, 7, &packed(|bucket| bucket.1));
-        self.value(tag, |out| put_bytes(out, 5, &message));
+        message.doubles(6, buckets.iter().map(|bucket| bucket.0));
+        message.doubles(7, buckets.iter().map(|bucket| bucket.1));
+        self.value(tag, |out| {
+            out.bytes(5, message);
+        });
     }
 
     /// `png` as it is in its file.
     pub fn image(&mut self, tag: &str, width: u32, height: u32, png: &[u8]) {
-        const RGB: u64 = 3;
-        let mut message = Vec::new();
-        for (field, value) in [(1, u64::from(height)), (2, u64::from(width)), (3, RGB)] {
-            put_varint(&mut message, field, value);
-        }
-        put_bytes(&mut message, 4, png);
-        self.value(tag, |out| put_bytes(out, 4, &message));
+        const RGB: i64 = 3;
+        let mut message = Message::default();
+        message.integer(1, height.into()).integer(2, width.into()).integer(3, RGB).bytes(4, png);
+        self.value(tag, |out| {
+            out.bytes(4, message);
+        });
     }
 
-    fn value(&mut self, tag: &str, content: impl FnOnce(&mut Vec<u8>)) {
-        let mut value = Vec::new();
-        put_bytes(&mut value, 1, tag.as_bytes());
+    fn value(&mut self, tag: &str, content: impl FnOnce(&mut Message)) {
+        let mut value = Message::default();
+        value.bytes(1, tag);
         content(&mut value);
-        put_bytes(&mut self.summary, 1, &value);
+        self.summary.bytes(1, value);
     }
 
     /// As it is in the file.
     pub fn record(&self) -> Vec<u8> {
         let mut message = self.bytes.clone();
-        if !self.summary.is_empty() {
-            put_bytes(&mut message, 5, &self.summary);
+        if !self.summary.0.is_empty() {
+            message.bytes(5, &self.summary);
         }
+        let message = message.0;
         let length = (message.len() as u64).to_le_bytes();
         let mut record = length.to_vec();
         record.extend(masked(&length).to_le_bytes());
@@ -141,70 +135,6 @@ fn position(message: &[u8]) -> (u64, String) {
         }
     }
     (step, tag)
-}
-
-/// (number, value of a varint, content of anything longer) of each field of a message, as far as it is whole.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Iterator for Fields<'a> {
-    type Item = (u64, u64, &'a [u8]);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let key = self.varint()?;
-        let size = match (key & 7) as u32 {
-            VARINT => return Some((key >> 3, self.varint()?, &[])),
-            DOUBLE => 8,
-            FLOAT => 4,
-            LENGTH => usize::try_from(self.varint()?).ok()?,
-            _ => return None,
-        };
-        let (content, rest) = self.0.split_at_checked(size)?;
-        self.0 = rest;
-        Some((key >> 3, 0, content))
-    }
-}
-
-impl Fields<'_> {
-    fn varint(&mut self) -> Option<u64> {
-        let mut value = 0;
-        for shift in (0..64).step_by(7) {
-            let (&byte, rest) = self.0.split_first()?;
-            self.0 = rest;
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return Some(value);
-            }
-        }
-        None
-    }
-}
-
-fn put_key(out: &mut Vec<u8>, field: u32, kind: u32) {
-    put(out, u64::from(field << 3 | kind));
-}
-
-fn put(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-fn put_varint(out: &mut Vec<u8>, field: u32, value: u64) {
-    put_key(out, field, VARINT);
-    put(out, value);
-}
-
-fn put_double(out: &mut Vec<u8>, field: u32, value: f64) {
-    put_key(out, field, DOUBLE);
-    out.extend(value.to_le_bytes());
-}
-
-fn put_bytes(out: &mut Vec<u8>, field: u32, bytes: &[u8]) {
-    put_key(out, field, LENGTH);
-    put(out, bytes.len() as u64);
-    out.extend(bytes);
 }
 
 /// The checksum of a TFRecord: rotated and moved, so that sums of sums are no sums.
