@@ -3,6 +3,7 @@
 
 mod errors;
 mod fuzz;
+mod language;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

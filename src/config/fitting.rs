@@ -1,22 +1,18 @@
 //! Infers arguments of a shipped model that the config leaves out from the data: `classes`, `channels`,
 //! `size`, `shape`.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::RunConfig;
-use crate::nn::model::ModelSource;
+use crate::nn::model::{ModelSource, family};
 use crate::tasks::ModelArgs;
-use crate::util::builtin;
-use crate::util::yaml::Document;
 
 /// Fills them in, and returns a message for each that differs from the model's default. Arguments that cannot
 /// be inferred without reading the data keep the model's default.
 pub fn fit_model(spec: &mut RunConfig) -> Vec<String> {
     let mut lines = Vec::new();
     let ModelSource::Shipped { name, args } = &mut spec.model.source else { return lines };
-    let declared = builtin::model(name).and_then(|text| Document::parse(name.as_str(), text).ok());
-    let declared = declared.and_then(|document| document.value("args").cloned());
-    let Some(Value::Object(declared)) = declared else { return lines };
+    let Some(declared) = family::declared(name) else { return lines };
     let is_open = |key: &&str| declared.contains_key(*key) && !args.contains_key(*key);
     // Looks at the data only if an argument is missing.
     if !["channels", "size", "shape", "classes"].iter().any(is_open) {

@@ -272,7 +272,7 @@ fn two_layers_cannot_share_a_name() {
     }
     complains(
         "input: [4]\nlayers: {_r: {repeat: {times: 2, layers: {\"a{i - 1}\": relu}}}}\n",
-        "`a{i - 1}`: -1 is no number from 0 up",
+        "`a{i - 1}`: -1 is neither text nor a whole number from 0 up",
     );
 }
 
@@ -311,6 +311,7 @@ fn with_composite(composite: &str, word: &str, form: usize) -> String {
             "{layers: {a: {conv2d: {out_channels: 3, kernel_size: 1}}, b: relu}}"
         }
         "repeat" => "{times: $n, layers: [relu, tanh]}",
+        "if" => "{test: \"${n == 2}\", layers: [relu, tanh]}",
         // As the shortcut, it must keep the channels.
         "concat" if form == 3 => "[relu]",
         _ => "[relu, {conv2d: {out_channels: 3, kernel_size: 1}}]",
@@ -366,7 +367,7 @@ fn single_edits(word: &str) -> Vec<String> {
 #[test]
 fn every_single_slip_in_a_composite_is_refused_or_means_the_same() {
     let mut refused = 0;
-    for composite in ["residual", "multiply", "subtract", "concat", "repeat", "sequential"] {
+    for composite in ["residual", "multiply", "subtract", "concat", "repeat", "sequential", "if"] {
         for form in 0..4 {
             let meant = structure(&with_composite(composite, composite, form))
                 .unwrap_or_else(|error| panic!("{composite} {form}: {error}"));

@@ -7,7 +7,9 @@
 //! - `{residual: {layers: …, shortcut: …}}` adds, `multiply` and `subtract` (shortcut − layers) likewise,
 //!   `{concat: […]}` joins channels, `{sequential: …}` is a sequence; their children live at their own prefix.
 //! - `{repeat: {times: 3, layers: …}}` in a list, or under a silent name, goes on in its parent: lists keep
-//!   counting, mapping names count by `{i}` (from 0; `{i + 1}` too).
+//!   counting, mapping names count by `{i}` (from 0; `{i + 1}` too; another letter by `index: j`).
+//! - `{if: {test: "${bias}", layers: …, else: …}}` does so too, with the layers or with the others.
+//! - `{$block: {width: 8}}` is the layer or block that the argument `block` names.
 //! - No child is called as a composite or nearly so (naming.rs): a slip must not become a name.
 //! - `args:` declares arguments with defaults (null: must be given), used as `$width` or
 //!   `"${width * 2}"`; `blocks:` declares layer types with arguments of their own.
@@ -30,6 +32,8 @@ const MAX_LAYERS: usize = 10_000;
 /// Sequences inside sequences; blocks that hold blocks count too.
 const MAX_DEPTH: usize = 48;
 
+const NO_LAYERS: &str = "holds no layers; write `identity` for a layer that does nothing";
+
 /// One place in the network, before shapes are known.
 #[derive(Debug)]
 pub struct Item {
@@ -51,6 +55,8 @@ pub enum Body {
 pub struct Expanded {
     pub input: Shape,
     pub layers: Vec<Item>,
+    /// The model's arguments with their values.
+    pub args: Scope,
 }
 
 /// Expands a description whose arguments hold their final values.
@@ -82,7 +88,7 @@ pub fn expand(
         yaml::decode(&fill(input, &globals, "input")?).map_err(|invalid| invalid.under("input"))?;
     let mut expander = Expander { blocks, globals: &globals, stack: Vec::new(), depth: 0, layers: 0 };
     let layers = expander.children(layers, "layers", &globals)?;
-    Ok(Expanded { input, layers })
+    Ok(Expanded { input, layers, args: globals })
 }
 
 /// Whether a value can only be the arguments of a layer, so that the key above it must be a layer's name.
@@ -113,6 +119,9 @@ impl Expander<'_> {
         let mut items = Vec::new();
         self.splice(value, source, scope, &mut 0, &mut items)?;
         self.depth -= 1;
+        if items.is_empty() {
+            return Err(Invalid::new(source, NO_LAYERS));
+        }
         Ok(items)
     }
 
@@ -124,16 +133,20 @@ impl Expander<'_> {
         next: &mut usize,
         into: &mut Vec<Item>,
     ) -> Result<(), Invalid> {
-        let before = into.len();
         match value {
+            Value::Array(list) if list.is_empty() => return Err(Invalid::new(source, NO_LAYERS)),
+            Value::Object(map) if map.is_empty() => return Err(Invalid::new(source, NO_LAYERS)),
             Value::Array(list) => {
                 for (index, value) in list.iter().enumerate() {
                     let source = format!("{source}.{index}");
-                    if let Some(("repeat", repeat)) = single(value) {
-                        self.repeat(repeat, &format!("{source}.repeat"), scope, next, into)?;
-                    } else {
-                        into.push(self.item(next.to_string(), value, source, scope)?);
-                        *next += 1;
+                    match single(value) {
+                        Some((kind @ ("repeat" | "if"), args)) => {
+                            self.spliced(kind, args, &format!("{source}.{kind}"), scope, next, into)?;
+                        }
+                        _ => {
+                            into.push(self.item(next.to_string(), value, source, scope)?);
+                            *next += 1;
+                        }
                     }
                 }
             }
@@ -146,8 +159,8 @@ impl Expander<'_> {
                         return Err(Invalid::new(source, message));
                     }
                     match single(value) {
-                        Some(("repeat", repeat)) if segment(&label).is_none() => {
-                            self.repeat(repeat, &format!("{source}.repeat"), scope, &mut 0, into)?;
+                        Some((kind @ ("repeat" | "if"), args)) if segment(&label).is_none() => {
+                            self.spliced(kind, args, &format!("{source}.{kind}"), scope, &mut 0, into)?;
                         }
                         _ => into.push(self.item(label, value, source, scope)?),
                     }
@@ -158,13 +171,37 @@ impl Expander<'_> {
                 return Err(Invalid::new(source, message));
             }
         }
-        if into.len() == before {
-            return Err(Invalid::new(
-                source,
-                "holds no layers; write `identity` for a layer that does nothing",
-            ));
-        }
         Ok(())
+    }
+
+    /// A `repeat` or an `if`, whose layers go on in their parent.
+    fn spliced(
+        &mut self,
+        kind: &str,
+        value: &Value,
+        source: &str,
+        scope: &Scope,
+        next: &mut usize,
+        into: &mut Vec<Item>,
+    ) -> Result<(), Invalid> {
+        if kind == "repeat" {
+            return self.repeat(value, source, scope, next, into);
+        }
+        let map = keys(value, source, &["test", "layers", "else"], &["test", "layers"])?;
+        let path = format!("{source}.test");
+        let branch = match fill(&map["test"], scope, &path)? {
+            Value::Bool(true) => "layers",
+            Value::Bool(false) => "else",
+            other => {
+                let message =
+                    format!("{other} is neither true nor false; write \"${{n == 2}}\" or $argument");
+                return Err(Invalid::new(path, message));
+            }
+        };
+        match map.get(branch) {
+            None | Some(Value::Null) => Ok(()),
+            Some(layers) => self.splice(layers, &format!("{source}.{branch}"), scope, next, into),
+        }
     }
 
     fn repeat(
@@ -175,23 +212,31 @@ impl Expander<'_> {
         next: &mut usize,
         into: &mut Vec<Item>,
     ) -> Result<(), Invalid> {
-        let map = keys(value, source, &["times", "layers"], &["times", "layers"])?;
+        let map = keys(value, source, &["times", "layers", "index"], &["times", "layers"])?;
         let path = format!("{source}.times");
+        // A formula may come to 0, as `depth - 1` does.
+        let least = i64::from(!map["times"].is_string());
         let times = fill(&map["times"], scope, &path)?;
         let times =
-            times.as_i64().filter(|times| (1..=MAX_LAYERS as i64).contains(times)).ok_or_else(|| {
-                Invalid::new(
-                    path,
-                    format!("{times} is out of range: expected an integer from 1 to {MAX_LAYERS}"),
-                )
+            times.as_i64().filter(|times| (least..=MAX_LAYERS as i64).contains(times)).ok_or_else(|| {
+                let range = format!("expected an integer from {least} to {MAX_LAYERS}");
+                Invalid::new(path, format!("{times} is out of range: {range}"))
             })?;
+        let index = match map.get("index") {
+            None => "i",
+            Some(Value::String(name)) if is_name(name) => name,
+            Some(other) => {
+                let message = format!("{other} is no name: letters, digits and `_` are");
+                return Err(Invalid::new(format!("{source}.index"), message));
+            }
+        };
         self.depth += 1;
         if self.depth > MAX_DEPTH {
             return Err(Invalid::new(source, format!("more than {MAX_DEPTH} levels inside each other")));
         }
         let mut scope = scope.clone();
         for i in 0..times {
-            scope.insert("i".into(), i.into());
+            scope.insert(index.into(), i.into());
             self.splice(&map["layers"], &format!("{source}.layers"), &scope, next, into)?;
         }
         self.depth -= 1;
@@ -224,6 +269,14 @@ impl Expander<'_> {
             Value::Object(map) => {
                 if let Some((kind, args)) = single(value) {
                     let inner = format!("{source}.{kind}");
+                    if kind.starts_with('$') {
+                        return match fill(&kind.into(), scope, &inner)? {
+                            Value::String(named) => self.layer(&named, args, source, &inner, scope),
+                            other => {
+                                Err(Invalid::new(inner, format!("`{kind}` is {other}, which is no layer")))
+                            }
+                        };
+                    }
                     if COMPOSITES.contains(&kind) {
                         return self.composite(kind, args, &inner, scope);
                     }
@@ -260,23 +313,33 @@ impl Expander<'_> {
             let layers = self.children(&map["layers"], &format!("{source}.layers"), scope)?;
             let shortcut = match map.get("shortcut") {
                 None | Some(Value::Null) => None,
-                Some(value) => Some(self.branch(value, &format!("{source}.shortcut"), scope)?),
+                Some(value) => Some(self.branch(value, &format!("{source}.shortcut"), scope)?)
+                    .filter(|items| !items.is_empty()),
             };
             return Ok(Body::Join { join, layers, shortcut });
         }
         match kind {
             "concat" => Ok(Body::Concat(self.children(args, source, scope)?)),
-            "repeat" => {
+            "repeat" | "if" => {
                 let mut items = Vec::new();
-                self.repeat(args, source, scope, &mut 0, &mut items)?;
+                self.spliced(kind, args, source, scope, &mut 0, &mut items)?;
+                if items.is_empty() {
+                    return Err(Invalid::new(source, NO_LAYERS));
+                }
                 Ok(Body::Sequence(items))
             }
             _ => Ok(Body::Sequence(self.children(args, source, scope)?)),
         }
     }
 
-    /// A shortcut: children, or one layer or composite alone, which then adds nothing to the names.
+    /// A shortcut: children, or one layer or composite alone, which then adds nothing to the names. Empty where
+    /// it is an `if` that gives nothing: the input itself.
     fn branch(&mut self, value: &Value, source: &str, scope: &Scope) -> Result<Vec<Item>, Invalid> {
+        if let Some(("if", args)) = single(value) {
+            let mut items = Vec::new();
+            self.spliced("if", args, &format!("{source}.if"), scope, &mut 0, &mut items)?;
+            return Ok(items);
+        }
         let alone = match single(value) {
             Some((kind, args)) => {
                 COMPOSITES.contains(&kind)
@@ -338,7 +401,7 @@ impl Expander<'_> {
             }
         };
         let place = format!("block `{kind}`");
-        let merged = merge(&block.args, given, &place).map_err(|invalid| invalid.under(inner))?;
+        let merged = merge(&block.args, given, &place, false).map_err(|invalid| invalid.under(inner))?;
         if let Some(missing) = merged.iter().find(|(_, value)| value.is_null()) {
             return Err(Invalid::new(inner, format!("block `{kind}` wants the argument `{}`", missing.0)));
         }

@@ -1,27 +1,17 @@
-//! Arithmetic in model files: `${width * 2}`. Whole numbers stay whole; overflow and division by zero
-//! are errors.
+//! Formulas in model files: `${width * 2}`, in Python's words and with its meaning; only what is needed is
+//! computed. Whole numbers stay whole; overflow, division by zero and an index out of range are errors.
 
 use serde_json::{Map, Number, Value};
 
+use super::formula::{Expr, parse};
 use crate::util::yaml::nearest;
 
-/// Limit of nested brackets.
-const MAX_DEPTH: usize = 32;
+/// The functions, by name.
+const FUNCTIONS: [&str; 7] = ["len", "make_divisible", "max", "min", "round", "sqrt", "sum"];
 
 /// The value of `text`, its names looked up in `scope`.
 pub fn evaluate(text: &str, scope: &Map<String, Value>) -> Result<Value, String> {
-    let mut parser = Parser { text, rest: text, scope, depth: 0 };
-    let value = parser.sum()?;
-    parser.blank();
-    if !parser.rest.is_empty() {
-        return Err(parser.unexpected());
-    }
-    match value {
-        Num::Int(value) => Ok(value.into()),
-        Num::Float(value) => Number::from_f64(value)
-            .map(Value::Number)
-            .ok_or_else(|| format!("`{text}` is not a finite number")),
-    }
+    Evaluation { text, scope }.value(&parse(text)?)
 }
 
 /// The value of a name, or an error with the nearest one.
@@ -59,139 +49,193 @@ impl Num {
     }
 }
 
-struct Parser<'a> {
+struct Evaluation<'a> {
     text: &'a str,
-    rest: &'a str,
     scope: &'a Map<String, Value>,
-    depth: usize,
 }
 
-impl Parser<'_> {
-    fn blank(&mut self) {
-        self.rest = self.rest.trim_start();
-    }
-
-    fn take(&mut self, sign: &str) -> bool {
-        self.blank();
-        match self.rest.strip_prefix(sign) {
-            Some(rest) => {
-                self.rest = rest;
-                true
+impl Evaluation<'_> {
+    fn value(&self, expr: &Expr) -> Result<Value, String> {
+        match expr {
+            Expr::Literal(value) => Ok(value.clone()),
+            Expr::List(values) => values.iter().map(|value| self.value(value)).collect(),
+            Expr::Name(name) => lookup(name, self.scope).cloned(),
+            Expr::Negative(of) => self.arithmetic("-", Num::Int(0), self.number(of)?),
+            Expr::Not(of) => Ok((!self.truth(of)?).into()),
+            // As in Python the right side is not looked at where the left one decides.
+            Expr::Binary("and", left, right) => Ok((self.truth(left)? && self.truth(right)?).into()),
+            Expr::Binary("or", left, right) => Ok((self.truth(left)? || self.truth(right)?).into()),
+            Expr::Binary(sign, left, right) if sign.contains(['=', '<', '>', '!']) => {
+                self.compare(sign, left, right)
             }
-            None => false,
+            Expr::Binary(sign, left, right) => self.arithmetic(sign, self.number(left)?, self.number(right)?),
+            Expr::Conditional { then, test, otherwise } => {
+                self.value(if self.truth(test)? { then } else { otherwise })
+            }
+            Expr::Index(list, index) => {
+                let list = self.list(list)?;
+                let (index, length) = (self.whole(index)?, list.len());
+                // Not from the end as in Python: `widths[i - 1]` at the first one must not be the last.
+                usize::try_from(index)
+                    .ok()
+                    .and_then(|place| list.get(place))
+                    .cloned()
+                    .ok_or_else(|| format!("`{}`: there is no [{index}] in a list of {length}", self.text))
+            }
+            Expr::Slice(list, start, end) => {
+                let list = self.list(list)?;
+                let place = |index: &Option<Box<Expr>>, absent: usize| match index {
+                    None => Ok(absent),
+                    Some(index) => {
+                        let index = self.whole(index)?;
+                        let place = usize::try_from(index).ok().filter(|place| *place <= list.len());
+                        place.ok_or_else(|| {
+                            format!("`{}`: there is no [{index}] in a list of {}", self.text, list.len())
+                        })
+                    }
+                };
+                let (start, end) = (place(start, 0)?, place(end, list.len())?);
+                Ok(list.get(start..end).unwrap_or_default().into())
+            }
+            Expr::Call(name, args) => self.call(name, args),
         }
     }
 
-    fn unexpected(&self) -> String {
-        let what = if self.rest.is_empty() {
-            "it ends too early".into()
-        } else {
-            format!("stuck at `{}`", self.rest)
+    fn call(&self, name: &str, args: &[Expr]) -> Result<Value, String> {
+        let wants = |what: &str| format!("`{}`: {name} wants {what}", self.text);
+        match (name, args) {
+            ("len", [list]) => Ok(self.list(list)?.len().into()),
+            ("sum", [list]) => {
+                let mut sum = Value::from(0);
+                for value in self.list(list)? {
+                    sum = self.arithmetic("+", self.of(&sum, name)?, self.of(&value, name)?)?;
+                }
+                Ok(sum)
+            }
+            ("min" | "max", [first, rest @ ..]) if !rest.is_empty() => {
+                let mut best = self.number(first)?;
+                for other in rest {
+                    let other = self.number(other)?;
+                    if (other.float() < best.float()) == (name == "min") && other.float() != best.float() {
+                        best = other;
+                    }
+                }
+                self.done(best)
+            }
+            // As in Python, to the even one of two that are as near.
+            ("round", [value]) => self.done(Num::Int(self.number(value)?.float().round_ties_even() as i64)),
+            ("sqrt", [value]) => self.done(Num::Float(self.number(value)?.float().sqrt())),
+            // torchvision's `_make_divisible`: the nearest multiple that is no more than 10% smaller.
+            ("make_divisible", [value, divisor]) => {
+                let (value, divisor) = (self.number(value)?.float(), self.whole(divisor)?);
+                if divisor < 1 || !(0.0..1e12).contains(&value) {
+                    return Err(wants("a value from 0 up and a divisor from 1 up"));
+                }
+                let near = ((value + divisor as f64 / 2.0) as i64 / divisor * divisor).max(divisor);
+                let short = (near as f64) < 0.9 * value;
+                self.done(Num::Int(if short { near + divisor } else { near }))
+            }
+            ("len" | "sum", _) => Err(wants("one list")),
+            ("min" | "max", _) => Err(wants("two numbers or more")),
+            ("round" | "sqrt", _) => Err(wants("one number")),
+            ("make_divisible", _) => Err(wants("two numbers")),
+            _ => {
+                let hint = match nearest(name, FUNCTIONS.into_iter()) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("functions are {}", FUNCTIONS.join(", ")),
+                };
+                Err(format!("`{}`: unknown function `{name}`; {hint}", self.text))
+            }
+        }
+    }
+
+    fn compare(&self, sign: &str, left: &Expr, right: &Expr) -> Result<Value, String> {
+        let holds = match sign {
+            "==" | "!=" => {
+                let (left, right) = (self.value(left)?, self.value(right)?);
+                let equal = match (number(&left), number(&right)) {
+                    (Some(left), Some(right)) => left.float() == right.float(),
+                    _ => left == right,
+                };
+                equal == (sign == "==")
+            }
+            _ => {
+                let (left, right) = (self.number(left)?.float(), self.number(right)?.float());
+                match sign {
+                    "<" => left < right,
+                    "<=" => left <= right,
+                    ">" => left > right,
+                    _ => left >= right,
+                }
+            }
         };
-        format!("`{}` is no formula ({what}): numbers, argument names, + - * / // % and ( ) are", self.text)
+        Ok(holds.into())
     }
 
-    fn sum(&mut self) -> Result<Num, String> {
-        let mut value = self.product()?;
-        loop {
-            let sign = if self.take("+") {
-                '+'
-            } else if self.take("-") {
-                '-'
-            } else {
-                return Ok(value);
-            };
-            let right = self.product()?;
-            value = self.apply(sign, value, right)?;
-        }
-    }
-
-    fn product(&mut self) -> Result<Num, String> {
-        let mut value = self.unary()?;
-        loop {
-            let sign = if self.take("*") {
-                '*'
-            } else if self.take("//") {
-                'f'
-            } else if self.take("/") {
-                '/'
-            } else if self.take("%") {
-                '%'
-            } else {
-                return Ok(value);
-            };
-            let right = self.unary()?;
-            value = self.apply(sign, value, right)?;
-        }
-    }
-
-    fn unary(&mut self) -> Result<Num, String> {
-        let mut negative = false;
-        while self.take("-") {
-            negative = !negative;
-        }
-        let value = self.atom()?;
-        if negative { self.apply('-', Num::Int(0), value) } else { Ok(value) }
-    }
-
-    fn atom(&mut self) -> Result<Num, String> {
-        if self.take("(") {
-            self.depth += 1;
-            if self.depth > MAX_DEPTH {
-                return Err(format!("more than {MAX_DEPTH} brackets inside each other"));
-            }
-            let value = self.sum()?;
-            self.depth -= 1;
-            return if self.take(")") { Ok(value) } else { Err(self.unexpected()) };
-        }
-        self.blank();
-        let end = self
-            .rest
-            .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.'))
-            .unwrap_or(self.rest.len());
-        let (word, rest) = self.rest.split_at(end);
-        if is_name(word) {
-            self.rest = rest;
-            let value = lookup(word, self.scope)?;
-            return number(value).ok_or_else(|| format!("`{word}` is {value}, not a number"));
-        }
-        let value = match word.parse::<i64>() {
-            Ok(value) => Num::Int(value),
-            Err(_) if word.starts_with(|c: char| c.is_ascii_digit() || c == '.') => {
-                Num::Float(word.parse().map_err(|_| self.unexpected())?)
-            }
-            Err(_) => return Err(self.unexpected()),
-        };
-        self.rest = rest;
-        Ok(value)
-    }
-
-    fn apply(&self, sign: char, left: Num, right: Num) -> Result<Num, String> {
-        let zero = right.float() == 0.0;
-        if zero && matches!(sign, '/' | 'f' | '%') {
+    fn arithmetic(&self, sign: &str, left: Num, right: Num) -> Result<Value, String> {
+        if right.float() == 0.0 && matches!(sign, "/" | "//" | "%") {
             return Err(format!("`{}` divides by zero", self.text));
         }
         if let (Num::Int(a), Num::Int(b)) = (left, right) {
             let whole = match sign {
-                '+' => a.checked_add(b),
-                '-' => a.checked_sub(b),
-                '*' => a.checked_mul(b),
-                '/' if a.checked_rem(b) != Some(0) => return Ok(Num::Float(a as f64 / b as f64)),
-                '/' => a.checked_div(b),
-                'f' => a.checked_div_euclid(b),
+                "+" => a.checked_add(b),
+                "-" => a.checked_sub(b),
+                "*" => a.checked_mul(b),
+                "/" if a.checked_rem(b) != Some(0) => return self.done(Num::Float(a as f64 / b as f64)),
+                "/" => a.checked_div(b),
+                "//" => a.checked_div_euclid(b),
                 _ => a.checked_rem_euclid(b),
             };
-            return whole.map(Num::Int).ok_or_else(|| format!("`{}` is too large", self.text));
+            return whole.map(Value::from).ok_or_else(|| format!("`{}` is too large", self.text));
         }
         let (a, b) = (left.float(), right.float());
-        Ok(Num::Float(match sign {
-            '+' => a + b,
-            '-' => a - b,
-            '*' => a * b,
-            '/' => a / b,
-            'f' => (a / b).floor(),
+        self.done(Num::Float(match sign {
+            "+" => a + b,
+            "-" => a - b,
+            "*" => a * b,
+            "/" => a / b,
+            "//" => (a / b).floor(),
             _ => a.rem_euclid(b),
         }))
+    }
+
+    fn done(&self, value: Num) -> Result<Value, String> {
+        match value {
+            Num::Int(value) => Ok(value.into()),
+            Num::Float(value) => Number::from_f64(value)
+                .map(Value::Number)
+                .ok_or_else(|| format!("`{}` is not a finite number", self.text)),
+        }
+    }
+
+    fn number(&self, expr: &Expr) -> Result<Num, String> {
+        let what = if let Expr::Name(name) = expr { name } else { self.text };
+        self.of(&self.value(expr)?, what)
+    }
+
+    fn of(&self, value: &Value, what: &str) -> Result<Num, String> {
+        number(value).ok_or_else(|| format!("`{what}` is {value}, not a number"))
+    }
+
+    fn whole(&self, expr: &Expr) -> Result<i64, String> {
+        match self.number(expr)? {
+            Num::Int(value) => Ok(value),
+            Num::Float(value) => Err(format!("`{}`: {value} is no whole number", self.text)),
+        }
+    }
+
+    fn list(&self, expr: &Expr) -> Result<Vec<Value>, String> {
+        match self.value(expr)? {
+            Value::Array(list) => Ok(list),
+            other => Err(format!("`{}`: {other} is no list", self.text)),
+        }
+    }
+
+    fn truth(&self, expr: &Expr) -> Result<bool, String> {
+        match self.value(expr)? {
+            Value::Bool(truth) => Ok(truth),
+            other => Err(format!("`{}`: {other} is neither true nor false", self.text)),
+        }
     }
 }
 
@@ -222,12 +266,78 @@ mod tests {
     }
 
     #[test]
+    fn lists_comparisons_and_functions_mean_what_they_mean_in_python() {
+        let scope = json!({"depths": [3, 4, 6, 3], "i": 1, "act": "relu", "bn": true, "e": []});
+        let scope = scope.as_object().unwrap().clone();
+        for (text, value) in [
+            ("depths[i + 1]", json!(6)),
+            ("depths[len(depths) - 1]", json!(3)),
+            ("2 if i == 1 else depths[i - 9]", json!(2)),
+            ("sum(depths[:i]) + depths[i]", json!(7)),
+            ("len(depths[1:])", json!(3)),
+            ("depths[3:1]", json!([])),
+            ("sum(e)", json!(0)),
+            ("64 if i == 0 else 64 * 2", json!(128)),
+            ("1 // 0 if not bn else 5", json!(5)),
+            ("i > 0 and depths[i] != 3 or 1 / 0 > 0", json!(true)),
+            ("act == 'relu'", json!(true)),
+            ("i == 1.0", json!(true)),
+            ("min(512, 64 * 2, 300)", json!(128)),
+            ("max(1, 0.5)", json!(1)),
+            ("round(2.5)", json!(2)),
+            ("sqrt(16)", json!(4.0)),
+            ("make_divisible(18, 8)", json!(24)),
+            ("make_divisible(60, 8)", json!(64)),
+            ("[1, i, 'x'][1]", json!(1)),
+        ] {
+            assert_eq!(evaluate(text, &scope), Ok(value), "{text}");
+        }
+        for (text, part) in [
+            ("depths[4]", "there is no [4] in a list of 4"),
+            ("depths[i - 2]", "there is no [-1] in a list of 4"),
+            ("depths[:5]", "there is no [5] in a list of 4"),
+            ("depths[0.5]", "no whole number"),
+            ("i[0]", "1 is no list"),
+            ("not i", "neither true nor false"),
+            ("lenn(depths)", "did you mean `len`?"),
+            ("sum(i)", "is no list"),
+            ("sqrt(-1)", "not a finite number"),
+            ("act + 1", "`act` is \"relu\", not a number"),
+        ] {
+            let message = evaluate(text, &scope).unwrap_err();
+            assert!(message.contains(part), "{text}: {message}");
+        }
+    }
+
+    #[test]
     fn a_wrong_formula_is_an_error_and_not_a_panic() {
         let scope = json!({"width": i64::MAX, "s": "x"}).as_object().unwrap().clone();
-        let brackets = "(".repeat(100_000);
-        for text in
-            ["", "width *", "width * 2", "1 / 0", "1 // 0", "s + 1", "1 2", "1..2", "wdth", "é", &brackets]
-        {
+        let (brackets, lists, minus) = ("(".repeat(100_000), "[".repeat(100_000), "-".repeat(100_000));
+        let (nots, ifs) = ("not ".repeat(100_000), "1 if 1 == 1 else ".repeat(100_000));
+        for text in [
+            "",
+            "width *",
+            "width * 2",
+            "1 / 0",
+            "1 // 0",
+            "s + 1",
+            "1 2",
+            "1..2",
+            "wdth",
+            "é",
+            "'x",
+            "width[",
+            "[1, ",
+            "1 if 2",
+            "x y",
+            "max(",
+            "1 <",
+            &brackets,
+            &lists,
+            &minus,
+            &nots,
+            &ifs,
+        ] {
             assert!(evaluate(text, &scope).is_err(), "{text}");
         }
         assert!(evaluate("wdth", &scope).unwrap_err().contains("did you mean `$width`?"));

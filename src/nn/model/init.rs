@@ -4,10 +4,13 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use tch::Tensor;
+use tch::{Kind, Tensor};
+use wildmatch::WildMatch;
 
-use crate::nn::layers::init::{fans, normal, uniform};
-use crate::util::yaml::{self, Invalid};
+use super::scope::{Scope, fill};
+use crate::nn::layers::init::{fans, fill as draw, normal, uniform};
+use crate::nn::layers::{Param, ParamKind};
+use crate::util::yaml::{self, Invalid, nearest};
 
 /// The layer types that `init:` accepts.
 const KINDS: [&str; 3] = ["conv2d", "conv_transpose2d", "linear"];
@@ -27,33 +30,116 @@ pub(crate) enum Init {
         mean: f64,
         std: f64,
     },
+    /// A normal distribution without what is outside [a, b].
+    TruncNormal {
+        #[serde(default)]
+        mean: f64,
+        std: f64,
+        #[serde(default = "minus_two")]
+        a: f64,
+        #[serde(default = "two")]
+        b: f64,
+    },
+    /// Between `a` and `b`.
+    Uniform {
+        a: f64,
+        b: f64,
+    },
     Zeros,
 }
 
-/// The distributions by layer type.
-pub(super) fn decode(map: &Map<String, Value>) -> Result<Vec<(String, Init)>, Invalid> {
-    map.iter()
-        .map(|(kind, value)| {
-            let path = format!("init.{kind}");
-            if !KINDS.contains(&kind.as_str()) {
-                let hint = match yaml::nearest(kind, KINDS.into_iter()) {
+fn minus_two() -> f64 {
+    -2.0
+}
+
+fn two() -> f64 {
+    2.0
+}
+
+/// What gets a distribution.
+#[derive(Debug)]
+enum Target {
+    /// The weights of a type of layer.
+    Kind(String),
+    /// Tensors by a pattern of their names.
+    Names(WildMatch),
+}
+
+/// The distributions, in the order of the file.
+#[derive(Debug, Default)]
+pub(super) struct Inits(Vec<(Target, Init)>);
+
+impl Inits {
+    /// Reads `init:`, whose values may be formulas. A key with `.` or `*` is a pattern of tensor names, any
+    /// other a type of layer.
+    pub fn decode(map: &Map<String, Value>, scope: &Scope, params: &[Param]) -> Result<Self, Invalid> {
+        let one = |(key, value): (&String, &Value)| {
+            let path = format!("init.{key}");
+            let init: Init =
+                yaml::decode(&fill(value, scope, &path)?).map_err(|invalid| invalid.under(&path))?;
+            if let Some(message) = init.refused() {
+                return Err(Invalid::new(path, message));
+            }
+            if key.contains(['.', '*']) {
+                let pattern = WildMatch::new(key);
+                let names = params.iter().filter(|param| param.kind != ParamKind::Buffer);
+                let mut names = names.map(|param| param.name.as_str());
+                if names.clone().any(|name| pattern.matches(name)) {
+                    return Ok((Target::Names(pattern), init));
+                }
+                let hint = match nearest(key, &mut names) {
                     Some(near) => format!("; did you mean `{near}`?"),
                     None => String::new(),
                 };
-                return Err(Invalid::new(path, format!("unknown key{hint} (expected {})", KINDS.join(", "))));
+                return Err(Invalid::new(path, format!("`{key}` matches no parameter{hint}")));
             }
-            let init: Init = yaml::decode(value).map_err(|invalid| invalid.under(&path))?;
-            if let Init::Normal { mean, std } = init
-                && !(mean.is_finite() && std.is_finite() && std >= 0.0)
-            {
-                return Err(Invalid::new(path, "normal wants a finite mean and a finite std from 0 up"));
+            if KINDS.contains(&key.as_str()) {
+                return Ok((Target::Kind(key.clone()), init));
             }
-            Ok((kind.clone(), init))
-        })
-        .collect()
+            let hint = match nearest(key, KINDS.into_iter()) {
+                Some(near) => format!("; did you mean `{near}`?"),
+                None => String::new(),
+            };
+            let known = format!("expected {}, or a pattern of names such as `*.bias`", KINDS.join(", "));
+            Err(Invalid::new(path, format!("unknown key{hint} ({known})")))
+        };
+        map.iter().map(one).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// The distribution of the parameter `name`, `kind` being the layer's type: the last pattern that fits its
+    /// name, or else that of the layer type if it is the weight.
+    pub fn of(&self, name: &str, kind: &str) -> Option<Init> {
+        let named = |target: &Target| matches!(target, Target::Names(pattern) if pattern.matches(name));
+        let typed = |target: &Target| {
+            matches!(target, Target::Kind(known) if known == kind)
+                && name.rsplit('.').next() == Some("weight")
+        };
+        let last = |fits: &dyn Fn(&Target) -> bool| {
+            self.0.iter().rev().find(|(target, _)| fits(target)).map(|(_, init)| *init)
+        };
+        last(&named).or_else(|| last(&typed))
+    }
 }
 
 impl Init {
+    /// Why its numbers cannot be.
+    fn refused(self) -> Option<&'static str> {
+        match self {
+            Self::Normal { mean, std } if !(mean.is_finite() && std.is_finite() && std >= 0.0) => {
+                Some("normal wants a finite mean and a finite std from 0 up")
+            }
+            Self::TruncNormal { mean, std, a, b }
+                if !(mean.is_finite() && std.is_finite() && std > 0.0 && a < b && (b - a).is_finite()) =>
+            {
+                Some("trunc_normal wants a finite mean, a finite std above 0, and a below b")
+            }
+            Self::Uniform { a, b } if !(a <= b && (b - a).is_finite()) => {
+                Some("uniform wants finite bounds, a not above b")
+            }
+            _ => None,
+        }
+    }
+
     /// Overwrites `weight` with a draw.
     pub fn apply(self, weight: &Tensor) {
         let (fan_in, fan_out) = fans(weight);
@@ -68,6 +154,16 @@ impl Init {
             Self::XavierNormal => normal(weight, 0.0, xavier),
             Self::XavierUniform => uniform(weight, 3f64.sqrt() * xavier),
             Self::Normal { mean, std } => normal(weight, mean, std),
+            Self::TruncNormal { mean, std, a, b } => {
+                let (low, high) = (cdf((a - mean) / std), cdf((b - mean) / std));
+                draw(weight, |drawn| {
+                    let _ = drawn.uniform_(2.0 * low - 1.0, 2.0 * high - 1.0).erfinv_();
+                    let _ = drawn.g_mul_scalar_(std * 2f64.sqrt()).g_add_scalar_(mean).clamp_(a, b);
+                });
+            }
+            Self::Uniform { a, b } => draw(weight, |drawn| {
+                let _ = drawn.uniform_(a, b);
+            }),
             Self::Zeros => {
                 tch::no_grad(|| {
                     let _ = weight.shallow_clone().zero_();
@@ -75,4 +171,10 @@ impl Init {
             }
         }
     }
+}
+
+/// The share of a standard normal distribution below `x`.
+fn cdf(x: f64) -> f64 {
+    let erf = Tensor::from(x / 2f64.sqrt()).to_kind(Kind::Double).erf();
+    (1.0 + erf.double_value(&[])) / 2.0
 }

@@ -4,11 +4,14 @@ mod block;
 mod builder;
 mod expand;
 mod expr;
+pub mod family;
+mod formula;
 mod init;
 mod init_from;
 mod joined;
 mod naming;
 mod network;
+mod order;
 mod padding;
 mod scope;
 pub(crate) mod scripted;
@@ -17,15 +20,15 @@ mod spec;
 mod summary;
 mod tree;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use anyhow::Result;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::nn::layers::{Param, ParamKind, Shape};
+use crate::nn::layers::{Param, Shape};
 use crate::util::yaml::{self, Invalid};
-use init::Init;
+use init::Inits;
 use scripted::Script;
 
 pub(crate) use init_from::Patterns;
@@ -45,7 +48,7 @@ pub struct Model {
     input: Shape,
     root: Node,
     params: Vec<Param>,
-    init: Vec<(String, Init)>,
+    init: Inits,
 }
 
 /// What a model file holds.
@@ -58,6 +61,10 @@ struct Description {
     blocks: BTreeMap<String, block::Block>,
     #[serde(default)]
     init: Map<String, Value>,
+    /// The outermost names in the order of PyTorch's `state_dict()`, where it is another than that of
+    /// computation.
+    #[serde(default)]
+    order: Vec<String>,
     /// The shape of one sample, without the batch dimension.
     input: Value,
     layers: Value,
@@ -84,15 +91,14 @@ impl Model {
             output,
             children: Vec::new(),
         };
-        Ok(Self { name: file.to_owned(), input: input.to_vec(), root, params, init: Vec::new() })
+        Ok(Self { name: file.to_owned(), input: input.to_vec(), root, params, init: Inits::default() })
     }
 
     /// Checks a description with the arguments already in place.
     fn from_tree(name: String, tree: &Value) -> Result<Self, Invalid> {
-        let Description { args, blocks, init, input, layers } = yaml::decode(tree)?;
+        let Description { args, blocks, init, order, input, layers } = yaml::decode(tree)?;
         let expanded = expand::expand(&args, &blocks, &input, &layers)?;
         let root = tree::check(expanded.layers, &expanded.input)?;
-        let init = init::decode(&init)?;
         let mut params = Vec::new();
         let mut owners = HashSet::new();
         for leaf in root.leaves() {
@@ -111,7 +117,7 @@ impl Model {
             }
             params.extend(own.into_iter().map(|param| (leaf.is_bare_parameter(), param)));
         }
-        let params = in_order(params);
+        let params = order::arranged(params, &order)?;
         let mut names = HashSet::new();
         if let Some(twice) = params.iter().find(|param| !names.insert(param.name.as_str())) {
             return Err(Invalid::new(
@@ -119,6 +125,7 @@ impl Model {
                 format!("two tensors are called `{}`; rename a layer", twice.name),
             ));
         }
+        let init = Inits::decode(&init, &expanded.args, &params)?;
         Ok(Self { name, input: expanded.input, root, params, init })
     }
 
@@ -163,7 +170,7 @@ impl Model {
         Ok(self.root.structure()?)
     }
 
-    /// Parameters and buffers in definition order, which is the order of PyTorch's `state_dict()`.
+    /// Parameters and buffers in the order of PyTorch's `state_dict()`.
     pub fn params(&self) -> &[Param] {
         &self.params
     }
@@ -182,25 +189,4 @@ impl Model {
     pub(crate) fn root(&self) -> &Node {
         &self.root
     }
-}
-
-/// Tensors, and whether they are bare parameters, from the order of definition to that of `state_dict()`: a module's
-/// own parameters, its buffers, then its children in the order in which they come first.
-fn in_order(mut params: Vec<(bool, Param)>) -> Vec<Param> {
-    let prefixes = |name: &str| -> Vec<String> {
-        name.match_indices('.').map(|(end, _)| name[..end].to_owned()).collect()
-    };
-    let mut places: HashMap<String, usize> = HashMap::new();
-    for (_, param) in &params {
-        for prefix in prefixes(&param.name) {
-            let next = places.len();
-            places.entry(prefix).or_insert(next);
-        }
-    }
-    params.sort_by_cached_key(|(is_bare, param)| {
-        let children = prefixes(&param.name).into_iter().map(|prefix| places[&prefix] + 3);
-        let own = if param.kind == ParamKind::Buffer { 2 } else { usize::from(*is_bare) };
-        children.chain([own]).collect::<Vec<_>>()
-    });
-    params.into_iter().map(|(_, param)| param).collect()
 }

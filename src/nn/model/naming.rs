@@ -59,7 +59,8 @@ impl<'a> Kinds<'a> {
         }
         let bare = name.trim_start_matches('_');
         let numbered = COMPOSITES.contains(&bare.trim_end_matches(|c: char| c.is_ascii_digit() || c == '_'));
-        let near = nearest(bare, COMPOSITES.into_iter());
+        // `f` and `id` are names; a misspelt `if` is refused by its keys.
+        let near = nearest(bare, COMPOSITES.into_iter().filter(|kind| *kind != "if"));
         let taken = match single(value) {
             Some((kind, _)) if COMPOSITES.contains(&kind) => None,
             _ if self.is_call(value) => {

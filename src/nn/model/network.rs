@@ -1,19 +1,19 @@
 //! The network itself: a tree of tch modules over one variable store, its tensors in definition order.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 
 use anyhow::{Context, Result};
 use tch::nn::{self, ModuleT};
 use tch::{Device, Kind, Tensor, no_grad};
 
+use super::Model;
 use super::builder::{Builder, weights};
 use super::padding::Padding;
 use super::scripted::{self, Scripted};
 use super::segments::{self, Chain, Segmentation};
 use super::tree::Op;
-use super::{Model, join};
 use crate::libtorch::catch_panics;
 use crate::nn::layers::{Param, ParamKind, Switch};
 use crate::util::exit_code::{ExitCode, fail};
@@ -72,11 +72,20 @@ impl Model {
                 (builder.sequence(&self.root.children), vars.variables(), builder.switches.into_inner())
             }
         };
-        for leaf in self.root.leaves() {
-            let Op::Layer(spec) = &leaf.op else { continue };
-            let init = self.init.iter().find(|(kind, _)| kind == spec.kind());
-            if let (Some((_, init)), Some(weight)) = (init, named.get(&join(&leaf.path, "weight"))) {
-                init.apply(weight);
+        let leaves = self.root.leaves();
+        let kinds: HashMap<&str, &str> = (leaves.iter())
+            .filter(|leaf| !leaf.is_bare_parameter() && !leaf.params().is_empty())
+            .filter_map(|leaf| match &leaf.op {
+                Op::Layer(spec) => Some((leaf.path.as_str(), spec.kind())),
+                _ => None,
+            })
+            .collect();
+        // In the order of the state, as a loop over `modules()` draws.
+        for param in self.params.iter().filter(|param| param.kind != ParamKind::Buffer) {
+            let owner = param.name.rsplit_once('.').map_or("", |(owner, _)| owner);
+            let init = self.init.of(&param.name, kinds.get(owner).copied().unwrap_or_default());
+            if let (Some(init), Some(tensor)) = (init, named.get(&param.name)) {
+                init.apply(tensor);
             }
         }
         let (mut parameters, mut buffers, mut state) = (Vec::new(), Vec::new(), Vec::new());

@@ -54,11 +54,13 @@ pub fn fill(value: &Value, scope: &Scope, path: &str) -> Result<Value, Invalid> 
     })
 }
 
-/// Lays given arguments over the declared ones: none unknown, and none of another type than its default.
+/// Lays given arguments over the declared ones: none unknown, and no mapping for another value. The arguments of
+/// a model keep the types of their defaults, but a number may become a list of numbers and the reverse.
 pub fn merge(
     declared: &Map<String, Value>,
     given: Map<String, Value>,
     place: &str,
+    is_model: bool,
 ) -> Result<Map<String, Value>, Invalid> {
     let mut merged = declared.clone();
     for (name, value) in given {
@@ -74,7 +76,17 @@ pub fn merge(
             return Err(Invalid::new(name.clone(), format!("{place} has no argument `{name}`; {hint}")));
         };
         let formula = default.as_str().is_some_and(|text| text.starts_with('$'));
-        if !default.is_null() && !formula && kind(default) != kind(&value) {
+        let numbers = |value: &Value| match value {
+            Value::Array(list) => list.iter().all(Value::is_number),
+            other => other.is_number(),
+        };
+        let fits = kind(default) == kind(&value)
+            || if is_model {
+                numbers(default) && numbers(&value)
+            } else {
+                !default.is_object() && !value.is_object()
+            };
+        if !default.is_null() && !formula && !fits {
             let message = format!("expected {}, as the default {default} is, got {value}", kind(default));
             return Err(Invalid::new(name, message));
         }
@@ -102,9 +114,11 @@ pub fn name(key: &str, scope: &Scope) -> Result<String, String> {
         let (formula, after) =
             formula.split_once('}').ok_or_else(|| format!("`{key}`: the `{{` is never closed"))?;
         name.push_str(plain);
-        let value = evaluate(formula, scope)?;
-        let number = value.as_u64().ok_or_else(|| format!("`{key}`: {value} is no number from 0 up"))?;
-        name.push_str(&number.to_string());
+        match evaluate(formula, scope)? {
+            Value::String(text) => name.push_str(&text),
+            Value::Number(number) if number.is_u64() => name.push_str(&number.to_string()),
+            other => return Err(format!("`{key}`: {other} is neither text nor a whole number from 0 up")),
+        }
         rest = after;
     }
     name.push_str(rest);

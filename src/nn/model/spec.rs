@@ -8,12 +8,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::init::Init;
-use super::{InitFrom, Model, scope, scripted};
+use super::{InitFrom, Model, family, scripted};
 use crate::nn::layers::{Activation, LayerSpec};
-use crate::util::builtin;
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::json_schema::Either;
-use crate::util::yaml::{self, Document, Invalid, nearest};
+use crate::util::yaml::{self, Document, Invalid};
 
 /// The network and, optionally, its initial weights: every form of [`ModelSource`] that is a mapping takes
 /// `init_from` beside its own keys.
@@ -31,8 +30,10 @@ pub enum ModelSource {
         name: String,
         args: Map<String, Value>,
     },
+    /// `variant` is one of those that the file declares.
     File {
         file: String,
+        variant: Option<String>,
         args: Map<String, Value>,
     },
     Inline(Map<String, Value>),
@@ -70,6 +71,7 @@ impl JsonSchema for ModelSpec {
                 "properties": {
                     "name": {"type": "string", "description": "A shipped network; `tikhonov init` writes them out."},
                     "file": {"type": "string", "format": "path", "description": "A model file of your own."},
+                    "variant": {"type": "string", "description": "One of the `variants` of `file`."},
                     "args": {"type": "object", "description": "Arguments of the model, in the place of its \
                         defaults. In a whole model: its arguments and their defaults, used as `$width` or \
                         `${width * 2}`."},
@@ -82,8 +84,16 @@ impl JsonSchema for ModelSpec {
                     "layers": layers,
                     "blocks": {"type": "object", "description": "Layer types of your own: `args` with defaults, \
                         and `layers`."},
+                    "blocks_of": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+                        "description": "Shipped networks or .yaml files whose `blocks` are used too."},
+                    "order": {"type": "array", "items": {"type": "string"}, "description": "The outermost names \
+                        in the order of PyTorch's `state_dict()`, where it is not that of computation."},
+                    "variants": {"type": "object", "description": "Arguments by the name of a variant."},
+                    "published": {"type": "string", "description": "The files of weights that fit, for \
+                        `tikhonov models`."},
                     "init": {"type": "object", "description": "Initial weights by type of layer (`conv2d`, \
-                        `conv_transpose2d`, `linear`): `{conv2d: kaiming_normal}`. PyTorch's when absent.",
+                        `conv_transpose2d`, `linear`) or by a pattern of names (`*.bias`): \
+                        `{conv2d: kaiming_normal}`. PyTorch's when absent.",
                         "additionalProperties": generator.subschema_for::<Init>()},
                     "init_from": Either::<String, InitFrom>::json_schema(generator),
                 },
@@ -158,7 +168,7 @@ impl ModelSource {
     /// A name alone is a shipped model's, or a file's.
     fn named(text: String) -> Self {
         match text.ends_with(".yaml") || text.ends_with(".yml") {
-            true => Self::File { file: text, args: Map::new() },
+            true => Self::File { file: text, variant: None, args: Map::new() },
             false => Self::Shipped { name: text, args: Map::new() },
         }
     }
@@ -180,6 +190,7 @@ impl ModelSource {
             return Ok(Self::Torchscript { file, input, sha256 });
         }
         let (name, file) = (word(&mut map, "name")?, word(&mut map, "file")?);
+        let variant = if file.is_some() { word(&mut map, "variant")? } else { None };
         if name.is_none() && file.is_none() {
             if map.contains_key("layers") {
                 return Ok(Self::Inline(map));
@@ -192,11 +203,11 @@ impl ModelSource {
             Some(other) => return Err(E::custom(format!("`args` must be a mapping, got {other}"))),
         };
         if let Some(key) = map.keys().next() {
-            return Err(E::unknown_field(key, &["name", "file", "args", "init_from"]));
+            return Err(E::unknown_field(key, &["name", "file", "variant", "args", "init_from"]));
         }
         match (name, file) {
             (Some(name), None) => Ok(Self::Shipped { name, args }),
-            (None, Some(file)) => Ok(Self::File { file, args }),
+            (None, Some(file)) => Ok(Self::File { file, variant, args }),
             _ => Err(E::custom("give `name` or `file`, not both")),
         }
     }
@@ -219,11 +230,14 @@ impl Serialize for ModelSpec {
 impl ModelSource {
     fn value(&self) -> Value {
         match self {
-            Self::Shipped { name: text, args } | Self::File { file: text, args } if args.is_empty() => {
+            Self::Shipped { name: text, args } | Self::File { file: text, variant: None, args }
+                if args.is_empty() =>
+            {
                 json!(text)
             }
             Self::Shipped { name, args } => json!({"name": name, "args": args}),
-            Self::File { file, args } => json!({"file": file, "args": args}),
+            Self::File { file, variant: None, args } => json!({"file": file, "args": args}),
+            Self::File { file, variant, args } => json!({"file": file, "variant": variant, "args": args}),
             Self::Inline(map) => Value::Object(map.clone()),
             Self::Torchscript { file, input, sha256: None } => json!({"torchscript": file, "input": input}),
             Self::Torchscript { file, input, sha256 } => {
@@ -320,39 +334,25 @@ impl ModelSource {
 
     /// The name, the tree with arguments in the place of their defaults, and the document it was read from.
     fn resolve(&self) -> Result<(String, Value, Option<Document>), Problem> {
-        let (name, document, args) = match self {
-            Self::Inline(map) => return Ok(("inline".into(), Value::Object(map.clone()), None)),
+        let (name, document, variant, args, folder) = match self {
+            Self::Inline(map) => {
+                let tree = family::with_blocks(Value::Object(map.clone()), None)?;
+                return Ok(("inline".into(), family::chosen(tree, "inline", None, &Map::new())?, None));
+            }
             // It has no tree: see `model`.
             Self::Torchscript { file, .. } => return Ok((file.clone(), Value::Null, None)),
-            Self::File { file, args } => (file, Document::read(file).map_err(Problem::File)?, args),
+            Self::File { file, variant, args } => {
+                let document = Document::read(file).map_err(Problem::File)?;
+                (file, document, variant.clone(), args, std::path::Path::new(file).parent())
+            }
             Self::Shipped { name, args } => {
-                let text = builtin::model(name).ok_or_else(|| Problem::Config(unknown(name, args)))?;
-                let document =
-                    Document::parse(format!("<built-in> {name}.yaml"), text).map_err(Problem::File)?;
-                (name, document, args)
+                let shipped = family::shipped(name).map_err(Problem::File)?;
+                let shipped = shipped.ok_or_else(|| family::unknown(name, !args.is_empty()))?;
+                (name, shipped.document, shipped.variant, args, None)
             }
         };
-        let mut tree = document.tree.clone();
-        if !args.is_empty() {
-            let declared = tree.get("args").and_then(Value::as_object).cloned().unwrap_or_default();
-            let merged = scope::merge(&declared, args.clone(), &format!("model `{name}`"))
-                .map_err(|invalid| Problem::Config(invalid.under("args")))?;
-            if let Value::Object(map) = &mut tree {
-                map.insert("args".into(), Value::Object(merged));
-            }
-        }
+        let tree = family::with_blocks(document.tree.clone(), folder)?;
+        let tree = family::chosen(tree, name, variant.as_deref(), args)?;
         Ok((name.clone(), tree, Some(document)))
     }
-}
-
-fn unknown(name: &str, args: &Map<String, Value>) -> Invalid {
-    let hint = match nearest(name, builtin::models()) {
-        Some(near) => format!("did you mean `{near}`?"),
-        None => {
-            let names: Vec<_> = builtin::models().collect();
-            format!("shipped are {}; a file of your own ends in .yaml", names.join(", "))
-        }
-    };
-    let path = if args.is_empty() { "" } else { "name" };
-    Invalid::new(path, format!("unknown model `{name}`; {hint}"))
 }
