@@ -9,7 +9,8 @@
 //! - `{repeat: {times: 3, layers: …}}` in a list, or under a silent name, goes on in its parent: lists keep
 //!   counting, mapping names count by `{i}` (from 0; `{i + 1}` too; another letter by `index: j`).
 //! - `{if: {test: "${bias}", layers: …, else: …}}` does so too, with the layers or with the others.
-//! - `{$block: {width: 8}}` is the layer or block that the argument `block` names.
+//! - `{$block: {width: 8}}` is the layer or block that the argument `block` names. In the place of a list or
+//!   mapping of layers it is the layers of that block (or of the block `block`), without a level of their own.
 //! - No child is called as a composite or nearly so (naming.rs): a slip must not become a name.
 //! - `args:` declares arguments with defaults (null: must be given), used as `$width` or
 //!   `"${width * 2}"`; `blocks:` declares layer types with arguments of their own.
@@ -136,6 +137,16 @@ impl Expander<'_> {
         match value {
             Value::Array(list) if list.is_empty() => return Err(Invalid::new(source, NO_LAYERS)),
             Value::Object(map) if map.is_empty() => return Err(Invalid::new(source, NO_LAYERS)),
+            // The layers of a block without a level of their own.
+            Value::Object(map) if map.len() == 1 && map.keys().all(|key| key.starts_with('$')) => {
+                for (key, args) in map {
+                    let source = format!("{source}.{key}");
+                    let kind = self.named(key, &source, scope)?;
+                    self.within(&kind, args, &source, scope, |expander, layers, source, scope| {
+                        expander.splice(layers, source, scope, next, into)
+                    })?;
+                }
+            }
             Value::Array(list) => {
                 for (index, value) in list.iter().enumerate() {
                     let source = format!("{source}.{index}");
@@ -270,12 +281,8 @@ impl Expander<'_> {
                 if let Some((kind, args)) = single(value) {
                     let inner = format!("{source}.{kind}");
                     if kind.starts_with('$') {
-                        return match fill(&kind.into(), scope, &inner)? {
-                            Value::String(named) => self.layer(&named, args, source, &inner, scope),
-                            other => {
-                                Err(Invalid::new(inner, format!("`{kind}` is {other}, which is no layer")))
-                            }
-                        };
+                        let kind = self.named(kind, &inner, scope)?;
+                        return self.layer(&kind, args, source, &inner, scope);
                     }
                     if COMPOSITES.contains(&kind) {
                         return self.composite(kind, args, &inner, scope);
@@ -383,7 +390,33 @@ impl Expander<'_> {
         Ok(Body::Layer(spec.map_err(|invalid| invalid.under(source))?))
     }
 
+    /// The layer or block that a key `$name` means: the argument's value, or the block of that name.
+    fn named(&self, key: &str, source: &str, scope: &Scope) -> Result<String, Invalid> {
+        let name = key.trim_start_matches('$');
+        if !scope.contains_key(name) && self.blocks.contains_key(name) {
+            return Ok(name.to_owned());
+        }
+        match fill(&key.into(), scope, source)? {
+            Value::String(kind) => Ok(kind),
+            other => Err(Invalid::new(source, format!("`{key}` is {other}, which is no layer"))),
+        }
+    }
+
     fn block(&mut self, kind: &str, args: &Value, inner: &str, scope: &Scope) -> Result<Body, Invalid> {
+        self.within(kind, args, inner, scope, |expander, layers, source, scope| {
+            expander.children(layers, source, scope).map(Body::Sequence)
+        })
+    }
+
+    /// What `read` makes of the layers of the block `kind`, its arguments in scope.
+    fn within<T>(
+        &mut self,
+        kind: &str,
+        args: &Value,
+        inner: &str,
+        scope: &Scope,
+        read: impl FnOnce(&mut Self, &Value, &str, &Scope) -> Result<T, Invalid>,
+    ) -> Result<T, Invalid> {
         let blocks = self.blocks;
         let Some(block) = blocks.get(kind) else {
             return Err(Invalid::new(inner, self.kinds().no_layer(kind)));
@@ -407,9 +440,9 @@ impl Expander<'_> {
         }
         let scope = arguments(&merged, self.globals, &format!("blocks.{kind}.args"))?;
         self.stack.push(kind.to_string());
-        let items = self.children(&block.layers, &format!("blocks.{kind}.layers"), &scope)?;
+        let result = read(self, &block.layers, &format!("blocks.{kind}.layers"), &scope)?;
         self.stack.pop();
-        Ok(Body::Sequence(items))
+        Ok(result)
     }
 
     fn kinds(&self) -> Kinds<'_> {

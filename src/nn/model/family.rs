@@ -109,8 +109,8 @@ pub(super) fn chosen(
     Ok(tree)
 }
 
-/// Puts the blocks of the files under `blocks_of` beside those of `tree`; `.yaml` files are looked for from
-/// `folder`.
+/// Puts the blocks of the files under `blocks_of` beside those of `tree`, and their arguments that have defaults and
+/// that `tree` does not declare, which the blocks may use; `.yaml` files are looked for from `folder`.
 pub(super) fn with_blocks(mut tree: Value, folder: Option<&Path>) -> Result<Value, Problem> {
     let Value::Object(map) = &mut tree else { return Ok(tree) };
     let files = match map.remove("blocks_of") {
@@ -120,8 +120,11 @@ pub(super) fn with_blocks(mut tree: Value, folder: Option<&Path>) -> Result<Valu
         Some(_) => vec![Value::Null],
     };
     let refuse = |message: String| Problem::Config(Invalid::new("blocks_of", message));
-    let blocks = map.entry("blocks").or_insert_with(|| Value::Object(Map::new()));
-    let Value::Object(blocks) = blocks else { return Ok(tree) };
+    let mut part = |key: &str| match map.remove(key) {
+        Some(Value::Object(part)) => part,
+        _ => Map::new(),
+    };
+    let (mut args, mut blocks) = (part("args"), part("blocks"));
     for file in &files {
         let Value::String(file) = file else {
             return Err(refuse(format!(
@@ -143,6 +146,10 @@ pub(super) fn with_blocks(mut tree: Value, folder: Option<&Path>) -> Result<Valu
         if theirs.is_empty() {
             return Err(refuse(format!("`{file}` declares no blocks")));
         }
+        let defaults = other.tree.get("args").and_then(Value::as_object).cloned().unwrap_or_default();
+        for (name, value) in defaults.into_iter().filter(|(_, value)| !value.is_null()) {
+            args.entry(name).or_insert(value);
+        }
         for (name, block) in theirs {
             if blocks.insert(name.clone(), block).is_some() {
                 return Err(refuse(format!(
@@ -151,6 +158,8 @@ pub(super) fn with_blocks(mut tree: Value, folder: Option<&Path>) -> Result<Valu
             }
         }
     }
+    map.insert("args".into(), args.into());
+    map.insert("blocks".into(), blocks.into());
     Ok(tree)
 }
 

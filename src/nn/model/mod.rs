@@ -61,8 +61,7 @@ struct Description {
     blocks: BTreeMap<String, block::Block>,
     #[serde(default)]
     init: Map<String, Value>,
-    /// The outermost names in the order of PyTorch's `state_dict()`, where it is another than that of
-    /// computation.
+    /// Names of siblings in the order of PyTorch's `state_dict()`, where it is another than that of computation.
     #[serde(default)]
     order: Vec<String>,
     /// The shape of one sample, without the batch dimension.

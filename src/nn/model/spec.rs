@@ -85,8 +85,8 @@ impl JsonSchema for ModelSpec {
                     "blocks": {"type": "object", "description": "Layer types of your own: `args` with defaults, \
                         and `layers`."},
                     "blocks_of": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
-                        "description": "Shipped networks or .yaml files whose `blocks` are used too."},
-                    "order": {"type": "array", "items": {"type": "string"}, "description": "The outermost names \
+                        "description": "Shipped networks or .yaml files whose `blocks` are used too, and their `args` with the defaults."},
+                    "order": {"type": "array", "items": {"type": "string"}, "description": "Names of siblings \
                         in the order of PyTorch's `state_dict()`, where it is not that of computation."},
                     "variants": {"type": "object", "description": "Arguments by the name of a variant."},
                     "published": {"type": "string", "description": "The files of weights that fit, for \
