@@ -421,6 +421,45 @@ fn what_narrowing_would_break_is_refused_by_name_and_broken_weights_stay_as_they
 }
 
 #[test]
+fn half_precision_leaves_batch_norms_in_float32_so_that_large_variances_stay_finite() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| utf8(&folder.path().join(name)).to_owned();
+    python(&format!(
+        "import torch\nfrom torch import nn\ntorch.manual_seed(0)\n\
+         net = nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))\n\
+         net[2].running_var.fill_(311255.0)\ntorch.save(net.state_dict(), {:?})",
+        path("w.pth")
+    ));
+    let net = "{input: [2, 8, 8], layers: [batch_norm2d, conv2d: {out_channels: 4, kernel_size: 3}, batch_norm2d, relu, flatten, linear: {out_features: 3}]}";
+    for (format, options, output) in [
+        ("state-dict", &[][..], "w.pt"),
+        ("safetensors", &[], "w.safetensors"),
+        ("torchscript", &[], "plain.pt"),
+        ("torchscript", &["--freeze"], "frozen.pt"),
+        ("torchscript", &["--optimize"], "optimized.pt"),
+    ] {
+        let args = ["export", &path("w.pth"), "--model", net, "--to", format, "--half", "-o", &path(output)];
+        succeeds(&[&args, options].concat());
+    }
+    let printed = python(&format!(
+        "import os, torch\nfrom safetensors.torch import load_file\nfrom torch import nn\nos.chdir({:?})\n\
+         net = nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()\n\
+         net.load_state_dict(torch.load('w.pth'))\nx = torch.randn(5, 2, 8, 8)\n\
+         a, b = torch.load('w.pt', weights_only=True), load_file('w.safetensors')\n\
+         for state in [a, b, torch.jit.load('plain.pt').state_dict()]:\n\
+         \x20   assert state['1.weight'].dtype == torch.half and state['2.running_var'].dtype == state['2.weight'].dtype == torch.float32\n\
+         \x20   assert state['2.running_var'][0] == 311255\n\
+         with torch.no_grad():\n\
+         \x20   for name in ['plain.pt', 'frozen.pt', 'optimized.pt']:\n\
+         \x20       y = torch.jit.load(name)(x.half())\n\
+         \x20       assert y.dtype == torch.half, name\n\
+         \x20       print(name, ((y.float() - net(x)).abs().max() / net(x).abs().max()).item() < 5e-3)",
+        utf8(folder.path())
+    ));
+    assert_eq!(printed, "plain.pt True\nfrozen.pt True\noptimized.pt True\n");
+}
+
+#[test]
 fn only_regular_files_are_ever_replaced_and_a_run_that_is_not_there_is_told_so() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| utf8(&folder.path().join(name)).to_owned();

@@ -3,25 +3,37 @@
 use std::collections::{BTreeMap, HashSet};
 
 use anyhow::Result;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::{About, torchscript};
 use crate::data::normalize::{Normalize, NormalizeSpec};
 use crate::data::{DataSpec, Resize, SourceSpec};
-use crate::nn::model::{Model, Op};
+use crate::nn::model::{Model, Network, Op};
 use crate::pytorch::writer::narrow;
 use crate::tasks::TaskSpec;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
+
+/// The batch norms that stay float32: the paths of their modules.
+struct Norms(HashSet<String>);
+
+impl Norms {
+    fn of(tensors: &[(String, Tensor)], kind: Kind) -> Self {
+        let variances = tensors.iter().filter_map(|(name, _)| name.strip_suffix("running_var"));
+        Self(variances.filter(|_| kind == Kind::Half).map(str::to_owned).collect())
+    }
+
+    fn hold(&self, name: &str) -> bool {
+        self.0.contains(&name[..name.rfind('.').map_or(0, |dot| dot + 1)])
+    }
+}
 
 /// Converts the floating-point tensors. In float16 batch norms are float32, as PyTorch takes them beside a
 /// float16 input: variances above 65504 are common in networks that do not normalise their input. Exit 4 where
 /// finite values of others would become infinite.
 pub fn narrowed(tensors: Vec<(String, Tensor)>, kind: Kind) -> Result<Vec<(String, Tensor)>> {
-    let variances = tensors.iter().filter_map(|(name, _)| name.strip_suffix("running_var"));
-    let norms: HashSet<String> = variances.filter(|_| kind == Kind::Half).map(str::to_owned).collect();
-    let is_of_norm = |name: &str| norms.contains(&name[..name.rfind('.').map_or(0, |dot| dot + 1)]);
+    let norms = Norms::of(&tensors, kind);
     let (norms, others): (Vec<_>, Vec<_>) =
-        tensors.into_iter().enumerate().partition(|(_, (name, _))| is_of_norm(name));
+        tensors.into_iter().enumerate().partition(|(_, (name, _))| norms.hold(name));
     let (places, others): (Vec<_>, Vec<_>) = others.into_iter().unzip();
     let others = places.into_iter().zip(narrow(others, kind)?);
     let norms = norms.into_iter().map(|(place, (name, tensor))| {
@@ -52,6 +64,24 @@ pub struct TrainedNetwork {
 }
 
 impl TrainedNetwork {
+    /// The network with its weights, as `kind` where it is given: see [`narrowed`].
+    pub fn network(&self, kind: Option<Kind>) -> Result<Network> {
+        // Refuses what narrowing would break.
+        self.tensors(kind)?;
+        let kind = kind.unwrap_or(self.kind);
+        let network = self.model.build(Device::Cpu, kind)?;
+        let state = network.state();
+        let norms = Norms::of(&state, kind);
+        for (_, mut tensor) in
+            state.into_iter().filter(|(name, tensor)| norms.hold(name) && tensor.is_floating_point())
+        {
+            let wide = tensor.to_kind(Kind::Float);
+            tensor.set_data(&wide);
+        }
+        network.load_state(&self.weights)?;
+        Ok(network)
+    }
+
     /// In PyTorch's order, as `kind` where it is given: see [`narrowed`].
     pub fn tensors(&self, kind: Option<Kind>) -> Result<Vec<(String, Tensor)>> {
         let named = self.model.params().iter().map(|param| {

@@ -99,7 +99,8 @@ pub fn narrow(tensors: Vec<(String, Tensor)>, kind: Kind) -> Result<Vec<(String,
     if !names.is_empty() {
         let (dtype, remedy) = match kind {
             Kind::Half => ("float16, which ends at 65504", "say --bf16, or leave --half out"),
-            _ => ("bfloat16", "leave --bf16 out"),
+            Kind::BFloat16 => ("bfloat16", "leave --bf16 out"),
+            _ => ("float32", "export to a format that has float64"),
         };
         let message = format!("{} hold values too large for {dtype}: {remedy}", names.join(", "));
         return Err(fail(ExitCode::Checkpoint, message));

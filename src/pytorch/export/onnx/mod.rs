@@ -12,7 +12,7 @@ mod proto;
 use std::path::Path;
 
 use anyhow::Result;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::flat::FlatGraph;
 use super::{ExportOptions, Exporter, TrainedNetwork, narrowed, torchscript};
@@ -56,8 +56,7 @@ impl Exporter for Onnx {
             from.takes_softmax()?;
         }
         let preprocess = options.preprocess.then(|| from.preprocess()).transpose()?;
-        let network = from.model.build(Device::Cpu, Kind::Float)?;
-        network.load_state(&from.weights)?;
+        let network = from.network(Some(Kind::Float))?;
         let what = Options {
             preprocess,
             softmax: options.softmax,

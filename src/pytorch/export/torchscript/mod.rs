@@ -40,10 +40,7 @@ impl Exporter for TorchScript {
         if options.softmax {
             from.takes_softmax()?;
         }
-        // Refuses what narrowing would break.
-        from.tensors(options.kind())?;
-        let network = from.model.build(Device::Cpu, options.kind().unwrap_or(from.kind))?;
-        network.load_state(&from.weights)?;
+        let network = from.network(options.kind())?;
         let mut about = from.about.clone();
         if options.preprocess {
             // They are in the program, and must not be applied once more.
@@ -196,7 +193,12 @@ fn filled(file: &str, network: &Network, wrapping: &Wrapping) -> Result<script::
     for entry in module.tensors()? {
         let found = state.iter().find(|(name, _)| *name == entry.name);
         let (_, tensor) = found.with_context(|| format!("`{}` is not in the network", entry.name))?;
-        no_grad(|| entry.tensor.shallow_clone().f_copy_(tensor))?;
+        let mut target = entry.tensor;
+        if target.kind() != tensor.kind() {
+            let converted = target.to_kind(tensor.kind());
+            target.set_data(&converted);
+        }
+        no_grad(|| target.f_copy_(tensor))?;
     }
     Ok(module)
 }
@@ -327,7 +329,10 @@ fn wrapping(model: &Model, options: &Options) -> Wrapping {
         if let Some(normalize) = normalize {
             before += &normalizing(normalize, model.input().len());
         }
-        if let Some(param) = model.params().iter().find(|param| param.kind != ParamKind::Buffer) {
+        // Rather not of a batch norm, which is float32 where the rest is float16.
+        let of = |kinds: &[ParamKind]| model.params().iter().find(|param| kinds.contains(&param.kind));
+        let wanted = of(&[ParamKind::Weight, ParamKind::Bias]).or_else(|| of(&[ParamKind::Norm]));
+        if let Some(param) = wanted {
             let mut place = "self".to_owned();
             for segment in param.name.split('.') {
                 place = match plan::is_plain(segment) {
