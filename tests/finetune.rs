@@ -395,7 +395,10 @@ fn one_line_fine_tunes_a_state_dict_of_torchvisions_on_a_folder_and_says_every_c
     assert!(stdout.contains("accuracy"), "{stdout}");
     // The config is a config: a summary shows the rates, block by block.
     let summary = succeeds(&["summary", &config]);
-    assert!(summary.contains("group *, layer1: lr 3.164e-4") && summary.contains("group *, fc"), "{summary}");
+    assert!(
+        summary.contains("group *, layer1: lr 3.1641e-4") && summary.contains("group *, fc"),
+        "{summary}"
+    );
 
     let (code, _, stderr) = tune(&file, &[]);
     assert!(code == 2 && stderr.contains("is there already"), "{stderr}");

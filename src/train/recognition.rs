@@ -5,11 +5,10 @@ use serde_json::{Map, json};
 
 use super::initial_weights::head_that_differs;
 use crate::nn::layers::ParamKind;
-use crate::nn::model::{Model, ModelSource, ModelSpec, Patterns};
+use crate::nn::model::{Model, ModelSource, ModelSpec, Patterns, family};
 use crate::pytorch::name_matching::{KeyMatch, Named, match_keys};
 use crate::pytorch::reparametrized;
 use crate::pytorch::weights::Weights;
-use crate::util::builtin;
 use crate::util::exit_code::{ExitCode, fail};
 
 /// What a file may hold beside the network's own tensors: heads for training alone, a criterion's weights, the
@@ -48,14 +47,14 @@ pub fn recognize(weights: &Weights) -> Result<Recognized> {
 
     let mut fitting: Vec<Recognized> = Vec::new();
     let mut nearest: Option<(usize, usize, String)> = None;
-    for name in builtin::models() {
-        let Some(model) = shipped(name, channels) else { continue };
+    for (_, name) in family::names() {
+        let Some(model) = shipped(&name, channels) else { continue };
         let wanted: Vec<Named> = model.params().iter().map(|p| (p.name.as_str(), &p.shape[..])).collect();
         let fit = match_keys(&wanted, &found);
         if nearest.as_ref().is_none_or(|(most, ..)| fit.mapping.len() > *most) {
-            nearest = Some((fit.mapping.len(), wanted.len(), name.to_owned()));
+            nearest = Some((fit.mapping.len(), wanted.len(), name.clone()));
         }
-        fitting.extend(fits(&model, name, channels, &fit, &found));
+        fitting.extend(fits(&model, &name, channels, &fit, &found));
     }
     // What needs the least to be left out, and then what has the head as it is.
     fitting.sort_by_key(|one| (one.ignore.len(), usize::MAX - one.tensors));

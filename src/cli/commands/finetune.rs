@@ -13,13 +13,13 @@ use super::{MachineOptions, assignment};
 use crate::config::{Config, Override};
 use crate::data::{DatasetCache, Split, pictures_at};
 use crate::libtorch::machine::keep_memory;
+use crate::nn::model::family;
 use crate::pytorch::weights::Part;
 use crate::train::initial_weights::read_place;
 use crate::train::recognition::recognize;
 use crate::train::run::{RunOptions, train_run};
 use crate::train::session::ModelPlan;
 use crate::train::training_loop::NeverPrune;
-use crate::util::builtin;
 use crate::util::console::{print_err, print_out};
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::signals::Stop;
@@ -175,7 +175,7 @@ fn recognised(weights: &crate::pytorch::weights::Weights) -> Result<Choice> {
     if !found.others.is_empty() {
         let _ = write!(told, "; {} would fit too (--model)", found.others.join(", "));
     }
-    let args = declared(&found.name)?;
+    let args = declared(&found.name);
     Ok(Choice { key: "name", args, channels: found.channels, ignore: found.ignore, told, name: found.name })
 }
 
@@ -184,7 +184,7 @@ fn given(model: &str) -> Result<Choice> {
     let is_file = model.ends_with(".yaml") || model.ends_with(".yml");
     let args = match is_file {
         true => Document::read(model)?.value("args").and_then(Value::as_object).cloned().unwrap_or_default(),
-        false => declared(model)?,
+        false => declared(model),
     };
     let channels = args.get("channels").and_then(Value::as_i64).unwrap_or(3);
     let key = if is_file { "file" } else { "name" };
@@ -193,10 +193,8 @@ fn given(model: &str) -> Result<Choice> {
 }
 
 /// The arguments of a shipped network; none of one that is not known, which the config's check names.
-fn declared(name: &str) -> Result<serde_json::Map<String, Value>> {
-    let Some(text) = builtin::model(name) else { return Ok(serde_json::Map::new()) };
-    let document = Document::parse(name, text)?;
-    Ok(document.value("args").and_then(Value::as_object).cloned().unwrap_or_default())
+fn declared(name: &str) -> serde_json::Map<String, Value> {
+    family::declared(name).unwrap_or_default()
 }
 
 /// The folders of a set of pictures: `data` itself, or those in it.
