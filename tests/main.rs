@@ -45,6 +45,7 @@ mod restoration;
 mod restore;
 mod schedule;
 mod scripted;
+mod shrink;
 mod sweep;
 mod tables;
 mod tasks;

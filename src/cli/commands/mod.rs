@@ -9,7 +9,6 @@ mod encode;
 mod eval;
 mod explain;
 mod export;
-mod finetune;
 mod init;
 mod inspect;
 mod interpolate;
@@ -19,6 +18,7 @@ mod report;
 mod restore;
 mod runs;
 mod sample;
+mod shrink;
 mod summary;
 mod sweep;
 mod sweep_worker;
@@ -67,7 +67,6 @@ macro_rules! commands {
 // In the order of `--help`.
 commands! {
     Train => train, saves_on_signal;
-    Finetune => finetune, saves_on_signal;
     Sweep => sweep, saves_on_signal;
     #[command(name = COMMAND, hide = true)]
     SweepWorker => sweep_worker, saves_on_signal;
@@ -81,6 +80,7 @@ commands! {
     Encode => encode;
     Decode => decode;
     Summary => summary;
+    Shrink => shrink;
     Inspect => inspect;
     Convert => convert;
     Export => export;

@@ -45,8 +45,7 @@ impl ImageSource {
         let writer = BatchWriter::new(&[channels, height, width], context)?;
         let framing = match &files.framing {
             Framing::Fit(fit) => {
-                let fit = if context.train { fit.clone() } else { fit.judging() };
-                Framing::Fit(Fit { height: height as usize, width: width as usize, ..fit })
+                Framing::Fit(Fit { height: height as usize, width: width as usize, ..fit.clone() })
             }
             framing => framing.clone(),
         };

@@ -6,6 +6,7 @@ use tch::nn::{self, Module, ModuleT};
 use tch::{Kind, Tensor};
 
 use super::args::{argument, same, shown};
+use super::channels::ChannelFlow;
 use super::{Layer, Shape, ShapeError, TorchModule};
 use crate::nn::layers::codegen::Literal;
 
@@ -193,6 +194,13 @@ impl Layer for Activation {
             _ => {}
         }
         same(input)
+    }
+
+    fn channel_flow(&self, input: &[i64]) -> ChannelFlow {
+        match self {
+            Self::Softmax { .. } | Self::LogSoftmax { .. } => ChannelFlow::Opaque,
+            _ => ChannelFlow::each(input[0]),
+        }
     }
 
     fn torchscript(&self, _input: &[i64]) -> String {

@@ -6,6 +6,7 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{Pair, image, pair_in_range};
+use super::channels::ChannelFlow;
 use super::{Layer, Shape, ShapeError, TorchModule};
 
 /// `[C, H, W]` to `[C, output_size]`; 1 is global average pooling.
@@ -36,6 +37,10 @@ impl Layer for AdaptiveAvgPool2d {
         output(self.output_size, input)
     }
 
+    fn channel_flow(&self, input: &[i64]) -> ChannelFlow {
+        ChannelFlow::each(input[0])
+    }
+
     fn torchscript(&self, _input: &[i64]) -> String {
         format!("x = torch.adaptive_avg_pool2d(x, {:?})", self.output_size.0)
     }
@@ -52,6 +57,10 @@ impl Layer for AdaptiveAvgPool2d {
 impl Layer for AdaptiveMaxPool2d {
     fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         output(self.output_size, input)
+    }
+
+    fn channel_flow(&self, input: &[i64]) -> ChannelFlow {
+        ChannelFlow::each(input[0])
     }
 
     fn torchscript(&self, _input: &[i64]) -> String {

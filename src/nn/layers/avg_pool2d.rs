@@ -6,6 +6,7 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{Pair, in_range, one_by_one, yes, zero_by_zero};
+use super::channels::ChannelFlow;
 use super::max_pool2d::Window;
 use super::{Layer, Shape, ShapeError, TorchModule};
 use crate::nn::layers::codegen::Literal;
@@ -52,6 +53,10 @@ impl Layer for AvgPool2d {
             in_range("divisor_override", divisor, 1)?;
         }
         self.window().output(input)
+    }
+
+    fn channel_flow(&self, input: &[i64]) -> ChannelFlow {
+        ChannelFlow::each(input[0])
     }
 
     fn torchscript(&self, _input: &[i64]) -> String {

@@ -6,7 +6,8 @@ use tch::nn::{self, ModuleT};
 use tch::{Kind, Tensor, no_grad};
 
 use super::args::{agrees, image, not_negative, same, share, yes};
-use super::{Layer, Param, ParamKind, Shape, ShapeError, TorchModule};
+use super::channels::{ChannelFlow, Kept};
+use super::{Layer, LayerSpec, Param, ParamKind, Shape, ShapeError, TorchModule};
 use crate::libtorch::kernels::batch_norm::{self, Channels};
 use crate::libtorch::or_panic;
 use crate::nn::layers::codegen::tensor;
@@ -100,6 +101,14 @@ impl Layer for BatchNorm2d {
         if input[1..].iter().all(|extent| *extent == 1) { 2 } else { 1 }
     }
 
+    fn channel_flow(&self, input: &[i64]) -> ChannelFlow {
+        ChannelFlow::scaled(input[0], self.affine.then_some("weight"))
+    }
+
+    fn with_channels(&self, _input: &[i64], _kept: Kept) -> Option<LayerSpec> {
+        Some(LayerSpec::BatchNorm2d(Self { num_features: None, ..self.clone() }))
+    }
+
     fn torchscript(&self, _input: &[i64]) -> String {
         let [weight, bias] = ["weight", "bias"].map(|name| tensor(name, self.affine));
         let (eps, momentum) = (self.eps, self.momentum);
@@ -138,6 +147,14 @@ impl Layer for BatchNorm1d {
 
     fn min_batch(&self, input: &[i64]) -> i64 {
         self.0.min_batch(input)
+    }
+
+    fn channel_flow(&self, input: &[i64]) -> ChannelFlow {
+        self.0.channel_flow(input)
+    }
+
+    fn with_channels(&self, _input: &[i64], _kept: Kept) -> Option<LayerSpec> {
+        Some(LayerSpec::BatchNorm1d(Self(BatchNorm2d { num_features: None, ..self.0.clone() })))
     }
 
     fn torchscript(&self, input: &[i64]) -> String {

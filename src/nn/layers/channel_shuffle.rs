@@ -6,6 +6,7 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{groups_divide, image, same};
+use super::channels::ChannelFlow;
 use super::{Layer, Shape, ShapeError, TorchModule};
 
 /// Takes one channel of each group in turn.
@@ -22,6 +23,17 @@ impl Layer for ChannelShuffle {
         let [channels, ..] = image(input)?;
         groups_divide(self.groups, channels, "channels")?;
         same(input)
+    }
+
+    /// The channels at one place of all groups are removed together: the groups stay equal.
+    fn channel_flow(&self, input: &[i64]) -> ChannelFlow {
+        let (groups, size) = (self.groups as usize, (input[0] / self.groups) as usize);
+        // Output `place * groups + group` is input `group * size + place`; it comes first among its sources.
+        let sources = |output: usize| {
+            let (place, group) = (output / groups, output % groups);
+            (0..groups).map(|turn| (group + turn) % groups * size + place).collect()
+        };
+        ChannelFlow::Tied { sources: (0..input[0] as usize).map(sources).collect(), scale: None }
     }
 
     fn torchscript(&self, _input: &[i64]) -> String {

@@ -11,7 +11,8 @@ use super::args::{
     Pair, agrees, argument, count, groups_divide, image, in_range, one_by_one, pair_in_range, size, sweep,
     too_large, yes,
 };
-use super::{Layer, Param, ParamKind, Shape, ShapeError, TorchModule, init};
+use super::channels::{self, ChannelFlow, Kept};
+use super::{Layer, LayerSpec, Param, ParamKind, Shape, ShapeError, TorchModule, init};
 use crate::libtorch::kernels::winograd;
 use crate::libtorch::or_panic;
 use crate::nn::layers::codegen::{Arg, Literal, tensor};
@@ -252,6 +253,21 @@ impl Layer for Conv2d {
     fn multiply_adds(&self, input: &[i64], output: &[i64]) -> u64 {
         let [h, w] = self.kernel_size.0;
         count(&[output[0], output[1], output[2], input[0] / self.groups, h, w])
+    }
+
+    fn channel_flow(&self, input: &[i64]) -> ChannelFlow {
+        let has_border = self.padding_mode == PaddingMode::Zeros && self.sides() != [(0, 0); 2];
+        match self.groups {
+            1 => ChannelFlow::Sum { output_dim: 0, input_dim: 1, is_uniform: !has_border },
+            groups => ChannelFlow::blocks(input[0], self.out_channels, groups, Some("weight")),
+        }
+    }
+
+    fn with_channels(&self, input: &[i64], kept: Kept) -> Option<LayerSpec> {
+        // Blocks of a grouped convolution go as a whole.
+        let groups = if self.groups == 1 { 1 } else { self.groups * channels::count(kept.inputs) / input[0] };
+        let out_channels = channels::count(kept.outputs);
+        Some(LayerSpec::Conv2d(Self { in_channels: None, out_channels, groups, ..self.clone() }))
     }
 
     fn torchscript(&self, _input: &[i64]) -> String {

@@ -9,7 +9,8 @@ use super::args::{
     Pair, agrees, argument, count, groups_divide, image, in_range, one_by_one, pair_in_range, shown, size,
     yes, zero_by_zero,
 };
-use super::{Layer, Param, ParamKind, Shape, ShapeError, TorchModule, init};
+use super::channels::{self, ChannelFlow, Kept};
+use super::{Layer, LayerSpec, Param, ParamKind, Shape, ShapeError, TorchModule, init};
 use crate::nn::layers::codegen::tensor;
 
 /// `[C, H, W]` to
@@ -104,6 +105,19 @@ impl Layer for ConvTranspose2d {
     fn multiply_adds(&self, input: &[i64], _output: &[i64]) -> u64 {
         let [h, w] = self.kernel_size.0;
         count(&[input[0], input[1], input[2], self.out_channels / self.groups, h, w])
+    }
+
+    fn channel_flow(&self, _input: &[i64]) -> ChannelFlow {
+        match self.groups {
+            // At the border fewer pixels add up.
+            1 => ChannelFlow::Sum { output_dim: 1, input_dim: 0, is_uniform: false },
+            _ => ChannelFlow::Opaque,
+        }
+    }
+
+    fn with_channels(&self, _input: &[i64], kept: Kept) -> Option<LayerSpec> {
+        let out_channels = channels::count(kept.outputs);
+        Some(LayerSpec::ConvTranspose2d(Self { in_channels: None, out_channels, ..self.clone() }))
     }
 
     fn torchscript(&self, _input: &[i64]) -> String {

@@ -7,6 +7,7 @@ use tch::Tensor;
 use tch::nn::{self, ModuleT};
 
 use super::args::{image, same, share};
+use super::channels::ChannelFlow;
 use super::{Layer, Shape, ShapeError, TorchModule};
 
 /// Zeroes values with probability `p` in training.
@@ -39,6 +40,10 @@ impl Layer for Dropout {
         same(input)
     }
 
+    fn channel_flow(&self, input: &[i64]) -> ChannelFlow {
+        ChannelFlow::each(input[0])
+    }
+
     fn torchscript(&self, _input: &[i64]) -> String {
         format!("x = torch.dropout(x, {:?}, self.training)", self.p)
     }
@@ -61,6 +66,10 @@ impl Layer for Dropout2d {
         image(input)?;
         share("p", self.p)?;
         same(input)
+    }
+
+    fn channel_flow(&self, input: &[i64]) -> ChannelFlow {
+        ChannelFlow::each(input[0])
     }
 
     fn torchscript(&self, _input: &[i64]) -> String {

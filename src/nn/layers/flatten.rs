@@ -6,6 +6,7 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{argument, shown, size};
+use super::channels::ChannelFlow;
 use super::{Layer, Shape, ShapeError, TorchModule};
 
 /// Joins the dimensions from `start_dim` to `end_dim`, counted with the batch as 0.
@@ -54,6 +55,14 @@ impl Layer for Flatten {
         let joined =
             input[start..=end].iter().fold(1i128, |product, extent| product.saturating_mul((*extent).into()));
         Ok([&input[..start], &[size(joined)], &input[end + 1..]].concat())
+    }
+
+    fn channel_flow(&self, input: &[i64]) -> ChannelFlow {
+        let joined = match [self.start_dim, self.end_dim].map(|dim| axis("", dim, input)) {
+            [Ok(0), Ok(end)] => input[1..=end].iter().product::<i64>(),
+            _ => 1,
+        };
+        ChannelFlow::map(input[0] * joined, |output| output / joined as usize)
     }
 
     fn torchscript(&self, _input: &[i64]) -> String {

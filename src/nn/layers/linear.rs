@@ -6,7 +6,8 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{agrees, count, in_range, same, yes};
-use super::{Layer, Param, ParamKind, Shape, ShapeError, TorchModule, init};
+use super::channels::{self, ChannelFlow, Kept};
+use super::{Layer, LayerSpec, Param, ParamKind, Shape, ShapeError, TorchModule, init};
 use crate::libtorch::{kernels, or_panic};
 use crate::nn::layers::codegen::tensor;
 
@@ -55,6 +56,18 @@ impl Layer for Linear {
 
     fn multiply_adds(&self, input: &[i64], output: &[i64]) -> u64 {
         count(&[&[features(input)], output].concat())
+    }
+
+    fn channel_flow(&self, input: &[i64]) -> ChannelFlow {
+        match input {
+            [_] => ChannelFlow::Sum { output_dim: 0, input_dim: 1, is_uniform: true },
+            _ => ChannelFlow::Opaque,
+        }
+    }
+
+    fn with_channels(&self, _input: &[i64], kept: Kept) -> Option<LayerSpec> {
+        let out_features = channels::count(kept.outputs);
+        Some(LayerSpec::Linear(Self { in_features: None, out_features, ..self.clone() }))
     }
 
     fn torchscript(&self, _input: &[i64]) -> String {

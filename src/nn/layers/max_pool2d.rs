@@ -6,6 +6,7 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{Pair, argument, image, one_by_one, pair_in_range, shown, size, too_large, zero_by_zero};
+use super::channels::ChannelFlow;
 use super::{Layer, Shape, ShapeError, TorchModule};
 use crate::nn::layers::codegen::Literal;
 
@@ -92,6 +93,10 @@ impl MaxPool2d {
 impl Layer for MaxPool2d {
     fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         self.window().output(input)
+    }
+
+    fn channel_flow(&self, input: &[i64]) -> ChannelFlow {
+        ChannelFlow::each(input[0])
     }
 
     fn torchscript(&self, _input: &[i64]) -> String {

@@ -6,6 +6,7 @@ mod args;
 mod avg_pool2d;
 mod batch_norm;
 mod channel_shuffle;
+pub(crate) mod channels;
 mod codegen;
 mod conv2d;
 mod conv_transpose2d;
@@ -36,6 +37,7 @@ use tch::nn::{self, ModuleT};
 
 pub use activation::Activation;
 pub(crate) use args::shown;
+use channels::{ChannelFlow, Kept};
 pub use codegen::{Arg, TorchModule};
 pub(crate) use fused::{FusedConvBn, Normed};
 pub(crate) use switch::{Freezable, Switch};
@@ -114,6 +116,16 @@ pub trait Layer {
     /// The smallest batch whose statistics make sense in training.
     fn min_batch(&self, _input: &[i64]) -> i64 {
         1
+    }
+
+    /// How the channels of its output hang on those of its input.
+    fn channel_flow(&self, _input: &[i64]) -> ChannelFlow {
+        ChannelFlow::Opaque
+    }
+
+    /// The same layer where only some channels are kept; None where its arguments say no number of channels.
+    fn with_channels(&self, _input: &[i64], _kept: Kept) -> Option<LayerSpec> {
+        None
     }
 
     /// Whether it draws random numbers in training.

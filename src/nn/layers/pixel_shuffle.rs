@@ -6,6 +6,7 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{argument, image, in_range, size};
+use super::channels::ChannelFlow;
 use super::{Layer, Shape, ShapeError, TorchModule};
 
 /// `[C·r², H, W]` to `[C, H·r, W·r]`.
@@ -39,6 +40,11 @@ impl Layer for PixelShuffle {
         Ok(vec![channels / (factor * factor), grown(height), grown(width)])
     }
 
+    fn channel_flow(&self, input: &[i64]) -> ChannelFlow {
+        let outputs = input[0] / self.upscale_factor.pow(2);
+        ChannelFlow::blocks(input[0], outputs, outputs, None)
+    }
+
     fn torchscript(&self, _input: &[i64]) -> String {
         format!("x = torch.pixel_shuffle(x, {})", self.upscale_factor)
     }
@@ -62,6 +68,10 @@ impl Layer for PixelUnshuffle {
             return Err(argument("downscale_factor", message));
         }
         Ok(vec![size(i128::from(channels) * i128::from(factor * factor)), height / factor, width / factor])
+    }
+
+    fn channel_flow(&self, input: &[i64]) -> ChannelFlow {
+        ChannelFlow::blocks(input[0], input[0] * self.downscale_factor.pow(2), input[0], None)
     }
 
     fn torchscript(&self, _input: &[i64]) -> String {

@@ -6,7 +6,8 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{argument, same};
-use super::{Layer, Param, ParamKind, Shape, ShapeError, TorchModule};
+use super::channels::{self, ChannelFlow, Kept};
+use super::{Layer, LayerSpec, Param, ParamKind, Shape, ShapeError, TorchModule};
 
 /// One slope for all, or one per channel.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -45,6 +46,15 @@ impl Layer for Prelu {
 
     fn params(&self, _input: &[i64]) -> Vec<Param> {
         vec![Param::new("weight", [self.num_parameters], ParamKind::Norm)]
+    }
+
+    fn channel_flow(&self, input: &[i64]) -> ChannelFlow {
+        ChannelFlow::each(input[0])
+    }
+
+    fn with_channels(&self, _input: &[i64], kept: Kept) -> Option<LayerSpec> {
+        let num_parameters = if self.num_parameters == 1 { 1 } else { channels::count(kept.outputs) };
+        Some(LayerSpec::Prelu(Self { num_parameters, ..self.clone() }))
     }
 
     fn torchscript(&self, _input: &[i64]) -> String {

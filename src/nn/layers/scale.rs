@@ -7,7 +7,8 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{argument, in_range, same, shown};
-use super::{Arg, Layer, Param, ParamKind, Shape, ShapeError, TorchModule, init};
+use super::channels::{self, ChannelFlow, Kept};
+use super::{Arg, Layer, LayerSpec, Param, ParamKind, Shape, ShapeError, TorchModule, init};
 
 /// Multiplies by a number (`value`), or by a learned tensor (`parameter`).
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -52,6 +53,14 @@ impl Scale {
             let ones = input.iter().skip(1).map(|_| 1);
             input.iter().take(1).copied().chain(ones).collect()
         })
+    }
+
+    /// The dimension of a given shape that counts the channels, where it is the only one of several values.
+    fn channel_dim(&self, input: &[i64]) -> Option<usize> {
+        let shape = self.shape.as_ref()?;
+        let dim = shape.len().checked_sub(input.len())?;
+        let is_only = (0..shape.len()).all(|other| other == dim || shape[other] == 1);
+        (is_only && shape[dim] == input[0]).then_some(dim)
     }
 
     fn check_shape(&self, input: &[i64]) -> Result<(), ShapeError> {
@@ -121,6 +130,25 @@ impl Layer for Scale {
 
     fn is_bare_parameter(&self) -> bool {
         self.parameter.is_some()
+    }
+
+    fn channel_flow(&self, input: &[i64]) -> ChannelFlow {
+        match (&self.parameter, &self.shape) {
+            (Some(name), None) => ChannelFlow::scaled(input[0], Some(name)),
+            (Some(_), Some(shape))
+                if self.channel_dim(input).is_none() && shape.iter().any(|size| *size > 1) =>
+            {
+                ChannelFlow::Opaque
+            }
+            _ => ChannelFlow::each(input[0]),
+        }
+    }
+
+    fn with_channels(&self, input: &[i64], kept: Kept) -> Option<LayerSpec> {
+        let dim = self.channel_dim(input)?;
+        let mut shape = self.shape(input);
+        shape[dim] = channels::count(kept.outputs);
+        Some(LayerSpec::Scale(Self { shape: Some(shape), ..self.clone() }))
     }
 
     fn torchscript(&self, _input: &[i64]) -> String {

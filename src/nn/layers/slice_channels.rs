@@ -6,7 +6,8 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{argument, image, in_range};
-use super::{Layer, Shape, ShapeError, TorchModule};
+use super::channels::{self, ChannelFlow, Kept};
+use super::{Layer, LayerSpec, Shape, ShapeError, TorchModule};
 
 /// The channels from `start` up to `end`, `end` not included, of `[C, H, W]`.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -42,6 +43,15 @@ impl Layer for SliceChannels {
             return Err(argument("end", message));
         }
         Ok(vec![self.end - self.start, height, width])
+    }
+
+    fn channel_flow(&self, _input: &[i64]) -> ChannelFlow {
+        ChannelFlow::map(self.end - self.start, |output| output + self.start as usize)
+    }
+
+    fn with_channels(&self, _input: &[i64], kept: Kept) -> Option<LayerSpec> {
+        let [start, end] = [self.start, self.end].map(|end| channels::count(&kept.inputs[..end as usize]));
+        Some(LayerSpec::SliceChannels(Self { start, end }))
     }
 
     fn torchscript(&self, _input: &[i64]) -> String {

@@ -7,6 +7,7 @@ use tch::Tensor;
 use tch::nn::{self, ModuleT};
 
 use super::args::{same, share};
+use super::channels::ChannelFlow;
 use super::{Layer, Shape, ShapeError, TorchModule};
 
 /// Zeroes samples, or the whole batch, with probability `p` in training, and divides the others by `1 - p`.
@@ -51,6 +52,10 @@ impl Layer for StochasticDepth {
     fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         share("p", self.p)?;
         same(input)
+    }
+
+    fn channel_flow(&self, input: &[i64]) -> ChannelFlow {
+        ChannelFlow::each(input[0])
     }
 
     fn torchscript(&self, input: &[i64]) -> String {

@@ -6,6 +6,7 @@ use tch::Tensor;
 use tch::nn::{self, Module, ModuleT};
 
 use super::args::{Pair, argument, image, pair_in_range, shown};
+use super::channels::ChannelFlow;
 use super::{Layer, Shape, ShapeError, TorchModule};
 use crate::nn::layers::codegen::Literal;
 
@@ -154,6 +155,10 @@ impl Layer for Upsample {
             (None, None) => Err(argument("scale_factor", "is missing: give scale_factor, size or like")),
             (Some(_), Some(_)) => Err(argument("size", "cannot go with scale_factor: leave one of them out")),
         }
+    }
+
+    fn channel_flow(&self, input: &[i64]) -> ChannelFlow {
+        ChannelFlow::each(input[0])
     }
 
     fn torchscript(&self, _input: &[i64]) -> String {
