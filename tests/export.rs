@@ -43,6 +43,13 @@ fn write_all(folder: &Path, name: &str, model: &Model) {
     let xs = Tensor::randn([&[3], model.input()].concat(), (Kind::Float, Device::Cpu));
     let mut arrays = vec![("x".to_owned(), xs.shallow_clone())];
     arrays.push(("eval".into(), network.forward(&xs, false)));
+    if let Some(sides) = model.sides() {
+        let &[channels, height, width] = model.input() else { panic!("{name}: sides without an image") };
+        let wide = [2, channels, height + sides.multiple, width + 2 * sides.multiple];
+        let wide = Tensor::randn(wide, (Kind::Float, Device::Cpu));
+        arrays.push(("wide_eval".into(), network.forward(&wide, false)));
+        arrays.push(("wide".into(), wide));
+    }
     tch::manual_seed(3);
     arrays.push(("train".into(), network.forward(&xs, true)));
     arrays.extend(network.state().into_iter().map(|(name, tensor)| (format!("after.{name}"), tensor)));
@@ -106,6 +113,7 @@ last: {upsample: {like: input, mode: bilinear}}
     (&[12], "[reshape: {shape: [3, 2, 2]}, subsample_pad: {out_channels: 7}, flatten]"),
     (&[5, 4, 4], "[slice_channels: {start: 1, end: 5}, reparametrize, quantize]"),
     (&[2, 8, 8], "[dropout: {p: 0.3}, dropout2d: {p: 0.4}, dropout2d]"),
+    (&[2, 9, 9], "[drop_block2d: {p: 0.2, block_size: 3}, drop_block2d: {p: 0.1, block_size: 11, eps: 0.1}]"),
     (&[2, 8, 8], "[stochastic_depth: {p: 0.3}, stochastic_depth: {p: 0.2, mode: batch}, scale: {value: 0.1}]"),
     (
         &[4, 6, 6],

@@ -169,6 +169,23 @@ pub const LAYERS: &[(&[i64], &str, &str)] = &[
         "nn.Sequential(nn.BatchNorm2d(3, eps=1e-3, momentum=0.3))",
     ),
     (&[3, 4, 4], "[batch_norm2d: {affine: false}]", "nn.Sequential(nn.BatchNorm2d(3, affine=False))"),
+    (
+        &[3, 4, 4],
+        "[batch_norm2d: {track_running_stats: false}]",
+        "nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False))",
+    ),
+    (&[3, 4, 4], "[batch_norm2d: {momentum: ~}]", "nn.Sequential(nn.BatchNorm2d(3, momentum=None))"),
+    (
+        &[5],
+        "[batch_norm1d: {momentum: ~, affine: false}]",
+        "nn.Sequential(nn.BatchNorm1d(5, momentum=None, affine=False))",
+    ),
+    (&[3, 4, 5], "[instance_norm2d]", "nn.Sequential(nn.InstanceNorm2d(3))"),
+    (
+        &[3, 4, 5],
+        "[instance_norm2d: {affine: true, track_running_stats: true, momentum: 0.3}]",
+        "nn.Sequential(nn.InstanceNorm2d(3, affine=True, track_running_stats=True, momentum=0.3))",
+    ),
     (&[5], "[batch_norm1d]", "nn.Sequential(nn.BatchNorm1d(5))"),
     (&[6, 4, 5], "[group_norm: {num_groups: 3}]", "nn.Sequential(nn.GroupNorm(3, 6))"),
     (
@@ -265,6 +282,44 @@ pub const LAYERS: &[(&[i64], &str, &str)] = &[
         "[upsample: {size: 6, mode: bilinear, align_corners: true}]",
         "nn.Upsample(size=6, mode='bilinear', align_corners=True)",
     ),
+    (
+        &[2, 6, 4],
+        "[upsample: {scale_factor: [1.7, 2], mode: bicubic}]",
+        "nn.Upsample(scale_factor=(1.7, 2), mode='bicubic')",
+    ),
+    (
+        &[2, 6, 4],
+        "[upsample: {size: [9, 7], mode: bicubic, align_corners: true}]",
+        "nn.Upsample(size=(9, 7), mode='bicubic', align_corners=True)",
+    ),
+    (
+        &[2, 9, 8],
+        "[upsample: {scale_factor: [0.4, 0.6], mode: bicubic, antialias: true}]",
+        "Interpolate(scale_factor=(0.4, 0.6), mode='bicubic', antialias=True)",
+    ),
+    (
+        &[2, 9, 8],
+        "[upsample: {size: [4, 3], mode: bilinear, antialias: true, align_corners: true}]",
+        "Interpolate(size=(4, 3), mode='bilinear', antialias=True, align_corners=True)",
+    ),
+    (
+        &[2, 9, 8],
+        "[upsample: {scale_factor: 0.5, mode: bilinear, antialias: true}]",
+        "Interpolate(scale_factor=0.5, mode='bilinear', antialias=True)",
+    ),
+    (
+        &[2, 9, 8],
+        "[upsample: {size: 5, mode: bicubic, antialias: true}]",
+        "Interpolate(size=5, mode='bicubic', antialias=True)",
+    ),
+    (&[2, 5, 6], "[reflection_pad2d: {padding: [1, 2, 3, 4]}]", "nn.ReflectionPad2d((1, 2, 3, 4))"),
+    (&[2, 5, 6], "[replication_pad2d: {padding: [1, 2, 0, 7]}]", "nn.ReplicationPad2d((1, 2, 0, 7))"),
+    (&[2, 5, 6], "[zero_pad2d: {padding: [1, -2, 0, 3]}]", "nn.ZeroPad2d((1, -2, 0, 3))"),
+    (&[2, 5, 6], "[zero_pad2d: {padding: 2}]", "nn.ZeroPad2d(2)"),
+    (&[2, 5, 6], "[drop_block2d: {p: 0, block_size: 3}]", "DropBlock2d(0.0, 3)"),
+    (&[6, 3, 4], "[chunk: {chunks: 2, index: 1}]", "Chunk(2, 1)"),
+    (&[6, 3, 5], "[chunk: {chunks: 2, index: 1, dim: -1}]", "Chunk(2, 1, -1)"),
+    (&[7], "[chunk: {chunks: 3, index: 0}]", "Chunk(3, 0)"),
     (&[8, 3, 4], "[pixel_shuffle: {upscale_factor: 2}]", "nn.PixelShuffle(2)"),
     (&[2, 6, 9], "[pixel_unshuffle: {downscale_factor: 3}]", "nn.PixelUnshuffle(3)"),
 ];

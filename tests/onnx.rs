@@ -122,12 +122,24 @@ fn every_layer_with_all_its_arguments_answers_in_onnxruntime_as_in_rust() {
     ];
     let cases = LAYERS.iter().map(|(shape, layers, _)| (*shape, *layers));
     let cases: Vec<_> = cases.chain(NETWORKS.iter().copied()).chain(more.iter().copied()).collect();
+    // Statistics of the batch, filters that ONNX's Resize has otherwise, parts of a side of any length.
+    let refused = |layers: &str| {
+        ["track_running_stats: false", "antialias", "weight_standardization", "dim: -1}"]
+            .iter()
+            .any(|part| layers.contains(part))
+    };
+    let mut written = 0;
     for (index, (shape, layers)) in cases.iter().enumerate() {
-        write(folder.path(), &format!("case{index}"), &inline(shape, layers), LARGEST)
-            .unwrap_or_else(|error| panic!("{layers}: {error:#}"));
+        match write(folder.path(), &format!("case{index}"), &inline(shape, layers), LARGEST) {
+            Ok(_) => written += 1,
+            Err(error) => {
+                let text = format!("{error:#}");
+                assert!(refused(layers) && text.contains("--to onnx"), "{layers}: {text}");
+            }
+        }
     }
     let printed = compare(folder.path(), 1e-5);
-    assert_eq!(printed.lines().count(), cases.len(), "{printed}");
+    assert_eq!(printed.lines().count(), written, "{printed}");
 }
 
 #[test]

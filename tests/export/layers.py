@@ -25,10 +25,12 @@ for file in sorted(folder.glob("*.npz")):
     net.load_state_dict(state, strict=True)
     for key, value in net.named_parameters():
         assert dict(script.named_parameters())[key].requires_grad, (name, key)
-    # Other batch sizes pass.
-    script.eval()
-    one = script(arrays["x"][:1])
-    assert apart(arrays["eval"][:1], one) < 1e-5, name
+    # Other batch and image sizes pass.
+    script.eval(), net.eval()
+    if "wide" in arrays:
+        for module in [script, net]:
+            assert apart(arrays["wide_eval"], module(arrays["wide"])) < 1e-6, (name, "wide")
+    assert apart(net(arrays["x"][:1]), script(arrays["x"][:1])) < 1e-5, name
     frozen = torch.jit.freeze(script)
     assert apart(arrays["eval"], frozen(arrays["x"])) < 1e-5, name
     for mode in ["eval", "train"]:

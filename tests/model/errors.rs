@@ -85,6 +85,23 @@ fn factors_orders_and_groups_that_do_not_fit_say_what_would() {
     wrong("permute: {dims: [1, 0, 2, 3]}", "permute.dims: [1, 0, 2, 3] is no order");
     wrong("channel_shuffle: {groups: 4}", "channel_shuffle.groups: 4 does not divide the 6 channels");
     wrong("stochastic_depth: {p: 1.5}", "stochastic_depth.p: 1.5 is out of range");
+    wrong(
+        "reflection_pad2d: {padding: 8}",
+        "reflection_pad2d.padding: 8 is out of range for a 8x8 input: expected 0 to 7",
+    );
+    wrong("replication_pad2d: {padding: [0, -1, 0, 0]}", "-1 is out of range");
+    wrong("zero_pad2d: {padding: [-4, -4, 0, 0]}", "zero_pad2d.padding: cuts off all of the 8x8 input");
+    wrong("zero_pad2d: {padding: [1, 2]}", "expected an integer or [left, right, top, bottom]");
+    wrong("drop_block2d: {p: 0.1, block_size: 4}", "drop_block2d.block_size: 4 is even for a 8x8 input");
+    wrong("chunk: {chunks: 4, index: 3}", "chunk.index: 3 is out of range: 6 in 4 parts has 0 to 2");
+    wrong(
+        "upsample: {size: 4, antialias: true}",
+        "upsample.antialias: goes with mode `bilinear` and `bicubic` only",
+    );
+    wrong(
+        "adaptive_avg_pool2d: {output_size: 1}, instance_norm2d",
+        "instance_norm2d wants more than one pixel",
+    );
     wrong("layer_norm2d: {normalized_shape: 8}", "8 does not fit the input, which has 6");
     wrong(
         "linear: {in_features: 6, out_features: 2}",

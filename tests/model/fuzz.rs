@@ -31,7 +31,7 @@ impl Dice {
     fn layer(&mut self) -> Value {
         let sizes = [-1, 0, 1, 1, 2, 2, 3, 4, 5];
         let pads = [-1, 0, 0, 0, 1, 2, 3, 6];
-        match self.below(17) {
+        match self.below(18) {
             0 | 1 => {
                 let padding = if self.below(5) == 0 { json!("same") } else { self.pair(&pads) };
                 let mode = ["zeros", "reflect", "replicate", "circular"][self.below(4) as usize];
@@ -74,9 +74,26 @@ impl Dice {
                 3 => json!({"channel_shuffle": {"groups": self.one(&sizes)}}),
                 _ => json!({"stochastic_depth": {"p": self.0.uniform() * 1.5 - 0.2, "mode": "row"}}),
             },
+            16 => match self.below(7) {
+                0 => {
+                    json!({"reflection_pad2d": {"padding": [self.one(&pads), self.one(&pads), self.one(&pads), self.one(&pads)]}})
+                }
+                1 => json!({"replication_pad2d": {"padding": self.one(&pads)}}),
+                2 => {
+                    json!({"zero_pad2d": {"padding": [self.one(&pads), self.one(&[-3, 0, 1]), -1, self.one(&pads)]}})
+                }
+                3 => json!({"drop_block2d": {"p": self.0.uniform(), "block_size": self.one(&sizes)}}),
+                4 => {
+                    json!({"chunk": {"chunks": self.one(&sizes), "index": self.one(&[-1, 0, 0, 1, 2]), "dim": self.one(&[-2, -1, 0, 1, 2])}})
+                }
+                5 => json!({"instance_norm2d": {"track_running_stats": self.truth()}}),
+                _ => {
+                    json!({"upsample": {"size": self.pair(&sizes), "mode": "bicubic", "antialias": self.truth()}})
+                }
+            },
             _ => match self.below(8) {
                 0 => json!({"linear": {"out_features": self.one(&sizes)}}),
-                1 => json!("batch_norm2d"),
+                1 => json!({"batch_norm2d": {"momentum": null, "track_running_stats": self.truth()}}),
                 2 => json!("batch_norm1d"),
                 3 => json!("layer_norm"),
                 7 => json!({"linear": {"out_features": self.one(&sizes), "in_features": self.one(&sizes)}}),

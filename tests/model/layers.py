@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 from torchvision.models.convnext import LayerNorm2d
-from torchvision.ops import Permute, StochasticDepth
+from torchvision.ops import DropBlock2d, Permute, StochasticDepth
 
 
 class Scale(nn.Module):
@@ -17,6 +17,24 @@ class Scale(nn.Module):
 
     def forward(self, x):
         return x * getattr(self, self.name)
+
+
+class Interpolate(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options
+
+    def forward(self, x):
+        return nn.functional.interpolate(x, **self.options)
+
+
+class Chunk(nn.Module):
+    def __init__(self, chunks, index, dim=1):
+        super().__init__()
+        self.chunks, self.index, self.dim = chunks, index, dim
+
+    def forward(self, x):
+        return x.chunk(self.chunks, self.dim)[self.index]
 
 
 class Times(nn.Module):

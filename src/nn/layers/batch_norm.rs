@@ -23,13 +23,16 @@ pub struct BatchNorm2d {
     #[serde(default = "eps")]
     #[schemars(range(min = 0))]
     pub eps: f64,
-    /// The weight of the batch in the running statistics.
+    /// The weight of the batch in the running statistics; null averages all batches alike.
     #[serde(default = "momentum")]
     #[schemars(range(min = 0, max = 1))]
-    pub momentum: f64,
+    pub momentum: Option<f64>,
     /// Whether there is a learnable scale and shift per channel.
     #[serde(default = "yes")]
     pub affine: bool,
+    /// Whether evaluation normalises by statistics that training averages, rather than by the batch's own.
+    #[serde(default = "yes")]
+    pub track_running_stats: bool,
 }
 
 /// Normalises each feature of `[F]`, or each channel of `[C, L]`, over the batch.
@@ -41,15 +44,15 @@ fn eps() -> f64 {
     1e-5
 }
 
-fn momentum() -> f64 {
-    0.1
+fn momentum() -> Option<f64> {
+    Some(0.1)
 }
 
 impl BatchNorm2d {
     fn check(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         agrees("num_features", self.num_features, input[0])?;
         not_negative("eps", self.eps)?;
-        share("momentum", self.momentum)?;
+        self.momentum.map_or(Ok(()), |momentum| share("momentum", momentum))?;
         same(input)
     }
 
@@ -59,21 +62,11 @@ impl BatchNorm2d {
             .or("eps", self.eps, eps())
             .or("momentum", self.momentum, momentum())
             .or("affine", self.affine, true)
+            .or("track_running_stats", self.track_running_stats, true)
     }
 
     pub(super) fn norm(&self, path: &nn::Path, input: &[i64]) -> Norm {
-        Norm::new(nn::batch_norm2d(path, input[0], self.config()), path, self)
-    }
-
-    fn config(&self) -> nn::BatchNormConfig {
-        nn::BatchNormConfig {
-            cudnn_enabled: true,
-            eps: self.eps,
-            momentum: self.momentum,
-            affine: self.affine,
-            ws_init: nn::Init::Const(1.0),
-            bs_init: nn::Init::Const(0.0),
-        }
+        Norm::new(path, input[0], self)
     }
 }
 
@@ -90,9 +83,11 @@ impl Layer for BatchNorm2d {
             params.push(Param::new("weight", features, ParamKind::Norm));
             params.push(Param::new("bias", features, ParamKind::Bias));
         }
-        params.push(Param::new("running_mean", features, ParamKind::Buffer));
-        params.push(Param::new("running_var", features, ParamKind::Buffer));
-        params.push(Param::new("num_batches_tracked", [], ParamKind::Buffer));
+        if self.track_running_stats {
+            params.push(Param::new("running_mean", features, ParamKind::Buffer));
+            params.push(Param::new("running_var", features, ParamKind::Buffer));
+            params.push(Param::new("num_batches_tracked", [], ParamKind::Buffer));
+        }
         params
     }
 
@@ -111,7 +106,16 @@ impl Layer for BatchNorm2d {
 
     fn torchscript(&self, _input: &[i64]) -> String {
         let [weight, bias] = ["weight", "bias"].map(|name| tensor(name, self.affine));
-        let (eps, momentum) = (self.eps, self.momentum);
+        let eps = self.eps;
+        if !self.track_running_stats {
+            return format!(
+                "x = torch.batch_norm(x, {weight}, {bias}, None, None, True, 0.0, {eps:?}, True)"
+            );
+        }
+        let momentum = match self.momentum {
+            Some(momentum) => format!("{momentum:?}"),
+            None => "1.0 / float(self.num_batches_tracked) if self.training else 0.0".into(),
+        };
         format!(
             "\
 if self.training:
@@ -119,7 +123,7 @@ if self.training:
 if self.training and x.numel() == x.size(1):
     x = torch.batch_norm(x, {weight}, {bias}, None, None, True, 0.0, {eps:?}, False)
 else:
-    x = torch.batch_norm(x, {weight}, {bias}, self.running_mean, self.running_var, self.training, {momentum:?}, {eps:?}, True)"
+    x = torch.batch_norm(x, {weight}, {bias}, self.running_mean, self.running_var, self.training, {momentum}, {eps:?}, True)"
         )
     }
 
@@ -166,40 +170,57 @@ impl Layer for BatchNorm1d {
     }
 
     fn build(&self, path: &nn::Path, input: &[i64]) -> Box<dyn ModuleT> {
-        Box::new(Norm::new(nn::batch_norm1d(path, input[0], self.0.config()), path, &self.0))
+        Box::new(self.0.norm(path, input))
     }
 }
 
-/// tch's batch norm with the `num_batches_tracked` that it lacks, and with the addition and the ReLU that may
-/// follow it.
+/// Mean and variance `[C]` that training averages, and the number of batches that went into them.
+#[derive(Debug)]
+pub(super) struct RunningStats {
+    pub mean: Tensor,
+    pub var: Tensor,
+    batches: Tensor,
+}
+
+impl RunningStats {
+    pub fn new(path: &nn::Path, channels: i64) -> Self {
+        let options = (path.kind(), path.device());
+        Self {
+            mean: path.add("running_mean", Tensor::zeros([channels], options), false),
+            var: path.add("running_var", Tensor::ones([channels], options), false),
+            batches: path.add(
+                "num_batches_tracked",
+                Tensor::zeros([0i64; 0], (Kind::Int64, path.device())),
+                false,
+            ),
+        }
+    }
+}
+
+/// Batch norm, with the addition and the ReLU that may follow it.
 #[derive(Debug)]
 pub(super) struct Norm {
-    norm: nn::BatchNorm,
-    batches: Tensor,
+    /// Scale and shift.
+    affine: Option<[Tensor; 2]>,
+    running: Option<RunningStats>,
     eps: f64,
-    momentum: f64,
+    momentum: Option<f64>,
 }
 
 impl Norm {
-    fn new(mut norm: nn::BatchNorm, path: &nn::Path, spec: &BatchNorm2d) -> Self {
-        // tch makes the statistics in fp32 whatever the store's kind; set_data reaches the store's own
-        // handles.
-        for statistics in [&mut norm.running_mean, &mut norm.running_var] {
-            let converted = statistics.to_kind(path.kind());
-            statistics.set_data(&converted);
-        }
-        let zero = Tensor::zeros([0i64; 0], (Kind::Int64, path.device()));
-        let batches = path.add("num_batches_tracked", zero, false);
-        Self { norm, batches, eps: spec.eps, momentum: spec.momentum }
+    fn new(path: &nn::Path, channels: i64, spec: &BatchNorm2d) -> Self {
+        let affine = spec.affine.then(|| [path.ones("weight", &[channels]), path.zeros("bias", &[channels])]);
+        let running = spec.track_running_stats.then(|| RunningStats::new(path, channels));
+        Self { affine, running, eps: spec.eps, momentum: spec.momentum }
     }
 
     /// `relu(norm(xs) + addend)`, both as asked for.
     pub fn forward(&self, xs: &Tensor, addend: Option<&Tensor>, relu: bool, train: bool) -> Tensor {
-        if train {
+        if train && let Some(running) = &self.running {
             no_grad(|| {
-                let _ = self.batches.shallow_clone().g_add_scalar_(1);
+                let _ = running.batches.shallow_clone().g_add_scalar_(1);
             });
-            if let Some(ys) = self.fused(xs, addend, relu) {
+            if let Some(ys) = self.fused(xs, addend, running, relu) {
                 return ys;
             }
         }
@@ -212,22 +233,44 @@ impl Norm {
         if relu { ys.relu_() } else { ys }
     }
 
-    /// What evaluation multiplies each channel by, and what it adds then, `[C]` each.
-    pub fn line(&self) -> (Tensor, Tensor) {
-        let inverse = (&self.norm.running_var + self.eps).rsqrt();
-        let scale = self.norm.ws.as_ref().map_or_else(|| inverse.shallow_clone(), |ws| ws * &inverse);
-        let shift = -&self.norm.running_mean * &scale;
-        let shift = self.norm.bs.as_ref().map_or_else(|| shift.shallow_clone(), |bs| bs + &shift);
-        (scale, shift)
+    /// What evaluation multiplies each channel by, and what it adds then, `[C]` each; None where it takes the
+    /// statistics of the batch.
+    pub fn line(&self) -> Option<(Tensor, Tensor)> {
+        let running = self.running.as_ref()?;
+        let inverse = (&running.var + self.eps).rsqrt();
+        let scale = self.weight().map_or_else(|| inverse.shallow_clone(), |weight| weight * &inverse);
+        let shift = -&running.mean * &scale;
+        let shift = self.bias().map_or_else(|| shift.shallow_clone(), |bias| bias + &shift);
+        Some((scale, shift))
     }
 
-    fn fused(&self, xs: &Tensor, addend: Option<&Tensor>, relu: bool) -> Option<Tensor> {
+    fn weight(&self) -> Option<&Tensor> {
+        self.affine.as_ref().map(|[weight, _]| weight)
+    }
+
+    fn bias(&self) -> Option<&Tensor> {
+        self.affine.as_ref().map(|[_, bias]| bias)
+    }
+
+    /// The weight of the batch in the running statistics: its share in all batches where there is no
+    /// momentum.
+    fn momentum(&self, running: &RunningStats) -> f64 {
+        self.momentum.unwrap_or_else(|| 1.0 / running.batches.int64_value(&[]) as f64)
+    }
+
+    fn fused(
+        &self,
+        xs: &Tensor,
+        addend: Option<&Tensor>,
+        running: &RunningStats,
+        relu: bool,
+    ) -> Option<Tensor> {
         let channels = Channels {
-            weight: self.norm.ws.as_ref(),
-            bias: self.norm.bs.as_ref(),
-            running_mean: &self.norm.running_mean,
-            running_var: &self.norm.running_var,
-            momentum: self.momentum,
+            weight: self.weight(),
+            bias: self.bias(),
+            running_mean: &running.mean,
+            running_var: &running.var,
+            momentum: self.momentum(running),
             eps: self.eps,
         };
         or_panic(batch_norm::batch_norm(xs, addend, &channels, relu))
@@ -237,13 +280,12 @@ impl Norm {
         let size = xs.size();
         let values: i64 =
             size.iter().enumerate().filter(|(axis, _)| *axis != 1).map(|(_, extent)| extent).product();
-        if train && values == 1 {
-            // One value has no variance; it must not put NaN into the running statistics.
-            let none = None::<&Tensor>;
-            let (ws, bs) = (self.norm.ws.as_ref(), self.norm.bs.as_ref());
-            return Tensor::batch_norm(xs, ws, bs, none, none, true, 0.0, self.eps, false);
-        }
-        self.norm.forward_t(xs, train)
+        // One value has no variance; it must not put NaN into the running statistics.
+        let running = self.running.as_ref().filter(|_| !train || values > 1);
+        let momentum = running.filter(|_| train).map_or(0.0, |running| self.momentum(running));
+        let (mean, var) = (running.map(|running| &running.mean), running.map(|running| &running.var));
+        let own = train || running.is_none();
+        Tensor::batch_norm(xs, self.weight(), self.bias(), mean, var, own, momentum, self.eps, true)
     }
 }
 

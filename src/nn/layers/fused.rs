@@ -45,10 +45,10 @@ impl FusedConvBn {
     pub fn forward(&self, xs: &Tensor, addend: Option<&Tensor>, relu: bool, train: bool) -> Tensor {
         let train = train && !self.switch.is_frozen();
         let Some(conv) = &self.conv else { return self.norm.forward(xs, addend, relu, train) };
-        if train || libtorch::is_recording() || !pays(xs) {
+        let folds = !train && !libtorch::is_recording() && pays(xs);
+        let Some((scale, shift)) = folds.then(|| self.norm.line()).flatten() else {
             return self.norm.forward(&conv.forward_t(xs, train), addend, relu, train);
-        }
-        let (scale, shift) = self.norm.line();
+        };
         let mut ys = conv.scaled(xs, &scale, &shift);
         if let Some(addend) = addend {
             ys += addend;

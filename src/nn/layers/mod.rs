@@ -10,14 +10,17 @@ pub(crate) mod channels;
 mod codegen;
 mod conv2d;
 mod conv_transpose2d;
+mod drop_block;
 mod dropout;
 mod flatten;
 mod fused;
 mod group_norm;
 pub(crate) mod init;
+mod instance_norm;
 mod layer_norm;
 mod linear;
 mod max_pool2d;
+mod pad2d;
 mod permute;
 mod pixel_shuffle;
 mod prelu;
@@ -194,12 +197,15 @@ layers! {
     "batch_norm1d" => BatchNorm1d(batch_norm::BatchNorm1d),
     "batch_norm2d" => BatchNorm2d(batch_norm::BatchNorm2d),
     "channel_shuffle" => ChannelShuffle(channel_shuffle::ChannelShuffle),
+    "chunk" => Chunk(slice_channels::Chunk),
     "conv2d" => Conv2d(conv2d::Conv2d),
     "conv_transpose2d" => ConvTranspose2d(conv_transpose2d::ConvTranspose2d),
+    "drop_block2d" => DropBlock2d(drop_block::DropBlock2d),
     "dropout" => Dropout(dropout::Dropout),
     "dropout2d" => Dropout2d(dropout::Dropout2d),
     "flatten" => Flatten(flatten::Flatten),
     "group_norm" => GroupNorm(group_norm::GroupNorm),
+    "instance_norm2d" => InstanceNorm2d(instance_norm::InstanceNorm2d),
     "layer_norm" => LayerNorm(layer_norm::LayerNorm),
     "layer_norm2d" => LayerNorm2d(layer_norm::LayerNorm2d),
     "linear" => Linear(linear::Linear),
@@ -209,7 +215,9 @@ layers! {
     "pixel_unshuffle" => PixelUnshuffle(pixel_shuffle::PixelUnshuffle),
     "prelu" => Prelu(prelu::Prelu),
     "quantize" => Quantize(quantize::Quantize),
+    "reflection_pad2d" => ReflectionPad2d(pad2d::ReflectionPad2d),
     "reparametrize" => Reparametrize(reparametrize::Reparametrize),
+    "replication_pad2d" => ReplicationPad2d(pad2d::ReplicationPad2d),
     "reshape" => Reshape(reshape::Reshape),
     "scale" => Scale(scale::Scale),
     "slice_channels" => SliceChannels(slice_channels::SliceChannels),
@@ -217,6 +225,7 @@ layers! {
     "subsample_pad" => SubsamplePad(subsample_pad::SubsamplePad),
     "unflatten" => Unflatten(reshape::Unflatten),
     "upsample" => Upsample(Upsample),
+    "zero_pad2d" => ZeroPad2d(pad2d::ZeroPad2d),
 }
 
 impl LayerSpec {

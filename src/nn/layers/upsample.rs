@@ -27,9 +27,13 @@ pub struct Upsample {
     /// Interpolation.
     #[serde(default)]
     pub mode: Mode,
-    /// For `bilinear`: whether the corner pixels' centres stay where they are.
+    /// For `bilinear` and `bicubic`: whether the corner pixels' centres stay where they are.
     #[serde(default)]
     pub align_corners: bool,
+    /// For `bilinear` and `bicubic`: whether an image that becomes smaller is filtered before, as
+    /// `torch.nn.functional.interpolate` does it.
+    #[serde(default)]
+    pub antialias: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -38,6 +42,7 @@ pub enum Mode {
     #[default]
     Nearest,
     Bilinear,
+    Bicubic,
 }
 
 /// What an output is as high and wide as.
@@ -47,18 +52,28 @@ pub enum Like {
     Input,
 }
 
+const ANTIALIASED: &str = "\
+class AntialiasedUpsample(nn.Upsample):
+    \"\"\"Filters images that become smaller.\"\"\"
+
+    def forward(self, x):
+        return F.interpolate(x, self.size, self.scale_factor, self.mode, self.align_corners, antialias=True)
+";
+
 impl Upsample {
-    fn check_corners(&self) -> Result<(), ShapeError> {
-        match self.align_corners && self.mode == Mode::Nearest {
-            true => Err(argument("align_corners", "goes with mode `bilinear` only")),
-            false => Ok(()),
+    fn check_options(&self) -> Result<(), ShapeError> {
+        for (name, is_set) in [("align_corners", self.align_corners), ("antialias", self.antialias)] {
+            if is_set && self.mode == Mode::Nearest {
+                return Err(argument(name, "goes with mode `bilinear` and `bicubic` only"));
+            }
         }
+        Ok(())
     }
 
     /// The shape rule of `like`: `[C, H, W]` and the shape `[D, h, w]` that it is to be like to `[C, h, w]`.
     pub fn like_shape(&self, input: &[i64], like: &[i64]) -> Result<Shape, ShapeError> {
         let [channels, ..] = image(input)?;
-        self.check_corners()?;
+        self.check_options()?;
         if self.size.is_some() || self.scale_factor.is_some() {
             return Err(argument("like", "cannot go with size or scale_factor: leave them out"));
         }
@@ -83,21 +98,35 @@ impl Upsample {
     /// where they disagree.
     fn resize(&self, xs: &Tensor, size: Option<[i64; 2]>) -> Tensor {
         let scales = self.scale_factor.map_or([1.0, 1.0], |scale| scale.0);
-        match (self.mode, size) {
-            (Mode::Nearest, Some(size)) => xs.upsample_nearest2d(size, None, None),
-            (Mode::Nearest, None) => xs.upsample_nearest2d_vec(None::<&[i64]>, scales),
-            (Mode::Bilinear, Some(size)) => xs.upsample_bilinear2d(size, self.align_corners, None, None),
-            (Mode::Bilinear, None) => xs.upsample_bilinear2d_vec(None::<&[i64]>, self.align_corners, scales),
+        let (corners, none) = (self.align_corners, None::<&[i64]>);
+        match (self.mode, self.antialias, size) {
+            (Mode::Nearest, _, Some(size)) => xs.upsample_nearest2d(size, None, None),
+            (Mode::Nearest, _, None) => xs.upsample_nearest2d_vec(none, scales),
+            (Mode::Bilinear, false, Some(size)) => xs.upsample_bilinear2d(size, corners, None, None),
+            (Mode::Bilinear, false, None) => xs.upsample_bilinear2d_vec(none, corners, scales),
+            (Mode::Bilinear, true, Some(size)) => {
+                xs.internal_upsample_bilinear2d_aa(size, corners, None, None)
+            }
+            (Mode::Bilinear, true, None) => xs.internal_upsample_bilinear2d_aa_vec(none, corners, scales),
+            (Mode::Bicubic, false, Some(size)) => xs.upsample_bicubic2d(size, corners, None, None),
+            (Mode::Bicubic, false, None) => xs.upsample_bicubic2d_vec(none, corners, scales),
+            (Mode::Bicubic, true, Some(size)) => xs.internal_upsample_bicubic2d_aa(size, corners, None, None),
+            (Mode::Bicubic, true, None) => xs.internal_upsample_bicubic2d_aa_vec(none, corners, scales),
         }
+    }
+
+    /// The operator of `bilinear` and `bicubic`.
+    fn operator(&self) -> String {
+        let (before, after) = if self.antialias { ("_", "_aa") } else { ("", "") };
+        format!("torch.{before}upsample_{}2d{after}", self.mode.word())
     }
 
     /// A line of TorchScript that brings `x` to `size`, an expression of a list of two integers.
     pub fn torchscript_to(&self, size: &str) -> String {
         match self.mode {
             Mode::Nearest => format!("x = torch.upsample_nearest2d(x, {size}, None, None)"),
-            Mode::Bilinear => {
-                let corners = self.align_corners.literal();
-                format!("x = torch.upsample_bilinear2d(x, {size}, {corners}, None, None)")
+            _ => {
+                format!("x = {}(x, {size}, {}, None, None)", self.operator(), self.align_corners.literal())
             }
         }
     }
@@ -106,9 +135,10 @@ impl Upsample {
     pub fn python_to(&self, size: &str) -> String {
         let corners = match self.mode {
             Mode::Nearest => String::new(),
-            Mode::Bilinear => format!(", align_corners={}", self.align_corners.literal()),
+            _ => format!(", align_corners={}", self.align_corners.literal()),
         };
-        format!("x = F.interpolate(x, size={size}, mode={}{corners})", self.mode.word().literal())
+        let antialias = if self.antialias { ", antialias=True" } else { "" };
+        format!("x = F.interpolate(x, size={size}, mode={}{corners}{antialias})", self.mode.word().literal())
     }
 }
 
@@ -117,6 +147,7 @@ impl Mode {
         match self {
             Self::Nearest => "nearest",
             Self::Bilinear => "bilinear",
+            Self::Bicubic => "bicubic",
         }
     }
 }
@@ -124,7 +155,7 @@ impl Mode {
 impl Layer for Upsample {
     fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         let [channels, height, width] = image(input)?;
-        self.check_corners()?;
+        self.check_options()?;
         if self.like.is_some() {
             // Any other place of it is a node of its own.
             let message =
@@ -167,15 +198,16 @@ impl Layer for Upsample {
         match (self.mode, self.size) {
             (_, Some(size)) => self.torchscript_to(&format!("{:?}", size.0)),
             (Mode::Nearest, None) => format!("x = torch.upsample_nearest2d(x, None, {scales:?})"),
-            (Mode::Bilinear, None) => {
-                format!("x = torch.upsample_bilinear2d(x, None, {corners}, {scales:?})")
-            }
+            (_, None) => format!("x = {}(x, None, {corners}, {scales:?})", self.operator()),
         }
     }
 
     fn torch_module(&self, _input: &[i64]) -> TorchModule {
-        TorchModule::new("nn.Upsample")
-            .or("size", self.size, None)
+        let twin = match self.antialias {
+            true => TorchModule::defined("AntialiasedUpsample", ANTIALIASED),
+            false => TorchModule::new("nn.Upsample"),
+        };
+        twin.or("size", self.size, None)
             .or("scale_factor", self.scale_factor, None)
             .or("mode", self.mode.word(), "nearest")
             .or("align_corners", self.align_corners.then_some(true), None)

@@ -78,7 +78,9 @@ impl Padding {
                 given.is_some_and(|given| wanted == [Some(given[1]), Some(given[2])] && given[0] == outputs)
             })
         };
-        let multiple = MULTIPLES.into_iter().find(|&multiple| takes(multiple))?;
+        // It takes the size that it was declared with as it is.
+        let divides = |multiple: &i64| height % multiple == 0 && width % multiple == 0;
+        let multiple = MULTIPLES.into_iter().filter(divides).find(|&multiple| takes(multiple))?;
         Some(Self { multiple, ratio: [out_height, height] })
     }
 
