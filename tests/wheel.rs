@@ -341,7 +341,10 @@ print("all there")
 fn an_interrupt_of_python_saves_the_run_and_is_a_keyboard_interrupt() {
     let Some(venv) = installed("an_interrupt_of_python_saves_the_run") else { return };
     let home = TempDir::new().unwrap();
-    let script = "from tikhonov_train import train
+    // A shell's background job is started with the signal ignored, and so would Python be here.
+    let script = "import signal
+from tikhonov_train import train
+signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
     train('quickstart', train__epochs=5000, threads=1, **{'data.train.shapes.count': 300, 'data.test.shapes.count': 20})
 except KeyboardInterrupt as told:
