@@ -291,3 +291,130 @@ fn the_summary_shows_rate_and_penalty_of_each_tensor_and_wrong_groups_are_refuse
     let (code, _, stderr) = run(&[&["summary", &config], &both[..]].concat());
     assert!(code == 2 && stderr.contains("write all of them in `groups`"), "{stderr}");
 }
+
+/// Two classes of a dozen pictures each, of other sizes, in colour.
+fn pictures(place: &Place) {
+    place.python(
+        "from PIL import Image\nrng = np.random.default_rng(1)\n\
+         for c, name in enumerate(['dark', 'light']):\n    os.makedirs(f'pictures/{name}', exist_ok=True)\n    \
+             [Image.fromarray((rng.integers(0, 100, (20 + i, 30 - i, 3)) + 120 * c).astype('uint8'))\
+             .save(f'pictures/{name}/{i}.png') for i in range(12)]\n",
+    );
+}
+
+const PICTURES: &str = "
+device: cpu
+threads: 1
+model: {name: small-cnn, args: {channels: 3, size: 16, classes: 2, width: 4}}
+task: classification
+data:
+  train: {folder: {root: FOLDER/pictures, size: 16}}
+  validation: {fraction: 0.25}
+  batch_size: 6
+  normalize: imagenet
+  eval_transform: {resize: 18, center_crop: 16}
+optimizer: {sgd: {lr: 0.05}}
+train: {epochs: 1}
+";
+
+#[test]
+fn normalization_goes_by_name_or_by_the_checkpoint_and_evaluation_has_its_own_transform() {
+    let place = Place::new();
+    pictures(&place);
+    let config = place.path("p.yaml");
+    fs::write(&config, PICTURES.replace("FOLDER", &place.path(""))).unwrap();
+    let output = place.path("run");
+    succeeds(&["train", &config, "--output", &output]);
+    let saved: String = fs::read_to_string(format!("{output}/config.yaml")).unwrap();
+    assert!(saved.contains("- 0.485") && saved.contains("resize: 18"), "{saved}");
+    let told = |options: &[&str]| {
+        let next = place.path("next");
+        let (code, stdout, stderr) =
+            run(&[&["train", &config, "--output", &next, "--dry-run"], options].concat());
+        (code, stdout + &stderr)
+    };
+    // The run says its numbers, and so does a file that it exports.
+    let file = place.path("w.safetensors");
+    succeeds(&["export", &output, "--to", "safetensors", "-o", &file]);
+    for source in [&output, &file] {
+        let from = format!("model.init_from={source}");
+        let (code, told) = told(&["--set", &from, "--set", "data.normalize=checkpoint"]);
+        assert!(code == 0 && told.contains("- 0.485") && told.contains("as the file says"), "{told}");
+    }
+    for (set, part) in [
+        ("data.normalize=imagenett", "did you mean `imagenet`?"),
+        ("data.normalize=checkpoint", "model.init_from"),
+        ("data.eval_transform.center_crop=14", "not the size of the samples"),
+        ("data.eval_transform.resize=15", "from the size of the samples"),
+        ("data.eval_transform.interpolation=cubic", "bicubic"),
+        ("data.train={shapes: {count: 20, size: 16}}", "is for a `folder`"),
+    ] {
+        let next = place.path("next");
+        let (code, _, stderr) = run(&["train", &config, "--output", &next, "--set", set]);
+        assert!(code == 2 && stderr.contains(part), "{set}: {code} {stderr}");
+    }
+    // Pictures to predict are fitted as those that judged: the same scores either way.
+    let scores = succeeds(&["eval", &output, "--split", "validation", "--json"]);
+    assert!(scores.contains("accuracy"), "{scores}");
+}
+
+#[test]
+fn one_line_fine_tunes_a_state_dict_of_torchvisions_on_a_folder_and_says_every_choice() {
+    let place = Place::new();
+    pictures(&place);
+    place.python(
+        "import torchvision\ntorch.manual_seed(0)\nsd = torchvision.models.resnet18().state_dict()\n\
+         torch.save(sd, 'r18.pth')\n\
+         torch.save({'module.' + k: v for k, v in sd.items()} | {'n_averaged': torch.tensor(3), \
+         'module.aux1.fc.weight': torch.zeros(2, 2)}, 'swa.pth')\n\
+         torch.save({'a.weight': torch.zeros(2, 2)}, 'other.pth')\n\
+         sd['layer3.0.conv1.weight'] = torch.zeros(7, 128, 3, 3); torch.save(sd, 'narrow.pth')\n",
+    );
+    let (data, config, output) = (place.path("pictures"), place.path("tuned.yaml"), place.path("tuned"));
+    let (file, swa) = (place.path("r18.pth"), place.path("swa.pth"));
+    let rest = ["--data", &data, "--size", "32", "--epochs", "1", "--config", &config, "--output", &output];
+    let tune = |file: &str, more: &[&str]| {
+        let (code, stdout, stderr) = run(&[&["finetune", file], &rest[..], more].concat());
+        (code, stdout, stderr)
+    };
+    let (code, stdout, stderr) = tune(&file, &["--device", "cpu", "--threads", "1"]);
+    assert_eq!(code, 0, "{stderr}");
+    for part in [
+        "network: `resnet18-imagenet`, of which the file has all 122 tensors, with 1000 outputs",
+        "classes: 2 folders of",
+        "dark, light",
+        "pictures: 32×32, for evaluation the centre of 37",
+        "normalize: imagenet",
+        "validation: a fifth of the 24 pictures",
+        "AdamW at 0.001",
+        "tuned.yaml has all of this",
+        "`fc` has 1000 outputs in the file and 2 here, so that fc.weight and fc.bias start afresh",
+    ] {
+        assert!(stderr.contains(part), "{part} is missing in {stderr}");
+    }
+    assert!(stdout.contains("accuracy"), "{stdout}");
+    // The config is a config: a summary shows the rates, block by block.
+    let summary = succeeds(&["summary", &config]);
+    assert!(
+        summary.contains("group *, layer1: lr 3.1641e-4") && summary.contains("group *, fc"),
+        "{summary}"
+    );
+
+    let (code, _, stderr) = tune(&file, &[]);
+    assert!(code == 2 && stderr.contains("is there already"), "{stderr}");
+    let again = ["--force", "--dry-run", "--set", "optimizer={sgd: {lr: 0.01}}"];
+    let (code, _, stderr) = tune(&swa, &again);
+    assert!(code == 0 && stderr.contains("left out of the file: module.aux*, n_averaged"), "{stderr}");
+    let text = fs::read_to_string(&config).unwrap();
+    assert!(text.contains("sgd") && text.contains("n_averaged"), "{text}");
+    // What no shipped network has is refused, with the nearest.
+    for (name, part) in [
+        ("narrow.pth", "the nearest is `resnet18-imagenet`, of whose 122 tensors"),
+        ("other.pth", "none of the shipped"),
+    ] {
+        let (code, _, stderr) = tune(&place.path(name), &["--force", "--dry-run"]);
+        assert!(code == 4 && stderr.contains(part), "{name}: {stderr}");
+    }
+    let (code, _, stderr) = tune(&file, &["--force", "--dry-run", "--model", "linear"]);
+    assert!(code == 2 && stderr.contains("no argument `classes`"), "{stderr}");
+}

@@ -205,12 +205,91 @@ torch.save(d, {0:?})
 #[test]
 fn a_dry_run_checks_the_weights_and_a_group_of_frozen_names_is_no_mistake() {
     let place = Place::new();
-    let (code, _, stderr) = place.train("partial: false", &["--dry-run"]);
+    let (code, _, stderr) = place.train("ignore: ['*.fc.bias']", &["--dry-run"]);
     assert!(code == 4 && stderr.contains("[7, 4] in the file"), "{stderr}");
     let groups = "penalty.groups=[{match: 'conv.*', l2: 1.0e-2}]";
     let (code, stdout, stderr) =
         place.train("reset: ['fc.*'], freeze: ['conv.*']", &["--dry-run", "--set", groups]);
     assert!(code == 0 && stdout.contains("conv.*"), "{stderr}");
+}
+
+#[test]
+fn a_head_of_another_number_of_classes_starts_afresh_and_nothing_else_does() {
+    let place = Place::new();
+    let (code, _, stderr) = place.train("optimizer: false", &["--set", "optimizer.sgd.lr=1e-9"]);
+    let line = "`fc` has 7 outputs in the file and 10 here, so that fc.weight and fc.bias start afresh";
+    assert!(code == 0 && stderr.contains(line), "{stderr}");
+    let trained = "run/checkpoints/last/model.safetensors";
+    assert_eq!(place.values(trained, "fc.weight").1.len(), 40);
+    let (ours, theirs) = (place.values(trained, "conv.weight").1, place.values("net.pth", "conv.weight").1);
+    assert!(ours.iter().zip(&theirs).all(|(a, b)| (a - b).abs() < 1e-6));
+    // To judge by, weights have to be whole.
+    let (code, _, stderr) =
+        run(&["eval", &place.path("config.yaml"), "--split", "train", "--weights", &place.path("net.pth")]);
+    assert!(code == 4 && stderr.contains("[7, 4] in the file"), "{stderr}");
+    // Another width before the head is no matter of the head.
+    let wider = ["--dry-run", "--set", "model.layers.conv.conv2d.out_channels=5"];
+    let (code, _, stderr) = place.train("optimizer: false", &wider);
+    assert!(code == 4 && stderr.contains("[7, 4] in the file"), "{stderr}");
+}
+
+#[test]
+fn several_files_are_joined_and_a_tensor_in_two_of_them_is_refused() {
+    let place = Place::new();
+    python(&format!(
+        "import torch\nnet = torch.load({:?})['net']\n\
+         part = lambda *names: {{n[7:]: t for n, t in net.items() if n[7:].startswith(names)}}\n\
+         torch.save(part('conv', 'bn'), {:?}); torch.save(part('fc'), {:?})",
+        place.path("net.pth"),
+        place.path("body.pth"),
+        place.path("head.pth")
+    ));
+    let init = |second: &str| {
+        let files = format!("model.init_from={{file: [{}, {}]}}", place.path("body.pth"), place.path(second));
+        place.train("partial: true", &["--dry-run", "--set", &files])
+    };
+    let (code, _, stderr) = init("head.pth");
+    assert!(code == 0 && stderr.contains("7 of 9 tensors") && stderr.contains("head.pth"), "{stderr}");
+    let (code, _, stderr) = init("body.pth");
+    assert!(code == 4 && stderr.contains("is in two of the files"), "{stderr}");
+}
+
+#[test]
+fn spectral_norm_of_square_and_of_transposed_convolutions_is_computed() {
+    let place = Place::new();
+    let layers = "input: [3, 8, 8]
+layers:
+  a: {conv2d: {out_channels: 6, kernel_size: 3, padding: 1}}
+  b: {conv2d: {out_channels: 6, kernel_size: 3, padding: 1}}
+  up: {conv_transpose2d: {out_channels: 6, kernel_size: 2, stride: 2}}
+  down: {conv_transpose2d: {out_channels: 4, kernel_size: 2, stride: 2}}
+";
+    fs::write(place.path("net.yaml"), layers).unwrap();
+    python(&format!(
+        "import torch, os\nos.chdir({:?})\ntorch.manual_seed(0)\nfrom torch import nn\n\
+         from torch.nn.utils import spectral_norm, parametrizations as P\n\
+         for name, norm in (('old', spectral_norm), ('new', P.spectral_norm)):\n    \
+             net = nn.Sequential()\n    \
+             for key, layer in (('a', nn.Conv2d(3, 6, 3, padding=1)), ('b', nn.Conv2d(6, 6, 3, padding=1)), \
+             ('up', nn.ConvTranspose2d(6, 6, 2, 2)), ('down', nn.ConvTranspose2d(6, 4, 2, 2))): \
+             net.add_module(key, norm(layer))\n    \
+             net(torch.randn(2, 3, 8, 8))\n    torch.save(net.state_dict(), name + '.pth')\n    \
+             net.eval(); net(torch.randn(2, 3, 8, 8))\n    \
+             torch.save({{f'{{k}}.weight': getattr(net, k).weight.detach().clone() for k in ('a', 'b', 'up', 'down')}}, \
+             name + '-plain.pth')\n",
+        place.folder.path()
+    ));
+    for name in ["old", "new"] {
+        let (file, out) = (place.path(&format!("{name}.pth")), place.path(&format!("{name}.safetensors")));
+        let model = place.path("net.yaml");
+        succeeds(&["export", &file, "--model", &model, "--to", "safetensors", "-o", &out]);
+        for layer in ["a.weight", "b.weight", "up.weight", "down.weight"] {
+            let ours = place.values(&format!("{name}.safetensors"), layer).1;
+            let theirs = place.values(&format!("{name}-plain.pth"), layer).1;
+            let apart = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(ours.len() == theirs.len() && apart < 1e-6, "{name} {layer}: {apart}");
+        }
+    }
 }
 
 #[test]

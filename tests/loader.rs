@@ -221,7 +221,7 @@ fn mean_and_std_of_many_files_are_those_of_512_spread_evenly_over_the_set() {
         std::fs::write(&path, [&b"P5 2 1 255\n"[..], &[level, level]].concat()).unwrap();
         ImageFile::new(path, Mode::Grey)
     });
-    let fit = Fit { height: 1, width: 2, resize: Resize::Squash, smooth: None };
+    let fit = Fit { height: 1, width: 2, resize: Resize::Squash, smooth: None, eval: None };
     let files = Files::new(files.collect(), Vec::new(), Framing::Fit(fit), 0, 0);
     let set = Dataset {
         samples: Samples::Files(Arc::new(files)),
@@ -299,7 +299,7 @@ fn files(n: usize, damaged: &[usize], forgiven: usize) -> (tempfile::TempDir, Da
         }
         files.push(ImageFile::new(path, Mode::Rgb));
     }
-    let fit = Fit { height: 16, width: 12, resize: Resize::Squash, smooth: None };
+    let fit = Fit { height: 16, width: 12, resize: Resize::Squash, smooth: None, eval: None };
     let set = Dataset {
         samples: Samples::Files(Arc::new(Files::new(files, Vec::new(), Framing::Fit(fit), forgiven, 0))),
         targets: Targets::Classes((0..n as i64).collect()),

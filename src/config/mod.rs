@@ -292,6 +292,7 @@ impl Config {
         document.expand_home()?;
         // The section of `tikhonov sweep` is not part of a run.
         let mut spec: RunConfig = document.decode_without("sweep")?;
+        spec.data.normalize = spec.data.normalize.spelt_out();
         if spec.output.as_os_str().is_empty() {
             spec.output = output.to_owned();
         }

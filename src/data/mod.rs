@@ -27,6 +27,7 @@ pub use sources::Split;
 
 pub use cache::DatasetCache;
 pub use files::{Damaged, Files, Framing};
+pub use image::eval_transform::{EvalTransform, Interpolation};
 pub use image::picture::{Fit, ImageFile, JPEG_PIXELS, Mode, Picture, Resize};
 pub use sources::folder::{pictures, pictures_at};
 pub use sources::{SourceSpec, ValidationSpec};

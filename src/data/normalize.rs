@@ -17,7 +17,8 @@ use crate::util::interrupt;
 use crate::util::threads;
 use crate::util::yaml::Invalid;
 
-/// `auto`, `none`, or `{mean: [...], std: [...]}` with one number per channel or feature.
+/// `auto`, `none`, `imagenet`, `inception`, `checkpoint`, or `{mean: [...], std: [...]}` with one number per
+/// channel or feature.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NormalizeSpec {
@@ -25,6 +26,12 @@ pub enum NormalizeSpec {
     #[default]
     Auto,
     None,
+    /// That of torchvision's ImageNet weights: mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225.
+    Imagenet,
+    /// Mean and std 0.5, as of Inception and of many of timm's networks.
+    Inception,
+    /// That of `model.init_from`: what an exported file or a run says of itself.
+    Checkpoint,
     #[serde(untagged)]
     Given(Normalize),
 }
@@ -46,14 +53,22 @@ impl<'de> Deserialize<'de> for NormalizeSpec {
             type Value = NormalizeSpec;
 
             fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-                f.write_str("`auto`, `none` or {mean: [...], std: [...]}")
+                f.write_str(
+                    "`auto`, `none`, `imagenet`, `inception`, `checkpoint` or {mean: [...], std: [...]}",
+                )
             }
 
             fn visit_str<E: Error>(self, word: &str) -> Result<NormalizeSpec, E> {
                 match word {
                     "auto" => Ok(NormalizeSpec::Auto),
                     "none" => Ok(NormalizeSpec::None),
-                    _ => Err(E::unknown_variant(word, &["auto", "none"])),
+                    "imagenet" => Ok(NormalizeSpec::Imagenet),
+                    "inception" => Ok(NormalizeSpec::Inception),
+                    "checkpoint" => Ok(NormalizeSpec::Checkpoint),
+                    _ => Err(E::unknown_variant(
+                        word,
+                        &["auto", "none", "imagenet", "inception", "checkpoint"],
+                    )),
                 }
             }
 
@@ -73,6 +88,17 @@ impl NormalizeSpec {
 
     pub(super) fn is_none(&self) -> bool {
         *self == Self::None
+    }
+
+    /// The numbers in the place of a name that always means the same ones.
+    pub fn spelt_out(self) -> Self {
+        let given =
+            |mean: [f64; 3], std: [f64; 3]| Self::Given(Normalize { mean: mean.into(), std: std.into() });
+        match self {
+            Self::Imagenet => given([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+            Self::Inception => given([0.5; 3], [0.5; 3]),
+            other => other,
+        }
     }
 
     /// Checks that there are as many means as deviations, all finite, and that the deviations are above 0.
@@ -95,9 +121,12 @@ impl NormalizeSpec {
     /// suit its channels, 3 where the data has none (NaN, nothing decodable).
     pub fn resolve(&self, train: &Dataset) -> Result<Option<Normalize>> {
         let channels = train.shape.first().map_or(0, |&channels| channels as usize);
-        match self {
+        match &self.clone().spelt_out() {
             NormalizeSpec::None => Ok(None),
-            NormalizeSpec::Auto => measure(train).map(Some),
+            NormalizeSpec::Checkpoint => Err(fail(
+                ExitCode::Usage,
+                "normalize: `checkpoint` is what `model.init_from` says, and there is none here; give the numbers",
+            )),
             NormalizeSpec::Given(given) if given.mean.len() != channels => Err(fail(
                 ExitCode::Usage,
                 format!(
@@ -106,6 +135,7 @@ impl NormalizeSpec {
                 ),
             )),
             NormalizeSpec::Given(given) => Ok(Some(given.clone())),
+            _ => measure(train).map(Some),
         }
     }
 
@@ -128,6 +158,9 @@ impl NormalizeSpec {
                 Err(fail(ExitCode::Usage, message))
             }
             (Self::Given(given), _) => Ok(Some(given.clone())),
+            (Self::Imagenet | Self::Inception | Self::Checkpoint, _) => {
+                Err(fail(ExitCode::Usage, "normalize_target: is `auto`, `none` or `{mean: […], std: […]}`"))
+            }
             (Self::Auto, _) => Err(fail(
                 ExitCode::Usage,
                 "normalize_target: `auto` is of the targets of a training set, and this set has none; give the run \

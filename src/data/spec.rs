@@ -10,6 +10,7 @@ use super::normalize::NormalizeSpec;
 use super::sources::{OpenOptions, Source, SourceSpec, Split, ValidationSpec};
 use super::split::{Fold, Share};
 use super::{Dataset, DatasetCache, Fit, Mode, Splits, Targets, split};
+use crate::data::image::eval_transform::EvalTransform;
 use crate::data::image::smooth::SmoothSpec;
 use crate::libtorch::device::cores;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
@@ -43,6 +44,10 @@ pub struct DataSpec {
     /// metrics are in the units of the data, the loss is not. Off unless given.
     #[serde(default = "NormalizeSpec::none", skip_serializing_if = "NormalizeSpec::is_none")]
     pub normalize_target: NormalizeSpec,
+    /// How pictures of a `folder` become samples to judge by: in validation and test sets and in prediction.
+    /// As the source's `resize` says when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_transform: Option<EvalTransform>,
     /// A filter that every image of every set passes through once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub smooth: Option<SmoothSpec>,
@@ -111,6 +116,17 @@ impl DataSpec {
         augment::validate(&self.augment).map_err(|error| error.under("augment"))?;
         if let Some(smooth) = &self.smooth {
             smooth.validate().map_err(|error| error.under("smooth"))?;
+        }
+        if let Some(transform) = &self.eval_transform {
+            let here = |invalid: Invalid| invalid.under("eval_transform");
+            for (_, key, source) in self.sources() {
+                let Some((shape, _)) = source.outline().filter(|_| source.fits_pictures()) else {
+                    let message = format!("is for a `folder` of classes, and `{key}` is none: leave it out");
+                    return Err(here(Invalid::new("", message)));
+                };
+                let sides = [shape[1] as usize, shape[2] as usize];
+                transform.validate(sides).map_err(here)?;
+            }
         }
         if let Some(ValidationSpec::Fold(fold)) = &self.validation {
             fold.validate().map_err(|error| error.under("validation.fold"))?;
@@ -222,7 +238,9 @@ impl DataSpec {
             }
         };
         let resize = self.train.source().1.resize();
-        Ok((mode, Fit { height: height as usize, width: width as usize, resize, smooth: self.smooth }))
+        let (height, width) = (height as usize, width as usize);
+        let fit = Fit { height, width, resize, smooth: self.smooth, eval: self.eval_transform };
+        Ok((mode, fit.judging()))
     }
 
     /// The names of the classes of the training set's masks; none where it has no masks.
@@ -276,8 +294,9 @@ impl DataSpec {
             Split::Validation => serde_json::to_value(&self.validation)?,
             Split::Test => serde_json::to_value(&self.test)?,
         };
-        let OpenOptions { memory, max_skipped, keep_files, smooth, group, .. } = self.open_options(part);
-        Ok(json!([part.key(), source, memory, max_skipped, keep_files, smooth, group]).to_string())
+        let OpenOptions { memory, max_skipped, keep_files, smooth, eval, group, .. } =
+            self.open_options(part);
+        Ok(json!([part.key(), source, memory, max_skipped, keep_files, smooth, group, eval]).to_string())
     }
 
     fn open_options(&self, part: Split) -> OpenOptions {
@@ -285,8 +304,11 @@ impl DataSpec {
             part,
             memory: (self.memory_gib * f64::from(1 << 30)) as u64,
             max_skipped: self.max_skipped,
-            keep_files: part == Split::Train && self.augment.iter().any(Augment::crops_original),
+            // A part of the training set may be judged by.
+            keep_files: part == Split::Train
+                && (self.eval_transform.is_some() || self.augment.iter().any(Augment::crops_original)),
             smooth: self.smooth,
+            eval: self.eval_transform,
             group: match self.share() {
                 Some(Share::Fold(fold)) => fold.group.clone(),
                 _ => None,

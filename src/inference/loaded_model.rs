@@ -53,7 +53,7 @@ impl LoadedModel {
         choice: &WeightSelection,
     ) -> Result<Self> {
         let is_run = run.join(CONFIG_FILE).is_file();
-        let config = match is_run || run.is_dir() {
+        let mut config = match is_run || run.is_dir() {
             true => Config::of_run(run, sets, overrides)?,
             false => Config::load(&run.to_string_lossy(), sets, overrides)?,
         };
@@ -76,7 +76,7 @@ impl LoadedModel {
                 Weights::Checkpoint(Box::new(loaded))
             }
             (None, false) => {
-                let initial = plan.initial(&config)?.with_exit_code(ExitCode::Usage, || {
+                let initial = plan.initial(&mut config)?.with_exit_code(ExitCode::Usage, || {
                     format!("{} has no trained weights: give --weights FILE, or a run folder", run.display())
                 })?;
                 Weights::File(initial, None)

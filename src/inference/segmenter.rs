@@ -37,7 +37,7 @@ impl<'a> Segmenter<'a> {
         let normalize = match &spec.data.normalize {
             NormalizeSpec::None => None,
             NormalizeSpec::Given(given) => Some(given.clone()),
-            NormalizeSpec::Auto => {
+            _ => {
                 let message = "data.normalize: `auto` is of the training set, which is not read here; give the run folder, \
                                whose config has the numbers, or `--set data.normalize={mean: […], std: […]}`";
                 return Err(fail(ExitCode::Usage, message));

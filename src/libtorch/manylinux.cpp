@@ -13,20 +13,26 @@
 #ifdef GLIBC_FIRST
 
 #define WAIT "_ZNSt18condition_variable4waitERSt11unique_lockISt5mutexE"
+#define HIDDEN __attribute__((visibility("hidden")))
 
 extern "C" {
 
 double old_hypot(double, double);
-__asm__(".symver old_hypot,hypot@" GLIBC_FIRST);
 float old_hypotf(float, float);
-__asm__(".symver old_hypotf,hypotf@" GLIBC_FIRST);
 void old_wait(void *, void *);
+__asm__(".symver old_hypot,hypot@" GLIBC_FIRST);
+__asm__(".symver old_hypotf,hypotf@" GLIBC_FIRST);
 __asm__(".symver old_wait," WAIT "@GLIBCXX_3.4.11");
 
-__attribute__((visibility("hidden"))) double hypot(double x, double y) { return old_hypot(x, y); }
-__attribute__((visibility("hidden"))) float hypotf(float x, float y) { return old_hypotf(x, y); }
-__attribute__((visibility("hidden"))) void new_wait(void *condition, void *lock) __asm__(WAIT);
-void new_wait(void *condition, void *lock) { old_wait(condition, lock); }
+// Named in assembly: of a name that the compiler knows it would ignore the visibility, and libtorch would be bound
+// to the definition here.
+HIDDEN double here_hypot(double, double) __asm__("hypot");
+HIDDEN float here_hypotf(float, float) __asm__("hypotf");
+HIDDEN void here_wait(void *, void *) __asm__(WAIT);
+
+double here_hypot(double x, double y) { return old_hypot(x, y); }
+float here_hypotf(float x, float y) { return old_hypotf(x, y); }
+void here_wait(void *condition, void *lock) { old_wait(condition, lock); }
 
 }
 

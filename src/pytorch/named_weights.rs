@@ -1,6 +1,6 @@
 //! Named tensors and what is saved beside them.
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value as Json};
 use tch::Tensor;
 
@@ -70,6 +70,26 @@ impl Weights {
             modules: Vec::new(),
             metadata: Map::new(),
         }
+    }
+
+    /// Those of several files as those of one. A name that two of them have is an error.
+    pub fn joined(parts: Vec<Self>) -> Result<Self> {
+        let mut parts = parts.into_iter();
+        let mut all = parts.next().context("there is no file")?;
+        for part in parts {
+            for (name, tensor) in part.tensors {
+                if all.tensors.iter().any(|(known, _)| *known == name) {
+                    bail!("`{name}` is in two of the files; `ignore` and `key` leave parts of them out");
+                }
+                all.tensors.push((name, tensor));
+            }
+            all.structure += &format!(" and the {}", part.structure);
+            all.widened.extend(part.widened);
+            all.passed_over.extend(part.passed_over);
+            all.modules.extend(part.modules);
+            all.others.extend(part.others);
+        }
+        Ok(all)
     }
 
     /// Of each tensor whether it stays when those that `ignore` names are left out. Exit 2 where a pattern

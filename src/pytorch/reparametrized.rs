@@ -95,19 +95,36 @@ fn weight_norm(g: &Tensor, v: &Tensor) -> Result<Option<Tensor>> {
     }
 }
 
-/// W/σ with σ = uᵀWv, W as a matrix of its first dimension; None where that may be another (transposed
-/// convolutions have the second).
+/// W/σ with σ = uᵀWv, W as a matrix of its first dimension, of transposed convolutions of the second; None where
+/// neither fits. Where both may, that counts which u and v are singular vectors of: power iteration has made one
+/// of them of the other.
 fn spectral_norm(weight: &Tensor, u: &Tensor, v: &Tensor) -> Result<Option<Tensor>> {
-    let size = weight.size();
-    let [rows, rest @ ..] = size.as_slice() else { return Ok(None) };
-    let columns: i64 = rest.iter().product();
-    let is_second_possible = rest.len() > 1 && rest[0] == *rows;
-    let fits = u.size() == [*rows] && v.size() == [columns] && !is_second_possible;
-    if !fits || ![u, v].iter().all(|vector| vector.kind() == weight.kind()) || weight.kind() == Kind::Half {
+    if ![u, v].iter().all(|vector| vector.kind() == weight.kind()) || weight.kind() == Kind::Half {
         return Ok(None);
     }
-    let sigma = u.f_dot(&weight.f_reshape([*rows, -1])?.f_mv(v)?)?;
+    let mut fitting = Vec::new();
+    for dim in 0..weight.dim().min(2) as i64 {
+        let rows = weight.size()[dim as usize];
+        let matrix = weight.f_transpose(0, dim)?.f_reshape([rows, -1])?;
+        if u.size() == [rows] && v.size() == [matrix.size()[1]] {
+            let likeness = cosine(u, &matrix.f_mv(v)?)?.max(cosine(v, &matrix.f_transpose(0, 1)?.f_mv(u)?)?);
+            fitting.push((likeness, matrix));
+        }
+    }
+    fitting.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let matrix = match fitting.as_slice() {
+        [(_, matrix)] => matrix,
+        [(first, matrix), (second, _)] if *first > 0.9 && *second < 0.9 * first => matrix,
+        _ => return Ok(None),
+    };
+    let sigma = u.f_dot(&matrix.f_mv(v)?)?;
     Ok(Some(weight.f_div(&sigma)?))
+}
+
+/// |aᵀb|/(‖a‖·‖b‖); 0 where one is 0.
+fn cosine(a: &Tensor, b: &Tensor) -> Result<f64> {
+    let norms = a.f_norm()?.f_mul(&b.f_norm()?)?.f_double_value(&[])?;
+    Ok(if norms > 0.0 { a.f_dot(b)?.f_double_value(&[])?.abs() / norms } else { 0.0 })
 }
 
 /// What names that no plain weight was made of say, and the cure in Python; empty where they say nothing.

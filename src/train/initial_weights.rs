@@ -7,6 +7,8 @@ use anyhow::Result;
 use tch::Tensor;
 
 use crate::checkpoint::{Checkpoints, is_checkpoint, load};
+use crate::config::Config;
+use crate::data::normalize::{Normalize, NormalizeSpec};
 use crate::nn::layers::{Param, ParamKind};
 use crate::nn::model::{InitFrom, Model, ModelSpec, Network, Patterns};
 use crate::optim::OptimizerSpec;
@@ -28,6 +30,8 @@ pub struct InitialWeights {
     pub tensors: BTreeMap<String, Tensor>,
     /// The network's tensors that have none and keep their own.
     pub fresh: Vec<String>,
+    /// What the file says of the inputs that the weights were trained on.
+    normalize: Option<Normalize>,
     /// What was found, stripped, left out: for the user to see.
     pub notes: Vec<String>,
     /// The optimiser's state by the network's names; empty where none is wanted.
@@ -65,6 +69,12 @@ pub fn read_place(path: &Path, part: &Part) -> Result<Weights> {
     let tensors = in_order(loaded.weights(), &loaded.state.config["model"]);
     let mut weights = Weights::new(Container::Safetensors, structure, tensors);
     weights.metadata.insert("epoch".to_owned(), loaded.state.epoch.into());
+    for key in ["mean", "std"] {
+        let numbers = &loaded.state.config["data"]["normalize"][key];
+        if numbers.is_array() {
+            weights.metadata.insert(key.to_owned(), numbers.clone());
+        }
+    }
     Ok(weights)
 }
 
@@ -99,12 +109,15 @@ impl InitialWeights {
     /// spec says that a part will do.
     pub fn read(model: &Model, spec: &InitFrom) -> Result<Self> {
         const KEY: &str = "model.init_from";
-        let context = || format!("{KEY}: {}", spec.file);
+        let context = || format!("{KEY}: {}", spec.files());
         // An optimiser's state belongs to the weights that it moved.
         let raw = !spec.optimizer.is_nowhere();
         let part = Part { keys: spec.key.0.clone(), ignore: spec.ignore.clone(), raw };
-        let weights =
-            read_place(Path::new(&spec.file), &part).with_exit_code(ExitCode::Checkpoint, || KEY)?;
+        let mut parts = Vec::new();
+        for file in &spec.file.0 {
+            parts.push(read_place(Path::new(file), &part).with_exit_code(ExitCode::Checkpoint, || KEY)?);
+        }
+        let weights = Weights::joined(parts).with_exit_code(ExitCode::Checkpoint, context)?;
         weights.kept(&spec.ignore).with_exit_code(ExitCode::Usage, || KEY)?;
         let mut names: Vec<String> = weights.tensors.iter().map(|(name, _)| name.clone()).collect();
         for rule in &spec.rename {
@@ -112,7 +125,8 @@ impl InitialWeights {
         }
         let remedy = "`rename` mends names; `reset` lists those that start afresh, such as a head of another width; `ignore` leaves \
                       out what the file has too much; `partial: true` takes whatever fits";
-        Self::fit(model, &weights, &names, spec, remedy).with_exit_code(ExitCode::Checkpoint, context)
+        Self::fit(model, &weights, &names, spec, Head::MayDiffer, remedy)
+            .with_exit_code(ExitCode::Checkpoint, context)
     }
 
     /// The same for an option of the command line, which takes a file as it is.
@@ -123,7 +137,7 @@ impl InitialWeights {
         let names: Vec<String> = weights.tensors.iter().map(|(name, _)| name.clone()).collect();
         let remedy = "`--ignore PATTERN` leaves out what the file has too much; `tikhonov convert FILE NEW --rename \
                       'regex=>replacement'` mends names; a network that differs needs a config with `model.init_from`";
-        Self::fit(model, &weights, &names, &spec, remedy)
+        Self::fit(model, &weights, &names, &spec, Head::Fits, remedy)
             .with_exit_code(ExitCode::Checkpoint, || file.display())
     }
 
@@ -132,6 +146,7 @@ impl InitialWeights {
         weights: &Weights,
         names: &[String],
         spec: &InitFrom,
+        head: Head,
         remedy: &str,
     ) -> Result<Self> {
         let params = model.params();
@@ -162,6 +177,13 @@ impl InitialWeights {
         let reset = Patterns::new(&spec.reset);
         let kept_fresh = params.iter().filter(|param| reset.matches(&param.name)).count();
         fit.ignore(&wanted, |name| reset.matches(name));
+        let other_head = match head {
+            Head::MayDiffer if !spec.partial && !fit.is_complete() => other_head(params, &fit),
+            _ => None,
+        };
+        if let Some((module, _)) = &other_head {
+            fit.ignore(&wanted, |name| module_of(name) == module);
+        }
         if fit.mapping.is_empty() || !(spec.partial || fit.is_complete()) {
             let nothing = "nothing fits: check the key, the names and the model";
             let mut remedy = if fit.mapping.is_empty() { nothing } else { remedy }.to_owned();
@@ -202,6 +224,7 @@ impl InitialWeights {
             fit.mapping.iter().filter_map(|&(at, from)| Some((sources[from].at?, at))).collect();
         let listed = listed(params, weights, names, &fit, &places);
         let mut notes = notes(params, weights, &fit, kept_fresh, spec);
+        notes.extend(other_head.map(|(_, note)| note));
         let ignored = kept.iter().filter(|kept| !**kept).count() + weights.passed_over.len();
         if ignored > 0 {
             notes.push(format!("initial weights: {ignored} tensors of the file are left out (`ignore`)"));
@@ -234,7 +257,21 @@ impl InitialWeights {
         }
         let fresh = params.iter().filter(|param| !tensors.contains_key(&param.name));
         let fresh = fresh.map(|param| param.name.clone()).collect();
-        Ok(Self { tensors, fresh, notes, optimizer: BTreeMap::new(), listed })
+        let normalize = normalization(weights);
+        Ok(Self { tensors, fresh, normalize, notes, optimizer: BTreeMap::new(), listed })
+    }
+
+    /// Puts what the file says in the place of `normalize: checkpoint`. Exit 2 where it says nothing.
+    pub fn settle_normalization(&mut self, config: &mut Config) -> Result<()> {
+        if config.spec.data.normalize != NormalizeSpec::Checkpoint {
+            return Ok(());
+        }
+        let said = self.normalize.clone().with_exit_code(ExitCode::Usage, || {
+            "data.normalize: the file of `model.init_from` says no mean and std; say `imagenet`, `inception` or the numbers"
+        })?;
+        self.notes.push(format!("normalize: mean {:?} and std {:?}, as the file says", said.mean, said.std));
+        config.spec.data.normalize = NormalizeSpec::Given(said);
+        Ok(())
     }
 
     /// Takes the state of the optimiser beside the weights too, if `from` wants it: for a run with this
@@ -250,7 +287,12 @@ impl InitialWeights {
             return Ok(());
         }
         let context = || "model.init_from.optimizer";
-        let path = Path::new(&from.file);
+        let [file] = from.file.0.as_slice() else {
+            let message =
+                "the optimizer's state is of one file: name that file alone, or leave `optimizer` out";
+            return Err(fail(ExitCode::Usage, message)).with_exit_code(ExitCode::Usage, context);
+        };
+        let path = Path::new(file);
         if path.is_dir() {
             let message =
                 "a run folder's optimizer goes on with `train --resume`; here it comes from a Python file";
@@ -315,12 +357,64 @@ impl InitialWeights {
     }
 }
 
+/// The `mean` and `std` that a file says, as numbers or as the text of a list of them.
+fn normalization(weights: &Weights) -> Option<Normalize> {
+    let numbers = |key: &str| -> Option<Vec<f64>> {
+        let value = weights.metadata.get(key)?;
+        let parsed = value.as_str().and_then(|text| serde_json::from_str(text).ok());
+        serde_json::from_value(parsed.unwrap_or_else(|| value.clone())).ok()
+    };
+    let (mean, std) = (numbers("mean")?, numbers("std")?);
+    let given = NormalizeSpec::Given(Normalize { mean, std });
+    match (given.validate(), given) {
+        (Ok(()), NormalizeSpec::Given(given)) => Some(given),
+        _ => None,
+    }
+}
+
 /// A tensor that may become one of the network's.
 struct Source<'a> {
     name: &'a str,
     tensor: &'a Tensor,
     /// Its place in the file; None where it is computed.
     at: Option<usize>,
+}
+
+/// Whether the file's last layer may have another number of outputs.
+#[derive(Clone, Copy)]
+enum Head {
+    Fits,
+    /// It then starts afresh.
+    MayDiffer,
+}
+
+/// The last linear layer or convolution, where its number of outputs is all in which the file and the network
+/// differ: its path, and a line for the user.
+fn other_head(params: &[Param], fit: &KeyMatch) -> Option<(String, String)> {
+    if fit.missing.is_empty() && fit.unexpected.is_empty() { head_that_differs(params, fit) } else { None }
+}
+
+/// The same where the file may have other tensors beside, or lack some.
+pub(super) fn head_that_differs(params: &[Param], fit: &KeyMatch) -> Option<(String, String)> {
+    let last = params.iter().rev().find(|param| param.kind == ParamKind::Weight)?;
+    let module = module_of(&last.name);
+    let own: Vec<&Param> = params.iter().filter(|param| module_of(&param.name) == module).collect();
+    let differs_in_outputs = |(name, wanted, found): &(String, Vec<i64>, Vec<i64>)| {
+        let tail = |shape: &[i64]| shape.get(1..).map(<[i64]>::to_vec);
+        module_of(name) == module && !wanted.is_empty() && tail(wanted) == tail(found)
+    };
+    let is_all = fit.mismatched.len() == own.len() && fit.mismatched.iter().all(differs_in_outputs);
+    let (_, wanted, found) = fit.mismatched.iter().find(|(name, ..)| *name == last.name)?;
+    let names: Vec<_> = own.iter().map(|param| param.name.as_str()).collect();
+    is_all.then(|| {
+        let note = format!(
+            "initial weights: `{module}` has {} outputs in the file and {} here, so that {} start afresh",
+            found[0],
+            wanted[0],
+            names.join(" and ")
+        );
+        (module.to_owned(), note)
+    })
 }
 
 /// The path of the module that a tensor belongs to.
@@ -373,7 +467,7 @@ fn notes(
         fit.mapping.len(),
         params.len(),
         weights.structure,
-        spec.file
+        spec.files()
     );
     if let Some(stripped) = &fit.stripped {
         first += &format!(", `{stripped}` taken off their names");

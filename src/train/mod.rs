@@ -8,6 +8,7 @@ pub mod hypergradient;
 pub mod initial_weights;
 pub mod progress;
 pub mod python_checkpoint;
+pub mod recognition;
 pub mod records;
 pub mod run;
 pub mod run_folder;

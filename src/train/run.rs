@@ -6,6 +6,7 @@ use tch::Device;
 use crate::checkpoint::Checkpoints;
 use crate::config::{COEFFICIENTS_FILE, Config};
 use crate::data::DatasetCache;
+use crate::data::normalize::NormalizeSpec;
 use crate::libtorch::kernels;
 use crate::report::history::History;
 use crate::report::plots;
@@ -96,7 +97,18 @@ fn open(config: Config, options: RunOptions, cache: &mut DatasetCache) -> Result
         );
         return Err(fail(ExitCode::Usage, message));
     }
-    let initial = if holds_run { None } else { plan.initial_with_optimizer(&config)? };
+    let mut config = config;
+    let initial = match holds_run {
+        true => {
+            if config.spec.data.normalize == NormalizeSpec::Checkpoint {
+                // As the run was started with.
+                let known = &checkpoints.named("last")?.state.config["data"]["normalize"];
+                config.spec.data.normalize = serde_json::from_value(known.clone())?;
+            }
+            None
+        }
+        false => plan.initial_with_optimizer(&mut config)?,
+    };
     if options.quiet {
         console::hush();
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 use tch::{Kind, Tensor};
-use tikhonov::data::{Fit, ImageFile, Mode, Resize, Samples, pictures};
+use tikhonov::data::{EvalTransform, Fit, ImageFile, Interpolation, Mode, Resize, Samples, pictures};
 use tikhonov::util::rng::{CounterRng, RngStream};
 
 use super::{at, labels, made_by, mistake, open, python_in, refusal, sums, xs};
@@ -282,7 +282,7 @@ np.save('crop', np.asarray(im.crop((left, 0, left + 32, 32))).transpose(2, 0, 1)
     );
     assert_eq!(expected, "47 8\n");
     let picture = ImageFile::new(folder.path().join("a.png"), Mode::Rgb).decode().expect("a picture");
-    let fit = |height, width, resize| Fit { height, width, resize, smooth: None };
+    let fit = |height, width, resize| Fit { height, width, resize, smooth: None, eval: None };
     let cases = [(20, 30, "20"), (64, 64, "64"), (61, 45, "61"), (130, 200, "130")]
         .map(|(h, w, name)| (h, w, Resize::Squash, name));
     for (height, width, resize, name) in cases.into_iter().chain([(32, 32, Resize::Crop, "crop")]) {
@@ -295,6 +295,40 @@ np.save('crop', np.asarray(im.crop((left, 0, left + 32, 32))).transpose(2, 0, 1)
     // A region is its own picture.
     let region = fit(16, 16, Resize::Squash).region(&picture, 10, 20, 30, 40);
     assert_eq!(region, picture.crop(10, 20, 30, 40).resize(16, 16));
+}
+
+#[test]
+fn pictures_to_judge_by_are_resized_and_cropped_as_torchvisions_v2_transforms_do() {
+    let (folder, _) = made_by(
+        "
+from PIL import Image
+from torchvision.transforms import InterpolationMode as I, v2
+rng = np.random.default_rng(5)
+for w, h in [(90, 61), (45, 77), (64, 64), (41, 40), (400, 133)]:
+    small = Image.fromarray(rng.integers(0, 256, (h // 3, w // 3, 3), dtype=np.uint8))
+    im = small.resize((w, h), Image.BICUBIC); im.save(f'{w}.png')
+    for name, how in [('bilinear', I.BILINEAR), ('bicubic', I.BICUBIC)]:
+        seen = v2.Compose([v2.Resize(40, interpolation=how, antialias=True), v2.CenterCrop(32)])(im)
+        np.save(f'{w}-{name}', np.asarray(seen).transpose(2, 0, 1))
+",
+    );
+    for width in [90, 45, 64, 41, 400] {
+        let file = ImageFile::new(folder.path().join(format!("{width}.png")), Mode::Rgb);
+        let picture = file.decode().expect("a picture");
+        for (name, interpolation) in
+            [("bilinear", Interpolation::Bilinear), ("bicubic", Interpolation::Bicubic)]
+        {
+            let eval = Some(EvalTransform { resize: 40, center_crop: None, interpolation });
+            let fit = Fit { height: 32, width: 32, resize: Resize::Squash, smooth: None, eval };
+            let ours = Tensor::from_slice(&fit.judging().whole(&picture).planes()).view([3, 32, 32]);
+            let theirs = folder.path().join(format!("{width}-{name}.npy"));
+            let theirs = Tensor::read_npy(theirs).expect("torchvision's pixels");
+            let most = (ours.to_kind(Kind::Int) - theirs.to_kind(Kind::Int)).abs().max().int64_value(&[]);
+            let allowed = if interpolation == Interpolation::Bicubic { 0 } else { 1 };
+            assert!(most <= allowed, "{width} {name}: {most} levels apart");
+            assert_eq!(fit.whole(&picture), picture.resize(32, 32), "training is as the source says");
+        }
+    }
 }
 
 #[test]
@@ -468,7 +502,7 @@ for c in 'ab':
 #[test]
 fn pictures_for_prediction_are_files_and_folders_and_the_unreadable_are_listed() {
     let (folder, _) = made_by(TREE);
-    let fit = Fit { height: 6, width: 5, resize: Resize::Squash, smooth: None };
+    let fit = Fit { height: 6, width: 5, resize: Resize::Squash, smooth: None, eval: None };
     let paths = [
         folder.path().join("set/b ant"),
         folder.path().join("set/a bee/0.png"),

@@ -55,12 +55,12 @@ pub fn run(options: &Options) -> Result<()> {
     let folder = tempfile::tempdir().with_exit_code(ExitCode::Storage, || "making a temporary folder")?;
     let output = Override::new("bench", "output", folder.path().to_string_lossy().into_owned());
     let no_pictures = Override::new("bench", "train.pictures", 0);
-    let config = options.config.load(options.machine.overrides().chain([output, no_pictures]))?;
+    let mut config = options.config.load(options.machine.overrides().chain([output, no_pictures]))?;
     config.validate_data(&Split::ALL)?;
     let device = config.spec.device.resolve()?;
     let plan = ModelPlan::of(&config)?;
     keep_memory();
-    let initial = plan.initial_with_optimizer(&config)?;
+    let initial = plan.initial_with_optimizer(&mut config)?;
     let session = Session::open(config, plan, device, &mut DatasetCache::default())?;
     let taken = LockedFolder::take(folder.path())?;
     let mut run = Trainer::new(&session, taken, Start::Fresh(initial))?;

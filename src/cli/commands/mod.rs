@@ -9,6 +9,7 @@ mod encode;
 mod eval;
 mod explain;
 mod export;
+mod finetune;
 mod init;
 mod inspect;
 mod interpolate;
@@ -67,6 +68,7 @@ macro_rules! commands {
 // In the order of `--help`.
 commands! {
     Train => train, saves_on_signal;
+    Finetune => finetune, saves_on_signal;
     Sweep => sweep, saves_on_signal;
     #[command(name = COMMAND, hide = true)]
     SweepWorker => sweep_worker, saves_on_signal;

@@ -59,10 +59,10 @@ impl Options {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    let config = options.config.load(options.overrides())?;
+    let mut config = options.config.load(options.overrides())?;
     config.validate_data(&Split::ALL)?;
     if options.dry_run {
-        let initial = ModelPlan::of(&config)?.initial_with_optimizer(&config)?;
+        let initial = ModelPlan::of(&config)?.initial_with_optimizer(&mut config)?;
         if !options.quiet {
             initial.iter().flat_map(|initial| &initial.notes).for_each(|note| print_err!("{note}"));
         }

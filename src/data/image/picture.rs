@@ -20,6 +20,8 @@ use image::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::bicubic;
+use super::eval_transform::{EvalTransform, Interpolation};
 use super::jpeg::Jpeg;
 use super::smooth::SmoothSpec;
 use crate::data::format;
@@ -60,6 +62,9 @@ pub enum Resize {
     /// The picture scaled until it just covers the wanted size, then its centre, as torchvision's `Resize`
     /// and `CenterCrop`.
     Crop,
+    /// The same from another size: `data.eval_transform`.
+    #[serde(skip)]
+    Shorter(EvalTransform),
 }
 
 /// An image file that is decoded when needed.
@@ -103,6 +108,8 @@ pub struct Fit {
     pub width: usize,
     pub resize: Resize,
     pub smooth: Option<SmoothSpec>,
+    /// What evaluation does in the place of `resize`.
+    pub eval: Option<EvalTransform>,
 }
 
 impl ImageFile {
@@ -416,6 +423,17 @@ impl Fit {
     pub fn whole(&self, picture: &Picture) -> Picture {
         let fitted = match self.resize {
             Resize::Squash => picture.resize(self.height, self.width),
+            Resize::Shorter(EvalTransform { resize: side, interpolation, .. }) => {
+                let (height, width) = if picture.height <= picture.width {
+                    (side, picture.width * side / picture.height)
+                } else {
+                    (picture.height * side / picture.width, side)
+                };
+                self.centre(&match interpolation {
+                    Interpolation::Bilinear => picture.resize(height, width),
+                    Interpolation::Bicubic => bicubic::resize(picture, height, width),
+                })
+            }
             Resize::Crop => {
                 // The side that limits gets the wanted length, the other its share, cut to whole pixels.
                 let (height, width) = if picture.height * self.width <= picture.width * self.height {
@@ -423,14 +441,24 @@ impl Fit {
                 } else {
                     ((picture.height * self.width / picture.width).max(self.height), self.width)
                 };
-                let centre = |length: usize, wanted: usize| {
-                    ((length - wanted) as f64 / 2.0).round_ties_even() as usize
-                };
-                let (top, left) = (centre(height, self.height), centre(width, self.width));
-                picture.resize(height, width).crop(top, left, self.height, self.width)
+                self.centre(&picture.resize(height, width))
             }
         };
         self.finish(fitted)
+    }
+
+    /// The same for pictures to judge by.
+    pub fn judging(&self) -> Self {
+        Self { resize: self.eval.map_or(self.resize, Resize::Shorter), ..self.clone() }
+    }
+
+    /// The middle of a picture of at least the wanted size.
+    fn centre(&self, picture: &Picture) -> Picture {
+        let start = |length: usize, wanted: usize| {
+            (length.saturating_sub(wanted) as f64 / 2.0).round_ties_even() as usize
+        };
+        let (top, left) = (start(picture.height, self.height), start(picture.width, self.width));
+        picture.crop(top, left, self.height, self.width)
     }
 
     /// A part of a picture as one sample, as if it were the whole.

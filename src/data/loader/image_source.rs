@@ -45,7 +45,8 @@ impl ImageSource {
         let writer = BatchWriter::new(&[channels, height, width], context)?;
         let framing = match &files.framing {
             Framing::Fit(fit) => {
-                Framing::Fit(Fit { height: height as usize, width: width as usize, ..fit.clone() })
+                let fit = if context.train { fit.clone() } else { fit.judging() };
+                Framing::Fit(Fit { height: height as usize, width: width as usize, ..fit })
             }
             framing => framing.clone(),
         };

@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{FilePath, OpenOptions, Source, is_yes, positive, positive_limit, try_with_capacity, yes};
+use super::{FilePath, OpenOptions, Source, Split, is_yes, positive, positive_limit, try_with_capacity, yes};
 use crate::data::format::pictures_of;
 use crate::data::image::picture::{Fit, ImageFile, Mode, Resize};
 use crate::data::{Dataset, Files, Framing, Samples, Skipped, Targets};
@@ -73,6 +73,10 @@ impl Source for FolderSpec {
         true
     }
 
+    fn fits_pictures(&self) -> bool {
+        true
+    }
+
     fn validate(&self) -> Result<(), Invalid> {
         self.root.folder("root")?;
         for side in self.size.sides() {
@@ -124,7 +128,11 @@ impl Source for FolderSpec {
             return Err(fail(ExitCode::Data, message));
         }
         let [height, width] = self.size.sides();
-        let fit = Fit { height, width, resize: self.resize, smooth: options.smooth };
+        let (smooth, eval) = (options.smooth, options.eval);
+        let mut fit = Fit { height, width, resize: self.resize, smooth, eval };
+        if options.part != Split::Train {
+            fit = fit.judging();
+        }
         let bytes = files.len() as u64 * (self.mode.channels() * height * width) as u64;
         let is_resident = bytes <= options.memory && !options.keep_files;
         // Resident pictures are smoothed with the resident pictures of every other source.

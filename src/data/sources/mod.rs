@@ -27,6 +27,7 @@ pub use path::FilePath;
 
 use super::split::Fold;
 use super::{Dataset, Resize, Samples, Targets};
+use crate::data::image::eval_transform::EvalTransform;
 use crate::data::image::smooth::SmoothSpec;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::regular_file;
@@ -40,6 +41,10 @@ pub(super) trait Source: Sync {
     fn open(&self, options: &OpenOptions) -> Result<Dataset>;
     /// Whether the samples decide which class has which index, so that two sets may disagree.
     fn finds_classes(&self) -> bool {
+        false
+    }
+    /// Whether [`OpenOptions::eval`] is followed.
+    fn fits_pictures(&self) -> bool {
         false
     }
     /// The shape of the samples, 0 for sides that differ, and the number of classes, where both are known
@@ -145,6 +150,8 @@ pub(super) struct OpenOptions {
     /// Pictures are cropped before they are resized, so they must stay files.
     pub keep_files: bool,
     pub smooth: Option<SmoothSpec>,
+    /// How pictures become samples to judge by.
+    pub eval: Option<EvalTransform>,
     /// What the folds group by: where it is a column, it is no feature.
     pub group: Option<String>,
 }

@@ -12,11 +12,11 @@ use crate::util::yaml::{Invalid, nearest};
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InitFrom {
-    /// Any file that `inspect` reads, a run folder or one of its checkpoints.
-    pub file: String,
+    /// Any file that `inspect` reads, a run folder or one of its checkpoints; several are joined.
+    pub file: Texts,
     /// Dotted path of the weights in the file, instead of the part with the most tensors; several are joined.
-    #[serde(default, skip_serializing_if = "Keys::is_empty")]
-    pub key: Keys,
+    #[serde(default, skip_serializing_if = "Texts::is_empty")]
+    pub key: Texts,
     /// Patterns of names of the file that are left out, such as `aux.*`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ignore: Vec<String>,
@@ -39,25 +39,25 @@ pub struct InitFrom {
     pub optimizer: OptimizerFrom,
 }
 
-/// One dotted path, or a list of them.
+/// A file or dotted path, or a list of them.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(from = "OneOrMany", into = "OneOrMany")]
-pub struct Keys(pub Vec<String>);
+pub struct Texts(pub Vec<String>);
 
-impl Keys {
+impl Texts {
     fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
 #[derive(Deserialize, Serialize, JsonSchema)]
-#[serde(untagged, expecting = "expected the dotted path of the weights in the file, or a list of such paths")]
+#[serde(untagged, expecting = "expected text, or a list of texts")]
 enum OneOrMany {
     One(String),
     Many(Vec<String>),
 }
 
-impl From<OneOrMany> for Keys {
+impl From<OneOrMany> for Texts {
     fn from(keys: OneOrMany) -> Self {
         match keys {
             OneOrMany::One(key) => Self(vec![key]),
@@ -66,8 +66,8 @@ impl From<OneOrMany> for Keys {
     }
 }
 
-impl From<Keys> for OneOrMany {
-    fn from(Keys(mut keys): Keys) -> Self {
+impl From<Texts> for OneOrMany {
+    fn from(Texts(mut keys): Texts) -> Self {
         if keys.len() == 1 { Self::One(keys.remove(0)) } else { Self::Many(keys) }
     }
 }
@@ -109,8 +109,8 @@ impl InitFrom {
     /// All of `file`, strictly.
     pub fn new(file: impl Into<String>) -> Self {
         Self {
-            file: file.into(),
-            key: Keys::default(),
+            file: Texts(vec![file.into()]),
+            key: Texts::default(),
             ignore: Vec::new(),
             rename: Vec::new(),
             partial: false,
@@ -120,8 +120,16 @@ impl InitFrom {
         }
     }
 
+    /// The file, or all of them, as a message says it.
+    pub fn files(&self) -> String {
+        self.file.0.join(" and ")
+    }
+
     /// Marks frozen parameters; refuses patterns that match nothing. Paths are relative to `init_from`.
     pub(super) fn mark(&self, params: &mut [Param]) -> Result<(), Invalid> {
+        if self.file.is_empty() {
+            return Err(Invalid::new("file", "names no file"));
+        }
         for (key, patterns) in [("reset", &self.reset), ("freeze", &self.freeze)] {
             for (index, pattern) in patterns.iter().enumerate() {
                 let matcher = WildMatch::new(pattern);

@@ -32,7 +32,7 @@ use init::Inits;
 use scripted::Script;
 
 pub(crate) use init_from::Patterns;
-pub use init_from::{InitFrom, Keys, OptimizerFrom};
+pub use init_from::{InitFrom, OptimizerFrom, Texts};
 pub(crate) use joined::Join;
 pub use network::{Network, Parameter};
 pub use padding::Sides;

@@ -226,6 +226,9 @@ fn beginning(model: &Model, network: &Network, options: &torchscript::Options) -
             lines +=
                 &format!("x = torch._upsample_bilinear2d_aa(x, [{height}, {width}], False, None, None)\n");
         }
+        Some((Resize::Shorter(transform), [_, height, width])) => {
+            lines += &torchscript::shorter(transform, *height, *width);
+        }
         Some((Resize::Crop, [_, height, width])) => {
             // The larger of two integers takes the place of the choice; halves are rounded to even.
             lines += &format!(

@@ -180,7 +180,9 @@ impl TrainedNetwork {
         let resize = match (&data.train, self.model.input(), self.model.output()) {
             // What answers images takes them as large as they are.
             (_, _, [_, _, _]) => None,
-            (SourceSpec::Folder(folder), [_, _, _], _) => Some(folder.resize),
+            (SourceSpec::Folder(folder), [_, _, _], _) => {
+                Some(data.eval_transform.map_or(folder.resize, Resize::Shorter))
+            }
             (_, [_, _, _], _) => Some(Resize::default()),
             _ => None,
         };

@@ -53,14 +53,20 @@ impl ModelPlan {
         Ok(Self { model, groups })
     }
 
-    /// The weights that the config's `init_from` names, checked to fit; None where it names none.
-    pub fn initial(&self, config: &Config) -> Result<Option<InitialWeights>> {
+    /// The weights that the config's `init_from` names, checked to fit; None where it names none. The config
+    /// gets what the file says of its inputs, where it wants that.
+    pub fn initial(&self, config: &mut Config) -> Result<Option<InitialWeights>> {
         let init_from = config.spec.model.init_from.as_ref();
-        init_from.map(|init_from| InitialWeights::read(&self.model, init_from)).transpose()
+        let mut initial =
+            init_from.map(|init_from| InitialWeights::read(&self.model, init_from)).transpose()?;
+        if let Some(initial) = &mut initial {
+            initial.settle_normalization(config)?;
+        }
+        Ok(initial)
     }
 
     /// The same to train from: with the optimiser's state, where the config wants it.
-    pub fn initial_with_optimizer(&self, config: &Config) -> Result<Option<InitialWeights>> {
+    pub fn initial_with_optimizer(&self, config: &mut Config) -> Result<Option<InitialWeights>> {
         let mut initial = self.initial(config)?;
         if let (Some(initial), Some(init_from)) = (&mut initial, &config.spec.model.init_from) {
             initial.take_optimizer(&self.model, init_from, &config.spec.optimizer, &self.groups)?;

@@ -11,8 +11,8 @@ use tch::{Device, Tensor, no_grad};
 use super::about::Fact;
 use super::plan::{self, Module, Words, attribute, method_name};
 use super::{About, ExportOptions, Exporter, TrainedNetwork};
-use crate::data::Resize;
 use crate::data::normalize::Normalize;
+use crate::data::{EvalTransform, Interpolation, Resize};
 use crate::libtorch::script;
 use crate::nn::layers::{ParamKind, Upsample};
 use crate::nn::model::{Model, Network, Node, Op, join, scripted};
@@ -376,6 +376,31 @@ pub(super) fn ending(options: &Options) -> String {
     }
 }
 
+/// As [`EvalTransform`] brings pictures to the size of the samples.
+pub(super) fn shorter(transform: EvalTransform, height: i64, width: i64) -> String {
+    let side = transform.resize;
+    let scaled = match transform.interpolation {
+        Interpolation::Bilinear => "torch._upsample_bilinear2d_aa(x, [rows, columns], False, None, None)",
+        // It overshoots, where Pillow's 8 bits end.
+        Interpolation::Bicubic => {
+            "torch.clamp(torch._upsample_bicubic2d_aa(x, [rows, columns], False, None, None), 0.0, 1.0)"
+        }
+    };
+    // Halves are rounded to even.
+    format!(
+        "\
+rows = max(x.size(2) * {side} // x.size(3), {side})
+columns = max(x.size(3) * {side} // x.size(2), {side})
+x = {scaled}
+above = rows - {height}
+before = columns - {width}
+top = above // 2 + above % 2 * (above // 2 % 2)
+left = before // 2 + before % 2 * (before // 2 % 2)
+x = x[:, :, top : top + {height}, left : left + {width}]
+"
+    )
+}
+
 /// As [`crate::data::Fit`] brings pictures to the size of the samples.
 fn resizing(resize: Resize, height: i64, width: i64) -> String {
     let to = |size: &str| format!("torch._upsample_bilinear2d_aa(x, {size}, False, None, None)");
@@ -385,6 +410,7 @@ fn resizing(resize: Resize, height: i64, width: i64) -> String {
     );
     match resize {
         Resize::Squash => squash,
+        Resize::Shorter(transform) => shorter(transform, height, width),
         Resize::Crop => format!(
             "\
 h = x.size(2)
