@@ -63,7 +63,8 @@ pub fn main() -> Result<()> {
             optimizer.step(lr, &lambdas, None)?; // adds the gradient of the penalty
             optimizer.zero_grad()?;
             loss_sum += loss.double_value(&[]);
-            penalty = WeightStats::of(&network, &session.groups, &lambdas, lr, base_lr)?.penalty;
+            penalty = WeightStats::of(&network, &session.groups, &lambdas, optimizer.initial(), lr, base_lr)?
+                .penalty;
         }
         let mut correct = 0.0;
         for batch in test.epoch(0, 0) {

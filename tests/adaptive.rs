@@ -168,7 +168,7 @@ fn what_cannot_be_tuned_is_refused_with_the_key_and_the_remedy() {
             &["penalty={groups: [{match: '*', decoupled: {auto: {}}}]}", "data.validation=null"],
             &["penalty.groups.0.decoupled", "validation"],
         ),
-        (&["penalty.l1=auto"], &["penalty.l1", "only `l2` and `decoupled`"]),
+        (&["penalty.l1=auto"], &["penalty.l1", "only `l2`, `decoupled`"]),
         (&["penalty.l2={auto: {start: 0}}"], &["penalty.l2.auto.start", "above 0"]),
         (&["penalty.l2={auto: {every: 0}}"], &["penalty.l2.auto.every"]),
         (&["penalty.l2={auto: {rate: 1}}"], &["penalty.l2.auto.rate", "every"]),

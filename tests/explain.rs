@@ -152,7 +152,7 @@ fn the_schema_refuses_unknown_keys_names_and_types() {
         ("trian", json!({})),
         ("optimizer", json!({"sgd": {"momentm": 0.9}})),
         ("optimizer", json!({"sgd": {"weight_decay": 0.1}})),
-        ("optimizer", json!("lion")),
+        ("optimizer", json!("lamb")),
         ("optimizer", json!({"sgd": {}, "adam": {}})),
         ("penalty", json!({"l2": "often"})),
         ("penalty", json!({"l2": {"start": 0, "end": 1, "epoch": 3}})),

@@ -154,7 +154,7 @@ fn weights_in_channels_last_memory_move_as_contiguous_ones() {
     tch::set_num_threads(1);
     let weight = normal(&[4, 3, 3, 3], 0.3, 30);
     let xs = normal(&[2, 3, 6, 6], 1.0, 31);
-    for optimizer in ["{sgd: {momentum: 0.9}}", "adam", "adagrad", "rmsprop"] {
+    for optimizer in ["{sgd: {momentum: 0.9}}", "adam", "adagrad", "rmsprop", "nadam", "radam", "lion"] {
         let declared = declared(&format!("optimizer: {optimizer}"));
         let run = |w: Tensor| {
             let w = w.set_requires_grad(true);
@@ -256,10 +256,10 @@ fn defaults_are_those_of_torch_optim_and_a_name_alone_suffices() {
         "import torch, json
 w = torch.zeros(1)
 print(json.dumps({n.lower(): getattr(torch.optim, n)([w]).defaults
-                  for n in ['SGD', 'Adam', 'AdamW', 'Adagrad', 'RMSprop']}))",
+                  for n in ['SGD', 'Adam', 'AdamW', 'Adagrad', 'RMSprop', 'NAdam', 'RAdam']}))",
     );
     let theirs: serde_json::Value = serde_json::from_str(printed.trim()).unwrap();
-    for name in ["sgd", "adam", "adamw", "adagrad", "rmsprop"] {
+    for name in ["sgd", "adam", "adamw", "adagrad", "rmsprop", "nadam", "radam"] {
         let bare = declared(&format!("optimizer: {name}")).optimizer;
         for text in [format!("optimizer: {{{name}: {{}}}}"), format!("optimizer:\n  {name}:\n")] {
             assert_eq!(declared(&text).optimizer, bare, "{text}");
@@ -272,6 +272,24 @@ print(json.dumps({n.lower(): getattr(torch.optim, n)([w]).defaults
         }
         // What is written back reads as the same.
         assert_eq!(serde_json::from_value::<OptimizerSpec>(ours).unwrap(), bare);
+    }
+}
+
+#[test]
+fn what_no_gradient_decides_is_refused_beside_lion_and_muon() {
+    for optimizer in ["lion", "muon"] {
+        let spec: OptimizerSpec = serde_yaml::from_str(optimizer).unwrap();
+        for (text, path, part) in [
+            ("{l2: auto}", "l2", "auto"),
+            ("{groups: [{match: a, hoyer_square: auto}]}", "groups.0.hoyer_square", "auto"),
+            ("{l1: 0.1, l1_mode: preconditioned}", "l1", "l1_mode"),
+        ] {
+            let penalty = serde_yaml::from_str::<PenaltySpec>(text).unwrap();
+            let invalid = spec.accepts(&penalty).unwrap_err();
+            assert!(invalid.path == path && invalid.message.contains(part), "{text}: {}", invalid.message);
+        }
+        let decoupled = serde_yaml::from_str::<PenaltySpec>("{decoupled: auto}").unwrap();
+        spec.accepts(&decoupled).unwrap();
     }
 }
 

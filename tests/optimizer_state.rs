@@ -16,7 +16,7 @@ use crate::common::{python, run};
 /// are its parameters with and without penalty, `steps` trains.
 const PYTHON: &str = r#"
 import json, numpy as np, os, torch, torch.nn.functional as F
-from torch.optim import SGD, Adam, AdamW, Adagrad, RMSprop
+from torch.optim import SGD, Adam, AdamW, Adagrad, RMSprop, NAdam, RAdam
 torch.set_num_threads(1)
 os.chdir(FOLDER)
 class Net(torch.nn.Module):
@@ -66,7 +66,7 @@ struct Case {
 }
 
 const ALL: &str = "{groups: [{match: '*', l2: 0.01}]}";
-const CASES: [Case; 10] = [
+const CASES: [Case; 12] = [
     Case {
         label: "sgd",
         optimizer: "{sgd: {lr: 0.1}}",
@@ -126,6 +126,18 @@ const CASES: [Case; 10] = [
         optimizer: "{rmsprop: {lr: 0.002, alpha: 0.9, eps: 1e-2, momentum: 0.5, centered: true}}",
         penalty: ALL,
         python: "RMSprop(net.parameters(), lr=0.002, alpha=0.9, eps=1e-2, momentum=0.5, centered=True, weight_decay=0.01)",
+    },
+    Case {
+        label: "nadam",
+        optimizer: "{nadam: {lr: 0.01, momentum_decay: 0.01}}",
+        penalty: "{l2: 0.01}",
+        python: "NAdam(split(net, 0.01), lr=0.01, momentum_decay=0.01)",
+    },
+    Case {
+        label: "radam",
+        optimizer: "{radam: {lr: 0.02}}",
+        penalty: "{groups: [{match: '*', decoupled: 0.01}]}",
+        python: "RAdam(net.parameters(), lr=0.02, weight_decay=0.01, decoupled_weight_decay=True)",
     },
 ];
 const DTYPES: [(&str, f64); 2] = [("float32", 1e-6), ("float64", 1e-12)];
@@ -335,7 +347,7 @@ fn state_that_does_not_fit_ends_with_4_and_names() {
 def save(name, optimizer, **more):
     steps(net, optimizer, 1); torch.save({'model': net.state_dict(), 'optimizer': optimizer.state_dict(), **more}, name)
 save('sgd.pth', SGD(net.parameters(), lr=0.1, momentum=0.9))
-save('radam.pth', torch.optim.RAdam(net.parameters()))
+save('adamax.pth', torch.optim.Adamax(net.parameters()))
 save('two.pth', Adam(net.parameters()), other={'optim': Adam(net.parameters()).state_dict()})
 save('few.pth', Adam([net.conv.weight, net.fc.weight]))
 save('swapped.pth', Adam([net.fc.weight, net.conv.weight, net.bn.weight, net.bn.bias, net.fc.bias]))
@@ -347,7 +359,7 @@ torch.save({'model': net.state_dict(), 'optimizer': state}, 'lacks.pth')",
     let case = Case { label: "", optimizer: "adam", penalty: "{}", python: "" };
     for (file, messages) in [
         ("sgd", &["it is of SGD, and the config's optimizer is adam"][..]),
-        ("radam", &["only the state of SGD, Adam, AdamW, Adagrad and RMSprop"]),
+        ("adamax", &["only the state of SGD, Adam, AdamW, Adagrad, RMSprop, NAdam and RAdam"]),
         ("two", &["holds several: `optimizer`, `other.optim`"]),
         ("few", &["1 param groups hold 2 parameters, the network has 5"]),
         ("swapped", &["parameter 0 has shape [3, 4] there; conv.weight is [4, 1, 3, 3]", "named_parameters"]),

@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::data::normalize::NormalizeSpec;
 use crate::data::{DataSpec, Split};
 use crate::libtorch::device::DeviceSpec;
+use crate::libtorch::kernels::{Kernel, KernelSpec};
 use crate::metrics::Monitor;
 use crate::nn::model::{ModelSource, ModelSpec};
 use crate::optim::OptimizerSpec;
@@ -191,6 +192,37 @@ impl RunConfig {
             if let Some(path) = self.penalty().tuned() {
                 return Err(self.of_penalty(Invalid::new(path, remedy)));
             }
+        }
+        if self.penalty.input_gradient.is_some() {
+            let is_scripted = matches!(self.model.source, ModelSource::Torchscript { .. });
+            let computes = |kernels: &KernelSpec| {
+                let mut all = Kernel::ALL.iter();
+                all.any(|&kernel| kernels.says(kernel) == Some(true))
+            };
+            let obstacles = [
+                (
+                    self.train.is_cut(),
+                    "`train.checkpoint_activations` has no second derivative: leave it out",
+                ),
+                (self.train.amp == Some(Amp::Fp16), "its gradients leave float16's range: take `amp: bf16`"),
+                (is_scripted, "a TorchScript program has no second derivative: write the model as layers"),
+                (
+                    self.train.kernels.as_ref().is_some_and(computes),
+                    "our kernels have no second derivative: leave `train.kernels` out",
+                ),
+                (
+                    self.train.accumulate > 1 && task.is_joint(),
+                    "with `train.accumulate` this task's loss is no sum over batches: leave one out",
+                ),
+            ];
+            if let Some((_, message)) = obstacles.into_iter().find(|(holds, _)| *holds) {
+                return Err(Invalid::new("penalty.input_gradient", message));
+            }
+        }
+        if let (Some(path), None) = (self.penalty.needs_initial(), &self.model.init_from) {
+            let message =
+                "pulls weights to those of a file: name one, such as `model: {init_from: {file: net.pth}}`";
+            return Err(Invalid::new(format!("penalty.{path}"), message));
         }
         if !matches!(self.task, TaskSpec::Regression(_)) && self.data.normalize_target != NormalizeSpec::None
         {

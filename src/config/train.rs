@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
 use crate::libtorch::kernels::{self, Kernel, KernelSpec};
-use crate::optim::{Clip, EmaSpec};
+use crate::optim::{Clip, EmaSpec, SamSpec};
 use crate::util::yaml::Invalid;
 
 /// How long to train, in which arithmetic, and what to save and log.
@@ -55,6 +55,9 @@ pub struct TrainSpec {
     /// An exponential moving average of the weights, which is then what is evaluated and exported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema: Option<EmaSpec>,
+    /// Sharpness-aware minimisation: each step takes its gradient at the worst point nearby, in twice the time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sam: Option<SamSpec>,
     /// The score on the validation set that decides on the best checkpoint, early stopping, `plateau` and
     /// sweeps: any that the task reports, such as `macro_f1` or `loss`. The task's own, such as `accuracy`,
     /// when absent.
@@ -183,6 +186,13 @@ impl TrainSpec {
         }
         if let Some(ema) = &self.ema {
             ema.validate().map_err(|invalid| invalid.under("ema"))?;
+        }
+        if let Some(sam) = &self.sam {
+            sam.validate().map_err(|invalid| invalid.under("sam"))?;
+            if self.amp == Some(Amp::Fp16) {
+                let message = "`amp: fp16` may skip the pass that `sam` starts from; take bf16";
+                return Err(Invalid::new("sam", message));
+            }
         }
         Ok(())
     }

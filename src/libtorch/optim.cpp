@@ -19,6 +19,7 @@
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sgd.h>
 #include <ATen/ops/_foreach_norm.h>
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/clamp.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/eq.h>
@@ -183,6 +184,19 @@ char* tikhonov_add_by(Borrowed tensors, Borrowed others, bool signs, const at::T
 // tensors += alpha * sign(others)
 char* tikhonov_add_sign(Borrowed tensors, Borrowed others, double alpha) {
   return in_place([&] { at::_foreach_add_(list(tensors), at::_foreach_sign(list(others)), alpha); });
+}
+
+// tensors += alpha * others, rounded once.
+char* tikhonov_add_scaled(Borrowed tensors, Borrowed others, double alpha) {
+  return in_place([&] { at::_foreach_add_(list(tensors), list(others), alpha); });
+}
+
+// out = beta * t + alpha * left @ right, for one of each.
+char* tikhonov_addmm(Borrowed t, Borrowed left, Borrowed right, double beta, double alpha, at::Tensor** out) {
+  return in_place([&] {
+    *out = nullptr;
+    *out = new at::Tensor(at::addmm(*t.tensors[0], *left.tensors[0], *right.tensors[0], beta, alpha));
+  });
 }
 
 // w = sign(w) * max(|w| - threshold, 0), as w - clamp(w): an exact +0 below the threshold, NaN stays NaN.

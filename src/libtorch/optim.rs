@@ -59,6 +59,15 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn tikhonov_scale_by(tensors: Borrowed, factor: *const C_tensor) -> *mut c_char;
     fn tikhonov_add_sign(tensors: Borrowed, others: Borrowed, alpha: f64) -> *mut c_char;
+    fn tikhonov_add_scaled(tensors: Borrowed, others: Borrowed, alpha: f64) -> *mut c_char;
+    fn tikhonov_addmm(
+        t: Borrowed,
+        left: Borrowed,
+        right: Borrowed,
+        beta: f64,
+        alpha: f64,
+        out: *mut *mut C_tensor,
+    ) -> *mut c_char;
     fn tikhonov_soft_threshold(tensors: Borrowed, threshold: f64) -> *mut c_char;
     fn tikhonov_soft_threshold_by(tensors: Borrowed, threshold: *const C_tensor) -> *mut c_char;
     fn tikhonov_lerp_by(tensors: Borrowed, others: Borrowed, weight: *const C_tensor) -> *mut c_char;
@@ -195,6 +204,20 @@ pub fn add_sign(tensors: &[&Tensor], others: &[&Tensor], alpha: f64) -> Result<(
 /// t ← t + alpha·other with a 0-dim alpha on the same device; `signs`: of the others, sign(0) = 0.
 pub fn add_by(tensors: &[&Tensor], others: &[&Tensor], signs: bool, alpha: &Tensor) -> Result<()> {
     kernel!([tensors, others], |[tensors, others]| tikhonov_add_by(tensors, others, signs, alpha.as_ptr()))
+}
+
+/// t ← t + alpha·other, rounded once as PyTorch's `add_(other, alpha=alpha)`
+pub fn add_scaled(tensors: &[&Tensor], others: &[&Tensor], alpha: f64) -> Result<()> {
+    kernel!([tensors, others], |[tensors, others]| tikhonov_add_scaled(tensors, others, alpha))
+}
+
+/// beta·t + alpha·(left·right) of matrices, as `torch.addmm`
+pub fn addmm(t: &Tensor, left: &Tensor, right: &Tensor, beta: f64, alpha: f64) -> Result<Tensor> {
+    let mut out = null_mut();
+    kernel!([&[t], &[left], &[right]], |[t, left, right]| tikhonov_addmm(
+        t, left, right, beta, alpha, &mut out
+    ))?;
+    owned(out, "product")
 }
 
 /// w ← sign(w)·max(|w| − threshold, 0): exact zeros; NaN stays NaN.

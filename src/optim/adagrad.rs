@@ -67,15 +67,7 @@ impl UpdateRule for AdagradSpec {
     }
 
     fn torch_class(&self) -> TorchClass {
-        TorchClass {
-            name: "Adagrad",
-            family: "Adagrad",
-            marks: &["lr_decay"],
-            capturable: false,
-            fused: true,
-            decoupled_weight_decay: false,
-            state_from_start: true,
-        }
+        TorchClass { fused: true, state_from_start: true, ..TorchClass::named("Adagrad", &["lr_decay"]) }
     }
 
     fn arguments(&self) -> Vec<(&'static str, Argument)> {

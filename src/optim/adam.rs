@@ -63,13 +63,12 @@ impl UpdateRule for AdamSpec {
 
     fn torch_class(&self) -> TorchClass {
         TorchClass {
-            name: "Adam",
             family: "Adam or AdamW",
-            marks: &["betas", "amsgrad"],
             capturable: true,
             fused: true,
             decoupled_weight_decay: true,
-            state_from_start: false,
+            decoupled_class: Some("AdamW"),
+            ..TorchClass::named("Adam", &["betas", "amsgrad"])
         }
     }
 

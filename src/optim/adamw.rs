@@ -25,7 +25,7 @@ impl UpdateRule for AdamWSpec {
     }
 
     fn torch_class(&self) -> TorchClass {
-        TorchClass { name: "AdamW", ..self.0.torch_class() }
+        TorchClass { name: "AdamW", decoupled_class: None, ..self.0.torch_class() }
     }
 
     fn refuses(&self) -> Option<(TorchDecay, &'static str)> {

@@ -10,8 +10,14 @@ mod clip;
 mod ema;
 mod graph_scalars;
 mod lambda_gradient;
+mod lion;
+mod moments;
+mod muon;
+mod nadam;
 mod optimizer;
+mod radam;
 mod rmsprop;
+mod sam;
 mod scaling;
 mod sgd;
 mod state;
@@ -23,7 +29,7 @@ use serde::Serialize;
 use serde::de::{Deserialize, Deserializer, Error};
 use tch::Tensor;
 
-use crate::penalty::{PenaltySpec, TorchDecay};
+use crate::penalty::{Declared, PenaltySpec, TorchDecay};
 use crate::util::tagged_enum::{self, Tagged};
 use crate::util::yaml::Invalid;
 
@@ -34,8 +40,13 @@ pub use clip::Clip;
 pub use ema::{Ema, EmaSpec, keep_zeros};
 pub use graph_scalars::GraphScalars;
 pub use lambda_gradient::LambdaGradient;
+pub use lion::LionSpec;
+pub use muon::{AdjustLr, MuonSpec};
+pub use nadam::NAdamSpec;
 pub use optimizer::{Optimizer, StepOptions, StepOutput};
+pub use radam::RAdamSpec;
 pub use rmsprop::RmsPropSpec;
+pub use sam::SamSpec;
 pub use scaling::{GradScaler, ScalingState};
 pub use sgd::SgdSpec;
 use state::refuse;
@@ -102,6 +113,10 @@ optimizers! {
     adamw: AdamW(AdamWSpec);
     adagrad: Adagrad(AdagradSpec);
     rmsprop: RmsProp(RmsPropSpec);
+    nadam: NAdam(NAdamSpec);
+    radam: RAdam(RAdamSpec);
+    lion: Lion(LionSpec);
+    muon: Muon(MuonSpec);
 }
 
 impl OptimizerSpec {
@@ -117,18 +132,40 @@ impl OptimizerSpec {
 
     /// Refuses a penalty that contradicts the optimiser; paths are relative to `penalty`.
     pub fn accepts(&self, penalty: &PenaltySpec) -> Result<(), Invalid> {
+        for (path, form) in penalty.paths().filter(|(_, form)| form.acts()) {
+            if let Some(message) = self.unfit(&form) {
+                return Err(Invalid::new(path, message));
+            }
+        }
         let Some((refused, remedy)) = self.rule().refuses() else { return Ok(()) };
-        let own = penalty.declared().into_iter().map(|form| (form.key.to_owned(), form));
-        let groups = penalty.groups.iter().enumerate().flat_map(|(i, group)| {
-            group.declared().into_iter().map(move |form| (format!("groups.{i}.{}", form.key), form))
-        });
-        let is_refused = |form: &crate::penalty::Declared| {
-            form.form.torch() == Some(refused) && form.lambda.is_some_and(|lambda| lambda.is_active())
-        };
-        match own.chain(groups).find(|(_, form)| is_refused(form)) {
+        let is_refused = |form: &Declared| form.form.torch() == Some(refused) && form.acts();
+        match penalty.paths().find(|(_, form)| is_refused(form)) {
             Some((path, _)) => Err(Invalid::new(path, remedy)),
             None => Ok(()),
         }
+    }
+
+    /// Why a form cannot act, or be tuned, beside the optimiser.
+    fn unfit(&self, form: &Declared) -> Option<String> {
+        let (rule, key) = (self.rule(), form.key);
+        if form.form.accumulates() && rule.has_parts() {
+            let name = self.name();
+            return Some(format!(
+                "{name}'s two parts have a learning rate each: take another mode than accumulated"
+            ));
+        }
+        let reason = rule.indifferentiable()?;
+        let is_tuned = form.lambda.is_some_and(|lambda| lambda.auto().is_some());
+        if is_tuned && form.form.torch() != Some(TorchDecay::Decoupled) {
+            return Some(format!("{reason}, which `auto` cannot follow: give `{key}` a number"));
+        }
+        let needs = form.form.needs_preconditioner();
+        needs.then(|| format!("{reason}, which has no preconditioner: leave `{key}_mode` out"))
+    }
+
+    /// Why a step of it cannot be recorded as a CUDA graph.
+    pub fn graph_obstacle(&self) -> Option<&'static str> {
+        self.rule().graph_obstacle()
     }
 
     /// The class in `torch.optim`.

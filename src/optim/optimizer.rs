@@ -1,6 +1,8 @@
 //! An optimiser at work: one step over all parameters. Unscale, clip, the forms of penalty that act before the update
 //! ([`Penalty`](crate::penalty::Penalty)), the update rule, the forms that act after it.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Result, anyhow, bail};
 use tch::{Kind, Tensor};
 
@@ -21,11 +23,15 @@ pub struct Optimizer {
     /// By penalty group: a factor on the learning rate.
     factors: Vec<f64>,
     pub(super) rule: Box<dyn UpdateRule>,
+    /// By parameter, as [`UpdateRule::part`] says.
+    pub(super) parts: Vec<usize>,
     /// η_peak of relative decay.
     peak: f64,
     /// By penalty group: what accumulated decay leaves of a weight and has not applied yet; and the same before
     /// the last step.
     pending: [Vec<f64>; 2],
+    /// By parameter, what it was when training began, where a form of its group pulls it there.
+    pub(super) initial: Vec<Option<Tensor>>,
     /// By parameter, then by [`UpdateRule::state_spec`]; None before the first step, as in PyTorch.
     pub(super) state: Vec<Option<Vec<Tensor>>>,
 }
@@ -98,8 +104,11 @@ impl OptimizerSpec {
             bail!("parameter {name} is {:?}: the optimisers take float32 and float64", tensor.kind());
         }
         let (names, params): (Vec<_>, Vec<_>) = params.into_iter().unzip();
+        let rule = self.boxed_rule();
+        let parts = names.iter().zip(&params).map(|(name, param)| rule.part(name, param)).collect();
         let state = params.iter().map(|_| None).collect();
         let factors = groups.iter().map(|group| group.lr).collect();
+        let initial = params.iter().map(|_| None).collect();
         let groups: Vec<_> = groups.iter().map(|group| group.param_indices.clone()).collect();
         let pending = vec![1.0; groups.len()];
         Ok(Optimizer {
@@ -107,9 +116,11 @@ impl OptimizerSpec {
             params,
             groups,
             factors,
-            rule: self.boxed_rule(),
+            rule,
+            parts,
             peak: self.lr(),
             pending: [pending.clone(), pending],
+            initial,
             state,
         })
     }
@@ -119,6 +130,22 @@ impl Optimizer {
     /// With relative decay scaled by η/`peak`: the highest rate of the run, where that is not the optimiser's own.
     pub fn with_peak(self, peak: f64) -> Self {
         Self { peak, ..self }
+    }
+
+    /// Keeps copies of the weights as they are, for the forms of `groups` that pull them there: of those that
+    /// `is_known` names.
+    pub fn keep_initial(&mut self, groups: &[ParamGroup], is_known: impl Fn(&str) -> bool) -> Result<()> {
+        for group in groups.iter().filter(|group| group.active().any(|term| term.form.needs_initial())) {
+            for &i in group.param_indices.iter().filter(|&&i| is_known(&self.names[i])) {
+                self.initial[i] = copies(&[&self.params[i]])?.pop();
+            }
+        }
+        Ok(())
+    }
+
+    /// By parameter, what it was when training began, where a form pulls it there.
+    pub fn initial(&self) -> &[Option<Tensor>] {
+        &self.initial
     }
 
     /// What a penalty needs to know of the learning rate of a group, by index, where the schedule's is `lr`.
@@ -170,10 +197,12 @@ impl Optimizer {
             clip.apply(&reached, &grad_norm)?;
         }
 
-        let slots = self.rule.state_spec();
         let fresh: Vec<bool> = self.state.iter().map(Option::is_none).collect();
-        for (param, (state, grad)) in self.params.iter().zip(self.state.iter_mut().zip(&grads)) {
+        for (i, (param, (state, grad))) in
+            self.params.iter().zip(self.state.iter_mut().zip(&grads)).enumerate()
+        {
             if grad.is_some() && state.is_none() {
+                let slots = self.rule.part_state_spec(self.parts[i]);
                 *state = Some(slots.iter().map(|slot| slot.start(param)).collect::<Result<_>>()?);
             }
         }
@@ -181,30 +210,36 @@ impl Optimizer {
             differentiate.iter().map(|_| Vec::new()).collect();
         for (at, (members, lambdas)) in self.groups.iter().zip(lambdas).enumerate() {
             let traced = differentiate.iter().position(|&group| group == at);
-            let rates = self.rates(options.lr, at);
-            let control = Control {
-                lr: rates.lr,
-                lr_tensor: options.graph_scalars.map(|scalars| scalars.lr(at)),
-                found_inf: gate,
-            };
-            let group = GroupStep {
-                rates,
-                lambdas,
-                due: due[at],
-                graph_scalars: options.graph_scalars.map(|scalars| (scalars, at)),
-                differentiate: traced.is_some(),
-            };
-            for first in [false, true] {
+            // A kernel takes parameters alike: all in their first step or none, of one part of the rule.
+            let alike: BTreeSet<_> = members.iter().map(|&i| (fresh[i], self.parts[i])).collect();
+            for (first, part) in alike {
+                let rates = self.rates(options.lr * self.rule.part_lr(part), at);
+                let rates = StepRates { peak: rates.peak * self.rule.part_lr(part), ..rates };
+                let control = Control {
+                    lr: rates.lr,
+                    lr_tensor: options.graph_scalars.map(|scalars| scalars.lr(at)),
+                    found_inf: gate,
+                };
+                let group = GroupStep {
+                    rates,
+                    lambdas,
+                    due: due[at],
+                    graph_scalars: options.graph_scalars.map(|scalars| (scalars, at)),
+                    differentiate: traced.is_some(),
+                };
                 let mut indices = Vec::new();
                 let mut tensors = GroupTensors {
                     params: Vec::new(),
                     grads: Vec::new(),
-                    slots: slots.iter().map(|_| Vec::new()).collect(),
+                    slots: self.rule.part_state_spec(part).iter().map(|_| Vec::new()).collect(),
                     fresh: first,
+                    part,
                 };
-                for &i in members.iter().filter(|&&i| fresh[i] == first) {
+                let mut initial = Vec::new();
+                for &i in members.iter().filter(|&&i| (fresh[i], self.parts[i]) == (first, part)) {
                     let (Some(grad), Some(state)) = (&grads[i], &self.state[i]) else { continue };
                     indices.push(i);
+                    initial.push(self.initial[i].as_ref());
                     tensors.params.push(&self.params[i]);
                     tensors.grads.push(grad);
                     tensors.slots.iter_mut().zip(state).for_each(|(list, tensor)| list.push(tensor));
@@ -212,7 +247,7 @@ impl Optimizer {
                 if tensors.params.is_empty() {
                     continue;
                 }
-                let derivatives = group.run(&*self.rule, &tensors, &control)?;
+                let derivatives = group.run(&*self.rule, &tensors, &initial, &control)?;
                 if let Some(traced) = traced {
                     let of = |(param, tensor)| LambdaGradient { param, tensor };
                     lambda_gradients[traced].extend(indices.into_iter().zip(derivatives).map(of));
@@ -282,7 +317,13 @@ struct GroupStep<'a> {
 
 impl GroupStep<'_> {
     /// The forms around the update of `rule`; returns ∂w′/∂λ of the tuned form where it is asked for.
-    fn run(&self, rule: &dyn UpdateRule, tensors: &GroupTensors, control: &Control) -> Result<Vec<Tensor>> {
+    fn run(
+        &self,
+        rule: &dyn UpdateRule,
+        tensors: &GroupTensors,
+        initial: &[Option<&Tensor>],
+        control: &Control,
+    ) -> Result<Vec<Tensor>> {
         let active = self.lambdas.active();
         let mut decay = KernelDecay::default();
         // What the kernel does not do itself, with the coefficients of this step.
@@ -316,6 +357,8 @@ impl GroupStep<'_> {
             rates: self.rates,
             old_weights: if keeps_weights { copies(&tensors.params)? } else { Vec::new() },
             old_grads: Vec::new(),
+            initial,
+            lr: control.lr_tensor.map_or(Scalar::Host(control.lr), |lr| Scalar::Device(lr.shallow_clone())),
             update: &last_update,
             derivative: None,
         };
@@ -324,6 +367,11 @@ impl GroupStep<'_> {
         }
         if self.differentiate {
             step.old_grads = copies(&tensors.grads)?;
+            if decay.l2 > 0.0 {
+                let seen = step.old_grads.iter().zip(&step.old_weights);
+                step.old_grads =
+                    seen.map(|(g, w)| Ok(g.f_add(&w.f_mul_scalar(decay.l2)?)?)).collect::<Result<_>>()?;
+            }
         }
         rule.update(tensors, control, decay)?;
         let mut tuned = active.filter(|(_, form, _)| self.differentiate && form.is_tunable());

@@ -60,15 +60,7 @@ impl UpdateRule for RmsPropSpec {
     }
 
     fn torch_class(&self) -> TorchClass {
-        TorchClass {
-            name: "RMSprop",
-            family: "RMSprop",
-            marks: &["alpha", "centered"],
-            capturable: true,
-            fused: false,
-            decoupled_weight_decay: false,
-            state_from_start: false,
-        }
+        TorchClass { capturable: true, ..TorchClass::named("RMSprop", &["alpha", "centered"]) }
     }
 
     fn arguments(&self) -> Vec<(&'static str, Argument)> {

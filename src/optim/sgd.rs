@@ -52,15 +52,7 @@ impl UpdateRule for SgdSpec {
     }
 
     fn torch_class(&self) -> TorchClass {
-        TorchClass {
-            name: "SGD",
-            family: "SGD",
-            marks: &["dampening", "nesterov"],
-            capturable: false,
-            fused: true,
-            decoupled_weight_decay: false,
-            state_from_start: false,
-        }
+        TorchClass { fused: true, ..TorchClass::named("SGD", &["dampening", "nesterov"]) }
     }
 
     fn arguments(&self) -> Vec<(&'static str, Argument)> {

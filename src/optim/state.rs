@@ -9,6 +9,9 @@ use super::{Optimizer, clip};
 use crate::libtorch::optim as kernels;
 use crate::util::exit_code::{ExitCode, fail};
 
+/// Of a parameter: what it was when training began, for a penalty that pulls it there.
+const INITIAL: &str = "initial";
+
 impl Optimizer {
     /// ‖g‖₂ as [`StepOutput::grad_norm`](super::StepOutput::grad_norm) would give it now, for a caller that wants to look before it steps.
     pub fn grad_norm(&self) -> Result<Tensor> {
@@ -24,12 +27,14 @@ impl Optimizer {
     /// The state as `<parameter>.<PyTorch's name>`, such as `conv1.weight.exp_avg`; shallow clones.
     /// Parameters that never made a step have none.
     pub fn state(&self) -> Vec<(String, Tensor)> {
-        let slots = self.rule.state_spec();
         let mut all = Vec::new();
-        for (name, state) in self.names.iter().zip(&self.state) {
+        for (i, ((name, state), initial)) in self.names.iter().zip(&self.state).zip(&self.initial).enumerate()
+        {
+            let slots = self.rule.part_state_spec(self.parts[i]);
             for (slot, tensor) in slots.iter().zip(state.iter().flatten()) {
                 all.push((format!("{name}.{}", slot.name), tensor.shallow_clone()));
             }
+            all.extend(initial.iter().map(|tensor| (format!("{name}.{INITIAL}"), tensor.shallow_clone())));
         }
         all
     }
@@ -37,11 +42,21 @@ impl Optimizer {
     /// Replaces the whole state by copies of what [`state`](Self::state) gave. Nothing changes unless all of
     /// it fits; exit 4 lists everything that does not.
     pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
-        let slots = self.rule.state_spec();
         let mut mistakes = Vec::new();
         let mut known = 0;
-        let mut loaded = Vec::new();
-        for (name, param) in self.names.iter().zip(&self.params) {
+        let (mut loaded, mut begun) = (Vec::new(), Vec::new());
+        for (i, (name, param)) in self.names.iter().zip(&self.params).enumerate() {
+            let slots = self.rule.part_state_spec(self.parts[i]);
+            let initial = state.get(&format!("{name}.{INITIAL}"));
+            known += usize::from(initial.is_some());
+            if let Some(initial) = initial.filter(|initial| initial.size() != param.size()) {
+                let (found, wanted) = (initial.size(), param.size());
+                mistakes.push(format!("{name}.{INITIAL} is {found:?}, expected {wanted:?}"));
+            }
+            let own = |initial: &Tensor| -> Result<Tensor> {
+                Ok(initial.f_to_device(param.device())?.f_to_kind(param.kind())?)
+            };
+            begun.push(initial.map(own).transpose()?);
             let keys: Vec<_> = slots.iter().map(|slot| format!("{name}.{}", slot.name)).collect();
             let found: Vec<_> = keys.iter().filter_map(|key| state.get(key)).collect();
             known += found.len();
@@ -69,7 +84,8 @@ impl Optimizer {
         }
         if known < state.len() {
             let expected = |key: &str| {
-                self.names.iter().any(|name| {
+                self.names.iter().zip(&self.parts).any(|(name, &part)| {
+                    let slots = self.rule.part_state_spec(part);
                     key.strip_prefix(name.as_str())
                         .and_then(|rest| rest.strip_prefix('.'))
                         .is_some_and(|rest| slots.iter().any(|slot| slot.name == rest))
@@ -79,7 +95,7 @@ impl Optimizer {
                 .extend(state.keys().filter(|key| !expected(key)).map(|key| format!("{key} is unexpected")));
         }
         refuse(&mistakes, "the optimiser's state does not fit; resume with the optimiser that saved it")?;
-        self.state = loaded;
+        (self.state, self.initial) = (loaded, begun);
         Ok(())
     }
 }

@@ -34,6 +34,27 @@ pub struct TorchClass {
     pub decoupled_weight_decay: bool,
     /// Whether the state is there before the first step.
     pub state_from_start: bool,
+    /// The class that has decoupled decay, where it is another.
+    pub decoupled_class: Option<&'static str>,
+    /// Whether there is such a class whose state this one's can become.
+    pub is_in_torch: bool,
+}
+
+impl TorchClass {
+    /// A class of that name with nothing special about it.
+    pub fn named(name: &'static str, marks: &'static [&'static str]) -> Self {
+        Self {
+            name,
+            family: name,
+            marks,
+            capturable: false,
+            fused: false,
+            decoupled_weight_decay: false,
+            state_from_start: false,
+            decoupled_class: None,
+            is_in_torch: true,
+        }
+    }
 }
 
 /// The part of the penalty that a kernel applies itself; at most one of them is above 0.
@@ -62,8 +83,39 @@ pub trait UpdateRule: Send {
     /// The values beside `lr` and `weight_decay`, by PyTorch's names.
     fn arguments(&self) -> Vec<(&'static str, Argument)>;
 
-    /// The state of a parameter: PyTorch's names, in PyTorch's order.
+    /// The state of a parameter, of the first part where there are several: PyTorch's names, in PyTorch's order.
     fn state_spec(&self) -> Vec<StateTensor>;
+
+    /// Which of the rule's parts moves this parameter; they may keep other states and have other rates.
+    fn part(&self, _name: &str, _param: &Tensor) -> usize {
+        0
+    }
+
+    /// η of a part as a share of the schedule's.
+    fn part_lr(&self, _part: usize) -> f64 {
+        1.0
+    }
+
+    /// The state of a parameter in this part.
+    fn part_state_spec(&self, _part: usize) -> Vec<StateTensor> {
+        self.state_spec()
+    }
+
+    /// Whether there is more than one part.
+    fn has_parts(&self) -> bool {
+        false
+    }
+
+    /// Why a step is no differentiable function of each weight's own gradient; None where it is, and
+    /// [`update_grad_derivative`](Self::update_grad_derivative) its derivative.
+    fn indifferentiable(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Why a step cannot be recorded as a CUDA graph.
+    fn graph_obstacle(&self) -> Option<&'static str> {
+        None
+    }
 
     /// Whether `update` applies this kind of decay itself.
     fn fuses(&self, decay: TorchDecay) -> bool {
@@ -132,6 +184,8 @@ pub struct GroupTensors<'a> {
     pub slots: Vec<Vec<&'a Tensor>>,
     /// Whether these parameters never made a step before.
     pub fresh: bool,
+    /// As [`UpdateRule::part`] says.
+    pub part: usize,
 }
 
 impl<'a> GroupTensors<'a> {

@@ -27,13 +27,15 @@ pub enum DecoupledMode {
 }
 
 impl Mode for DecoupledMode {
+    const FORMS: &'static [&'static dyn Penalty] = &[
+        &Decoupled(Self::Plain),
+        &Decoupled(Self::Relative),
+        &Decoupled(Self::Cautious),
+        &Decoupled(Self::Accumulated),
+    ];
+
     fn form(self) -> &'static dyn Penalty {
-        match self {
-            Self::Plain => &Decoupled(Self::Plain),
-            Self::Relative => &Decoupled(Self::Relative),
-            Self::Cautious => &Decoupled(Self::Cautious),
-            Self::Accumulated => &Decoupled(Self::Accumulated),
-        }
+        Self::FORMS[self as usize]
     }
 }
 
@@ -63,6 +65,29 @@ impl Penalty for Decoupled {
 
     fn family(&self) -> &'static str {
         "quadratic"
+    }
+
+    fn update_rule(&self) -> &'static str {
+        match self.0 {
+            DecoupledMode::Plain => "w ← w − η·λ·w, apart from the gradient",
+            DecoupledMode::Relative => "w ← w − (η/η_peak)·λ·w: λ does not depend on `lr`",
+            DecoupledMode::Cautious => "w ← w − η·λ·w where the step shrinks the weight too",
+            DecoupledMode::Accumulated => {
+                "the factors 1 − η·λ of several steps at once, when they take 2⁻¹² of a weight"
+            }
+        }
+    }
+
+    fn same_as(&self) -> &'static str {
+        match self.0 {
+            DecoupledMode::Plain => {
+                "PyTorch's AdamW; with SGD the decay of SGDW (Loshchilov & Hutter 2019) on PyTorch's momentum, which has η \
+                 outside"
+            }
+            DecoupledMode::Relative => "the decay as Loshchilov & Hutter wrote it",
+            DecoupledMode::Cautious => "cautious weight decay (Chen et al. 2025)",
+            DecoupledMode::Accumulated => "plain decay where η·λ < 10⁻⁶, which float32 rounds away",
+        }
     }
 
     /// Decay is not the gradient of a term of the objective (with a preconditioner it minimises something

@@ -45,11 +45,29 @@ pub struct PenaltyStep<'a> {
     /// Copies of the weights before the step, where a form wants them ([`Penalty::needs_old_weights`]) or a
     /// derivative is asked for; else empty.
     pub old_weights: Vec<Tensor>,
-    /// Copies of the gradients as the update rule got them, where a derivative is asked for; else empty.
+    /// Copies of the gradients as the update rule saw them, its own `weight_decay` included, where a derivative
+    /// is asked for; else empty.
     pub old_grads: Vec<Tensor>,
+    /// The weights that training began with, where a form wants them ([`Penalty::needs_initial`]); None for those
+    /// that no file gave.
+    pub initial: &'a [Option<&'a Tensor>],
+    /// η of the schedule, as the update reads it.
+    pub lr: Scalar,
     pub update: &'a dyn Update,
     /// ∂w′/∂λ of the form whose λ is tuned, after the update; None where it is not asked for.
     pub derivative: Option<Vec<Tensor>>,
+}
+
+impl PenaltyStep<'_> {
+    /// How far a steady gradient of 1 moves a weight in this step in the long run, as a factor of `like`: η, with
+    /// SGD's momentum η(1 − d)/(1 − m).
+    pub(super) fn steady_lr(&self, like: &Tensor) -> Result<Tensor> {
+        let times = match self.rates.steady_state {
+            Some(steady) if self.rates.lr > 0.0 => steady / self.rates.lr,
+            _ => 1.0,
+        };
+        Ok(self.lr.tensor(like)?.f_mul_scalar(times)?)
+    }
 }
 
 /// One form of penalty, such as `l2`. A new one is a file that implements this, and a line in the table of
@@ -73,9 +91,37 @@ pub trait Penalty: Sync {
         self.key()
     }
 
+    /// What it does in a step, for the table of docs/penalties.md: in Markdown, λ (or c) being its value.
+    fn update_rule(&self) -> &'static str;
+
+    /// What it is called elsewhere, and its paper, for the same table.
+    fn same_as(&self) -> &'static str;
+
+    /// Whether its value is a bound c on the weights and not a strength λ: less of it constrains more.
+    fn is_bound(&self) -> bool {
+        false
+    }
+
+    /// Refuses the highest rates of a run that it has no meaning at.
+    fn check_rates(&self, _rates: &StepRates) -> Result<(), String> {
+        Ok(())
+    }
+
     /// The term of the objective over all of `ws`, or what is logged in its place: 0-dim float64 on their device.
     /// `ws` is not empty; nothing waits for the device.
     fn value(&self, ws: &[&Tensor], lambda: f64, rates: &StepRates) -> Result<Tensor>;
+
+    /// The same where it is a function of the weights that training began with too; None for those that no file
+    /// gave.
+    fn value_from(
+        &self,
+        ws: &[&Tensor],
+        _initial: &[Option<&Tensor>],
+        lambda: f64,
+        rates: &StepRates,
+    ) -> Result<Tensor> {
+        self.value(ws, lambda, rates)
+    }
 
     /// The number by which the form acts in a step: λ in a gradient, 1 − η·λ on the weights, a threshold.
     fn coefficient(&self, lambda: f64, rates: &StepRates) -> f64;
@@ -95,6 +141,16 @@ pub trait Penalty: Sync {
 
     /// Whether [`PenaltyStep::old_weights`] are wanted.
     fn needs_old_weights(&self) -> bool {
+        false
+    }
+
+    /// Whether [`Update::preconditioner`] is wanted.
+    fn needs_preconditioner(&self) -> bool {
+        false
+    }
+
+    /// Whether [`PenaltyStep::initial`] are wanted.
+    fn needs_initial(&self) -> bool {
         false
     }
 
@@ -170,6 +226,20 @@ pub trait Penalty: Sync {
     fn adaptive_note(&self, _optimizer: &str) -> Option<String> {
         None
     }
+}
+
+/// The threshold of a form that shrinks weights by η·λ: it meets the gradient at the minimum of the objective, so it
+/// acts as many times over as momentum has a steady gradient act.
+pub(super) fn threshold(lambda: f64, rates: &StepRates) -> f64 {
+    rates.steady_state.unwrap_or(rates.lr) * lambda
+}
+
+/// [`Penalty::adaptive_note`] of such a form; `what` its threshold is the same for.
+pub(super) fn unscaled(key: &str, what: &str, optimizer: &str) -> String {
+    format!(
+        "{key}: the threshold {what}, and the steps of {optimizer} are not \
+         proportional to the gradient, so the run does not end at the minimum of the objective; `sgd` does"
+    )
 }
 
 impl fmt::Debug for dyn Penalty {

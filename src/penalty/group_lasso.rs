@@ -7,7 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::form::{Penalty, PenaltyStep, StepRates};
+use super::form::{Penalty, PenaltyStep, StepRates, threshold, unscaled};
+use super::slices::slice_norms;
 use super::table::Mode;
 use crate::libtorch::scalar::Scalar;
 
@@ -23,11 +24,11 @@ pub enum GroupLassoMode {
 }
 
 impl Mode for GroupLassoMode {
+    const FORMS: &'static [&'static dyn Penalty] =
+        &[&GroupLasso(Self::Filters), &GroupLasso(Self::InputChannels)];
+
     fn form(self) -> &'static dyn Penalty {
-        match self {
-            Self::Filters => &GroupLasso(Self::Filters),
-            Self::InputChannels => &GroupLasso(Self::InputChannels),
-        }
+        Self::FORMS[self as usize]
     }
 }
 
@@ -35,20 +36,8 @@ impl Mode for GroupLassoMode {
 pub struct GroupLasso(pub GroupLassoMode);
 
 impl GroupLasso {
-    /// ‖w_g‖₂ of each group, shaped to be broadcast over `w`, in float64; and √n.
     fn norms(&self, w: &Tensor) -> Result<(Tensor, f64)> {
-        let kept = match self.0 {
-            GroupLassoMode::InputChannels if w.dim() > 1 => 1,
-            _ => 0,
-        };
-        let others: Vec<i64> = (0..w.dim() as i64).filter(|&dim| dim != kept).collect();
-        let w = w.f_detach()?.f_to_kind(Kind::Double)?;
-        if others.is_empty() {
-            return Ok((w.f_abs()?, 1.0));
-        }
-        let size = w.size();
-        let root = others.iter().map(|&dim| size[dim as usize] as f64).product::<f64>().sqrt();
-        Ok((w.f_square()?.f_sum_dim_intlist(&others[..], true, Kind::Double)?.f_sqrt()?, root))
+        slice_norms(w, if self.0 == GroupLassoMode::Filters { 0 } else { 1 })
     }
 }
 
@@ -64,6 +53,30 @@ impl Penalty for GroupLasso {
         })
     }
 
+    fn update_rule(&self) -> &'static str {
+        match self.0 {
+            GroupLassoMode::Filters => {
+                "after the step w_g ← w_g·max(1 − η·λ·√n/‖w_g‖₂, 0) for each filter (neuron) w_g of n weights: whole \
+                 filters become 0"
+            }
+            GroupLassoMode::InputChannels => {
+                "the same for what a layer takes from one input channel or feature"
+            }
+        }
+    }
+
+    fn same_as(&self) -> &'static str {
+        match self.0 {
+            GroupLassoMode::Filters => {
+                "group lasso (Yuan & Lin 2006); with `l1` the sparse group lasso (Simon et al. 2013), whose prox is the \
+                 two thresholds one after the other"
+            }
+            GroupLassoMode::InputChannels => {
+                "with one linear layer scikit-learn's `MultiTaskLasso(alpha)`, λ = alpha/(T·√T) on ½·MSE over T outputs"
+            }
+        }
+    }
+
     fn value(&self, ws: &[&Tensor], lambda: f64, _: &StepRates) -> Result<Tensor> {
         let mut total = Tensor::f_zeros([0; 0], (Kind::Double, ws[0].device()))?;
         for w in ws {
@@ -75,7 +88,7 @@ impl Penalty for GroupLasso {
 
     /// The threshold of a group of one weight, as that of `l1`.
     fn coefficient(&self, lambda: f64, rates: &StepRates) -> f64 {
-        rates.steady_state.unwrap_or(rates.lr) * lambda
+        threshold(lambda, rates)
     }
 
     fn idle(&self) -> f64 {
@@ -100,9 +113,6 @@ impl Penalty for GroupLasso {
     }
 
     fn adaptive_note(&self, optimizer: &str) -> Option<String> {
-        Some(format!(
-            "group_lasso: the threshold η·λ·√n is the same for every group of n weights, and the steps of {optimizer} are not \
-             proportional to the gradient, so the run does not end at the minimum of the objective; `sgd` does"
-        ))
+        Some(unscaled(self.key(), "η·λ·√n is the same for every group of n weights", optimizer))
     }
 }

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::form::{Penalty, PenaltyStep, StepRates};
+use super::form::{Penalty, PenaltyStep, StepRates, threshold};
 use super::table::Mode;
 use crate::libtorch::optim as kernels;
 use crate::libtorch::scalar::Scalar;
@@ -26,12 +26,11 @@ pub enum L1Mode {
 }
 
 impl Mode for L1Mode {
+    const FORMS: &'static [&'static dyn Penalty] =
+        &[&L1(Self::Proximal), &L1(Self::Preconditioned), &L1(Self::Subgradient)];
+
     fn form(self) -> &'static dyn Penalty {
-        match self {
-            Self::Proximal => &L1(Self::Proximal),
-            Self::Preconditioned => &L1(Self::Preconditioned),
-            Self::Subgradient => &L1(Self::Subgradient),
-        }
+        Self::FORMS[self as usize]
     }
 }
 
@@ -51,16 +50,37 @@ impl Penalty for L1 {
         })
     }
 
+    fn update_rule(&self) -> &'static str {
+        match self.0 {
+            L1Mode::Proximal => {
+                "after the step w ← sign(w)·max(\\|w\\| − η·λ, 0), a soft threshold: exact zeros"
+            }
+            L1Mode::Preconditioned => {
+                "the same, scaled for each weight as its step is: η·λ/(√v̂ + ε) with Adam"
+            }
+            L1Mode::Subgradient => "g ← g + λ·sign(w), sign(0) = 0: weights hover around 0",
+        }
+    }
+
+    fn same_as(&self) -> &'static str {
+        match self.0 {
+            L1Mode::Proximal => "with SGD the lasso by ISTA; with `l2` beside it the elastic net",
+            L1Mode::Preconditioned => {
+                "the lasso with Adam, Adagrad and RMSprop too (Duchi, Hazan & Singer 2011; Yun, Lozano & Yang 2021)"
+            }
+            L1Mode::Subgradient => "Keras `l1`",
+        }
+    }
+
     fn value(&self, ws: &[&Tensor], lambda: f64, _: &StepRates) -> Result<Tensor> {
         Ok(kernels::norms(ws, 1.0, true)?.f_sum(Kind::Double)?.f_mul_scalar(lambda)?)
     }
 
-    /// λ in the gradient, or the threshold. That meets the gradient at the minimum of the objective, so it
-    /// acts as many times over as momentum has a steady gradient act.
+    /// λ in the gradient, or the threshold.
     fn coefficient(&self, lambda: f64, rates: &StepRates) -> f64 {
         match self.0 {
             L1Mode::Subgradient => lambda,
-            _ => rates.steady_state.unwrap_or(rates.lr) * lambda,
+            _ => threshold(lambda, rates),
         }
     }
 
@@ -72,20 +92,24 @@ impl Penalty for L1 {
         if self.0 == L1Mode::Subgradient { lambda.add_sign(step.grads, step.params) } else { Ok(()) }
     }
 
-    fn after_update(&self, step: &mut PenaltyStep, threshold: &Scalar) -> Result<()> {
+    fn after_update(&self, step: &mut PenaltyStep, limit: &Scalar) -> Result<()> {
         if self.0 == L1Mode::Subgradient {
             return Ok(());
         }
         let is_scaled = self.0 == L1Mode::Preconditioned;
         match if is_scaled { step.update.preconditioner()? } else { None } {
-            Some(scales) => threshold.soft_threshold_scaled(step.params, &scales)?,
-            None => threshold.soft_threshold(step.params)?,
+            Some(scales) => limit.soft_threshold_scaled(step.params, &scales)?,
+            None => limit.soft_threshold(step.params)?,
         }
         // A soft threshold lets through what it does not make 0.
         for (derivative, w) in step.derivative.iter_mut().flatten().zip(step.params) {
             *derivative = derivative.f_mul(&w.f_detach()?.f_ne(0)?)?;
         }
         Ok(())
+    }
+
+    fn needs_preconditioner(&self) -> bool {
+        self.0 == L1Mode::Preconditioned
     }
 
     fn is_sparse(&self) -> bool {

@@ -25,6 +25,14 @@ impl Penalty for L2 {
         "quadratic"
     }
 
+    fn update_rule(&self) -> &'static str {
+        "g ← g + λ·w, before momentum or preconditioning"
+    }
+
+    fn same_as(&self) -> &'static str {
+        "`weight_decay` of PyTorch's SGD, Adam, Adagrad, RMSprop, NAdam and RAdam"
+    }
+
     fn value(&self, ws: &[&Tensor], lambda: f64, _: &StepRates) -> Result<Tensor> {
         half_square(ws, lambda)
     }
@@ -49,12 +57,9 @@ impl Penalty for L2 {
         true
     }
 
-    /// ∂w′/∂g ⊙ w: every update rule moves each weight by its own gradient alone.
-    fn derivative(&self, step: &PenaltyStep, lambda: f64) -> Result<Vec<Tensor>> {
-        let whole = |(g, w): (&Tensor, &Tensor)| Ok(g.f_add(&w.f_mul_scalar(lambda)?)?);
-        let grads: Vec<Tensor> =
-            step.old_grads.iter().zip(&step.old_weights).map(whole).collect::<Result<_>>()?;
-        let derivatives = step.update.grad_derivative(&grads)?.into_iter();
+    /// ∂w′/∂g ⊙ w: the update rule moves each weight by its own gradient alone.
+    fn derivative(&self, step: &PenaltyStep, _: f64) -> Result<Vec<Tensor>> {
+        let derivatives = step.update.grad_derivative(&step.old_grads)?.into_iter();
         derivatives.zip(&step.old_weights).map(|(d, w)| Ok(d.f_mul(w)?)).collect()
     }
 

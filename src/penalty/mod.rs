@@ -2,61 +2,31 @@
 //! and Kennard 1970; Tibshirani 1996; Zou and Hastie 2005; Loshchilov and Hutter 2019; Chen et al. 2025).
 //!
 //! The objective is the mean data loss of the batch plus Σ over groups of λ₁‖w‖₁ + (λ₂/2)‖w‖₂² and the other
-//! forms. λ applies to convolution and linear weights; biases, normalisation and other tensors get 0 unless a
-//! group says otherwise.
+//! forms; some are constraints in its place. λ applies to convolution and linear weights; biases, normalisation
+//! and other tensors get 0 unless a group says otherwise.
 //!
-//! | config | update (η the scheduled learning rate) | same as |
-//! |---|---|---|
-//! | `{l2: λ}` | g ← g + λw, before momentum or preconditioning | `weight_decay` of PyTorch's SGD, Adam, Adagrad, RMSprop |
-//! | `{decoupled: λ}` | w ← w − ηλw, apart from the gradient step | `weight_decay` of PyTorch's AdamW; with SGD the decay of SGDW, on PyTorch's momentum (η outside the buffer, where Loshchilov and Hutter's algorithm 1 has it inside: under a schedule another path) |
-//! | `{decoupled: λ, decoupled_mode: relative}` | w ← w − (η/η_peak)λw, η_peak the schedule's highest rate: λ no longer depends on `lr` | the decay as Loshchilov and Hutter 2019 wrote it, their schedule multiplier being η/η_peak |
-//! | `{decoupled: λ, decoupled_mode: cautious}` | w ← w − ηu − ηλ·1[u·w ≥ 0]·w, u the step that the gradient takes: decay only where u shrinks the weight anyway | cautious weight decay (Chen et al. 2025, algorithm 1) |
-//! | `{decoupled: λ, decoupled_mode: accumulated}` | w ← w·Π(1 − ηλ) over several steps, once that takes 2⁻¹² of a weight | plain decay where ηλ is too small for float32 |
-//! | `{l1: λ}` | after the step w ← sign(w)·max(\|w\| − ηλ, 0), SGD with momentum m and dampening d ηλ(1 − d)/(1 − m): exact zeros | with SGD the lasso by ISTA; with Adam, Adagrad and RMSprop no minimum of the objective |
-//! | `{l1: λ, l1_mode: preconditioned}` | the same with each weight's η divided as its step is: ηλ/(√v̂ + ε) with Adam, ηλ/(√sum + ε) with Adagrad, ηλ/(√v + ε)/(1 − m) with RMSprop | the lasso, zeros included, with every optimiser (Duchi, Hazan and Singer 2011; Yun, Lozano and Yang 2021) |
-//! | `{l1: λ, l1_mode: subgradient}` | g ← g + λ·sign(w), sign(0) = 0 | Keras `l1` |
-//! | `{l1: λ₁, l2: λ₂}` | both | elastic net |
-//! | `{group_lasso: λ}` | after the step, for each filter (neuron) w_g of n weights w_g ← w_g·max(1 − ηλ√n/‖w_g‖₂, 0), with momentum as `l1`: whole filters become exactly 0 | group lasso (Yuan and Lin 2006) |
-//! | `{group_lasso: λ, group_lasso_mode: input_channels}` | the same for what a layer takes from one input channel or feature | with one linear layer scikit-learn's `MultiTaskLasso` |
-//!
-//! Each λ is a number, or moves over the run: `{start: 1e-5, end: 1e-3, epochs: 10, curve: cosine}`. λ₂ may
-//! be `auto`: tuned on the validation set, see [`Auto`].
-//!
-//! A form is a file that implements [`Penalty`] and a line in the table below.
-//!
-//! With momentum m and dampening d a steady gradient acts (1 − d)/(1 − m) times over in SGD, and so does the
-//! threshold, so that λ₁ means the same with and without. Decoupled decay acts once: with `l1` beside it λ₂
-//! counts (1 − m)/(1 − d) of an elastic net's. With Adam, Adagrad and RMSprop the plain soft threshold uses η
-//! itself, not the rate that preconditioning gives each weight: every weight shrinks alike, as decoupled
-//! decay does it for λ₂, and with Adagrad, whose steps shrink and whose threshold does not, all of them
-//! become 0 in time. Centred RMSprop divides a steady gradient by nearly nothing: with `preconditioned` its
-//! zeros are the lasso's, its other weights hover by some η.
-//!
-//! What other programs call the same λ, for a data loss averaged over n samples:
-//!
-//! | there | here |
-//! |---|---|
-//! | PyTorch `weight_decay=c` (SGD, Adam, Adagrad, RMSprop) | `l2: c` |
-//! | PyTorch `AdamW(weight_decay=c)`; its default is 0.01, ours 0 | `adamw` and `decoupled: c` |
-//! | Keras `l2(c)`, the term c·Σw² | `l2: 2c` |
-//! | Keras `l1(c)`, the term c·Σ\|w\| | `l1: c, l1_mode: subgradient` |
-//! | Keras `AdamW(weight_decay=c)` | `adamw` and `decoupled: c` |
-//! | scikit-learn `Ridge(alpha)`, loss ‖y−Xw‖² + alpha‖w‖², and here ½·MSE over T outputs | `l2: alpha/(n·T)` |
-//! | scikit-learn `Lasso(alpha)` of each output, and here ½·MSE over T outputs | `l1: alpha/T` |
-//! | scikit-learn `ElasticNet(alpha, l1_ratio=r)` of each output, and here ½·MSE over T outputs | `l1: alpha·r/T, l2: alpha·(1−r)/T` |
-//! | scikit-learn `MultiTaskLasso(alpha)`, and here ½·MSE over T outputs | `group_lasso: alpha/(T·√T), group_lasso_mode: input_channels` |
-//! | a textbook's λ/(2m)·Σθ² on m samples | `l2: λ/m` |
-//!
-//! If the data loss is MSE without the ½, as PyTorch's `mse_loss`, scikit-learn's λ double.
+//! A form is a file that implements [`Penalty`], or [`GradientForm`] where it is a part of the gradient, and a line in
+//! the table below. What each does in a step, what it is called elsewhere, and how all that meets momentum and
+//! preconditioning is in docs/penalties.md, whose table is [`table_of_forms`].
 
 mod assign;
+mod concave;
 mod decoupled;
 mod form;
+mod gradient;
 mod group;
 mod group_lasso;
+mod hoyer_square;
 mod l1;
 mod l2;
+mod l2_sp;
 mod lambda;
+mod matrix;
+mod max_norm;
+mod nuclear_norm;
+mod slices;
+mod soft_orthogonality;
+mod spectral_norm;
 mod table;
 mod tuned;
 mod values;
@@ -68,13 +38,21 @@ pub(crate) use table::Declared;
 use table::{Mode, declared, penalties};
 
 pub use assign::{ParamGroup, PenaltyParam, Term};
+pub use concave::{Concave, MCP, McpGamma, SCAD, ScadGamma};
 pub use decoupled::{Decoupled, DecoupledMode};
 pub use form::{Penalty, PenaltyStep, StepRates, TorchDecay, Update};
+pub use gradient::GradientForm;
 pub use group::FreezeUntil;
 pub use group_lasso::{GroupLasso, GroupLassoMode};
+pub use hoyer_square::{HoyerSquare, HoyerSquareMode};
 pub use l1::{L1, L1Mode};
 pub use l2::L2;
+pub use l2_sp::L2Sp;
 pub use lambda::{Auto, Lambda, Ramp, RampCurve};
+pub use max_norm::NormConstraint;
+pub use nuclear_norm::NuclearNorm;
+pub use soft_orthogonality::SoftOrthogonality;
+pub use spectral_norm::{MaxSpectralNorm, SpectralNorm};
 pub use tuned::{TunedLambda, apply_tuned};
 pub use values::{LambdaValues, norm, zeros};
 
@@ -82,11 +60,65 @@ penalties! {
     /// λ₂ of (λ₂/2)‖w‖², added to the gradient: `weight_decay` of PyTorch's SGD, Adam, Adagrad and RMSprop.
     l2: L2;
     /// λ₂ as decay apart from the gradient: `weight_decay` of PyTorch's AdamW. Not together with `l2`.
-    decoupled: Decoupled(DecoupledMode::Plain), decoupled_mode: DecoupledMode;
+    decoupled: Decoupled(DecoupledMode::Plain), /** How it acts. */ decoupled_mode: DecoupledMode;
+    /// λ of (λ/2)‖w − w⁰‖², w⁰ the weights of `model.init_from` (L2-SP). In the place of `l2` and `decoupled`.
+    l2_sp: L2Sp;
     /// λ₁ of λ₁‖w‖₁ (the lasso).
-    l1: L1(L1Mode::Proximal), l1_mode: L1Mode;
-    /// λ of λ·Σ √n‖w_g‖₂ over the filters (or input channels) w_g of n weights.
-    group_lasso: GroupLasso(GroupLassoMode::Filters), group_lasso_mode: GroupLassoMode;
+    l1: L1(L1Mode::Proximal), /** How it acts. */ l1_mode: L1Mode;
+    /// λ of MCP, which shrinks small weights as `l1` and large ones not. In the place of `l1`.
+    mcp: MCP, /** From γ·λ on weights are not shrunk; 3 when absent. */ mcp_gamma: McpGamma;
+    /// λ of SCAD, which shrinks small weights as `l1` and large ones not. In the place of `l1`.
+    scad: SCAD, /** From γ·λ on weights are not shrunk; 3.7 when absent. */ scad_gamma: ScadGamma;
+    /// λ of λ·Σ √n‖w_g‖₂ over the filters (or input channels) w_g of n weights; with `l1` the sparse group lasso.
+    group_lasso: GroupLasso(GroupLassoMode::Filters), /** Which weights are a group. */ group_lasso_mode: GroupLassoMode;
+    /// λ of λ·‖w‖₁²/‖w‖₂² of each tensor (Hoyer-square), which makes sparse and keeps the norm.
+    hoyer_square: HoyerSquare(HoyerSquareMode::Elements), /** What becomes sparse. */ hoyer_square_mode: HoyerSquareMode;
+    /// λ of λ·‖WWᵀ − I‖² of each weight as a matrix of its filters.
+    soft_orthogonality: SoftOrthogonality;
+    /// λ of (λ/2)·σ₁², σ₁ the largest singular value of each weight as a matrix.
+    spectral_norm: SpectralNorm;
+    /// λ of λ·Σσ over the singular values of each weight as a matrix (trace norm), which lowers the rank.
+    nuclear_norm: NuclearNorm;
+    /// c of the constraint σ₁ ≤ c on the largest singular value of each weight as a matrix.
+    max_spectral_norm: MaxSpectralNorm;
+    /// c of the constraint ‖w_g‖₂ ≤ c on each filter (neuron) w_g.
+    max_norm: NormConstraint::AtMost;
+    /// c of the constraint ‖w_g‖₂ = c on each filter (neuron) w_g: 1 for unit norm. Not together with `max_norm`.
+    unit_norm: NormConstraint::Equal;
+}
+
+/// The key of the penalty on the gradient by the inputs, which is no form: it belongs to no weight, and the training
+/// step computes it with the loss.
+const INPUT_GRADIENT: &str = "input_gradient";
+
+/// Whether more of the form `key` is a stronger penalty.
+pub fn is_strength(key: &str) -> bool {
+    key == INPUT_GRADIENT || all_forms().iter().any(|(own, _, form)| *own == key && !form.is_bound())
+}
+
+/// The table of docs/penalties.md, in Markdown.
+pub fn table_of_forms() -> String {
+    let mut text = String::from("| in YAML | what happens in a step | the same as | |\n|---|---|---|---|\n");
+    let mut previous = "";
+    for (key, mode_key, form) in all_forms() {
+        let value = if form.is_bound() { "c" } else { "λ" };
+        let mode = mode_key.zip(form.mode()).filter(|_| key == previous);
+        let mode = mode.map_or_else(String::new, |(mode_key, mode)| format!(", {mode_key}: {mode}"));
+        let traits = [
+            (form.is_sparse(), "exact zeros"),
+            (form.is_tunable(), "`auto`"),
+            (form.graph_obstacle().is_some(), "no CUDA graph"),
+        ];
+        let traits: Vec<_> = traits.into_iter().filter_map(|(holds, word)| holds.then_some(word)).collect();
+        let (rule, same) = (form.update_rule(), form.same_as());
+        text += &format!("| `{{{key}: {value}{mode}}}` | {rule} | {same} | {} |\n", traits.join(", "));
+        previous = key;
+    }
+    text + &format!(
+        "| `{{{INPUT_GRADIENT}: λ}}` | the gradient of loss + (λ/2)·mean ‖∂L/∂x‖₂² over the samples in the place of the loss's: \
+         a second backward pass | double backpropagation (Drucker & LeCun 1992), input-gradient regularisation (Ross & \
+         Doshi-Velez 2018) | no groups, no CUDA graph |\n"
+    )
 }
 
 impl PenaltySpec {
@@ -95,6 +127,12 @@ impl PenaltySpec {
     pub fn validate(&self) -> Result<(), Invalid> {
         let own = self.declared();
         validate(&own)?;
+        if let Some(lambda) = &self.input_gradient {
+            lambda.validate().map_err(|invalid| invalid.under(INPUT_GRADIENT))?;
+            if lambda.auto().is_some() {
+                return Err(Invalid::new(INPUT_GRADIENT, "cannot be tuned: give it a number, and sweep it"));
+            }
+        }
         for (i, group) in self.groups.iter().enumerate() {
             let here = |invalid: Invalid| invalid.under(i).under("groups");
             let declared = group.declared();
@@ -159,12 +197,21 @@ impl PenaltySpec {
 
     /// The path of the first λ that the validation set tunes; None where there is none.
     pub fn tuned(&self) -> Option<String> {
-        let own = self.declared().into_iter().map(|form| (form.key.to_owned(), form.lambda));
-        let groups = self.groups.iter().enumerate().flat_map(|(i, group)| {
-            group.declared().into_iter().map(move |form| (format!("groups.{i}.{}", form.key), form.lambda))
-        });
-        let mut all = own.chain(groups);
-        all.find(|(_, lambda)| lambda.is_some_and(|lambda| lambda.auto().is_some())).map(|(path, _)| path)
+        let is_tuned = |form: &Declared| form.lambda.is_some_and(|lambda| lambda.auto().is_some());
+        self.paths().find(|(_, form)| is_tuned(form)).map(|(path, _)| path)
+    }
+
+    /// The path of the first λ of a form that pulls towards the weights that training began with.
+    pub fn needs_initial(&self) -> Option<String> {
+        self.paths().find(|(_, form)| form.form.needs_initial() && form.acts()).map(|(path, _)| path)
+    }
+
+    /// All that is declared, with its path.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = (String, Declared)> {
+        let own = self.declared().into_iter().map(|form| (form.key.to_owned(), form));
+        own.chain(self.groups.iter().enumerate().flat_map(|(i, group)| {
+            group.declared().into_iter().map(move |form| (format!("groups.{i}.{}", form.key), form))
+        }))
     }
 
     /// The λs at the first step of a weight that no group matches.
@@ -184,13 +231,12 @@ fn validate(declared: &[Declared; FORMS]) -> Result<(), Invalid> {
             let tunable = PenaltySpec::default().declared().into_iter().filter(|form| form.form.is_tunable());
             let tunable: Vec<_> = tunable.map(|form| format!("`{}`", form.key)).collect();
             let message =
-                format!("only {} can be tuned; give {key} a number, and sweep it", tunable.join(" and "));
+                format!("only {} can be tuned; give {key} a number, and sweep it", tunable.join(", "));
             return Err(Invalid::new("auto", message).under(key));
         }
     }
-    let is_active = |form: &Declared| form.lambda.is_some_and(|lambda| lambda.is_active());
-    for (at, form) in declared.iter().enumerate().filter(|(_, form)| is_active(form)) {
-        let mut earlier = declared[..at].iter().filter(|other| is_active(other));
+    for (at, form) in declared.iter().enumerate().filter(|(_, form)| form.acts()) {
+        let mut earlier = declared[..at].iter().filter(|other| other.acts());
         if let Some(other) = earlier.find(|other| other.form.family() == form.form.family()) {
             let message =
                 format!("`{}` and `{}` are two ways of one penalty: choose one", other.key, form.key);

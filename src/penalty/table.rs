@@ -6,6 +6,9 @@ use super::lambda::Lambda;
 
 /// How a form acts, as an enum of the YAML.
 pub trait Mode: Copy {
+    /// The form in each of its modes, the default first.
+    const FORMS: &'static [&'static dyn Penalty];
+
     fn form(self) -> &'static dyn Penalty;
 }
 
@@ -21,9 +24,19 @@ pub struct Declared {
     pub states_mode: bool,
 }
 
+impl Declared {
+    /// Whether its λ is ever above 0.
+    pub fn acts(&self) -> bool {
+        self.lambda.is_some_and(|lambda| lambda.is_active())
+    }
+}
+
 /// The specs and tables of the forms: `key: Form;`, or `key: Form(Mode::Default), key_mode: Mode;`.
+/// Doc comments before a key describe it.
 macro_rules! penalties {
-    ($($(#[$doc:meta])* $key:ident: $form:expr $(, $mode_key:ident: $mode:ty)?;)*) => {
+    ($(
+        $(#[$doc:meta])* $key:ident: $form:expr $(, $(#[$mode_doc:meta])* $mode_key:ident: $mode:ty)?;
+    )*) => {
         /// The penalty on the weights. Without any λ there is none.
         #[derive(Clone, Debug, Default, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
         #[serde(default, deny_unknown_fields)]
@@ -33,11 +46,15 @@ macro_rules! penalties {
                 #[serde(skip_serializing_if = "Option::is_none")]
                 pub $key: Option<Lambda>,
                 $(
-                    /// How it acts.
+                    $(#[$mode_doc])*
                     #[serde(skip_serializing_if = "Option::is_none")]
                     pub $mode_key: Option<$mode>,
                 )?
             )*
+            /// λ of (λ/2)·mean ‖∂L/∂x‖² over the samples, the gradient of the data loss by the inputs (double
+            /// backpropagation): a number or a ramp, of no group.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub input_gradient: Option<Lambda>,
             /// The older place of the config's `groups`.
             #[serde(skip_serializing_if = "Vec::is_empty")]
             pub groups: Vec<GroupSpec>,
@@ -73,7 +90,7 @@ macro_rules! penalties {
                 #[serde(default, skip_serializing_if = "Option::is_none")]
                 pub $key: Option<Lambda>,
                 $(
-                    /// How it acts.
+                    $(#[$mode_doc])*
                     #[serde(default, skip_serializing_if = "Option::is_none")]
                     pub $mode_key: Option<$mode>,
                 )?
@@ -85,6 +102,22 @@ macro_rules! penalties {
 
         /// How many forms there are.
         pub(crate) const FORMS: usize = KEYS.len();
+
+        /// Every form in each of its modes, with the keys of both; in the order of the table.
+        fn all_forms() -> Vec<(&'static str, Option<&'static str>, &'static dyn Penalty)> {
+            let mut all: Vec<(&'static str, Option<&'static str>, &'static dyn Penalty)> = Vec::new();
+            $({
+                let modes: [(&'static str, &[&'static dyn Penalty]); _] =
+                    [$((stringify!($mode_key), <$mode as Mode>::FORMS))?];
+                match modes.first() {
+                    Some(&(mode, forms)) => {
+                        all.extend(forms.iter().map(|&form| (stringify!($key), Some(mode), form)));
+                    }
+                    None => all.push((stringify!($key), None, &$form)),
+                }
+            })*
+            all
+        }
 
         impl PenaltySpec {
             /// What is said above the groups, one entry per form.

@@ -72,6 +72,11 @@ impl LambdaValues {
     /// The objective's Σ over the forms for `ws`, as a 0-dim float64 tensor on their device; nothing waits for the
     /// device.
     pub fn value(&self, ws: &[&Tensor], peak: f64) -> Result<Tensor> {
+        self.value_from(ws, &vec![None; ws.len()], peak)
+    }
+
+    /// The same, with the weights that training began with where they are known.
+    pub fn value_from(&self, ws: &[&Tensor], initial: &[Option<&Tensor>], peak: f64) -> Result<Tensor> {
         let device = ws.first().map_or(Device::Cpu, |w| w.device());
         let mut total = Tensor::f_zeros([0; 0], (Kind::Double, device))?;
         if ws.is_empty() {
@@ -79,7 +84,7 @@ impl LambdaValues {
         }
         let rates = StepRates { lr: peak, peak, steady_state: None };
         for (_, form, lambda) in self.active() {
-            total = total.f_add(&form.value(ws, lambda, &rates)?)?;
+            total = total.f_add(&form.value_from(ws, initial, lambda, &rates)?)?;
         }
         Ok(total)
     }

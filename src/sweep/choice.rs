@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::penalty::KEYS;
+use crate::penalty;
 use crate::sweep::search_space::Point;
 
 /// A point's scores over seeds and folds.
@@ -100,8 +100,13 @@ pub fn same_folds(base: &Value) -> bool {
 /// Whether more of `key` is a stronger penalty: the key of a λ.
 pub fn is_strength(key: &str) -> bool {
     let mut parts = key.split('.');
-    parts.next() == Some("penalty")
-        && parts.next_back().is_some_and(|last| KEYS.contains(&last) || ["start", "end"].contains(&last))
+    let is_penalty = parts.next() == Some("penalty");
+    let ends = parts.next_back().zip(parts.next_back());
+    is_penalty
+        && match ends {
+            Some(("start" | "end", key)) => penalty::is_strength(key),
+            _ => key.rsplit('.').next().is_some_and(penalty::is_strength),
+        }
 }
 
 /// Indices of the chosen points.
@@ -183,6 +188,8 @@ mod tests {
         for key in ["penalty.l2", "penalty.groups.0.l1", "penalty.decoupled.end"] {
             assert_eq!(simple(key), Some(1), "{key}");
         }
+        // Less of a bound constrains more.
+        assert_eq!(simple("penalty.max_norm"), None);
     }
 
     #[test]

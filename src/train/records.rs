@@ -33,6 +33,9 @@ pub struct StepRecord {
     pub condition: WeightStats,
     /// `loss + penalty`.
     pub total: f64,
+    /// The part of `penalty` that is of this batch and not of the weights alone: (λ/2)·mean ‖∂L/∂x‖².
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input_gradient: Option<f64>,
     /// ‖g‖₂ over all tensors, before clipping, without the penalty.
     pub grad_norm: f64,
     #[serde(flatten)]
@@ -83,8 +86,8 @@ pub struct EpochRecord {
 /// The learning rate and λs in force, and statistics of the weights under them.
 #[derive(Clone, Debug, Serialize)]
 pub struct WeightStats {
-    /// Σ λ₁‖w‖₁ + (λ₂/2)‖w‖₂² over the groups (½λ‖w‖₂² for decoupled decay, which has no objective of its
-    /// own, and ½(λ/η_peak)‖w‖₂² for relative decay); frozen tensors are no part of it.
+    /// The terms of docs/penalties.md over the groups, such as λ₁‖w‖₁ + (λ₂/2)‖w‖₂² (½λ‖w‖₂² for decoupled decay,
+    /// which has no objective of its own, and ½(λ/η_peak)‖w‖₂² for relative decay); frozen tensors are no part of it.
     pub penalty: f64,
     /// Of the schedule; a group has its factor of it.
     pub lr: f64,
@@ -141,11 +144,13 @@ pub struct Layer {
 }
 
 impl WeightStats {
-    /// `lambdas` are one per group, `peak` is what relative decay is relative to; waits for the device.
+    /// `lambdas` are one per group, `initial` one per parameter as [`Optimizer::initial`](crate::optim::Optimizer::initial)
+    /// has them, `peak` is what relative decay is relative to; waits for the device.
     pub fn of(
         network: &Network,
         groups: &[ParamGroup],
         lambdas: &[LambdaValues],
+        initial: &[Option<Tensor>],
         lr: f64,
         peak: f64,
     ) -> Result<Self> {
@@ -153,7 +158,8 @@ impl WeightStats {
         let mut penalty = 0.0;
         for (group, lambdas) in groups.iter().zip(lambdas) {
             let ws: Vec<_> = group.param_indices.iter().map(|&i| &parameters[i].tensor).collect();
-            penalty += lambdas.value(&ws, peak * group.lr)?.double_value(&[]);
+            let initial: Vec<_> = group.param_indices.iter().map(|&i| initial[i].as_ref()).collect();
+            penalty += lambdas.value_from(&ws, &initial, peak * group.lr)?.double_value(&[]);
         }
         let (_, ws) = decaying(network);
         Ok(Self {
@@ -164,6 +170,11 @@ impl WeightStats {
             zeros: penalty::zeros(&ws)?.double_value(&[]),
         })
     }
+}
+
+/// λ of the penalty on the gradient by the inputs, which is of no group.
+pub fn of_inputs(lambda: f64) -> (String, Named<f64>) {
+    ("inputs".to_owned(), Named(vec![("input_gradient".to_owned(), lambda)]))
 }
 
 fn lambda_record(groups: &[ParamGroup], lambdas: &[LambdaValues]) -> Named<Named<f64>> {

@@ -66,6 +66,8 @@ impl Problem {
 /// The same network and loop in Python; `run` trains and saves, `case` runs all variants of one optimiser.
 const PYTHON: &str = r#"
 import json, sys, numpy as np, torch, torch.nn.functional as F
+from torch.optim.adamw import adamw as adamw_step
+from torch.optim._muon import _single_tensor_muon
 torch.set_num_threads(1)
 NAMES = ["conv.weight", "conv.bias", "fc.weight", "fc.bias"]
 load = lambda name: torch.from_numpy(np.load(f"{folder}/{name}.npy"))
@@ -74,7 +76,8 @@ xs, ys, start = load("xs"), load("ys"), [load(name) for name in NAMES]
 def run(label, make, l2, decoupled, clip, schedule, dtype, fused):
     ws = [w.to(dtype).clone().requires_grad_() for w in start]
     weights, biases = [ws[0], ws[2]], [ws[1], ws[3]]
-    adamw = make is torch.optim.AdamW or getattr(make, "func", None) is torch.optim.AdamW
+    own = getattr(make, "func", make)
+    adamw = own is torch.optim.AdamW or getattr(own, "decays", False)
     decay = decoupled if adamw else l2
     groups = [{"params": weights, "weight_decay": decay}, {"params": biases, "weight_decay": 0.0}]
     optimizer = make(groups, fused=True) if fused else make(groups)
@@ -94,6 +97,47 @@ def run(label, make, l2, decoupled, clip, schedule, dtype, fused):
     np.save(f"{folder}/{label}.npy", torch.cat([w.detach().flatten() for w in ws]).numpy())
     return sorted(f"{NAMES[[0, 2, 1, 3][i]]}.{key}" for i, state in optimizer.state_dict()["state"].items()
                   for key, value in state.items() if value is not None)
+
+class Lion(torch.optim.Optimizer):
+    # google/automl, lion/lion_pytorch.py: the loop of `step`.
+    def __init__(self, groups, **defaults): super().__init__(groups, defaults)
+    decays = True
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.mul_(1 - group["lr"] * group["weight_decay"])
+                grad, state = p.grad, self.state[p]
+                if len(state) == 0: state["exp_avg"] = torch.zeros_like(p)
+                exp_avg = state["exp_avg"]
+                beta1, beta2 = group["betas"]
+                update = exp_avg * beta1 + grad * (1 - beta1)
+                p.add_(update.sign_(), alpha=-group["lr"])
+                exp_avg.mul_(beta2).add_(grad, alpha=1 - beta2)
+
+class Muon(torch.optim.Optimizer):
+    # torch.optim.Muon for matrices, which filters are as rows; torch.optim.AdamW for the rest and, with `head`, for fc.
+    decays = True
+    def __init__(self, groups, lr, adamw_lr, head=False, adjust_lr_fn=None, momentum=0.95, nesterov=True):
+        super().__init__(groups, {"lr": lr})
+        self.share, self.head = adamw_lr / lr, head
+        self.muon = dict(momentum=momentum, nesterov=nesterov, adjust_lr_fn=adjust_lr_fn, eps=1e-7, ns_steps=5,
+                         ns_coefficients=(3.4445, -4.7750, 2.0315), has_complex=False)
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state, lr, decay = self.state[p], group["lr"], group["weight_decay"]
+                if p.dim() < 2 or self.head and len(p) == 3:
+                    if not state: state.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+                    adamw_step([p], [p.grad], [state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]],
+                                            amsgrad=False, beta1=0.9, beta2=0.999, lr=lr * self.share, weight_decay=decay,
+                                            eps=1e-8, maximize=False)
+                else:
+                    if not state: state["momentum_buffer"] = torch.zeros_like(p)
+                    flat = lambda t: [t.view(len(t), -1)]
+                    _single_tensor_muon(flat(p), flat(p.grad), flat(state["momentum_buffer"]), lr=lr,
+                                                          weight_decay=decay, **self.muon)
 
 def case(label, make, variants, l2=0.0, decoupled=0.0, fused=True):
     half = lambda t: (1 + np.cos(np.pi * t / 200)) / 2
@@ -117,7 +161,7 @@ struct Case {
     fused: bool,
 }
 
-const CASES: [Case; 12] = [
+const CASES: [Case; 17] = [
     Case {
         label: "sgd-nesterov",
         config: "optimizer: {sgd: {lr: 0.05, momentum: 0.9, nesterov: true}}\npenalty: {l2: 0.01}",
@@ -199,6 +243,41 @@ const CASES: [Case; 12] = [
         label: "rmsprop-centered",
         config: "optimizer: {rmsprop: {lr: 0.002, alpha: 0.9, eps: 1e-4, momentum: 0.5, centered: true}}\npenalty: {l2: 0.01}",
         python: "partial(O.RMSprop, lr=0.002, alpha=0.9, eps=1e-4, momentum=0.5, centered=True), l2=0.01",
+        all_variants: false,
+        fused: false,
+    },
+    Case {
+        label: "nadam",
+        config: "optimizer: {nadam: {lr: 0.01, momentum_decay: 0.01}}\npenalty: {l2: 0.01}",
+        python: "partial(O.NAdam, lr=0.01, momentum_decay=0.01), l2=0.01",
+        all_variants: true,
+        fused: false,
+    },
+    Case {
+        label: "radam",
+        config: "optimizer: {radam: {lr: 0.05}}\npenalty: {decoupled: 0.1}",
+        python: "partial(O.RAdam, lr=0.05, decoupled_weight_decay=True), decoupled=0.1",
+        all_variants: true,
+        fused: false,
+    },
+    Case {
+        label: "lion",
+        config: "optimizer: {lion: {lr: 0.001}}\npenalty: {decoupled: 0.1}",
+        python: "partial(Lion, lr=0.001, betas=(0.9, 0.99)), decoupled=0.1",
+        all_variants: false,
+        fused: false,
+    },
+    Case {
+        label: "muon",
+        config: "optimizer: {muon: {lr: 0.02, adamw: {lr: 0.003}}}\npenalty: {decoupled: 0.1}",
+        python: "partial(Muon, lr=0.02, adamw_lr=0.003), decoupled=0.1",
+        all_variants: false,
+        fused: false,
+    },
+    Case {
+        label: "muon-head",
+        config: "optimizer: {muon: {lr: 0.02, momentum: 0.9, nesterov: false, adjust_lr_fn: match_rms_adamw, adamw_for: ['fc.*'], adamw: {lr: 0.003}}}\npenalty: {decoupled: 0.1}",
+        python: "partial(Muon, lr=0.02, adamw_lr=0.003, head=True, adjust_lr_fn='match_rms_adamw', momentum=0.9, nesterov=False), decoupled=0.1",
         all_variants: false,
         fused: false,
     },

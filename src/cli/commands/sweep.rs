@@ -233,6 +233,13 @@ fn design(options: &Options, sweep: &SweepSpec, config: &Config) -> Result<Desig
     let (mut points, count) = points(sweep, &axes, spec.seed)?;
     if sweep.path {
         points = path::ordered(&axes, points)?;
+        if let Some(path) = spec.penalty.needs_initial() {
+            let message = format!(
+                "penalty.{path} pulls to the weights that a fit begins with, and along a path each begins with the one before; \
+                 leave --path out"
+            );
+            return Err(fail(ExitCode::Usage, message));
+        }
     }
     if spec.data.validation.is_none() && sweep.folds.is_none() {
         let message = "a sweep judges by the validation set: declare one, such as --set data.validation.fraction=0.1, or \

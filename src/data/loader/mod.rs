@@ -35,6 +35,13 @@ pub struct Batch {
     pub indices: Vec<i64>,
 }
 
+impl Batch {
+    /// The same tensors once more.
+    pub fn shallow_clone(&self) -> Self {
+        Self { xs: self.xs.shallow_clone(), ys: self.ys.shallow_clone(), indices: self.indices.clone() }
+    }
+}
+
 /// What happens to samples on their way.
 #[derive(Clone, Debug, Default)]
 pub struct Preparation {

@@ -198,7 +198,8 @@ fn argument(file: &PythonFile, value: Value) -> Option<Argument> {
 fn class(groups: &[ParamGroup]) -> Result<TorchClass> {
     let first = groups.first().context("`param_groups` is empty")?;
     let has = |key: &&str| first.arguments.contains_key(*key);
-    let classes = OptimizerSpec::torch_classes();
+    let classes: Vec<_> =
+        OptimizerSpec::torch_classes().into_iter().filter(|class| class.is_in_torch).collect();
     if let Some(class) = classes.iter().find(|class| class.marks.iter().all(has)) {
         return Ok(*class);
     }

@@ -8,6 +8,7 @@ use tch::Tensor;
 use crate::optim::{Argument, OptimizerSpec};
 use crate::penalty::{LambdaValues, ParamGroup, StepRates, TorchDecay};
 use crate::pytorch::writer::Value;
+use crate::util::exit_code::{ExitCode, fail};
 
 /// An optimiser between two steps.
 pub struct Resumable<'a> {
@@ -38,6 +39,13 @@ struct PythonGroup {
 /// weight decay and rate are one param group; with only one, `torch.optim.Adam(model.parameters())` loads it. Each
 /// group also holds `param_names`.
 pub fn state_dict(of: &Resumable) -> Result<(Value, Vec<String>)> {
+    let class = of.spec.torch_class();
+    if !class.is_in_torch {
+        let name = class.name.to_lowercase();
+        let message =
+            format!("the state of {name} has no class in torch.optim to go to: export without the optimizer");
+        return Err(fail(ExitCode::Usage, message));
+    }
     let mut notes = Vec::new();
     let groups = param_groups(of, &mut notes)?;
     if groups.len() > 1 {
@@ -98,8 +106,8 @@ fn param_groups(of: &Resumable, notes: &mut Vec<String>) -> Result<Vec<PythonGro
                 }
             }
         }
-        if decoupled && !is_adamw {
-            note("decoupled decay with Adam is torch.optim.AdamW in Python".into());
+        if let (true, Some(twin)) = (decoupled, of.spec.torch_class().decoupled_class) {
+            note(format!("decoupled decay with {class} is torch.optim.{twin} in Python"));
         }
         let twin = merged.iter_mut().find(|own| {
             own.lr == lr

@@ -83,11 +83,14 @@ fn obstacle(
         (device == Device::Cpu, "the run is on the CPU"),
         (train.accumulate > 1, "`accumulate` makes a step of several batches"),
         (train.amp == Some(Amp::Fp16), "`amp: fp16` decides after each step whether it counts; take bf16"),
+        (spec.penalty.input_gradient.is_some(), "`input_gradient` differentiates the backward pass"),
+        (train.sam.is_some(), "`sam` makes two passes over a batch"),
         (train.is_cut(), "`checkpoint_activations` looks at the generator's state"),
         (groups.iter().any(|group| group.tuned().is_some()), "a λ that is `auto` looks at the weights"),
         (follows_the_clock, "the loss changes from step to step (`kl_warmup_steps`)"),
     ];
     let of_run = reasons.into_iter().find_map(|(holds, reason)| holds.then_some(reason));
+    let of_run = of_run.or_else(|| spec.optimizer.graph_obstacle());
     of_run.or_else(|| forms.find_map(|term| term.form.graph_obstacle()))
 }
 
@@ -116,11 +119,7 @@ impl Trainer<'_> {
         let before = self.weight_stats(is_logged, lr, &lambdas)?;
         let task = &self.session.task;
         // Kept as it was for the case that recording fails: preparing draws random numbers.
-        let kept = Batch {
-            xs: batch.xs.shallow_clone(),
-            ys: batch.ys.shallow_clone(),
-            indices: batch.indices.clone(),
-        };
+        let kept = batch.shallow_clone();
         let (xs, ys) =
             catch_panics(|| task.make_batch(batch.xs, batch.ys, true)).and_then(|prepared| prepared)?;
         if !self.fits(&xs, &ys, &lambdas)
@@ -153,7 +152,7 @@ impl Trainer<'_> {
         }
         let (loss, grad_norm) = (DeferredScalar::of(&recorded.loss), DeferredScalar::of(&recorded.grad_norm));
         self.stopwatch.passed(Phase::Optimizer);
-        Ok(Ok(StepResult { loss, grad_norm, found_inf: None, before, samples: full }))
+        Ok(Ok(StepResult { loss, input_gradient: None, grad_norm, found_inf: None, before, samples: full }))
     }
 
     /// Whether what is recorded is the step to be made.
@@ -220,8 +219,9 @@ mod tests {
     fn reason(lines: &str) -> Option<&'static str> {
         let text = format!(
             "model: {{name: mlp}}\ntask: classification\ndata: {{train: {{shapes: {{count: 20, size: 16}}}}, \
-             validation: {{fraction: 0.5}}}}\noptimizer: sgd\n{lines}\n"
+             validation: {{fraction: 0.5}}}}\n{lines}\n"
         );
+        let text = if lines.contains("optimizer:") { text } else { text + "optimizer: sgd\n" };
         let document = Document::parse("test", text).unwrap();
         let spec = Config::from_document(document, &[], [], Path::new("run")).unwrap().spec;
         let groups = spec.penalty.assign(&[PenaltyParam { name: "w", is_weight: true }]).unwrap();
@@ -237,6 +237,10 @@ mod tests {
             ("train: {epochs: 1, accumulate: 2}", "accumulate"),
             ("train: {epochs: 1, amp: fp16}", "fp16"),
             ("train: {epochs: 1, checkpoint_activations: 4}", "checkpoint_activations"),
+            ("penalty: {input_gradient: 0.1}\ntrain: {epochs: 1}", "input_gradient"),
+            ("train: {epochs: 1, sam: {rho: 0.1}}", "sam"),
+            ("optimizer: muon\ntrain: {epochs: 1}", "muon"),
+            ("penalty: {nuclear_norm: 0.1}\ntrain: {epochs: 1}", "singular values"),
             ("penalty: {l2: auto}\ntrain: {epochs: 1}", "auto"),
             ("penalty: {decoupled: 0.1, decoupled_mode: cautious}\ntrain: {epochs: 1}", "cautious"),
             ("penalty: {decoupled: 0.1, decoupled_mode: accumulated}\ntrain: {epochs: 1}", "accumulated"),

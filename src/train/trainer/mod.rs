@@ -5,8 +5,10 @@ mod deferred_scalar;
 mod evaluation;
 mod finite_check;
 mod freezing;
+mod input_gradient;
 mod micro_batch_loss;
 mod notes;
+mod sam;
 mod saving;
 mod start;
 mod train_step;
@@ -222,19 +224,23 @@ impl Trainer<'_> {
 
     fn log_step(
         &mut self,
-        before: WeightStats,
+        mut before: WeightStats,
         loss: &DeferredScalar,
+        input_gradient: Option<&DeferredScalar>,
         grad_norm: &DeferredScalar,
     ) -> Result<StepRecord> {
         self.sync_skipped_step()?;
         self.check_finite()?;
         let loss = loss.read();
+        let input_gradient = input_gradient.map(DeferredScalar::read);
+        before.penalty += input_gradient.unwrap_or_default();
         let record = StepRecord {
             epoch: self.state.epoch + 1,
             step: self.state.step,
             loss,
             total: loss + before.penalty,
             condition: before,
+            input_gradient,
             grad_norm: grad_norm.read(),
             scaling: self.scaling()?,
             images_per_s: self.samples_since_log as f64 / self.logged.elapsed().as_secs_f64(),
@@ -288,8 +294,7 @@ impl Trainer<'_> {
             early_stopping::update_best(&mut self.state, &mut self.plateau, &config.spec, monitor, scores);
         }
         self.latest = due.then(|| [validation.clone(), test.clone()]);
-        let condition =
-            |network: &Network| WeightStats::of(network, &self.session.groups, &lambdas, lr, self.peak());
+        let condition = |network: &Network| self.stats_of(network, last, lr, &lambdas);
         let averaged = self.averaged.as_ref().map(|_| condition(self.judged()?)).transpose()?;
         let record = EpochRecord {
             epoch: self.state.epoch,

@@ -21,7 +21,7 @@ use crate::train::session::Session;
 use crate::train::tensorboard::Board;
 use crate::train::trainer::cuda_graph::GraphState;
 use crate::train::trainer::deferred_scalar::DeferredScalar;
-use crate::util::exit_code::{ExitCode, WithExitCode};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::stopwatch::Stopwatch;
 
 /// Where a run begins.
@@ -44,6 +44,7 @@ impl<'a> Trainer<'a> {
         let named = network.parameters().iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect();
         let peak = spec.schedule.peak(spec.optimizer.lr());
         let mut optimizer = spec.optimizer.build(named, &session.groups)?.with_peak(peak);
+        session.check_rates(&optimizer.rates(peak))?;
         let train = session.train()?;
         let loader = Rc::new(session.loader(train, true)?);
         let (mut state, saved_average, resumed) = match start {
@@ -62,12 +63,18 @@ impl<'a> Trainer<'a> {
                     loading => loading?,
                 }
                 optimizer.load_pending(&loaded.state.decay);
+                if session.needs_initial() && optimizer.initial().iter().all(Option::is_none) {
+                    let message = "this run did not keep the weights that it began with, which `l2_sp` pulls to: start a new run with \
+                                   --output FOLDER";
+                    return Err(fail(ExitCode::Usage, message));
+                }
                 (loaded.state, loaded.ema, true)
             }
             Start::Fresh(initial) => {
                 if let Some(initial) = &initial {
                     initial.load_into(&network)?;
                     optimizer.load_state(&initial.optimizer)?;
+                    optimizer.keep_initial(&session.groups, |name| initial.tensors.contains_key(name))?;
                 }
                 (State::new(train.fingerprint.clone()), None, false)
             }

@@ -1,4 +1,4 @@
-//! One optimiser step in one view: forward and backward of the micro-batches, learning rate and λ, unscale, clip,
+//! One optimiser step in one view: forward and backward of the micro-batches (twice with `sam`), learning rate and λ, unscale, clip,
 //! penalty and update, λ tuning, weight average, gradient scaler, counters and log.
 
 use anyhow::Result;
@@ -6,14 +6,16 @@ use tch::Tensor;
 
 use super::Trainer;
 use super::deferred_scalar::DeferredScalar;
+use super::input_gradient::BatchLoss;
 use super::micro_batch_loss::MicroBatchLoss;
 use crate::config::Amp;
 use crate::data::loader::Batch;
 use crate::libtorch::autocast::autocast;
 use crate::libtorch::{catch_panics, device};
+use crate::nn::model::Network;
 use crate::optim::{StepOptions, StepOutput};
 use crate::penalty::LambdaValues;
-use crate::train::records::{StepRecord, WeightStats};
+use crate::train::records::{StepRecord, WeightStats, of_inputs};
 use crate::util::rng::{CounterRng, RngStream};
 use crate::util::stopwatch::Phase;
 
@@ -21,6 +23,8 @@ use crate::util::stopwatch::Phase;
 pub(super) struct StepResult {
     /// Of the data.
     pub loss: DeferredScalar,
+    /// The input-gradient penalty, where there is one.
+    pub input_gradient: Option<DeferredScalar>,
     pub grad_norm: DeferredScalar,
     /// As in [`StepOutput::found_inf`].
     pub found_inf: Option<Tensor>,
@@ -45,14 +49,16 @@ impl Trainer<'_> {
         self.state.batch += batches;
         self.update_counters(&step);
         match step.before {
-            Some(before) => self.log_step(before, &step.loss, &step.grad_norm).map(Some),
+            Some(before) => {
+                self.log_step(before, &step.loss, step.input_gradient.as_ref(), &step.grad_norm).map(Some)
+            }
             None => Ok(None),
         }
     }
 
     fn eager_step(&mut self, micro_batches: Vec<Batch>, is_logged: bool) -> Result<StepResult> {
         let samples = micro_batches.iter().map(|batch| batch.xs.size()[0]).sum();
-        let loss = self.forward_backward(micro_batches, samples)?;
+        let BatchLoss { data: loss, input_gradient } = self.gradients(micro_batches, samples)?;
         // Not earlier: this may wait for the step before, and now the device has a backward pass to compute.
         let (lr, lambdas) = self.next_lr_and_lambdas()?;
         let before = self.weight_stats(is_logged, lr, &lambdas)?;
@@ -61,35 +67,43 @@ impl Trainer<'_> {
         self.update_scale(&step)?;
         self.stopwatch.passed(Phase::Optimizer);
         let grad_norm = DeferredScalar::of(&step.grad_norm);
-        Ok(StepResult { loss, grad_norm, found_inf: step.found_inf, before, samples })
+        let found_inf = step.found_inf;
+        Ok(StepResult { loss, input_gradient, grad_norm, found_inf, before, samples })
     }
 
     /// Adds up the gradients of the micro-batches, `samples` together; returns the loss of the whole batch.
-    fn forward_backward(&self, micro_batches: Vec<Batch>, samples: i64) -> Result<DeferredScalar> {
+    pub(super) fn forward_backward(&self, micro_batches: Vec<Batch>, samples: i64) -> Result<BatchLoss> {
         let parts = self.micro_batch_loss(&micro_batches)?;
         let (task, network, scale) = (&self.session.task, &self.network, &self.scale);
         let (device, amp) = (self.session.device, self.session.config.spec.train.amp.map(Amp::kind));
         let mut total = DeferredScalar::new(0.0, device);
+        let mut input_gradient: Option<DeferredScalar> = None;
         for batch in micro_batches {
             let share = batch.xs.size()[0] as f64 / samples as f64;
-            let part = catch_panics(|| -> Result<DeferredScalar> {
+            let part = catch_panics(|| -> Result<_> {
                 let (xs, ys) = task.make_batch(batch.xs, batch.ys, true)?;
+                let xs = self.tracked(xs);
                 self.stopwatch.passed(Phase::Prepare);
                 let loss = autocast(device, amp, || -> Result<Tensor> {
                     let output = task.forward(network, &xs, true)?;
                     Ok(parts.of(self, &output, &ys, share))
                 })??;
                 self.stopwatch.passed(Phase::Forward);
-                scale.as_ref().map_or(loss.shallow_clone(), |scale| scale.scaled(&loss)).backward();
+                let (objective, penalty) = self.with_input_gradient(&loss, &xs, samples)?;
+                scale.as_ref().map_or(objective.shallow_clone(), |scale| scale.scaled(&objective)).backward();
                 self.stopwatch.passed(Phase::Backward);
-                Ok(DeferredScalar::of(&loss))
+                Ok((DeferredScalar::of(&loss), penalty.as_ref().map(DeferredScalar::of)))
             })??;
-            total.add(&part, 1.0);
+            total.add(&part.0, 1.0);
+            if let Some(penalty) = &part.1 {
+                input_gradient.get_or_insert_with(|| DeferredScalar::new(0.0, device)).add(penalty, 1.0);
+            }
         }
-        Ok(match &parts {
+        let data = match &parts {
             MicroBatchLoss::Joint { loss, .. } => DeferredScalar::of(loss),
             _ => total,
-        })
+        };
+        Ok(BatchLoss { data, input_gradient })
     }
 
     /// The optimiser's step, and the one of the λs that the validation set tunes.
@@ -160,6 +174,20 @@ impl Trainer<'_> {
         Ok((lr, self.lambdas_at(self.position())))
     }
 
+    /// Statistics of the weights of `network` under the λs of the step that `step` others precede.
+    pub(super) fn stats_of(
+        &self,
+        network: &Network,
+        step: u64,
+        lr: f64,
+        lambdas: &[LambdaValues],
+    ) -> Result<WeightStats> {
+        let initial = self.optimizer.initial();
+        let mut stats = WeightStats::of(network, &self.session.groups, lambdas, initial, lr, self.peak())?;
+        stats.lambda.0.extend(self.input_gradient_at(step).map(of_inputs));
+        Ok(stats)
+    }
+
     /// Statistics of the weights before the step, where it is logged.
     pub(super) fn weight_stats(
         &self,
@@ -167,7 +195,6 @@ impl Trainer<'_> {
         lr: f64,
         lambdas: &[LambdaValues],
     ) -> Result<Option<WeightStats>> {
-        let groups = &self.session.groups;
-        is_logged.then(|| WeightStats::of(&self.network, groups, lambdas, lr, self.peak())).transpose()
+        is_logged.then(|| self.stats_of(&self.network, self.position(), lr, lambdas)).transpose()
     }
 }

@@ -10,6 +10,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
 use crate::config::RunConfig;
+use crate::penalty;
 use crate::sweep::spec::SweepSpec;
 use crate::util::console::print_out;
 use crate::util::exit_code::{ExitCode, fail};
@@ -30,9 +31,16 @@ pub struct Options {
     /// Print the JSON Schema of configs, for editors (docs/config.schema.json)
     #[arg(long, conflicts_with = "key")]
     json_schema: bool,
+    /// Print the table of penalties as Markdown (docs/penalties.md)
+    #[arg(long, conflicts_with_all = ["key", "json_schema", "markdown"])]
+    penalties: bool,
 }
 
 pub fn run(options: &Options) -> Result<()> {
+    if options.penalties {
+        print_out!("{}", penalty::table_of_forms().trim_end());
+        return Ok(());
+    }
     let mut schema = schema();
     if options.json_schema {
         json_schema::finish(&mut schema);
