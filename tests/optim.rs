@@ -294,6 +294,37 @@ fn what_no_gradient_decides_is_refused_beside_lion_and_muon() {
 }
 
 #[test]
+fn what_is_judged_of_schedulefree_is_the_mean_of_its_steps_and_what_would_not_reach_it_is_refused() {
+    let (w, mut optimizer) = single("optimizer: {schedulefree: {lr: 0.1, weight_lr_power: 0}}", &[1.0, -2.0]);
+    // x is the mean of all z: with rates alike each step counts as much.
+    let (mut sum, mut z) = ([0.0; 2], [0.0; 2]);
+    for step in 1..=5 {
+        (&w * w.shallow_clone()).sum(Kind::Double).backward();
+        optimizer.step(0.1, &[LambdaValues::default()], None).unwrap();
+        let state: BTreeMap<_, _> = optimizer.state().into_iter().collect();
+        z = values(&state["w.z"]).try_into().unwrap();
+        let x = optimizer.averaged(vec![("w".into(), w.shallow_clone())]).unwrap();
+        for i in 0..2 {
+            sum[i] += z[i];
+            let (x, y) = (values(&x[0].1)[i], values(&w)[i]);
+            assert!((x - sum[i] / f64::from(step)).abs() < 1e-12, "step {step}: {x}");
+            assert!((y - (0.1 * z[i] + 0.9 * x)).abs() < 1e-12, "step {step}: {y}");
+        }
+    }
+    assert!(z[0] < 0.7 && z[1] > -1.7, "{z:?}");
+    let spec: OptimizerSpec = serde_yaml::from_str("schedulefree").unwrap();
+    for text in
+        ["{l1: 0.1}", "{decoupled: auto}", "{decoupled: 0.1, decoupled_mode: cautious}", "{max_norm: 1}"]
+    {
+        assert!(
+            spec.accepts(&serde_yaml::from_str(text).unwrap()).unwrap_err().message.contains("average"),
+            "{text}"
+        );
+    }
+    spec.accepts(&serde_yaml::from_str("{decoupled: 0.1, hoyer_square: 0.1}").unwrap()).unwrap();
+}
+
+#[test]
 fn adamw_refuses_l2_wherever_it_is_declared() {
     let spec: OptimizerSpec = serde_json::from_str("\"adamw\"").unwrap();
     let penalty = |text: &str| Document::parse("c.yaml", text).unwrap().decode::<PenaltySpec>().unwrap();

@@ -135,9 +135,9 @@ const CASES: [Case; 12] = [
     },
     Case {
         label: "radam",
-        optimizer: "{radam: {lr: 0.02}}",
+        optimizer: "{radam: {lr: 0.005}}",
         penalty: "{groups: [{match: '*', decoupled: 0.01}]}",
-        python: "RAdam(net.parameters(), lr=0.02, weight_decay=0.01, decoupled_weight_decay=True)",
+        python: "RAdam(net.parameters(), lr=0.005, weight_decay=0.01, decoupled_weight_decay=True)",
     },
 ];
 const DTYPES: [(&str, f64); 2] = [("float32", 1e-6), ("float64", 1e-12)];

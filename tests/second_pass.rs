@@ -170,6 +170,40 @@ fn a_resume_with_sam_input_gradients_and_muon_goes_on_bit_for_bit() {
 }
 
 #[test]
+fn a_schedule_free_run_is_judged_by_its_average_and_resumes_bit_for_bit() {
+    let home = tempfile::tempdir().unwrap();
+    let text = EVERYTHING.replace(
+        "{muon: {lr: 0.02, adamw_for: ['fc.*']}}",
+        "{schedulefree: {lr: 0.02}}\nschedule: {constant: {}, warmup: {steps: 3}}",
+    );
+    let config = write_config(home.path(), &text.replace("ema: {decay: 0.5}, ", ""));
+    let train = |name: &str, more: &[&str]| {
+        let output = home.path().join(name);
+        succeeds(&[&["train", &config, "--quiet", "--output", output.to_str().unwrap()], more].concat());
+        output
+    };
+    let whole = train("whole", &[]);
+    let halved = train("halved", &["--set", "train.epochs=2"]);
+    train("halved", &["--resume"]);
+    for part in ["model", "optimizer", "ema"] {
+        assert!(saved(&whole, part) == saved(&halved, part), "{part}");
+    }
+    // x = y + (1 − 1/β₁)(z − y)
+    let printed = python(&format!(
+        "import torch
+from safetensors.torch import load_file
+y, o, x = (load_file({:?} + '/' + part + '.safetensors') for part in ('model', 'optimizer', 'ema'))
+print(max(float((x[n] - torch.lerp(y[n], o[n + '.z'], 1 - 1 / 0.9)).abs().max()) for n in y if n + '.z' in o),
+      max(float((x[n] - y[n]).abs().max()) for n in y if n + '.z' in o))",
+        whole.join("checkpoints/last")
+    ));
+    let found: Vec<f64> = printed.split_whitespace().map(|word| word.parse().unwrap()).collect();
+    assert!(found[0] < 1e-6 && found[1] > 1e-3, "{printed}");
+    let (code, _, stderr) = run(&["train", &config, "--dry-run", "--set", "train.ema.decay=0.9"]);
+    assert!(code == 2 && stderr.contains("train.ema"), "{stderr}");
+}
+
+#[test]
 fn what_a_second_pass_cannot_be_is_refused_with_its_key_and_the_remedy() {
     let home = tempfile::tempdir().unwrap();
     let config = write_config(home.path(), EVERYTHING);

@@ -193,6 +193,12 @@ impl RunConfig {
                 return Err(self.of_penalty(Invalid::new(path, remedy)));
             }
         }
+        if self.train.ema.is_some() && self.optimizer.averages() {
+            return Err(Invalid::new(
+                "train.ema",
+                "schedulefree averages the weights by itself: leave it out",
+            ));
+        }
         if self.penalty.input_gradient.is_some() {
             let is_scripted = matches!(self.model.source, ModelSource::Torchscript { .. });
             let computes = |kernels: &KernelSpec| {

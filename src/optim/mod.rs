@@ -19,6 +19,7 @@ mod radam;
 mod rmsprop;
 mod sam;
 mod scaling;
+mod schedule_free;
 mod sgd;
 mod state;
 mod update_rule;
@@ -48,6 +49,7 @@ pub use radam::RAdamSpec;
 pub use rmsprop::RmsPropSpec;
 pub use sam::SamSpec;
 pub use scaling::{GradScaler, ScalingState};
+pub use schedule_free::ScheduleFreeSpec;
 pub use sgd::SgdSpec;
 use state::refuse;
 pub use update_rule::{
@@ -117,6 +119,7 @@ optimizers! {
     radam: RAdam(RAdamSpec);
     lion: Lion(LionSpec);
     muon: Muon(MuonSpec);
+    schedulefree: ScheduleFree(ScheduleFreeSpec);
 }
 
 impl OptimizerSpec {
@@ -154,8 +157,17 @@ impl OptimizerSpec {
                 "{name}'s two parts have a learning rate each: take another mode than accumulated"
             ));
         }
-        let reason = rule.indifferentiable()?;
         let is_tuned = form.lambda.is_some_and(|lambda| lambda.auto().is_some());
+        if rule.averages() && (form.form.follows_update() || form.form.accumulates() || is_tuned) {
+            let what =
+                if is_tuned { "`auto`" } else { "what acts on the weights after a step, or apart from it," };
+            return Some(format!(
+                "{}'s weights are an average of those that it steps, which {what} does not reach: take `adamw`, or \
+                 another form",
+                self.name()
+            ));
+        }
+        let reason = rule.indifferentiable()?;
         if is_tuned && form.form.torch() != Some(TorchDecay::Decoupled) {
             return Some(format!("{reason}, which `auto` cannot follow: give `{key}` a number"));
         }
@@ -166,6 +178,11 @@ impl OptimizerSpec {
     /// Why a step of it cannot be recorded as a CUDA graph.
     pub fn graph_obstacle(&self) -> Option<&'static str> {
         self.rule().graph_obstacle()
+    }
+
+    /// Whether what is judged is an average that the optimiser keeps itself.
+    pub fn averages(&self) -> bool {
+        self.rule().averages()
     }
 
     /// The class in `torch.optim`.

@@ -129,8 +129,11 @@ impl UpdateRule for NAdamSpec {
             let (m, v) = (batch.slot(2)[i], batch.slot(3)[i]);
             blend(self.betas, &g, m, v)?;
             let Parts { gradient, mean, root, .. } = self.parts(batch, i)?;
-            let step = g.f_mul(&gradient)?.f_add(&m.f_mul(&mean)?)?.f_div(&root.f_add_scalar(self.eps)?)?;
-            let _ = w.f_detach()?.f_sub_(&times_lr(&step, control)?)?;
+            let denominator = root.f_add_scalar(self.eps)?;
+            // One after the other, as PyTorch rounds them.
+            for part in [g.f_mul(&gradient.f_neg()?)?, m.f_mul(&mean.f_neg()?)?] {
+                let _ = w.f_detach()?.f_addcdiv_(&times_lr(&part, control)?, &denominator)?;
+            }
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! An optimiser at work: one step over all parameters. Unscale, clip, the forms of penalty that act before the update
 //! ([`Penalty`](crate::penalty::Penalty)), the update rule, the forms that act after it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, anyhow, bail};
 use tch::{Kind, Tensor};
@@ -141,6 +141,28 @@ impl Optimizer {
             }
         }
         Ok(())
+    }
+
+    /// Whether what is judged is an average that the rule keeps itself.
+    pub fn averages(&self) -> bool {
+        self.rule.averages()
+    }
+
+    /// The tensors of `state`, of the network's names, with that average in the place of the weights.
+    pub fn averaged(&self, mut state: Vec<(String, Tensor)>) -> Result<Vec<(String, Tensor)>> {
+        if self.averages() {
+            let places: BTreeMap<_, _> =
+                self.names.iter().enumerate().map(|(i, name)| (name.as_str(), i)).collect();
+            for (name, tensor) in &mut state {
+                let Some(&i) = places.get(name.as_str()) else { continue };
+                if let Some(own) = &self.state[i]
+                    && let Some(average) = self.rule.averaged(&self.params[i], own)?
+                {
+                    *tensor = average;
+                }
+            }
+        }
+        Ok(state)
     }
 
     /// By parameter, what it was when training began, where a form pulls it there.

@@ -101,6 +101,16 @@ pub trait UpdateRule: Send {
         self.state_spec()
     }
 
+    /// Whether what is judged is an average of the steps and not the weights that gradients are taken at.
+    fn averages(&self) -> bool {
+        false
+    }
+
+    /// That average of a parameter with its state; None where the weights themselves are judged.
+    fn averaged(&self, _param: &Tensor, _state: &[Tensor]) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
     /// Whether there is more than one part.
     fn has_parts(&self) -> bool {
         false
@@ -150,13 +160,17 @@ pub struct StateTensor {
     pub initial: f64,
     /// 0-dim float32, such as the count of steps; else shaped, laid out and typed as the parameter.
     pub scalar: bool,
+    /// 0-dim float64, in the place of float32.
+    pub is_double: bool,
+    /// Begins as a copy of the parameter.
+    pub is_copy: bool,
     /// Whether a file of Python's may lack it: an option of the optimiser that was off there.
     pub optional: bool,
 }
 
 impl StateTensor {
     pub fn zeros(name: &'static str) -> Self {
-        Self { name, initial: 0.0, scalar: false, optional: false }
+        Self { name, initial: 0.0, scalar: false, is_double: false, is_copy: false, optional: false }
     }
 
     /// Zeros that belong to an option, such as momentum.
@@ -165,12 +179,18 @@ impl StateTensor {
     }
 
     pub fn step() -> Self {
-        Self { name: "step", initial: 0.0, scalar: true, optional: false }
+        Self { scalar: true, ..Self::zeros("step") }
     }
 
     pub fn start(&self, param: &Tensor) -> Result<Tensor> {
         if self.scalar {
-            return Ok(Tensor::f_full([0; 0], self.initial, (Kind::Float, param.device()))?);
+            let kind = if self.is_double { Kind::Double } else { Kind::Float };
+            return Ok(Tensor::f_full([0; 0], self.initial, (kind, param.device()))?);
+        }
+        if self.is_copy {
+            let mut own = param.f_detach()?.f_empty_like()?;
+            own.f_copy_(&param.f_detach()?)?;
+            return Ok(own);
         }
         Ok(param.f_detach()?.f_full_like(self.initial)?)
     }

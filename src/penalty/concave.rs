@@ -172,6 +172,10 @@ impl Penalty for Concave {
         0.0
     }
 
+    fn follows_update(&self) -> bool {
+        true
+    }
+
     fn after_update(&self, step: &mut PenaltyStep, threshold: &Scalar) -> Result<()> {
         let gamma = self.gamma;
         for w in step.params {

@@ -111,6 +111,10 @@ impl Penalty for Decoupled {
         if self.0 == DecoupledMode::Cautious { Ok(()) } else { kept.scale(step.params) }
     }
 
+    fn follows_update(&self) -> bool {
+        self.0 == DecoupledMode::Cautious
+    }
+
     /// w′ ← w′ − η·λ·1[(w − w′)·w ≥ 0]·w: the sign of the step is the sign of what it did to the weight.
     fn after_update(&self, step: &mut PenaltyStep, share: &Scalar) -> Result<()> {
         if self.0 != DecoupledMode::Cautious {

@@ -144,6 +144,11 @@ pub trait Penalty: Sync {
         false
     }
 
+    /// Whether it acts on the weights after the update.
+    fn follows_update(&self) -> bool {
+        false
+    }
+
     /// Whether [`Update::preconditioner`] is wanted.
     fn needs_preconditioner(&self) -> bool {
         false

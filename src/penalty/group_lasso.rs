@@ -95,6 +95,10 @@ impl Penalty for GroupLasso {
         0.0
     }
 
+    fn follows_update(&self) -> bool {
+        true
+    }
+
     /// w_g ← w_g·max(1 − threshold·√n/‖w_g‖₂, 0)
     fn after_update(&self, step: &mut PenaltyStep, threshold: &Scalar) -> Result<()> {
         for w in step.params {

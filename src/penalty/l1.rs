@@ -92,6 +92,10 @@ impl Penalty for L1 {
         if self.0 == L1Mode::Subgradient { lambda.add_sign(step.grads, step.params) } else { Ok(()) }
     }
 
+    fn follows_update(&self) -> bool {
+        self.0 != L1Mode::Subgradient
+    }
+
     fn after_update(&self, step: &mut PenaltyStep, limit: &Scalar) -> Result<()> {
         if self.0 == L1Mode::Subgradient {
             return Ok(());

@@ -62,6 +62,10 @@ impl Penalty for NormConstraint {
         f64::INFINITY
     }
 
+    fn follows_update(&self) -> bool {
+        true
+    }
+
     fn after_update(&self, step: &mut PenaltyStep, bound: &Scalar) -> Result<()> {
         for w in step.params {
             let (norms, _) = slice_norms(w, 0)?;

@@ -44,6 +44,10 @@ impl Penalty for NuclearNorm {
         0.0
     }
 
+    fn follows_update(&self) -> bool {
+        true
+    }
+
     fn after_update(&self, step: &mut PenaltyStep, threshold: &Scalar) -> Result<()> {
         for w in step.params {
             let Some(singular) = Singular::of(w)? else { continue };

@@ -79,6 +79,10 @@ impl Penalty for MaxSpectralNorm {
         f64::INFINITY
     }
 
+    fn follows_update(&self) -> bool {
+        true
+    }
+
     fn after_update(&self, step: &mut PenaltyStep, bound: &Scalar) -> Result<()> {
         for w in step.params {
             let Some(singular) = Singular::of(w)? else { continue };

@@ -80,7 +80,7 @@ pub fn final_evaluation(session: &Session, run: &Trainer, ended: StopReason) -> 
         steps: state.step,
         seconds: state.seconds,
         stopped_early: ended == StopReason::EarlyStopped,
-        averaged: session.config.spec.train.ema.is_some(),
+        averaged: session.config.spec.train.ema.is_some() || session.config.spec.optimizer.averages(),
         last,
         best,
         coefficients: None,

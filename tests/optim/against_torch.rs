@@ -139,6 +139,37 @@ class Muon(torch.optim.Optimizer):
                     _single_tensor_muon(flat(p), flat(p.grad), flat(state["momentum_buffer"]), lr=lr,
                                                           weight_decay=decay, **self.muon)
 
+class ScheduleFree(torch.optim.Optimizer):
+    # schedulefree 1.4, adamw_schedulefree.py: `step` without foreach and warm-up.
+    def __init__(self, groups, lr, betas=(0.9, 0.999), eps=1e-8, r=0.0, weight_lr_power=2.0):
+        super().__init__(groups, dict(lr=lr, betas=betas, eps=eps, r=r, weight_lr_power=weight_lr_power, k=0,
+                                      lr_max=-1.0, weight_sum=0.0))
+    decays = True
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            eps, (beta1, beta2), decay, k, lr = group["eps"], group["betas"], group["weight_decay"], group["k"], group["lr"]
+            bias_correction2 = 1 - beta2 ** (k + 1)
+            lr_max = group["lr_max"] = max(lr, group["lr_max"])
+            weight = ((k + 1) ** group["r"]) * (lr_max ** group["weight_lr_power"])
+            weight_sum = group["weight_sum"] = group["weight_sum"] + weight
+            ckp1 = weight / weight_sum
+            for y in group["params"]:
+                grad, state = y.grad, self.state[y]
+                if "z" not in state:
+                    state["z"] = torch.clone(y); state["exp_avg_sq"] = torch.zeros_like(y)
+                    # Ours are by parameter.
+                    state["step"], state["lr_max"], state["weight_sum"] = 0, 0, 0
+                z, exp_avg_sq = state["z"], state["exp_avg_sq"]
+                exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+                denom = exp_avg_sq.div(bias_correction2).sqrt_().add_(eps)
+                grad_normalized = grad.div_(denom)
+                if decay != 0: grad_normalized.add_(y, alpha=decay)
+                y.lerp_(end=z, weight=ckp1)
+                y.add_(grad_normalized, alpha=lr * (beta1 * (1 - ckp1) - 1))
+                z.sub_(grad_normalized, alpha=lr)
+            group["k"] = k + 1
+
 def case(label, make, variants, l2=0.0, decoupled=0.0, fused=True):
     half = lambda t: (1 + np.cos(np.pi * t / 200)) / 2
     cosine = lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, half)
@@ -161,7 +192,7 @@ struct Case {
     fused: bool,
 }
 
-const CASES: [Case; 17] = [
+const CASES: [Case; 18] = [
     Case {
         label: "sgd-nesterov",
         config: "optimizer: {sgd: {lr: 0.05, momentum: 0.9, nesterov: true}}\npenalty: {l2: 0.01}",
@@ -272,6 +303,13 @@ const CASES: [Case; 17] = [
         config: "optimizer: {muon: {lr: 0.02, adamw: {lr: 0.003}}}\npenalty: {decoupled: 0.1}",
         python: "partial(Muon, lr=0.02, adamw_lr=0.003), decoupled=0.1",
         all_variants: false,
+        fused: false,
+    },
+    Case {
+        label: "schedulefree",
+        config: "optimizer: {schedulefree: {lr: 0.01, r: 0.5}}\npenalty: {decoupled: 0.1}",
+        python: "partial(ScheduleFree, lr=0.01, r=0.5), decoupled=0.1",
+        all_variants: true,
         fused: false,
     },
     Case {

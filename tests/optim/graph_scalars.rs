@@ -24,8 +24,9 @@ const PENALTIES: [&str; 11] = [
 fn a_step_by_numbers_on_the_device_is_the_step_by_those_of_the_host() {
     for optimizer in OPTIMIZERS {
         for penalty in PENALTIES {
-            // A step of Muon is not recorded.
-            let is_recorded = !optimizer.starts_with("muon") && !is_refused(optimizer, penalty);
+            // Steps of Muon and schedule-free ones are not recorded.
+            let is_recorded = !["muon", "schedulefree"].iter().any(|name| optimizer.starts_with(name))
+                && !is_refused(optimizer, penalty);
             if !is_recorded || optimizer.starts_with("adamw") && penalty.contains("l2") {
                 continue;
             }

@@ -6,7 +6,7 @@ use tikhonov::penalty::{LambdaValues, PenaltyParam};
 
 use super::{declared, normal};
 
-pub(super) const OPTIMIZERS: [&str; 13] = [
+pub(super) const OPTIMIZERS: [&str; 14] = [
     "sgd: {lr: 0.1}",
     "sgd: {lr: 0.1, momentum: 0.9, nesterov: true}",
     "sgd: {lr: 0.1, momentum: 0.9, dampening: 0.5}",
@@ -20,6 +20,7 @@ pub(super) const OPTIMIZERS: [&str; 13] = [
     "radam: {lr: 0.1}",
     "lion: {lr: 0.1}",
     "muon: {lr: 0.1}",
+    "schedulefree: {lr: 0.1}",
 ];
 
 const PENALTIES: [&str; 9] = [
@@ -116,9 +117,13 @@ impl Run {
     }
 }
 
-/// What a config refuses: steps that are no function of each weight's own gradient have no preconditioner.
+/// What a config refuses: steps that are no function of each weight's own gradient have no preconditioner, and an
+/// average of the steps is not reached by what acts after them.
 pub(super) fn is_refused(optimizer: &str, penalty: &str) -> bool {
-    (optimizer.starts_with("lion") || optimizer.starts_with("muon")) && penalty.contains("preconditioned")
+    let is_plain = ["{}", "{decoupled: 0.1}", "{l1: 0.1, l1_mode: subgradient}"].contains(&penalty);
+    optimizer.starts_with("schedulefree") && !is_plain
+        || (optimizer.starts_with("lion") || optimizer.starts_with("muon"))
+            && penalty.contains("preconditioned")
 }
 
 #[test]

@@ -8,7 +8,6 @@ use tch::Tensor;
 use crate::optim::{Argument, OptimizerSpec};
 use crate::penalty::{LambdaValues, ParamGroup, StepRates, TorchDecay};
 use crate::pytorch::writer::Value;
-use crate::util::exit_code::{ExitCode, fail};
 
 /// An optimiser between two steps.
 pub struct Resumable<'a> {
@@ -39,13 +38,6 @@ struct PythonGroup {
 /// weight decay and rate are one param group; with only one, `torch.optim.Adam(model.parameters())` loads it. Each
 /// group also holds `param_names`.
 pub fn state_dict(of: &Resumable) -> Result<(Value, Vec<String>)> {
-    let class = of.spec.torch_class();
-    if !class.is_in_torch {
-        let name = class.name.to_lowercase();
-        let message =
-            format!("the state of {name} has no class in torch.optim to go to: export without the optimizer");
-        return Err(fail(ExitCode::Usage, message));
-    }
     let mut notes = Vec::new();
     let groups = param_groups(of, &mut notes)?;
     if groups.len() > 1 {

@@ -11,7 +11,7 @@ use crate::config::{Amp, CONFIG_FILE, PROGRAM_FILE, Segments};
 use crate::data::{JPEG_PIXELS, Split};
 use crate::libtorch::device;
 use crate::nn::model::ModelSource;
-use crate::optim::{Ema, GradScaler};
+use crate::optim::{Ema, EmaSpec, GradScaler};
 use crate::schedule::Plateau;
 use crate::train::early_stopping;
 use crate::train::hypergradient::LambdaTuner;
@@ -88,7 +88,9 @@ impl<'a> Trainer<'a> {
         state.threads = Some(tch::get_num_threads() as usize);
         // What an earlier version saved is saved as of this one.
         (state.format, state.version) = (State::new(String::new()).format, env!("CARGO_PKG_VERSION").into());
-        let averaged = match &spec.train.ema {
+        // An optimiser that averages by itself is followed at every step.
+        let follows = optimizer.averages().then_some(EmaSpec { decay: 0.0, warmup: false });
+        let averaged = match follows.as_ref().or(spec.train.ema.as_ref()) {
             Some(ema) => {
                 // An average that a resume adds starts from the weights as they are.
                 let mut ema = Ema::new(ema, &network.state())?;

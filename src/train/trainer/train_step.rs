@@ -128,7 +128,9 @@ impl Trainer<'_> {
 
     fn update_average(&mut self, step: &StepOutput) -> Result<()> {
         match &mut self.averaged {
-            Some((ema, _)) => ema.update(&self.network.state(), step.found_inf.as_ref()),
+            Some((ema, _)) => {
+                ema.update(&self.optimizer.averaged(self.network.state())?, step.found_inf.as_ref())
+            }
             None => Ok(()),
         }
     }

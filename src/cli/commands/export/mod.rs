@@ -111,6 +111,13 @@ fn validate_flags(options: &Options) -> Result<()> {
 
 fn write_resumable(options: &Options) -> Result<()> {
     let (loaded, config) = checkpoint(&options.source, options)?;
+    let class = config.optimizer.torch_class();
+    if !class.is_in_torch {
+        let name = class.name.to_lowercase();
+        let message =
+            format!("--with-optimizer: no class of torch.optim takes over the state of {name}; leave it out");
+        return Err(fail(ExitCode::Usage, message));
+    }
     let ModelPlan { model, groups } = ModelPlan::of_run(&config)?;
     let output = output(options, &stem(&options.source))?;
     let (value, notes) = python_checkpoint(&config, &model, &groups, &loaded)?;
