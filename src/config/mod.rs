@@ -225,10 +225,10 @@ impl RunConfig {
                 return Err(Invalid::new("penalty.input_gradient", message));
             }
         }
-        if let (Some(path), None) = (self.penalty.needs_initial(), &self.model.init_from) {
+        if let (Some(path), None) = (self.penalty().needs_initial(), &self.model.init_from) {
             let message =
                 "pulls weights to those of a file: name one, such as `model: {init_from: {file: net.pth}}`";
-            return Err(Invalid::new(format!("penalty.{path}"), message));
+            return Err(self.of_penalty(Invalid::new(path, message)));
         }
         if !matches!(self.task, TaskSpec::Regression(_)) && self.data.normalize_target != NormalizeSpec::None
         {

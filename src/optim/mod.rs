@@ -9,6 +9,7 @@ mod adamw;
 mod clip;
 mod ema;
 mod graph_scalars;
+mod group_step;
 mod lambda_gradient;
 mod lion;
 mod moments;

@@ -233,7 +233,7 @@ fn design(options: &Options, sweep: &SweepSpec, config: &Config) -> Result<Desig
     let (mut points, count) = points(sweep, &axes, spec.seed)?;
     if sweep.path {
         points = path::ordered(&axes, points)?;
-        if let Some(path) = spec.penalty.needs_initial() {
+        if let Some(path) = spec.penalty().needs_initial() {
             let message = format!(
                 "penalty.{path} pulls to the weights that a fit begins with, and along a path each begins with the one before; \
                  leave --path out"

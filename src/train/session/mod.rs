@@ -18,7 +18,7 @@ use crate::libtorch::kernels::KernelSpec;
 use crate::metrics::Monitor;
 use crate::nn::layers::{Param, ParamKind};
 use crate::nn::model::{Model, Network};
-use crate::penalty::{ParamGroup, PenaltyParam, PenaltySpec, StepRates};
+use crate::penalty::{ParamGroup, PenaltyParam, PenaltySpec};
 use crate::tasks::Task;
 use crate::train::initial_weights::InitialWeights;
 use crate::util::exit_code::{self, ExitCode, WithExitCode, fail};
@@ -217,22 +217,6 @@ impl Session {
             fits(&self.model, &self.task.input(&set.shape), &set.features)?;
         }
         Ok(())
-    }
-
-    /// Whether a form of the penalty pulls to the weights that training begins with.
-    pub fn needs_initial(&self) -> bool {
-        self.groups.iter().flat_map(ParamGroup::active).any(|term| term.form.needs_initial())
-    }
-
-    /// Refuses forms of the penalty that have no meaning at the highest rates of the run.
-    pub fn check_rates(&self, rates: &StepRates) -> Result<()> {
-        let mut terms = self.groups.iter().flat_map(ParamGroup::active);
-        let checked =
-            terms.try_for_each(|term| term.form.check_rates(rates).map_err(|message| (term, message)));
-        checked.map_err(|(term, message)| {
-            let invalid = Invalid::new(format!("penalty.{}", term.form.key()), message);
-            self.config.document.invalid_at("", invalid)
-        })
     }
 
     /// The set to learn from; only a session that was opened for evaluation lacks it.

@@ -12,6 +12,7 @@ use crate::data::{JPEG_PIXELS, Split};
 use crate::libtorch::device;
 use crate::nn::model::ModelSource;
 use crate::optim::{Ema, EmaSpec, GradScaler};
+use crate::penalty::{ParamGroup, StepRates};
 use crate::schedule::Plateau;
 use crate::train::early_stopping;
 use crate::train::hypergradient::LambdaTuner;
@@ -23,6 +24,7 @@ use crate::train::trainer::cuda_graph::GraphState;
 use crate::train::trainer::deferred_scalar::DeferredScalar;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::stopwatch::Stopwatch;
+use crate::util::yaml::Invalid;
 
 /// Where a run begins.
 pub enum Start {
@@ -44,7 +46,7 @@ impl<'a> Trainer<'a> {
         let named = network.parameters().iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect();
         let peak = spec.schedule.peak(spec.optimizer.lr());
         let mut optimizer = spec.optimizer.build(named, &session.groups)?.with_peak(peak);
-        session.check_rates(&optimizer.rates(peak))?;
+        check_rates(session, |group| optimizer.rates(peak, group))?;
         let train = session.train()?;
         let loader = Rc::new(session.loader(train, true)?);
         let (mut state, saved_average, resumed) = match start {
@@ -63,7 +65,9 @@ impl<'a> Trainer<'a> {
                     loading => loading?,
                 }
                 optimizer.load_pending(&loaded.state.decay);
-                if session.needs_initial() && optimizer.initial().iter().all(Option::is_none) {
+                let mut terms = session.groups.iter().flat_map(ParamGroup::active);
+                let needs_initial = terms.any(|term| term.form.needs_initial());
+                if needs_initial && optimizer.initial().iter().all(Option::is_none) {
                     let message = "this run did not keep the weights that it began with, which `l2_sp` pulls to: start a new run with \
                                    --output FOLDER";
                     return Err(fail(ExitCode::Usage, message));
@@ -186,4 +190,17 @@ impl<'a> Trainer<'a> {
         trainer.freeze_and_thaw();
         Ok(trainer)
     }
+}
+
+/// Refuses forms of the penalty that have no meaning at the highest rates of the run, given by group.
+fn check_rates(session: &Session, rates: impl Fn(usize) -> StepRates) -> Result<()> {
+    for (at, group) in session.groups.iter().enumerate() {
+        for term in group.active() {
+            if let Err(message) = term.form.check_rates(&rates(at)) {
+                let invalid = Invalid::new(format!("penalty.{}", term.form.key()), message);
+                return Err(session.config.document.invalid_at("", invalid));
+            }
+        }
+    }
+    Ok(())
 }
