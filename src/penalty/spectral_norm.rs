@@ -36,7 +36,7 @@ impl GradientForm for SpectralNorm {
     fn gradient(&self, w: &Tensor, _: Option<&Tensor>) -> Result<Tensor> {
         let Some(singular) = Singular::of(w)? else { return Ok(w.f_full_like(f64::NAN)?) };
         let only = singular.values.f_zeros_like()?;
-        let _ = only.f_select(0, -1)?.f_copy_(&singular.largest()?)?;
+        only.f_select(0, -1)?.f_copy_(&singular.largest()?)?;
         singular.with(&only, w)
     }
 
