@@ -9,7 +9,7 @@ use tikhonov::optim::{Optimizer, OptimizerSpec, StepOptions};
 use tikhonov::penalty::{LambdaValues, PenaltyParam, PenaltySpec};
 use tikhonov::schedule::ScheduleStep;
 
-use crate::common::{noise, python, read_json, records, run, saved, succeeds, write_config};
+use crate::common::{noise, python, records, run, saved, succeeds, write_config};
 
 const START: ScheduleStep = ScheduleStep { step: 0, steps_per_epoch: 1, total_steps: 1 };
 
@@ -418,11 +418,8 @@ penalty:
     let of = |name: &str, key: &str| epoch["lambda"][name][key].as_f64();
     assert_eq!((of(&names[0], "l2_sp"), of(&names[2], "max_norm")), (Some(0.01), Some(0.5)), "{epoch}");
     assert_eq!(of(&names[1], "spectral_norm"), Some(0.002), "{epoch}");
-    let summary = succeeds(&["summary", &config.replace("config-under-test", "config-under-test"), "--json"]);
-    assert!(
-        summary.contains("\"mcp\"") && read_json(whole.join("checkpoints/last/state.json")).is_object(),
-        "{summary}"
-    );
+    let summary = succeeds(&["summary", &config, "--json"]);
+    assert!(summary.contains("\"mcp\""), "{summary}");
 }
 
 #[test]
