@@ -176,6 +176,23 @@ fn shipped(wanted: impl Fn(i64) -> bool) -> impl Iterator<Item = (&'static str, 
 }
 
 #[test]
+fn a_network_that_was_scripted_in_python_goes_to_onnx_too() {
+    let test = "a_network_that_was_scripted_in_python_goes_to_onnx_too";
+    if !has_modules(test, MODULES) {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("text").to_owned();
+    let scripted = include_str!("export/scripted.py");
+    let in_python =
+        |step: &str| python(&format!("import sys\nsys.argv = ['', {step:?}, {:?}]\n{scripted}", path("net")));
+    in_python("write");
+    let net = format!("{{torchscript: {:?}, input: [3, 16, 12]}}", path("net.pt"));
+    succeeds(&["export", &path("net.pth"), "--model", &net, "--to", "onnx", "-o", &path("net.onnx")]);
+    assert_eq!(in_python("read"), "good\n");
+}
+
+#[test]
 fn weights_beyond_the_limit_go_into_a_file_beside_the_model() {
     let test = "weights_beyond_the_limit_go_into_a_file_beside_the_model";
     if !has_modules(test, MODULES) {
@@ -399,6 +416,8 @@ fn what_onnx_cannot_say_exactly_is_refused_by_name_and_leaves_nothing() {
 #[test]
 #[ignore = "makes the table of docs/python.md: cargo test --release --locked -- --ignored --nocapture hand_over"]
 fn the_hand_over_table_of_every_shipped_model() {
+    let names: Vec<_> = EXPORTS.iter().map(|export| format!("`{}`", export.name)).collect();
+    println!("\n| model | {} |\n|---|{}", names.join(" | "), "---|".repeat(names.len()));
     for (name, model) in shipped(|_| true) {
         let folder = tempfile::tempdir().expect("a folder");
         let file = |name: &str| folder.path().join(name);
@@ -418,7 +437,9 @@ fn the_hand_over_table_of_every_shipped_model() {
             let (code, _, stderr) = run(&args);
             match code {
                 0 => writeln!(files, "{} {output}", export.name).expect("text"),
-                _ => println!("{name} {}: not written: {}", export.name, stderr.trim()),
+                _ => writeln!(files, "{} -", export.name)
+                    .inspect(|()| eprintln!("{name}: {stderr}"))
+                    .expect("text"),
             }
         }
         std::fs::write(file("files.txt"), files).expect("the list is written");

@@ -1,5 +1,5 @@
-# Loads what the table of docs/python.md is about: each NAME.EXTENSION of a model against the answer y of the network
-# for x, both in NAME.npz. Prints a row per format: model, format, bytes, largest difference relative to the largest value.
+# Loads what the table of docs/python.md is about: the files of one model against the answer y for x, both in io.npz. Prints a row: of each format the size, and the largest
+# difference relative to the largest value.
 import importlib
 import sys
 import warnings
@@ -40,9 +40,14 @@ READERS = {
     "onnx": onnx,
     "pt2": lambda file: torch.export.load(file).module()(x).numpy(),
 }
+cells = []
 with torch.no_grad():
     for line in (folder / "files.txt").read_text().splitlines():
         format, file = line.split()
+        if file == "-":
+            cells.append("refused")
+            continue
         answer = READERS[format](str(folder / file))
         apart = np.abs(answer - arrays["y"]).max() / np.abs(arrays["y"]).max()
-        print(name, format, (folder / file).stat().st_size, f"{apart:.0e}")
+        cells.append(f"{(folder / file).stat().st_size / 1e6:.3g} MB, {apart:.0e}".replace("e-0", "e-"))
+print("|", name, "|", " | ".join(cells), "|")
