@@ -65,6 +65,8 @@ fn find(target: &str) -> Option<Write> {
         "upsample_nearest2d" | "upsample_nearest2d.vec" => one!(resize::nearest),
         "upsample_bilinear2d" | "upsample_bilinear2d.vec" => one!(resize::bilinear),
         "upsample_bicubic2d" | "upsample_bicubic2d.vec" => one!(resize::bicubic),
+        "_upsample_bilinear2d_aa" | "_upsample_bilinear2d_aa.vec" => one!(resize::bilinear_antialiased),
+        "_upsample_bicubic2d_aa" | "_upsample_bicubic2d_aa.vec" => one!(resize::bicubic_antialiased),
         "pixel_shuffle" => one!(shape::pixel_shuffle),
         "pixel_unshuffle" => one!(shape::pixel_unshuffle),
         "channel_shuffle" => one!(shape::channel_shuffle),

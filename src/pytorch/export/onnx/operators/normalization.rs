@@ -5,10 +5,38 @@ use anyhow::Result;
 use super::{Call, Float, Int};
 
 pub fn batch_norm(call: &mut Call) -> Result<String> {
-    if call.flag("training") {
-        return Err(call.refuse("it normalises by the batch's own statistics"));
+    match (call.flag("training"), call.arg("running_mean").is_some()) {
+        (false, true) => with_statistics(call),
+        (_, false) => by_the_batch(call),
+        (true, true) => Err(call.refuse("it is in training")),
     }
-    with_statistics(call)
+}
+
+/// By the statistics of the batch at hand, which runtimes have no operator for but in training.
+fn by_the_batch(call: &mut Call) -> Result<String> {
+    let (x, rank) = (call.x()?, call.shape()?.len());
+    let axes: Vec<i64> = (0..rank as i64).filter(|axis| *axis != 1).collect();
+    let (axes, epsilon) = (call.list(&axes), call.float("eps")?);
+    let epsilon = call.scalar(epsilon);
+    let mean = call.add("ReduceMean", &[&x, &axes], &[("keepdims", Int(1))]);
+    let apart = call.add("Sub", &[&x, &mean], &[]);
+    let square = call.add("Mul", &[&apart, &apart], &[]);
+    let variance = call.add("ReduceMean", &[&square, &axes], &[("keepdims", Int(1))]);
+    let variance = call.add("Add", &[&variance, &epsilon], &[]);
+    let deviation = call.add("Sqrt", &[&variance], &[]);
+    let normed = call.main("Div", &[&apart, &deviation], &[]);
+    affine(call, normed, rank)
+}
+
+/// `y weight + bias` over the channels, as far as the call has them.
+fn affine(call: &mut Call, mut y: String, rank: usize) -> Result<String> {
+    for (op, name) in [("Mul", "weight"), ("Add", "bias")] {
+        if let Some(vector) = call.tensor(name)? {
+            let vector = call.over_channels(&vector, rank);
+            y = call.add(op, &[&y, &vector], &[]);
+        }
+    }
+    Ok(y)
 }
 
 /// By running statistics, which are float32 in float16 too.
@@ -48,14 +76,8 @@ pub fn group_norm(call: &mut Call) -> Result<String> {
     let zeros = call.writer.graph.filled(&[groups], 0.0, kind);
     let epsilon = ("epsilon", Float(call.float("eps")?));
     let normed = call.main("InstanceNormalization", &[&grouped, &ones, &zeros], &[epsilon]);
-    let mut y = call.add("Reshape", &[&normed, &whole], &[]);
-    for (op, name) in [("Mul", "weight"), ("Add", "bias")] {
-        if let Some(vector) = call.tensor(name)? {
-            let vector = call.over_channels(&vector, rank);
-            y = call.add(op, &[&y, &vector], &[]);
-        }
-    }
-    Ok(y)
+    let y = call.add("Reshape", &[&normed, &whole], &[]);
+    affine(call, y, rank)
 }
 
 pub fn layer_norm(call: &mut Call) -> Result<String> {

@@ -20,6 +20,23 @@ pub fn bicubic(call: &mut Call) -> Result<String> {
     smooth(call, &[("mode", Text("cubic")), ("cubic_coeff_a", Float(-0.75))])
 }
 
+pub fn bilinear_antialiased(call: &mut Call) -> Result<String> {
+    antialiased(call, &[("mode", Text("linear"))])
+}
+
+/// Its kernel is another than that of [`bicubic`], in PyTorch as in Pillow.
+pub fn bicubic_antialiased(call: &mut Call) -> Result<String> {
+    antialiased(call, &[("mode", Text("cubic")), ("cubic_coeff_a", Float(-0.5))])
+}
+
+/// Without `exclude_outside` what is beyond the border would count.
+fn antialiased(call: &mut Call, attributes: &[(&str, Attribute)]) -> Result<String> {
+    if call.flag("align_corners") {
+        return Err(call.refuse("antialiasing with align_corners, which ONNX reckons otherwise"));
+    }
+    smooth(call, &[attributes, &[("antialias", Int(1)), ("exclude_outside", Int(1))]].concat())
+}
+
 /// The size that the call wants, or its two factors.
 enum Target {
     Size(FlatValue),

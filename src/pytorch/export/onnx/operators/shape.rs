@@ -217,7 +217,22 @@ pub fn chunk(call: &mut Call) -> Result<Vec<String>> {
     let (shape, count) = (call.shape()?, call.int("chunks")?.max(1));
     let dim = call.dim("dim", shape.len())?;
     let extent = shape.get(dim).copied().unwrap_or_default();
-    parts(call, dim, (extent + count - 1) / count)
+    if dim == 0 || !call.is_free(dim) {
+        return parts(call, dim, (extent + count - 1) / count);
+    }
+    // Parts of the extent by their count, rounded up.
+    let (x, axis) = (call.x()?, call.list(&[dim as i64]));
+    let [count, above] = [count, count - 1].map(|number| call.list(&[number]));
+    let extent = call.extents(&x, dim, dim + 1);
+    let sum = call.add("Add", &[&extent, &above], &[]);
+    let size = call.add("Div", &[&sum, &count], &[]);
+    let mut parts = Vec::new();
+    for index in 0..call.node.outputs.len() as i64 {
+        let bounds = [index, index + 1].map(|number| call.list(&[number]));
+        let bounds = bounds.map(|number| call.add("Mul", &[&size, &number], &[]));
+        parts.push(call.add("Slice", &[&x, &bounds[0], &bounds[1], &axis], &[]));
+    }
+    Ok(parts)
 }
 
 pub fn split(call: &mut Call) -> Result<Vec<String>> {
