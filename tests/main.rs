@@ -6,6 +6,7 @@ mod adaptive;
 mod amp;
 mod architecture;
 mod augment;
+mod auxiliary;
 #[cfg(feature = "kernels")]
 mod batch_norm;
 mod bench;

@@ -400,7 +400,15 @@ masks('mk', lambda c, b: np.where(np.arange(32)[None] < left(c), 255, c).astype(
         ("dice", "{segmentation: {cross_entropy: 0}}"),
         ("all", "{segmentation: {cross_entropy: 0.5, dice: 2, class_weights: [0.2, 3, 1]}}"),
         ("plain", "{segmentation: {dice: 0}}"),
+        ("auxiliary", "segmentation"),
     ] {
+        let model = match name {
+            "auxiliary" => SMALL.replace(
+                "_t: tanh",
+                "h: {aux: {weight: 0.5, layers: [conv2d: {out_channels: 3, kernel_size: 1}]}}",
+            ),
+            _ => SMALL.to_owned(),
+        };
         let images = |patch: &str| {
             format!(
                 "{{images: {{root: {0}/im, mode: grey{patch}, mask: {{root: {0}/mk, classes: {THREE}, ignore: 255}}}}}}",
@@ -408,7 +416,7 @@ masks('mk', lambda c, b: np.where(np.arange(32)[None] < left(c), 255, c).astype(
             )
         };
         let text = format!(
-            "device: cpu\ndtype: float64\nthreads: 1\nmodel: {SMALL}\ntask: {task}\ndata:\n  train: {}\n  test: {}\n  \
+            "device: cpu\ndtype: float64\nthreads: 1\nmodel: {model}\ntask: {task}\ndata:\n  train: {}\n  test: {}\n  \
              batch_size: 7\noptimizer: {{sgd: {{lr: 0.1, momentum: 0.9}}}}\ntrain: {{epochs: 2}}\n",
             images(", patch: 32, per_image: 3"),
             images(", patch: 32"),

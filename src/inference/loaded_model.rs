@@ -92,7 +92,10 @@ impl LoadedModel {
     /// the run that was meant.
     pub fn is_complete(&self, run: &Path) -> Result<()> {
         let Weights::File(initial, _) = &self.weights else { return Ok(()) };
-        let Some(first) = initial.fresh.first() else { return Ok(()) };
+        // Auxiliary heads answer in training only.
+        let model = &self.plan.model;
+        let fresh: Vec<_> = initial.fresh.iter().filter(|name| !model.is_auxiliary(name)).collect();
+        let Some(first) = fresh.first() else { return Ok(()) };
         let output = &self.config.spec.output;
         let remedy = match Checkpoints::of(output).are_kept() {
             true => format!("did you mean the run, {}?", output.display()),
@@ -102,7 +105,7 @@ impl LoadedModel {
             "{} says where to start from, not how to end: {} of its tensors start afresh (such as {first}) and would answer at random; \
              {remedy}",
             run.display(),
-            initial.fresh.len()
+            fresh.len()
         );
         Err(fail(ExitCode::Usage, message))
     }

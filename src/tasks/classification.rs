@@ -83,6 +83,10 @@ impl Task for Classification {
         Ok(())
     }
 
+    fn takes_auxiliary(&self) -> bool {
+        true
+    }
+
     fn loss(&self, answer: &ModelOutput, ys: &Tensor, clock: Option<ScheduleStep>) -> Tensor {
         let smoothing = clock.map_or(0.0, |_| self.label_smoothing);
         loss::cross_entropy(&answer.outputs, ys, smoothing)

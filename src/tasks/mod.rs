@@ -195,6 +195,11 @@ pub trait Task: Named {
         false
     }
 
+    /// Whether auxiliary heads (`aux`) can learn what it wants, each by the task's own loss.
+    fn takes_auxiliary(&self) -> bool {
+        false
+    }
+
     /// Whether the network's output is to be subtracted from its input.
     fn answers_residual(&self) -> bool {
         false
@@ -223,7 +228,12 @@ pub trait Task: Named {
     /// Runs the network on what [`Task::make_batch`] made, and makes the answer of its output. May draw as
     /// that does. Exit 2 where the network lacks a part that the task runs apart.
     fn forward(&self, network: &Network, xs: &Tensor, train: bool) -> Result<ModelOutput> {
-        Ok(network.forward(xs, train).into())
+        Ok(self.answer(network.forward(xs, train)))
+    }
+
+    /// Makes the answer of the output of a network that is run as a whole, or of an auxiliary head's.
+    fn answer(&self, output: Tensor) -> ModelOutput {
+        output.into()
     }
 
     /// Mean data loss over the batch, 0-dim. `clock` is None in evaluation, which reports the loss without

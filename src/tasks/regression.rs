@@ -48,6 +48,10 @@ impl Task for Regression {
         Ok(())
     }
 
+    fn takes_auxiliary(&self) -> bool {
+        true
+    }
+
     fn loss(&self, answer: &ModelOutput, ys: &Tensor, _clock: Option<ScheduleStep>) -> Tensor {
         self.loss.of(&answer.outputs, ys)
     }

@@ -11,7 +11,7 @@ use crate::data::mask::{IGNORED, tint};
 use crate::data::{Dataset, Targets};
 use crate::functional::loss;
 use crate::metrics::MetricArgs;
-use crate::nn::model::{Model, Network};
+use crate::nn::model::Model;
 use crate::schedule::ScheduleStep;
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::Invalid;
@@ -120,12 +120,14 @@ impl Task for Segmentation {
         }
     }
 
-    fn forward(&self, network: &Network, xs: &Tensor, train: bool) -> Result<ModelOutput> {
-        let logits = network.forward(xs, train);
-        // One channel is the logit of class 1 against class 0.
-        let logits =
-            if logits.size()[1] == 1 { Tensor::cat(&[logits.zeros_like(), logits], 1) } else { logits };
-        Ok(logits.into())
+    fn takes_auxiliary(&self) -> bool {
+        true
+    }
+
+    /// One channel is the logit of class 1 against class 0.
+    fn answer(&self, logits: Tensor) -> ModelOutput {
+        let is_single = logits.size()[1] == 1;
+        if is_single { Tensor::cat(&[logits.zeros_like(), logits], 1) } else { logits }.into()
     }
 
     fn loss(&self, answer: &ModelOutput, ys: &Tensor, _clock: Option<ScheduleStep>) -> Tensor {

@@ -10,7 +10,7 @@ use crate::checkpoint::{Checkpoints, is_checkpoint, load};
 use crate::config::Config;
 use crate::data::normalize::{Normalize, NormalizeSpec};
 use crate::nn::layers::{Param, ParamKind};
-use crate::nn::model::{InitFrom, Model, ModelSpec, Network, Patterns};
+use crate::nn::model::{AuxiliaryHead, InitFrom, Model, ModelSpec, Network, Patterns, named_heads};
 use crate::optim::OptimizerSpec;
 use crate::penalty::ParamGroup;
 use crate::pytorch::name_matching::{KeyMatch, Named, match_keys};
@@ -184,6 +184,8 @@ impl InitialWeights {
         if let Some((module, _)) = &other_head {
             fit.ignore(&wanted, |name| module_of(name) == module);
         }
+        let lacking = lacking_heads(model, &wanted, &fit);
+        fit.ignore(&wanted, |name| lacking.iter().any(|head| head.holds(name)));
         if fit.mapping.is_empty() || !(spec.partial || fit.is_complete()) {
             let nothing = "nothing fits: check the key, the names and the model";
             let mut remedy = if fit.mapping.is_empty() { nothing } else { remedy }.to_owned();
@@ -225,6 +227,11 @@ impl InitialWeights {
         let listed = listed(params, weights, names, &fit, &places);
         let mut notes = notes(params, weights, &fit, kept_fresh, spec);
         notes.extend(other_head.map(|(_, note)| note));
+        if let Some(heads) = named_heads(&lacking) {
+            notes.push(format!(
+                "initial weights: the file lacks {heads}; new weights there, for training alone"
+            ));
+        }
         let ignored = kept.iter().filter(|kept| !**kept).count() + weights.passed_over.len();
         if ignored > 0 {
             notes.push(format!("initial weights: {ignored} tensors of the file are left out (`ignore`)"));
@@ -370,6 +377,16 @@ fn normalization(weights: &Weights) -> Option<Normalize> {
         (Ok(()), NormalizeSpec::Given(given)) => Some(given),
         _ => None,
     }
+}
+
+/// The network's auxiliary heads of which the file has nothing.
+fn lacking_heads(model: &Model, wanted: &[Named], fit: &KeyMatch) -> Vec<AuxiliaryHead> {
+    let mut heads = model.auxiliary_heads();
+    heads.retain(|head| {
+        !fit.mapping.iter().any(|&(at, _)| head.holds(wanted[at].0))
+            && !fit.mismatched.iter().any(|(name, ..)| head.holds(name))
+    });
+    heads
 }
 
 /// A tensor that may become one of the network's.

@@ -64,6 +64,7 @@ impl Progress {
     /// The numbers of a logged step.
     pub fn numbers(&mut self, record: &StepRecord) {
         let mut parts = vec![Part::new(4, format!("loss {:.4}", record.loss))];
+        parts.extend(record.aux_loss.map(|loss| Part::new(3, format!(" + aux {loss:.4}"))));
         parts.extend(
             penalised(&record.condition)
                 .then(|| Part::new(3, format!(" + penalty {:.4}", record.condition.penalty))),

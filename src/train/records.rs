@@ -26,12 +26,15 @@ pub struct StepRecord {
     pub epoch: u64,
     /// Steps made, this one included.
     pub step: u64,
-    /// Data loss of this batch, without the penalty.
+    /// Data loss of this batch, without the penalty and auxiliary heads.
     pub loss: f64,
+    /// Σ weight·loss of the auxiliary heads, where the network has some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aux_loss: Option<f64>,
     /// Before the step.
     #[serde(flatten)]
     pub condition: WeightStats,
-    /// `loss + penalty`.
+    /// `loss + aux_loss + penalty`.
     pub total: f64,
     /// The part of `penalty` that is of this batch and not of the weights alone: (λ/2)·mean ‖∂L/∂x‖².
     #[serde(skip_serializing_if = "Option::is_none")]

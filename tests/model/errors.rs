@@ -433,7 +433,7 @@ fn an_unknown_composite_is_named_with_the_nearest() {
         ("{concta: {a: relu, b: tanh}}", "layers.concta: unknown composite `concta`; did you mean `concat`?"),
         (
             "[multiplication: {layers: [relu]}]",
-            "unknown composite `multiplication`; composites are concat, if, multiply, repeat, residual, sequential, subtract",
+            "unknown composite `multiplication`; composites are aux, concat, if, multiply, repeat, residual, sequential, subtract",
         ),
         ("[mul: {layers: [relu]}]", "unknown composite `mul`; did you mean `multiply`?"),
         ("{_a: {minus: {layers: [relu]}}}", "unknown composite `minus`; did you mean `subtract`?"),

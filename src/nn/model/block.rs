@@ -4,8 +4,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 /// What composes layers.
-pub const COMPOSITES: [&str; 7] =
-    ["concat", "if", "multiply", "repeat", "residual", "sequential", "subtract"];
+pub const COMPOSITES: [&str; 8] =
+    ["aux", "concat", "if", "multiply", "repeat", "residual", "sequential", "subtract"];
 
 /// A layer type of the user's own.
 #[derive(Debug, Deserialize)]

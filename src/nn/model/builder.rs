@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use tch::Tensor;
 use tch::nn::{self, ModuleT};
 
+use super::auxiliary::{HeadModule, Tapped};
 use super::joined::Join;
 use super::segments::Chain;
 use super::tree::{Node, Op};
@@ -20,6 +21,9 @@ pub(super) fn weights<'a>(nodes: &[Node], labels: impl Iterator<Item = &'a Strin
     labels.map(|label| of(label).map_or(1, |node| node.leaves().len())).collect()
 }
 
+/// A convolution, its batch norm and a ReLU: no more are fused.
+const LONGEST: usize = 3;
+
 /// Builds modules in definition order, which is the order of the random draws.
 pub(super) struct Builder<'a> {
     pub root: &'a nn::Path<'a>,
@@ -30,6 +34,14 @@ pub(super) struct Builder<'a> {
 
 impl Builder<'_> {
     fn module(&self, node: &Node) -> Box<dyn ModuleT> {
+        let module = self.untapped(node);
+        match node.tap {
+            Some(tap) => Box::new(Tapped { module, tap }),
+            None => module,
+        }
+    }
+
+    fn untapped(&self, node: &Node) -> Box<dyn ModuleT> {
         let children = || node.children.iter().map(|child| self.module(child)).collect::<Vec<_>>();
         match &node.op {
             Op::Layer(spec) => {
@@ -52,6 +64,11 @@ impl Builder<'_> {
                 None => Box::new(Joined { join: *join, branches: children() }),
             },
             Op::Concat => Box::new(Concat(children())),
+            Op::Auxiliary(head) => Box::new(HeadModule {
+                layers: Box::new(Sequential(self.unnamed(&node.children))),
+                index: head.index,
+                tap: head.tap,
+            }),
             Op::Like(upsample) => Box::new(Like { layers: children(), upsample: upsample.clone() }),
         }
     }
@@ -74,6 +91,10 @@ impl Builder<'_> {
     /// is not fused.
     fn fuse<'n>(&self, nodes: &'n [Node]) -> Option<(Box<dyn ModuleT>, &'n [Node])> {
         let (first, after) = nodes.split_first()?;
+        // What is tapped must be there as it is.
+        if nodes.iter().take(LONGEST).any(|node| node.tap.is_some()) {
+            return None;
+        }
         if let Some((norm, after)) = after.split_first()
             && let Some(joint) = self.joint(Some(first), norm)
         {
@@ -132,6 +153,9 @@ impl Builder<'_> {
         let (body, shortcut) = node.children.split_first()?;
         let (Op::Sequential, [before @ .., norm]) = (&body.op, body.children.as_slice()) else { return None };
         let Some(LayerSpec::BatchNorm2d(_)) = self.learning(norm) else { return None };
+        if body.children.iter().rev().take(2).any(|node| node.tap.is_some()) {
+            return None;
+        }
         // Tensors are made in the order of definition, so what comes before is made first.
         let (conv, others) = before.split_last()?;
         let (others, conv) = if self.is_plain(conv) { (others, Some(conv)) } else { (before, None) };

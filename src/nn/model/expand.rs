@@ -6,6 +6,7 @@
 //! - A layer is `relu` or `{conv2d: {out_channels: 16, kernel_size: 3}}`; input sizes are inferred.
 //! - `{residual: {layers: …, shortcut: …}}` adds, `multiply` and `subtract` (shortcut − layers) likewise,
 //!   `{concat: […]}` joins channels, `{sequential: …}` is a sequence; their children live at their own prefix.
+//! - `{aux: {weight: 0.4, layers: …}}` hands on its input; its layers learn in training (auxiliary.rs).
 //! - `{repeat: {times: 3, layers: …}}` in a list, or under a silent name, goes on in its parent: lists keep
 //!   counting, mapping names count by `{i}` (from 0; `{i + 1}` too; another letter by `index: j`).
 //! - `{if: {test: "${bias}", layers: …, else: …}}` does so too, with the layers or with the others.
@@ -17,8 +18,9 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
+use super::auxiliary::AuxiliaryItem;
 use super::block::{Block, COMPOSITES, single};
 use super::expr::is_name;
 use super::joined::Join;
@@ -51,6 +53,7 @@ pub enum Body {
     Sequence(Vec<Item>),
     Join { join: Join, layers: Vec<Item>, shortcut: Option<Vec<Item>> },
     Concat(Vec<Item>),
+    Auxiliary(AuxiliaryItem),
 }
 
 pub struct Expanded {
@@ -326,6 +329,7 @@ impl Expander<'_> {
             return Ok(Body::Join { join, layers, shortcut });
         }
         match kind {
+            "aux" => self.auxiliary(args, source, scope),
             "concat" => Ok(Body::Concat(self.children(args, source, scope)?)),
             "repeat" | "if" => {
                 let mut items = Vec::new();
@@ -337,6 +341,37 @@ impl Expander<'_> {
             }
             _ => Ok(Body::Sequence(self.children(args, source, scope)?)),
         }
+    }
+
+    fn auxiliary(&mut self, args: &Value, source: &str, scope: &Scope) -> Result<Body, Invalid> {
+        let known = ["weight", "from", "resize", "layers"];
+        let map = keys(args, source, &known, &["weight", "layers"])?;
+        let filled = |key: &str| {
+            let path = format!("{source}.{key}");
+            let value = map.get(key).map_or(Ok(Value::Null), |value| fill(value, scope, &path));
+            value.map(|value| (value, path))
+        };
+        let (value, path) = filled("weight")?;
+        let weight = value.as_f64().filter(|weight| *weight >= 0.0 && weight.is_finite());
+        let message = || format!("{value} is no weight of a loss: expected a number from 0 up");
+        let weight = weight.ok_or_else(|| Invalid::new(path, message()))?;
+        let from = match filled("from")? {
+            (Value::Null, _) => None,
+            (Value::String(name), _) => Some(name),
+            (other, path) => {
+                let message = format!("{other} is no name of a layer before, such as `backbone.layer3`");
+                return Err(Invalid::new(path, message));
+            }
+        };
+        let resize = match filled("resize")? {
+            (Value::Null, _) => None,
+            (mode, path) => {
+                let spec = yaml::decode(&json!({"like": "input", "mode": mode}));
+                Some(spec.map_err(|invalid| Invalid::new(path, invalid.message))?)
+            }
+        };
+        let layers = self.children(&map["layers"], &format!("{source}.layers"), scope)?;
+        Ok(Body::Auxiliary(AuxiliaryItem { weight, from, resize, layers }))
     }
 
     /// A shortcut: children, or one layer or composite alone, which then adds nothing to the names. Empty where

@@ -1,11 +1,13 @@
 //! A network as declared: YAML becomes a checked tree of layers, the tree becomes a tch network.
 
+mod auxiliary;
 mod block;
 mod builder;
 mod expand;
 mod expr;
 pub mod family;
 mod formula;
+mod grow;
 mod init;
 mod init_from;
 mod joined;
@@ -31,6 +33,7 @@ use crate::util::yaml::{self, Invalid};
 use init::Inits;
 use scripted::Script;
 
+pub use auxiliary::{AuxiliaryHead, named_heads};
 pub(crate) use init_from::Patterns;
 pub use init_from::{InitFrom, OptimizerFrom, Texts};
 pub(crate) use joined::Join;
@@ -89,6 +92,7 @@ impl Model {
             input: input.to_vec(),
             output,
             children: Vec::new(),
+            tap: None,
         };
         Ok(Self { name: file.to_owned(), input: input.to_vec(), root, params, init: Inits::default() })
     }
@@ -97,7 +101,7 @@ impl Model {
     fn from_tree(name: String, tree: &Value) -> Result<Self, Invalid> {
         let Description { args, blocks, init, order, input, layers } = yaml::decode(tree)?;
         let expanded = expand::expand(&args, &blocks, &input, &layers)?;
-        let root = tree::check(expanded.layers, &expanded.input)?;
+        let root = grow::check(expanded.layers, &expanded.input)?;
         let mut params = Vec::new();
         let mut owners = HashSet::new();
         for leaf in root.leaves() {
@@ -177,6 +181,16 @@ impl Model {
     /// The number of trainable values.
     pub fn parameter_count(&self) -> i64 {
         self.params.iter().filter(|param| param.is_trainable()).map(Param::count).sum()
+    }
+
+    /// The heads that only training uses, in the order of definition.
+    pub fn auxiliary_heads(&self) -> Vec<AuxiliaryHead> {
+        auxiliary::heads(&self.root)
+    }
+
+    /// Whether the tensor `name` belongs to a head that only training uses.
+    pub fn is_auxiliary(&self, name: &str) -> bool {
+        self.auxiliary_heads().iter().any(|head| head.holds(name))
     }
 
     /// The smallest batch to train on: 2 where a batch norm sees a single value per channel and sample.

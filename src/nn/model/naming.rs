@@ -48,7 +48,7 @@ impl<'a> Kinds<'a> {
     pub fn refuse_name(self, name: &str, value: &Value, parent: &str) -> Option<String> {
         if PARTS.contains(&name) && name != parent {
             return Some(format!(
-                "`{name}` is no name for a layer: it is a key of `residual`, `multiply`, `subtract` or `repeat`, and none of them is above it"
+                "`{name}` is no name for a layer: it is a key of `residual`, `multiply`, `subtract`, `aux` or `repeat`, and none of them is above it"
             ));
         }
         if COMPOSITES.contains(&name) {
@@ -59,8 +59,8 @@ impl<'a> Kinds<'a> {
         }
         let bare = name.trim_start_matches('_');
         let numbered = COMPOSITES.contains(&bare.trim_end_matches(|c: char| c.is_ascii_digit() || c == '_'));
-        // `f` and `id` are names; a misspelt `if` is refused by its keys.
-        let near = nearest(bare, COMPOSITES.into_iter().filter(|kind| *kind != "if"));
+        // `f`, `id` and `max` are names; a misspelt `if` or `aux` is refused by its keys.
+        let near = nearest(bare, COMPOSITES.into_iter().filter(|kind| !["aux", "if"].contains(kind)));
         let taken = match single(value) {
             Some((kind, _)) if COMPOSITES.contains(&kind) => None,
             _ if self.is_call(value) => {

@@ -9,6 +9,7 @@ use tch::nn::{self, ModuleT};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::Model;
+use super::auxiliary::{self, AuxiliaryHead};
 use super::builder::{Builder, weights};
 use super::padding::Padding;
 use super::scripted::{self, Scripted};
@@ -28,6 +29,7 @@ pub struct Network {
     plan: Option<Segmentation>,
     /// How images of other sizes are padded, for fully convolutional networks.
     fit: Option<Padding>,
+    heads: Vec<AuxiliaryHead>,
     parameters: Vec<Parameter>,
     buffers: Vec<Tensor>,
     state: Vec<(String, Tensor)>,
@@ -105,16 +107,8 @@ impl Model {
         }
         let weights = weights(&self.root.children, layers.iter().map(|(name, _)| name));
         let layers = Chain::new(layers, weights);
-        Ok(Network {
-            vars,
-            layers,
-            plan: None,
-            fit: Padding::of(&self.root),
-            parameters,
-            buffers,
-            state,
-            switches,
-        })
+        let (fit, heads) = (Padding::of(&self.root), self.auxiliary_heads());
+        Ok(Network { vars, layers, plan: None, fit, heads, parameters, buffers, state, switches })
     }
 }
 
@@ -125,13 +119,30 @@ impl Network {
     /// [`crate::libtorch::catch_panics`].
     pub fn forward(&self, xs: &Tensor, train: bool) -> Tensor {
         let through = |xs: &Tensor| {
-            self.layers.through(xs, train, |layers, xs, train| {
+            let ys = self.layers.through(xs, train, |layers, xs, train| {
                 layers.iter().fold(xs.shallow_clone(), |xs, (_, layer)| layer.forward_t(&xs, train))
-            })
+            });
+            auxiliary::resize(&self.heads, &ys);
+            ys
         };
-        segments::planned(self.plan.clone(), || {
+        let ys = segments::planned(self.plan.clone(), || {
             self.fit.as_ref().map_or_else(|| through(xs), |fit| fit.around(xs, through))
-        })
+        });
+        auxiliary::crop(&ys);
+        ys
+    }
+
+    /// Runs `f`, which calls [`Network::forward`] once in training, and gives the answers of the auxiliary heads
+    /// with the weights of their losses, in the order of definition. Each has the shape of the network's. They are
+    /// computed here alone.
+    pub fn with_auxiliary<T>(&self, f: impl FnOnce() -> T) -> (T, Vec<(f64, Tensor)>) {
+        if self.heads.is_empty() {
+            return (f(), Vec::new());
+        }
+        let (result, answers) = auxiliary::answering(f);
+        let weighted =
+            answers.into_iter().filter_map(|(index, ys)| Some((self.heads.get(index)?.weight, ys)));
+        (result, weighted.collect())
     }
 
     /// Turns on activation checkpointing: forward passes in training keep only the activations at the ends of

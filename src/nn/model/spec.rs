@@ -134,6 +134,17 @@ enum Composite {
         /// The layers of the other branch.
         shortcut: Option<Value>,
     },
+    /// An auxiliary head: hands on its input; in training its layers learn what the network learns.
+    Aux {
+        /// Of its loss, which is added to the network's.
+        weight: f64,
+        /// The layer before, by its name, whose output the head takes; what comes into its place when absent.
+        from: Option<String>,
+        /// Brings its answer to the height and width of the network's: `bilinear` or `nearest`.
+        resize: Option<String>,
+        /// The layers.
+        layers: Value,
+    },
     /// The layers `times` times, in the place of this entry; `{i}` in a name is the number, from 0.
     Repeat {
         /// How often: an integer or a formula.

@@ -22,7 +22,8 @@ pub struct Summary {
     pub trainable: i64,
     /// Values of buffers, such as running statistics.
     pub buffers: i64,
-    /// Multiply-accumulates of convolutions and linear layers for one sample; None for a scripted network.
+    /// Multiply-accumulates of convolutions and linear layers for one sample, without auxiliary heads; None for a
+    /// scripted network.
     pub multiply_adds: Option<u64>,
 }
 
@@ -37,6 +38,9 @@ pub struct Row {
     pub params: i64,
     /// None in a scripted network.
     pub multiply_adds: Option<u64>,
+    /// Of an auxiliary head, which only training uses.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub auxiliary: bool,
 }
 
 /// One trainable tensor.
@@ -69,14 +73,15 @@ impl Model {
     /// One row for each layer, concat, residual and its relatives, in the order of computation.
     pub fn summary(&self) -> Vec<Row> {
         let mut rows = Vec::new();
-        walk(&self.root, &mut rows);
+        walk(&self.root, false, &mut rows);
         rows
     }
 }
 
-fn walk(node: &Node, rows: &mut Vec<Row>) {
+fn walk(node: &Node, auxiliary: bool, rows: &mut Vec<Row>) {
+    let auxiliary = auxiliary || matches!(node.op, Op::Auxiliary(_));
     for child in &node.children {
-        walk(child, rows);
+        walk(child, auxiliary, rows);
     }
     let layer = match &node.op {
         Op::Layer(spec) => spec.kind(),
@@ -85,6 +90,7 @@ fn walk(node: &Node, rows: &mut Vec<Row>) {
         Op::Join(join) => join.word(),
         Op::Concat => "concat",
         Op::Like(_) => "upsample",
+        Op::Auxiliary(_) => "aux",
     };
     let trainable = |node: &Node| {
         node.params().iter().filter(|param| param.kind != ParamKind::Buffer).map(|param| param.count()).sum()
@@ -95,6 +101,7 @@ fn walk(node: &Node, rows: &mut Vec<Row>) {
         output: node.output.clone(),
         params: trainable(node),
         multiply_adds: Some(node.multiply_adds()),
+        auxiliary,
     });
 }
 
@@ -109,6 +116,7 @@ fn scripted(script: &Script) -> impl Iterator<Item = Row> {
             output: Shape::new(),
             params: trainable.map(Param::count).sum(),
             multiply_adds: None,
+            auxiliary: false,
         }
     })
 }
@@ -140,7 +148,7 @@ impl Summary {
             model: model.name().to_string(),
             input: model.input().to_vec(),
             output: model.output().to_vec(),
-            multiply_adds: (layers.iter())
+            multiply_adds: (layers.iter().filter(|row| !row.auxiliary))
                 .try_fold(0u64, |sum, row| row.multiply_adds.map(|more| sum.saturating_add(more))),
             layers,
             parameters,
@@ -176,6 +184,7 @@ impl Summary {
             cells.push(thousands(row.count as u64));
             cells
         });
+        let has_heads = self.layers.iter().any(|row| row.auxiliary);
         let frozen: i64 = self.parameters.iter().filter(|row| row.frozen).map(|row| row.count).sum();
         text.push('\n');
         let mut head = vec!["parameter", "shape"];
@@ -185,14 +194,15 @@ impl Summary {
         text += &table(&head, head.len() - 1, parameters.collect());
         let _ = write!(
             text,
-            "\n{} parameters{}, {} values in buffers, {} per sample\n",
+            "\n{} parameters{}, {} values in buffers, {} per sample{}\n",
             thousands(self.trainable as u64),
             if frozen > 0 { format!(" and {} frozen ones", thousands(frozen as u64)) } else { String::new() },
             thousands(self.buffers as u64),
             match self.multiply_adds {
                 Some(count) => format!("{} multiply-adds", thousands(count)),
                 None => "an unknown number of multiply-adds".to_owned(),
-            }
+            },
+            if has_heads { " without the auxiliary heads, which only training uses" } else { "" }
         );
         text
     }

@@ -123,6 +123,14 @@ impl Walk<'_> {
                 let resized = self.through(layers, value)?;
                 Ok(Value { tensor: upsample.resize_like(&resized.tensor, &like), ..resized })
             }
+            Op::Auxiliary(_) => {
+                let message = format!(
+                    "the auxiliary head `{}` answers in training only, so what it needs cannot be followed: leave `aux` out of the \
+                     model, and its weights with `ignore`",
+                    node.path
+                );
+                Err(fail(ExitCode::Usage, message))
+            }
             Op::Script(_) => {
                 let message =
                     "a TorchScript program cannot be shrunk: it says no layers; declare the network in YAML";

@@ -78,7 +78,7 @@ impl Writer<'_> {
                 }
                 json!({join.word(): parts})
             }
-            Op::Script(_) | Op::Like(_) => Value::Null,
+            Op::Script(_) | Op::Like(_) | Op::Auxiliary(_) => Value::Null,
         })
     }
 

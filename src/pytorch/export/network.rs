@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 use super::{About, torchscript};
 use crate::data::normalize::{Normalize, NormalizeSpec};
 use crate::data::{DataSpec, Resize, SourceSpec};
-use crate::nn::model::{Model, Network, Op};
+use crate::nn::model::{Model, Network, Op, named_heads};
 use crate::pytorch::writer::narrow;
 use crate::tasks::TaskSpec;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
@@ -129,6 +129,11 @@ impl TrainedNetwork {
         self.normalize_target().map(|_| note.into())
     }
 
+    /// Its auxiliary heads by name, where it has some.
+    pub fn auxiliary(&self) -> Option<String> {
+        named_heads(&self.model.auxiliary_heads())
+    }
+
     pub fn answers_residual(&self) -> bool {
         self.task.as_ref().is_some_and(|task| task.task().answers_residual())
     }
@@ -145,6 +150,9 @@ impl TrainedNetwork {
             remarks.push("The network answers (y - mean) / std of its target y, with".to_owned());
             remarks.push(format!("mean = {:?}", target.mean));
             remarks.push(format!("std = {:?}", target.std));
+        }
+        if let Some(heads) = self.auxiliary() {
+            remarks.push(format!("forward leaves out {heads}: only training uses them."));
         }
         if self.answers_residual() {
             remarks.push("The network answers what is to be subtracted from its input.".into());

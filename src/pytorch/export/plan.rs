@@ -22,6 +22,8 @@ pub struct Module<'a> {
     pub children: Vec<Module<'a>>,
     /// `forward`; others where the tree enters one module at several places.
     pub methods: Vec<Vec<Step<'a>>>,
+    /// Whether the modules of auxiliary heads are wanted.
+    heads: bool,
 }
 
 /// What happens to `x`.
@@ -42,14 +44,15 @@ pub enum Step<'a> {
 }
 
 impl<'a> Module<'a> {
-    pub fn of(root: &'a Node) -> Self {
-        let mut module = Self::new(root);
+    /// `heads`: whether the modules of auxiliary heads are there too; no forward calls them.
+    pub fn of(root: &'a Node, heads: bool) -> Self {
+        let mut module = Self::new(root, heads);
         let forward = module.inside(root);
         module.methods.push(forward);
         module
     }
 
-    fn new(node: &'a Node) -> Self {
+    fn new(node: &'a Node, heads: bool) -> Self {
         let name = node.path.rsplit('.').next().unwrap_or_default().to_owned();
         Self {
             name,
@@ -59,6 +62,7 @@ impl<'a> Module<'a> {
             parameters: Vec::new(),
             children: Vec::new(),
             methods: Vec::new(),
+            heads,
         }
     }
 
@@ -76,6 +80,17 @@ impl<'a> Module<'a> {
     }
 
     fn steps(&mut self, node: &'a Node) -> Vec<Step<'a>> {
+        match node.op {
+            Op::Auxiliary(_) if !self.heads => Vec::new(),
+            Op::Auxiliary(_) => {
+                self.entered(node);
+                Vec::new()
+            }
+            _ => self.entered(node),
+        }
+    }
+
+    fn entered(&mut self, node: &'a Node) -> Vec<Step<'a>> {
         if node.path == self.path {
             return self.inside(node);
         }
@@ -84,7 +99,7 @@ impl<'a> Module<'a> {
         }
         let known = self.children.iter().position(|child| child.path == node.path);
         let child = known.unwrap_or_else(|| {
-            self.children.push(Self::new(node));
+            self.children.push(Self::new(node, self.heads));
             self.children.len() - 1
         });
         let module = &mut self.children[child];
@@ -113,6 +128,8 @@ impl<'a> Module<'a> {
                 vec![Step::Join { join: *join, layers, shortcut: branches.next() }]
             }
             Op::Concat => vec![Step::Concat(node.children.iter().map(|branch| self.steps(branch)).collect())],
+            // Inside its own module, which is called from nowhere.
+            Op::Auxiliary(_) => node.children.iter().flat_map(|child| self.steps(child)).collect(),
             Op::Like(upsample) => {
                 let layers = node.children.iter().flat_map(|child| self.steps(child)).collect();
                 vec![Step::Like { layers, upsample }]
@@ -195,7 +212,7 @@ fn write(module: &Module, steps: &[Step], words: &mut impl Words, names: &mut us
             }
             Step::Like { layers, upsample } => {
                 let size = format!("size{}", number(names));
-                into.push(format!("{size} = x.size()[2:]"));
+                into.push(format!("{size} = [x.size(2), x.size(3)]"));
                 write(module, layers, words, names, into);
                 add(words.resize(upsample, &size), into);
             }

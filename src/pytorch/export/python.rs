@@ -75,7 +75,7 @@ pub fn source(model: &Model, module: &str, title: &str, notes: &[String], about:
         );
         return Err(fail(ExitCode::Usage, message));
     }
-    let root = Module::of(model.root());
+    let root = Module::of(model.root(), true);
     let classes = Classes::of(&root).map_err(|path| {
         let message = format!(
             "`{path}` cannot be written in Python: nn.Module has that name already; rename the layer"

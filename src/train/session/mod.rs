@@ -211,7 +211,28 @@ impl Session {
         Err(self.config.document.invalid_at("data", Invalid::new("drop_last", message)))
     }
 
+    /// Auxiliary heads learn as the network does, in one piece with it.
+    fn can_learn_heads(&self) -> Result<()> {
+        let heads = self.model.auxiliary_heads();
+        let Some(head) = heads.first() else { return Ok(()) };
+        let name = &head.name;
+        let message = match (self.task.takes_auxiliary(), self.config.spec.train.is_cut()) {
+            (false, _) => format!(
+                "the network has the auxiliary head `{name}`, from which {} cannot learn: classification, regression and \
+                 segmentation can; leave `aux` out of the model",
+                self.task.name()
+            ),
+            (_, true) => format!(
+                "train.checkpoint_activations: the auxiliary head `{name}` takes features half-way, which a network that is \
+                 cut into segments does not keep: leave it out"
+            ),
+            _ => return Ok(()),
+        };
+        Err(fail(ExitCode::Usage, message))
+    }
+
     fn check(&self) -> Result<()> {
+        self.can_learn_heads()?;
         for set in [&self.train, &self.validation, &self.test].into_iter().flatten() {
             self.task.check(&self.model, set)?;
             fits(&self.model, &self.task.input(&set.shape), &set.features)?;

@@ -10,6 +10,7 @@ use anyhow::{Result, anyhow};
 use tch::{Device, Kind, Tensor};
 
 use super::Trainer;
+use super::micro_batch_loss::{AnswerLosses, Answers};
 use super::train_step::StepResult;
 use crate::config::{Amp, CudaGraph, RunConfig};
 use crate::data::loader::Batch;
@@ -44,6 +45,7 @@ pub(super) struct RecordedStep {
     /// The λs when it was recorded: forms that did not act then were not recorded.
     lambdas: Vec<LambdaValues>,
     loss: Tensor,
+    auxiliary: Option<Tensor>,
     grad_norm: Tensor,
 }
 
@@ -152,7 +154,17 @@ impl Trainer<'_> {
         }
         let (loss, grad_norm) = (DeferredScalar::of(&recorded.loss), DeferredScalar::of(&recorded.grad_norm));
         self.stopwatch.passed(Phase::Optimizer);
-        Ok(Ok(StepResult { loss, input_gradient: None, grad_norm, found_inf: None, before, samples: full }))
+        let auxiliary = recorded.auxiliary.as_ref().map(DeferredScalar::of);
+        let input_gradient = None;
+        Ok(Ok(StepResult {
+            loss,
+            auxiliary,
+            input_gradient,
+            grad_norm,
+            found_inf: None,
+            before,
+            samples: full,
+        }))
     }
 
     /// Whether what is recorded is the step to be made.
@@ -180,12 +192,15 @@ impl Trainer<'_> {
         let (optimizer, averaged) = (&mut self.optimizer, &self.averaged);
         let train = &session.config.spec.train;
         let amp = train.amp.map(Amp::kind);
-        let (graph, (loss, grad_norm)) = Graph::record(device, || {
-            let loss = autocast(device, amp, || -> Result<Tensor> {
-                let answer = session.task.forward(network, &xs, true)?;
-                Ok(session.task.loss(&answer, &ys, Some(clock)))
+        let (graph, (loss, auxiliary, grad_norm)) = Graph::record(device, || {
+            let (loss, sum) = autocast(device, amp, || -> Result<_> {
+                let answers = Answers::of(session.task.as_ref(), network, &xs)?;
+                let loss =
+                    AnswerLosses::of(&answers, |_, answer| session.task.loss(answer, &ys, Some(clock)));
+                let sum = loss.with_auxiliary(&loss.main);
+                Ok((loss, sum))
             })??;
-            loss.backward();
+            sum.backward();
             let options = StepOptions {
                 lr,
                 lambdas,
@@ -197,11 +212,20 @@ impl Trainer<'_> {
             if let Some((ema, _)) = averaged {
                 ema.blend(&network.state(), scalars.average())?;
             }
-            Ok((loss.detach().to_kind(Kind::Double), step.grad_norm))
+            let kept = |loss: &Tensor| loss.detach().to_kind(Kind::Double);
+            Ok((kept(&loss.main), loss.auxiliary.as_ref().map(kept), step.grad_norm))
         })?;
         let lambdas = lambdas.to_vec();
-        self.graph_state =
-            GraphState::On(Box::new(RecordedStep { graph, xs, ys, scalars, lambdas, loss, grad_norm }));
+        self.graph_state = GraphState::On(Box::new(RecordedStep {
+            graph,
+            xs,
+            ys,
+            scalars,
+            lambdas,
+            loss,
+            auxiliary,
+            grad_norm,
+        }));
         Ok(())
     }
 }

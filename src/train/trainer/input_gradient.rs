@@ -15,6 +15,8 @@ use crate::schedule::ScheduleStep;
 pub(super) struct BatchLoss {
     /// Of the data.
     pub data: DeferredScalar,
+    /// Σ weight·loss of the auxiliary heads, where there are some.
+    pub auxiliary: Option<DeferredScalar>,
     /// The input-gradient penalty, where there is one.
     pub input_gradient: Option<DeferredScalar>,
 }

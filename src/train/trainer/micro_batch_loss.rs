@@ -10,6 +10,56 @@ use crate::data::loader::Batch;
 use crate::libtorch::autocast::autocast;
 use crate::libtorch::catch_panics;
 use crate::metrics::ModelOutput;
+use crate::nn::model::Network;
+use crate::tasks::Task;
+
+/// The answers of one forward pass in training.
+pub(super) struct Answers {
+    pub main: ModelOutput,
+    /// Those of the auxiliary heads, with the weights of their losses.
+    pub auxiliary: Vec<(f64, ModelOutput)>,
+}
+
+impl Answers {
+    pub fn of(task: &dyn Task, network: &Network, xs: &Tensor) -> Result<Self> {
+        let (main, heads) = network.with_auxiliary(|| task.forward(network, xs, true));
+        let auxiliary = heads.into_iter().map(|(weight, ys)| (weight, task.answer(ys))).collect();
+        Ok(Self { main: main?, auxiliary })
+    }
+
+    /// The network's own, then those of the heads.
+    fn all(&self) -> impl Iterator<Item = &ModelOutput> {
+        std::iter::once(&self.main).chain(self.auxiliary.iter().map(|(_, answer)| answer))
+    }
+
+    /// Σ of `of` the number of an answer and the heads' answers, times their weights; None without heads.
+    fn weighted(&self, of: impl Fn(usize, &ModelOutput) -> Tensor) -> Option<Tensor> {
+        let terms = self.auxiliary.iter().enumerate();
+        terms.map(|(at, (weight, answer))| of(at + 1, answer) * *weight).reduce(|sum, term| sum + term)
+    }
+}
+
+/// The data loss of a batch, 0-dim.
+pub(super) struct AnswerLosses {
+    /// Of the network's answer.
+    pub main: Tensor,
+    /// Σ weight·loss of the auxiliary heads, where there are some.
+    pub auxiliary: Option<Tensor>,
+}
+
+impl AnswerLosses {
+    pub fn of(answers: &Answers, loss: impl Fn(usize, &ModelOutput) -> Tensor) -> Self {
+        Self { main: loss(0, &answers.main), auxiliary: answers.weighted(loss) }
+    }
+
+    /// `objective` plus the loss of the heads.
+    pub fn with_auxiliary(&self, objective: &Tensor) -> Tensor {
+        match &self.auxiliary {
+            Some(auxiliary) => objective + auxiliary,
+            None => objective.shallow_clone(),
+        }
+    }
+}
 
 /// How the loss of one batch of a group becomes its part of the group's.
 pub(super) enum MicroBatchLoss {
@@ -18,27 +68,30 @@ pub(super) enum MicroBatchLoss {
     /// By its share of what the task counts, 0-dim float64: pixels, or their weights.
     Weight(Tensor),
     /// The loss is a function of sums over all batches: its value, and its gradient by those sums. A batch's
-    /// part of the gradient is that of its own sums times this one.
-    Joint { loss: Tensor, slope: Tensor },
+    /// part of the gradient is that of its own sums times this one. One for each of the [`Answers`].
+    Joint { loss: AnswerLosses, slopes: Vec<Tensor> },
 }
 
 impl MicroBatchLoss {
     /// What to differentiate for a batch that is `share` of the samples.
-    pub fn of(&self, trainer: &Trainer, answer: &ModelOutput, ys: &Tensor, share: f64) -> Tensor {
+    pub fn of(&self, trainer: &Trainer, answers: &Answers, ys: &Tensor, share: f64) -> AnswerLosses {
         let task = &trainer.session.task;
-        let loss = || task.loss(answer, ys, Some(trainer.clock()));
-        match self {
-            Self::Joint { slope, .. } => {
-                task.sums(answer, ys).map_or_else(loss, |sums| (sums * slope).sum(Kind::Double))
+        AnswerLosses::of(answers, |at, answer| {
+            let loss = || task.loss(answer, ys, Some(trainer.clock()));
+            match self {
+                Self::Joint { slopes, .. } => match (task.sums(answer, ys), slopes.get(at)) {
+                    (Some(sums), Some(slope)) => (sums * slope).sum(Kind::Double),
+                    _ => loss(),
+                },
+                Self::Weight(whole) => match task.weight(ys) {
+                    // A batch of which nothing counts has no mean.
+                    Some(own) => (loss() * (&own / whole)).masked_fill(&own.eq(0.0), 0.0),
+                    None => loss(),
+                },
+                Self::Samples if share < 1.0 => loss() * share,
+                Self::Samples => loss(),
             }
-            Self::Weight(whole) => match task.weight(ys) {
-                // A batch of which nothing counts has no mean.
-                Some(own) => (loss() * (&own / whole)).masked_fill(&own.eq(0.0), 0.0),
-                None => loss(),
-            },
-            Self::Samples if share < 1.0 => loss() * share,
-            Self::Samples => loss(),
-        }
+        })
     }
 }
 
@@ -63,24 +116,37 @@ impl Trainer<'_> {
         let (device, amp) = (self.session.device, self.session.config.spec.train.amp.map(Amp::kind));
         let parts = catch_panics(|| -> Result<Option<MicroBatchLoss>> {
             let kept: Vec<_> = network.buffers().into_iter().map(|buffer| (buffer.copy(), buffer)).collect();
-            let mut total: Option<Tensor> = None;
+            let mut totals: Option<Vec<Tensor>> = None;
+            let mut last = None;
             for Batch { xs, ys, .. } in group {
                 let (xs, ys) = task.make_batch(xs.shallow_clone(), ys.shallow_clone(), true)?;
-                let sums = autocast(device, amp, || {
-                    no_grad(|| task.forward(network, &xs, true).map(|answer| task.sums(&answer, &ys)))
+                let (answers, sums) = autocast(device, amp, || {
+                    no_grad(|| -> Result<_> {
+                        let answers = Answers::of(task.as_ref(), network, &xs)?;
+                        let sums: Option<Vec<_>> =
+                            answers.all().map(|answer| task.sums(answer, &ys)).collect();
+                        Ok((answers, sums))
+                    })
                 })??;
-                total = match (total, sums) {
-                    (Some(total), Some(sums)) => Some(total + sums),
+                totals = match (totals, sums) {
+                    (Some(totals), Some(sums)) => {
+                        Some(totals.into_iter().zip(sums).map(|(total, sum)| total + sum).collect())
+                    }
                     (_, sums) => sums,
                 };
+                last = Some(answers);
             }
             no_grad(|| kept.into_iter().try_for_each(|(copy, mut buffer)| buffer.f_copy_(&copy).map(drop)))?;
             self.seed();
-            let Some(total) = total else { return Ok(None) };
-            let total = total.set_requires_grad(true);
-            let loss = task.joint_loss(&total);
-            let slope = Tensor::f_run_backward(&[&loss], &[&total], false, false)?.swap_remove(0);
-            Ok(Some(MicroBatchLoss::Joint { loss: loss.detach(), slope }))
+            let (Some(totals), Some(answers)) = (totals, last) else { return Ok(None) };
+            let totals: Vec<_> = totals.into_iter().map(|total| total.set_requires_grad(true)).collect();
+            let losses: Vec<_> = totals.iter().map(|total| task.joint_loss(total)).collect();
+            let slope = |(total, loss): (&Tensor, &Tensor)| -> Result<Tensor> {
+                Ok(Tensor::f_run_backward(&[loss], &[total], false, false)?.swap_remove(0))
+            };
+            let slopes = totals.iter().zip(&losses).map(slope).collect::<Result<_>>()?;
+            let loss = AnswerLosses::of(&answers, |at, _| losses[at].detach());
+            Ok(Some(MicroBatchLoss::Joint { loss, slopes }))
         })??;
         Ok(parts.unwrap_or(MicroBatchLoss::Samples))
     }

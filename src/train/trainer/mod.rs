@@ -226,19 +226,21 @@ impl Trainer<'_> {
         &mut self,
         mut before: WeightStats,
         loss: &DeferredScalar,
+        auxiliary: Option<&DeferredScalar>,
         input_gradient: Option<&DeferredScalar>,
         grad_norm: &DeferredScalar,
     ) -> Result<StepRecord> {
         self.sync_skipped_step()?;
         self.check_finite()?;
-        let loss = loss.read();
+        let (loss, aux_loss) = (loss.read(), auxiliary.map(DeferredScalar::read));
         let input_gradient = input_gradient.map(DeferredScalar::read);
         before.penalty += input_gradient.unwrap_or_default();
         let record = StepRecord {
             epoch: self.state.epoch + 1,
             step: self.state.step,
             loss,
-            total: loss + before.penalty,
+            aux_loss,
+            total: loss + aux_loss.unwrap_or(0.0) + before.penalty,
             condition: before,
             input_gradient,
             grad_norm: grad_norm.read(),

@@ -7,7 +7,7 @@ use tch::Tensor;
 use super::Trainer;
 use super::deferred_scalar::DeferredScalar;
 use super::input_gradient::BatchLoss;
-use super::micro_batch_loss::MicroBatchLoss;
+use super::micro_batch_loss::{Answers, MicroBatchLoss};
 use crate::config::Amp;
 use crate::data::loader::Batch;
 use crate::libtorch::autocast::autocast;
@@ -23,6 +23,8 @@ use crate::util::stopwatch::Phase;
 pub(super) struct StepResult {
     /// Of the data.
     pub loss: DeferredScalar,
+    /// Of the auxiliary heads, where there are some.
+    pub auxiliary: Option<DeferredScalar>,
     /// The input-gradient penalty, where there is one.
     pub input_gradient: Option<DeferredScalar>,
     pub grad_norm: DeferredScalar,
@@ -50,7 +52,8 @@ impl Trainer<'_> {
         self.update_counters(&step);
         match step.before {
             Some(before) => {
-                self.log_step(before, &step.loss, step.input_gradient.as_ref(), &step.grad_norm).map(Some)
+                let (heads, inputs) = (step.auxiliary.as_ref(), step.input_gradient.as_ref());
+                self.log_step(before, &step.loss, heads, inputs, &step.grad_norm).map(Some)
             }
             None => Ok(None),
         }
@@ -58,7 +61,7 @@ impl Trainer<'_> {
 
     fn eager_step(&mut self, micro_batches: Vec<Batch>, is_logged: bool) -> Result<StepResult> {
         let samples = micro_batches.iter().map(|batch| batch.xs.size()[0]).sum();
-        let BatchLoss { data: loss, input_gradient } = self.gradients(micro_batches, samples)?;
+        let BatchLoss { data: loss, auxiliary, input_gradient } = self.gradients(micro_batches, samples)?;
         // Not earlier: this may wait for the step before, and now the device has a backward pass to compute.
         let (lr, lambdas) = self.next_lr_and_lambdas()?;
         let before = self.weight_stats(is_logged, lr, &lambdas)?;
@@ -68,42 +71,52 @@ impl Trainer<'_> {
         self.stopwatch.passed(Phase::Optimizer);
         let grad_norm = DeferredScalar::of(&step.grad_norm);
         let found_inf = step.found_inf;
-        Ok(StepResult { loss, input_gradient, grad_norm, found_inf, before, samples })
+        Ok(StepResult { loss, auxiliary, input_gradient, grad_norm, found_inf, before, samples })
     }
 
-    /// Adds up the gradients of the micro-batches, `samples` together; returns the loss of the whole batch.
+    /// Adds up the gradients of the micro-batches, `samples` together; returns the losses of the whole batch.
     pub(super) fn forward_backward(&self, micro_batches: Vec<Batch>, samples: i64) -> Result<BatchLoss> {
         let parts = self.micro_batch_loss(&micro_batches)?;
         let (task, network, scale) = (&self.session.task, &self.network, &self.scale);
         let (device, amp) = (self.session.device, self.session.config.spec.train.amp.map(Amp::kind));
         let mut total = DeferredScalar::new(0.0, device);
-        let mut input_gradient: Option<DeferredScalar> = None;
+        let (mut auxiliary, mut input_gradient): (Option<DeferredScalar>, Option<DeferredScalar>) =
+            (None, None);
+        let add = |sum: &mut Option<DeferredScalar>, part: Option<DeferredScalar>| {
+            if let Some(part) = part {
+                sum.get_or_insert_with(|| DeferredScalar::new(0.0, device)).add(&part, 1.0);
+            }
+        };
         for batch in micro_batches {
             let share = batch.xs.size()[0] as f64 / samples as f64;
             let part = catch_panics(|| -> Result<_> {
                 let (xs, ys) = task.make_batch(batch.xs, batch.ys, true)?;
                 let xs = self.tracked(xs);
                 self.stopwatch.passed(Phase::Prepare);
-                let loss = autocast(device, amp, || -> Result<Tensor> {
-                    let output = task.forward(network, &xs, true)?;
-                    Ok(parts.of(self, &output, &ys, share))
+                let loss = autocast(device, amp, || -> Result<_> {
+                    let answers = Answers::of(task.as_ref(), network, &xs)?;
+                    Ok(parts.of(self, &answers, &ys, share))
                 })??;
                 self.stopwatch.passed(Phase::Forward);
-                let (objective, penalty) = self.with_input_gradient(&loss, &xs, samples)?;
+                let (objective, penalty) = self.with_input_gradient(&loss.main, &xs, samples)?;
+                let objective = loss.with_auxiliary(&objective);
                 scale.as_ref().map_or(objective.shallow_clone(), |scale| scale.scaled(&objective)).backward();
                 self.stopwatch.passed(Phase::Backward);
-                Ok((DeferredScalar::of(&loss), penalty.as_ref().map(DeferredScalar::of)))
+                let [heads, penalty] =
+                    [&loss.auxiliary, &penalty].map(|part| part.as_ref().map(DeferredScalar::of));
+                Ok((DeferredScalar::of(&loss.main), heads, penalty))
             })??;
             total.add(&part.0, 1.0);
-            if let Some(penalty) = &part.1 {
-                input_gradient.get_or_insert_with(|| DeferredScalar::new(0.0, device)).add(penalty, 1.0);
-            }
+            add(&mut auxiliary, part.1);
+            add(&mut input_gradient, part.2);
         }
-        let data = match &parts {
-            MicroBatchLoss::Joint { loss, .. } => DeferredScalar::of(loss),
-            _ => total,
+        let (data, auxiliary) = match &parts {
+            MicroBatchLoss::Joint { loss, .. } => {
+                (DeferredScalar::of(&loss.main), loss.auxiliary.as_ref().map(DeferredScalar::of))
+            }
+            _ => (total, auxiliary),
         };
-        Ok(BatchLoss { data, input_gradient })
+        Ok(BatchLoss { data, auxiliary, input_gradient })
     }
 
     /// The optimiser's step, and the one of the λs that the validation set tunes.

@@ -55,13 +55,16 @@ impl Exporter for TorchScript {
             agreement.train.map(|apart| format!(", {apart:.0e} in training (float64)")).unwrap_or_default();
         Ok(format!(
             "TorchScript of {} tensors, {:.0e} apart from the network in evaluation{train}",
-            from.model.params().len(),
+            from.model.params().iter().filter(|param| !from.model.is_auxiliary(&param.name)).count(),
             agreement.eval
         ))
     }
 
     fn notes(&self, from: &TrainedNetwork, options: &ExportOptions) -> Vec<String> {
         let mut notes: Vec<_> = from.non_finite().into_iter().collect();
+        if let Some(heads) = from.auxiliary() {
+            notes.push(format!("left out: {heads}, which only training uses"));
+        }
         if !options.preprocess {
             let program = "--preprocess writes a program that answers in the units of the data";
             notes.extend(from.target_note().map(|note| format!("{note}; {program}")));
@@ -176,7 +179,7 @@ pub(super) fn program(
 ) -> Result<script::Module> {
     match &model.root().op {
         Op::Script(script) => filled(&script.file, network, wrapping),
-        _ => build(&Module::of(model.root()), network, wrapping, about)
+        _ => build(&Module::of(model.root(), false), network, wrapping, about)
             .with_exit_code(ExitCode::Usage, || "this network cannot be written as TorchScript"),
     }
 }
