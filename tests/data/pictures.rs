@@ -324,8 +324,7 @@ for w, h in [(90, 61), (45, 77), (64, 64), (41, 40), (400, 133)]:
             let theirs = folder.path().join(format!("{width}-{name}.npy"));
             let theirs = Tensor::read_npy(theirs).expect("torchvision's pixels");
             let most = (ours.to_kind(Kind::Int) - theirs.to_kind(Kind::Int)).abs().max().int64_value(&[]);
-            let allowed = if interpolation == Interpolation::Bicubic { 0 } else { 1 };
-            assert!(most <= allowed, "{width} {name}: {most} levels apart");
+            assert_eq!(most, 0, "{width} {name}: {most} levels apart");
             assert_eq!(fit.whole(&picture), picture.resize(32, 32), "training is as the source says");
         }
     }

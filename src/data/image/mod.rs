@@ -1,8 +1,8 @@
 //! Image files: decoding, resizing, encoding.
 
-mod bicubic;
 pub mod eval_transform;
 mod jpeg;
 pub mod photo;
 pub mod picture;
+mod resample;
 pub(crate) mod smooth;

@@ -20,9 +20,9 @@ use image::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::bicubic;
-use super::eval_transform::{EvalTransform, Interpolation};
+use super::eval_transform::EvalTransform;
 use super::jpeg::Jpeg;
+use super::resample;
 use super::smooth::SmoothSpec;
 use crate::data::format;
 use crate::util::regular_file;
@@ -429,10 +429,7 @@ impl Fit {
                 } else {
                     (picture.height * side / picture.width, side)
                 };
-                self.centre(&match interpolation {
-                    Interpolation::Bilinear => picture.resize(height, width),
-                    Interpolation::Bicubic => bicubic::resize(picture, height, width),
-                })
+                self.centre(&resample::resize(picture, height, width, interpolation))
             }
             Resize::Crop => {
                 // The side that limits gets the wanted length, the other its share, cut to whole pixels.
