@@ -36,7 +36,7 @@ impl Trainer<'_> {
     }
 
     /// Decay that float32 cannot tell from none.
-    fn rounded_decay(&self) -> Vec<String> {
+    fn rounded_decay(&self) -> Option<String> {
         /// Sixteen times the half step of numbers below 1: from here on 1 − η·λ is within some percent of
         /// what is meant.
         const COARSE: f64 = 16.0 / 16_777_216.0;
@@ -53,17 +53,23 @@ impl Trainer<'_> {
             let shares: Vec<f64> = (0..total).step_by(stride as usize).map(share).collect();
             let most = shares.iter().copied().fold(0.0, f64::max);
             let over_the_run = 1.0 - (-shares.iter().sum::<f64>() * stride as f64).exp();
-            (most > 0.0 && most < COARSE).then(|| {
-                format!(
-                    "decoupled decay of `{}`: η·λ is {most:.1e} at most, {:.3} % of a weight in the whole run, and float32 knows 1 − η·λ \
-                     in steps of 6e-8: weights shrink by up to three times that, or not at all. Take a larger λ, or \
-                     `decoupled_mode: accumulated`",
-                    group.label,
-                    100.0 * over_the_run
-                )
-            })
+            (most > 0.0 && most < COARSE).then(|| (most, over_the_run, group.label.clone()))
         };
-        self.session.groups.iter().enumerate().filter_map(one).collect()
+        let mut rounded: Vec<_> = self.session.groups.iter().enumerate().filter_map(one).collect();
+        rounded.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let (most, over_the_run, label) = rounded.first()?;
+        // Groups with layer-wise rates are many.
+        let others = match rounded.len() - 1 {
+            0 => String::new(),
+            1 => " and another group".into(),
+            more => format!(" and {more} other groups"),
+        };
+        Some(format!(
+            "decoupled decay of `{label}`{others}: η·λ is {most:.1e} at most, {:.3} % of a weight in the whole run, and float32 knows \
+             1 − η·λ in steps of 6e-8: weights shrink by up to three times that, or not at all. Take a larger λ, or \
+             `decoupled_mode: accumulated`",
+            100.0 * over_the_run
+        ))
     }
 
     /// An average that the run is too short for.
