@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// In src/libtorch.
-const SHIM: [&str; 19] = [
+const SHIM: [&str; 21] = [
     "activation_checkpoint.cpp",
     "autocast.cpp",
     "cuda.cpp",
@@ -14,12 +14,14 @@ const SHIM: [&str; 19] = [
     "graph.cpp",
     "machine.cpp",
     "malloc.cpp",
+    "nativert.cpp",
     "optim.cpp",
     "script.cpp",
     "shim.cpp",
     "stream.cpp",
     "threads.cpp",
     "cuda.h",
+    "flat.h",
     "guarded.h",
     "lists.h",
     "script.h",

@@ -1,6 +1,7 @@
 //! What `export` writes answers in Python as the network does in Rust.
 
 mod flat;
+mod pt2;
 
 use std::fmt::Write;
 use std::path::Path;
@@ -8,7 +9,7 @@ use std::path::Path;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 use tikhonov::nn::model::Model;
-use tikhonov::pytorch::export::{About, python as source, torchscript};
+use tikhonov::pytorch::export::{About, pt2 as exported, python as source, torchscript};
 
 use crate::common::{outcome, python, run, succeeds};
 use crate::model::{LAYERS, inline, model};
@@ -34,6 +35,8 @@ fn write_all(folder: &Path, name: &str, model: &Model) {
     let before: Vec<_> = network.state().into_iter().map(|(name, t)| (name, t.detach().copy())).collect();
     let file = |extension: &str| folder.join(format!("{name}.{extension}"));
     torchscript::write(&file("pt"), model, &network, &options)
+        .unwrap_or_else(|error| panic!("{name}: {error:#}"));
+    exported::write(&file("pt2"), model, &network, &options)
         .unwrap_or_else(|error| panic!("{name}: {error:#}"));
     source::write(&file("py"), model, name, &[], &About::default())
         .unwrap_or_else(|error| panic!("{name}: {error:#}"));
@@ -144,7 +147,7 @@ named: {scale: {parameter: weight}}
 ];
 
 #[test]
-fn every_layer_with_all_its_arguments_answers_in_torchscript_and_in_source_as_in_rust() {
+fn every_layer_with_all_its_arguments_answers_in_every_form_as_in_rust() {
     let folder = tempfile::tempdir().expect("a folder");
     let kinds: std::collections::BTreeSet<_> = tikhonov::nn::layers::LayerSpec::kinds().collect();
     let cases = LAYERS.iter().map(|(shape, layers, _)| (*shape, *layers)).chain(NETWORKS.iter().copied());
@@ -173,6 +176,7 @@ fn every_shipped_model_goes_to_python_and_back_unchanged_in_all_forms() {
             ("state-dict", "pt"),
             ("safetensors", "safetensors"),
             ("torchscript", "torchscript.pt"),
+            ("pt2", "pt2"),
             ("python", "py"),
         ] {
             let (weights, output) = (file("pth"), file(extension));

@@ -19,6 +19,7 @@ mod dropped;
 mod examples;
 mod explain;
 mod export;
+mod exported;
 mod faults;
 mod finetune;
 mod generation;

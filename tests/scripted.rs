@@ -38,11 +38,11 @@ fn scripted(folder: &Path) {
     fs::remove_file(file).expect("the twins go");
 }
 
-fn text(path: &Path) -> String {
+pub fn text(path: &Path) -> String {
     path.to_str().expect("text").to_owned()
 }
 
-fn config(folder: &Path, name: &str, model: &Value) -> String {
+pub fn config(folder: &Path, name: &str, model: &Value) -> String {
     let path = folder.join(name);
     fs::write(&path, format!("model: {model}\n{CONFIG}")).expect("the config is written");
     text(&path)

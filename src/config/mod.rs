@@ -31,7 +31,7 @@ pub use train::{Amp, CheckpointSpec, CudaGraph, EarlyStopping, Segments, TrainSp
 /// The resolved config in a run folder.
 pub const CONFIG_FILE: &str = "config.yaml";
 
-/// A run's own copy of the TorchScript that it trains.
+/// A run's own copy of the program that it trains.
 pub const PROGRAM_FILE: &str = "program.pt";
 /// The coefficients of a linear model, in a run folder.
 pub const COEFFICIENTS_FILE: &str = "coefficients.csv";
@@ -92,11 +92,9 @@ impl Dtype {
 }
 
 impl RunConfig {
-    /// Points a TorchScript network to the copy in the run folder `folder`, if there is one.
+    /// Points a network that is a program to the copy in the run folder `folder`, if there is one.
     pub fn use_program_of(&mut self, folder: &Path) {
-        if let (ModelSource::Torchscript { file, .. }, Some(own)) =
-            (&mut self.model.source, program_of(folder))
-        {
+        if let (ModelSource::Program { file, .. }, Some(own)) = (&mut self.model.source, program_of(folder)) {
             *file = own;
         }
     }
@@ -241,7 +239,7 @@ impl RunConfig {
         }
         let uncut = match &self.model.source {
             _ if task.runs_parts() => Some(format!("{} runs its network in parts", task.name())),
-            ModelSource::Torchscript { .. } => Some("a TorchScript program is one piece".to_owned()),
+            ModelSource::Program { .. } => Some("a program of Python's is one piece".to_owned()),
             _ => None,
         };
         if let (true, Some(reason)) = (self.train.is_cut(), uncut) {

@@ -1,5 +1,5 @@
 //! What tch does not bind, and the only folder with `unsafe`: optimiser kernels, activation checkpointing, CUDA
-//! graphs and errors, TorchScript; in [`kernels`] our own CPU kernels.
+//! graphs and errors, TorchScript, exported programs; in [`kernels`] our own CPU kernels.
 //!
 //! Every function turns a C++ exception into an error; none lets it cross the boundary.
 
@@ -13,6 +13,7 @@ pub mod kernels;
 mod lists;
 pub mod machine;
 pub mod memory;
+pub mod nativert;
 pub mod optim;
 pub mod out_of_memory;
 pub mod scalar;

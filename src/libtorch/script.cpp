@@ -26,12 +26,16 @@ char* tikhonov_script_new(const char* name, const Module* peer, Module** module)
 
 void tikhonov_script_free(Module* module) { delete module; }
 
-char* tikhonov_script_add_tensor(Module* module, const char* name, const at::Tensor* tensor, bool is_parameter) {
+// `role` is 0 for a parameter, 1 for a buffer, 2 for a constant, which state_dict() does not list.
+char* tikhonov_script_add_tensor(Module* module, const char* name, const at::Tensor* tensor, int role) {
   return guarded([&] {
-    if (is_parameter) {
-      module->register_parameter(name, tensor->detach().clone().requires_grad_(true), false);
+    const auto own = tensor->detach().clone();
+    if (role == 0) {
+      module->register_parameter(name, own.set_requires_grad(true), false);
+    } else if (role == 1) {
+      module->register_buffer(name, own);
     } else {
-      module->register_buffer(name, tensor->detach().clone());
+      module->register_attribute(name, c10::TensorType::get(), own);
     }
   });
 }

@@ -26,7 +26,7 @@ unsafe extern "C" {
         module: *mut Raw,
         name: *const c_char,
         tensor: *const C_tensor,
-        is_parameter: bool,
+        role: c_int,
     ) -> *mut c_char;
     fn tikhonov_script_add_child(module: *mut Raw, name: *const c_char, child: *const Raw) -> *mut c_char;
     fn tikhonov_script_define(module: *mut Raw, source: *const c_char) -> *mut c_char;
@@ -81,6 +81,15 @@ pub struct Module {
 // SAFETY: the module is reached through this owner only, and libtorch's modules may move between threads.
 unsafe impl Send for Module {}
 
+/// What a tensor is to its module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Parameter,
+    Buffer,
+    /// Of the program; `state_dict()` does not list it.
+    Constant,
+}
+
 /// A tensor that `state_dict()` lists.
 #[derive(Debug)]
 pub struct Entry {
@@ -106,7 +115,7 @@ fn text(text: &str) -> Result<CString> {
     CString::new(text).context("a NUL in a name")
 }
 
-fn path_text(path: &Path) -> Result<CString> {
+pub(super) fn path_text(path: &Path) -> Result<CString> {
     use std::os::unix::ffi::OsStrExt;
     CString::new(path.as_os_str().as_bytes()).context("a NUL in a path")
 }
@@ -135,10 +144,10 @@ impl Module {
     }
 
     /// Adds a copy of `tensor`. Names must differ from those of everything else in the module.
-    pub fn add_tensor(&mut self, name: &str, tensor: &Tensor, is_parameter: bool) -> Result<()> {
+    pub fn add_tensor(&mut self, name: &str, tensor: &Tensor, role: Role) -> Result<()> {
         let name = text(name)?;
         // SAFETY: see above.
-        check(unsafe { tikhonov_script_add_tensor(self.raw, name.as_ptr(), tensor.as_ptr(), is_parameter) })
+        check(unsafe { tikhonov_script_add_tensor(self.raw, name.as_ptr(), tensor.as_ptr(), role as c_int) })
     }
 
     pub fn add_child(&mut self, name: &str, child: &Self) -> Result<()> {

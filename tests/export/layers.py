@@ -1,4 +1,4 @@
-# Each NAME.pt is a TorchScript of ours, NAME.py the same network as source, NAME.npz an input and our answers.
+# Each NAME.pt is a TorchScript of ours, NAME.pt2 an exported program, NAME.py the same network as source, NAME.npz an input and our answers.
 import importlib
 import sys
 from pathlib import Path
@@ -30,7 +30,15 @@ for file in sorted(folder.glob("*.npz")):
     if "wide" in arrays:
         for module in [script, net]:
             assert apart(arrays["wide_eval"], module(arrays["wide"])) < 1e-6, (name, "wide")
-    assert apart(net(arrays["x"][:1]), script(arrays["x"][:1])) < 1e-5, name
+    one = net(arrays["x"][:1])
+    assert apart(one, script(arrays["x"][:1])) < 1e-5, name
+    program = torch.export.load(str(folder / f"{name}.pt2"))
+    assert list(program.state_dict) == list(state), name
+    exported = program.module()
+    assert apart(arrays["eval"], exported(arrays["x"])) < 1e-6 and apart(one, exported(arrays["x"][:1])) < 1e-6, name
+    shape = next(node for node in program.graph.nodes if node.name == "x").meta["val"].shape
+    if "wide" in arrays and str(shape[2:]) == "torch.Size([s1, s2])":
+        assert apart(arrays["wide_eval"], exported(arrays["wide"])) < 1e-6, (name, "wide")
     frozen = torch.jit.freeze(script)
     assert apart(arrays["eval"], frozen(arrays["x"])) < 1e-5, name
     for mode in ["eval", "train"]:

@@ -38,10 +38,11 @@ for name, (make, shape) in TWINS.items():
     state = torch.load(folder / f"{stem}.pt", weights_only=True)
     loaded = load_file(folder / f"{stem}.safetensors")
     script = torch.jit.load(str(folder / f"{stem}.torchscript.pt"))
-    assert list(state) == list(saved) == list(script.state_dict()), name
+    program = torch.export.load(str(folder / f"{stem}.pt2"))
+    assert list(state) == list(saved) == list(script.state_dict()) == list(program.state_dict), name
     for key, value in saved.items():
         assert torch.equal(value, state[key]) and torch.equal(value, loaded[key]), (name, key)
-        assert torch.equal(value, script.state_dict()[key]), (name, key)
+        assert torch.equal(value, script.state_dict()[key]) and torch.equal(value, program.state_dict[key]), (name, key)
     source = importlib.import_module(stem).Net()
     assert list(source.state_dict()) == list(saved), name
     source.load_state_dict(loaded, strict=True)
@@ -54,6 +55,7 @@ for name, (make, shape) in TWINS.items():
         for kind, other in others.items():
             other.eval()
             assert apart(answer, other(x)) < 1e-6, (name, kind)
+        assert apart(answer, program.module()(x)) < 1e-6, (name, "program")
     # Training: answers, gradients and running statistics.
     x = wide[0]
     net.train()

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use serde_json::{Value as Json, json};
+use serde_json::{Map, Value as Json, json};
 use tch::{Kind, Tensor};
 
 use crate::nn::model::thousands;
-use crate::pytorch::reader::ROOT;
-use crate::pytorch::weights::{Part, Unreadable, Weights, dtype, read_weights_lenient};
+use crate::pytorch::reader::{Container, ROOT};
+use crate::pytorch::weights::{Part, Unreadable, Weights, dtype, open_python, read_weights_lenient};
 use crate::train::initial_weights::{is_pythons, no_weights};
 use crate::util::exit_code::{ExitCode, WithExitCode};
 use crate::util::terminal;
@@ -35,19 +35,26 @@ pub fn run(options: &Options) -> Result<()> {
     let file = file(&options.file)?;
     let part = Part { keys: options.key.clone().into_iter().collect(), ..Part::default() };
     let (weights, unreadable) = read_weights_lenient(&file, &part)?;
+    let program = match weights.container {
+        Container::Export | Container::TorchScript => {
+            let read = || open_python(&file)?.program();
+            read().with_exit_code(ExitCode::Checkpoint, || options.file.display())?
+        }
+        _ => Map::new(),
+    };
     let rows = (weights.tensors.iter())
         .map(|(name, tensor)| Row::new(name, tensor, &weights))
         .collect::<Result<Vec<_>>>()
         .with_exit_code(ExitCode::Checkpoint, || options.file.display())?;
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     if options.json {
-        serde_json::to_writer_pretty(&mut out, &as_json(&weights, &rows, &unreadable))?;
+        serde_json::to_writer_pretty(&mut out, &as_json(&weights, &rows, &unreadable, &program))?;
         writeln!(out)?;
     } else {
         if file != options.file {
             writeln!(out, "file       {}", file.display())?;
         }
-        print(&mut out, &weights, &rows, &unreadable)?;
+        print(&mut out, &weights, &rows, &unreadable, &program)?;
     }
     out.flush()?;
     Ok(())
@@ -107,7 +114,7 @@ fn statistics(tensor: &Tensor) -> Result<(Option<[f64; 3]>, i64)> {
     Ok(((count > 0).then(|| [low, sum / count as f64, high]), len - count))
 }
 
-fn as_json(weights: &Weights, rows: &[Row], unreadable: &[Unreadable]) -> Json {
+fn as_json(weights: &Weights, rows: &[Row], unreadable: &[Unreadable], program: &Map<String, Json>) -> Json {
     // JSON has no infinity; as text it survives.
     let number = |x: f64| if x.is_finite() { json!(x) } else { json!(x.to_string()) };
     let mut tensors: Vec<Json> = rows
@@ -129,12 +136,19 @@ fn as_json(weights: &Weights, rows: &[Row], unreadable: &[Unreadable]) -> Json {
             json!({"path": module.path, "class": module.class, "attributes": module.attributes})
         }).collect::<Vec<_>>(),
         "metadata": weights.metadata,
+        "program": program,
         "values": rows.iter().map(|row| row.values).sum::<usize>(),
         "tensors": tensors,
     })
 }
 
-fn print(out: &mut impl Write, weights: &Weights, rows: &[Row], unreadable: &[Unreadable]) -> Result<()> {
+fn print(
+    out: &mut impl Write,
+    weights: &Weights,
+    rows: &[Row],
+    unreadable: &[Unreadable],
+    program: &Map<String, Json>,
+) -> Result<()> {
     writeln!(out, "container  {}", weights.container.name())?;
     writeln!(out, "structure  {}", weights.structure)?;
     for (path, count) in weights.others.iter().take(8) {
@@ -150,7 +164,7 @@ fn print(out: &mut impl Write, weights: &Weights, rows: &[Row], unreadable: &[Un
     if nan > 0 {
         writeln!(out, "NaN        {nan} values are not a number")?;
     }
-    for (key, value) in &weights.metadata {
+    for (key, value) in weights.metadata.iter().chain(program) {
         writeln!(out, "  {key}: {value}")?;
     }
     writeln!(out)?;

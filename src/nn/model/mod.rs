@@ -4,6 +4,7 @@ mod auxiliary;
 mod block;
 mod builder;
 mod expand;
+mod exported;
 mod expr;
 pub mod family;
 mod formula;
@@ -39,7 +40,7 @@ pub use init_from::{InitFrom, OptimizerFrom, Texts};
 pub(crate) use joined::Join;
 pub use network::{Network, Parameter};
 pub use padding::Sides;
-pub use spec::{ModelSource, ModelSpec};
+pub use spec::{Language, ModelSource, ModelSpec};
 pub(crate) use summary::thousands;
 pub use summary::{ParameterRow, Rates, Row, Summary};
 pub(crate) use tree::{Node, Op, join};
@@ -79,15 +80,15 @@ impl Model {
         spec.model().map_err(|problem| problem.into_error("model"))
     }
 
-    /// A scripted network, to be fed samples of shape `input`.
-    fn from_script(file: &str, input: &[i64]) -> Result<Self> {
-        let script = Script::open(file, input)?;
+    /// A network that is a program, to be fed samples of shape `input`.
+    fn from_program(language: Language, file: &str, input: &[i64]) -> Result<Self> {
+        let script = Script::open(language, file, input)?;
         let (params, output) = (script.params.clone(), script.output.clone());
         let root = Node {
             label: String::new(),
             path: String::new(),
             place: String::new(),
-            source: "torchscript".into(),
+            source: language.key().into(),
             op: Op::Script(script),
             input: input.to_vec(),
             output,

@@ -62,7 +62,7 @@ impl Model {
         // VarStore does not keep the order of definition; the model does.
         let (layers, mut named, switches) = match &self.root.op {
             Op::Script(script) => {
-                let module = scripted::load(&script.file, device, kind)?;
+                let module = scripted::load(script.language, &script.file, device, kind)?;
                 let (scripted, named) = Scripted::new(&script.file, module, &self.params)?;
                 let switches = scripted.switches();
                 let layers = vec![(String::new(), Box::new(scripted) as Box<dyn ModuleT>)];

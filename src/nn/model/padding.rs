@@ -3,7 +3,7 @@
 
 use tch::Tensor;
 
-use super::tree::Node;
+use super::tree::{Node, Op};
 
 /// Each is tried in turn.
 const MULTIPLES: [i64; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
@@ -20,6 +20,9 @@ pub struct Sides {
 impl Sides {
     /// None for a network that takes no images, or those of one size only.
     pub(super) fn of(root: &Node) -> Option<Self> {
+        if let Op::Script(script) = &root.op {
+            return script.sides;
+        }
         let &[channels, height, width] = root.input.as_slice() else { return None };
         let takes = |height: i64, width: i64| {
             let output = root.output_of(&[channels, height, width]);

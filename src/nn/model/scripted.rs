@@ -1,6 +1,6 @@
-//! Networks that a Python user scripted (`torch.jit.script(net).save(FILE)`): their code is run as it is,
-//! their tensors train as ours do. TorchScript is a program; it comes in through `model: {torchscript: FILE}`
-//! and nowhere else.
+//! Networks that a Python user scripted (`torch.jit.script(net).save(FILE)`) or [exported](super::exported):
+//! their code is run as it is, their tensors train as ours do. Programs come in through `model: {torchscript:
+//! FILE}` and `model: {exported: FILE}` and nowhere else.
 //!
 //! TorchScript does not keep which buffers were registered with `persistent=False`: to Python's
 //! torch.jit.load and to us all are part of `state_dict()`. So exported weights contain them, and `init_from`
@@ -18,6 +18,9 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use tch::nn::ModuleT;
 use tch::{Device, Kind, Tensor, no_grad};
 
+use super::exported::{self, Archive};
+use super::padding::Sides;
+use super::spec::Language;
 use crate::libtorch::is_recording;
 use crate::libtorch::script::{Entry, Module};
 use crate::nn::layers::{Param, ParamKind, Shape, Switch};
@@ -27,7 +30,10 @@ use crate::util::sha256;
 /// What is known of a TorchScript file.
 #[derive(Clone, Debug)]
 pub(crate) struct Script {
+    pub language: Language,
     pub file: String,
+    /// Which heights and widths it takes; None where that is not known.
+    pub sides: Option<Sides>,
     pub params: Vec<Param>,
     /// (path, class) of the modules that have tensors of their own.
     pub modules: Vec<(String, String)>,
@@ -38,13 +44,21 @@ pub(crate) struct Script {
 /// SHA-256 of a file, in hex. Exit 4 where it cannot be read.
 pub(crate) fn fingerprint(file: &str) -> Result<String> {
     sha256::of_file(Path::new(file))
-        .with_exit_code(ExitCode::Checkpoint, || format!("the TorchScript {file} cannot be read"))
+        .with_exit_code(ExitCode::Checkpoint, || format!("the program {file} cannot be read"))
 }
 
 /// Loads `file` on `device` with its floating-point tensors in `kind`. Checksums are verified first, because
 /// libtorch does not. Exit 4.
-pub(crate) fn load(file: &str, device: Device, kind: Kind) -> Result<Module> {
+pub(crate) fn load(language: Language, file: &str, device: Device, kind: Kind) -> Result<Module> {
+    if language == Language::Exported {
+        let module = || archive(file)?.module(device, kind);
+        let load = || module().map_err(|error| short(&anyhow!("{error:#}")));
+        return load().with_exit_code(ExitCode::Checkpoint, || unusable(file));
+    }
     let load = || -> Result<Module> {
+        if exported::is_archive(Path::new(file)) {
+            bail!("it is an archive of torch.export: say `exported` in the place of `torchscript`");
+        }
         whole(Path::new(file))?;
         let module = Module::load(Path::new(file), device)?;
         module.set_kind(kind)?;
@@ -55,9 +69,35 @@ pub(crate) fn load(file: &str, device: Device, kind: Kind) -> Result<Module> {
     })
 }
 
+fn archive(file: &str) -> Result<Archive> {
+    let path = Path::new(file);
+    if !exported::is_archive(path) {
+        File::open(path)?;
+        bail!("it is no archive of torch.export; what torch.jit.save wrote is for `torchscript`");
+    }
+    Archive::read(path)
+}
+
+fn unusable(file: &str) -> String {
+    format!(
+        "{file} is no exported program that can be trained; write one with torch.export.save(program, FILE)"
+    )
+}
+
+/// The shape of one sample: `given`, or what the file says. Exit 4.
+pub(super) fn input(language: Language, file: &str, given: &[i64]) -> Result<Vec<i64>> {
+    match (language, given) {
+        (Language::Exported, []) => {
+            let known = || archive(file)?.input();
+            known().with_exit_code(ExitCode::Checkpoint, || unusable(file))
+        }
+        _ => Ok(given.to_vec()),
+    }
+}
+
 /// Reads every entry to its end, which verifies its checksum.
 fn whole(path: &Path) -> Result<()> {
-    let mut archive = zip::ZipArchive::new(io::BufReader::new(File::open(path)?))?;
+    let mut archive = exported::open(path)?;
     let mut has_code = false;
     for index in 0..archive.len() {
         let mut entry = archive.by_index(index)?;
@@ -71,8 +111,8 @@ fn whole(path: &Path) -> Result<()> {
 
 impl Script {
     /// Inspects `file`: its tensors, and the shape of its output for one sample of shape `input`.
-    pub fn open(file: &str, input: &[i64]) -> Result<Self> {
-        let module = load(file, Device::Cpu, Kind::Float)?;
+    pub fn open(language: Language, file: &str, input: &[i64]) -> Result<Self> {
+        let module = load(language, file, Device::Cpu, Kind::Float)?;
         let describe = || -> Result<Self> {
             let modules = module.modules()?;
             let params = params(&module.tensors()?, &modules);
@@ -89,9 +129,17 @@ impl Script {
                 [1, output @ ..] if !output.is_empty() => output.to_vec(),
                 other => bail!("it answers {other:?} to a batch of one sample; wanted [1, …]"),
             };
+            let mut sides = None;
+            if language == Language::Exported {
+                let archive = archive(file)?;
+                // Also where the batch is fixed, which a shape of the user's own does not show.
+                archive.input()?;
+                sides = archive.sides();
+                exported::verify(Path::new(file), &module, input)?;
+            }
             let owners: HashSet<&str> = params.iter().map(|param| owner(&param.name)).collect();
             let modules = modules.into_iter().filter(|(path, _)| owners.contains(path.as_str())).collect();
-            Ok(Self { file: file.to_owned(), params, modules, output })
+            Ok(Self { language, file: file.to_owned(), sides, params, modules, output })
         };
         describe().with_exit_code(ExitCode::Checkpoint, || file.to_owned())
     }
@@ -243,8 +291,7 @@ impl ModuleT for Scripted {
         let answer = self.answer(xs, train).with_exit_code(ExitCode::Checkpoint, || {
             let mode = if train { "training" } else { "evaluation" };
             format!(
-                "the TorchScript {} fails in {mode} on a batch {:?}; mend it in Python, and write it again with \
-                 torch.jit.script(net).save(FILE)",
+                "the program {} fails in {mode} on a batch {:?}; mend it in Python, and write it again",
                 self.file,
                 xs.size()
             )

@@ -37,13 +37,34 @@ pub enum ModelSource {
         args: Map<String, Value>,
     },
     Inline(Map<String, Value>),
-    /// `{torchscript: net.pt, input: [3, 32, 32]}`: a TorchScript program and the shape of one sample. A run
-    /// folder adds the checksum `sha256`.
-    Torchscript {
+    /// `{torchscript: net.pt, input: [3, 32, 32]}`: a program and the shape of one sample; `{exported:
+    /// net.pt2}` knows its shape, and `input` is empty until it is looked up. A run folder adds the checksum
+    /// `sha256`.
+    Program {
+        language: Language,
         file: String,
         input: Vec<i64>,
         sha256: Option<String>,
     },
+}
+
+/// What Python wrote a network as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Language {
+    /// `torch.jit.script(net).save(FILE)`.
+    TorchScript,
+    /// `torch.export.save(program, FILE)`.
+    Exported,
+}
+
+impl Language {
+    /// The key of the file's name.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::TorchScript => "torchscript",
+            Self::Exported => "exported",
+        }
+    }
 }
 
 impl JsonSchema for ModelSpec {
@@ -77,10 +98,12 @@ impl JsonSchema for ModelSpec {
                         `${width * 2}`."},
                     "torchscript": {"type": "string", "format": "path", "description": "A TorchScript program of \
                         Python's, trained as it is."},
-                    "sha256": {"type": "string", "description": "The checksum of `torchscript`, which a run \
-                        folder keeps."},
+                    "exported": {"type": "string", "format": "path", "description": "A .pt2 file of \
+                        torch.export.save, trained as it is."},
+                    "sha256": {"type": "string", "description": "The checksum of `torchscript` or `exported`, \
+                        which a run folder keeps."},
                     "input": {"type": "array", "description": "The shape of one sample, [F] or [C, H, W]; of \
-                        `torchscript` and of a whole model."},
+                        `torchscript` and of a whole model. `exported` knows its own."},
                     "layers": layers,
                     "blocks": {"type": "object", "description": "Layer types of your own: `args` with defaults, \
                         and `layers`."},
@@ -190,15 +213,23 @@ impl ModelSource {
             Some(other) => Err(E::custom(format!("`{key}` must be text, got {other}"))),
             None => Ok(None),
         };
-        if let Some(file) = word(&mut map, "torchscript")? {
+        for language in [Language::TorchScript, Language::Exported] {
+            let Some(file) = word(&mut map, language.key())? else { continue };
             let sha256 = word(&mut map, "sha256")?;
-            let input = map.remove("input").unwrap_or_default();
+            let input = map.remove("input");
             if let Some(key) = map.keys().next() {
-                return Err(E::unknown_field(key, &["torchscript", "input", "init_from"]));
+                let known: &'static [&'static str] = match language {
+                    Language::TorchScript => &["torchscript", "input", "init_from"],
+                    Language::Exported => &["exported", "input", "init_from"],
+                };
+                return Err(E::unknown_field(key, known));
             }
-            let input: Vec<i64> = yaml::decode(&input)
-                .map_err(|_| E::custom("`input` must be the shape of one sample, such as [3, 32, 32]"))?;
-            return Ok(Self::Torchscript { file, input, sha256 });
+            let input: Vec<i64> = match (input, language) {
+                (None, Language::Exported) => Vec::new(),
+                (input, _) => yaml::decode(&input.unwrap_or_default())
+                    .map_err(|_| E::custom("`input` must be the shape of one sample, such as [3, 32, 32]"))?,
+            };
+            return Ok(Self::Program { language, file, input, sha256 });
         }
         let (name, file) = (word(&mut map, "name")?, word(&mut map, "file")?);
         let variant = if file.is_some() { word(&mut map, "variant")? } else { None };
@@ -250,9 +281,15 @@ impl ModelSource {
             Self::File { file, variant: None, args } => json!({"file": file, "args": args}),
             Self::File { file, variant, args } => json!({"file": file, "variant": variant, "args": args}),
             Self::Inline(map) => Value::Object(map.clone()),
-            Self::Torchscript { file, input, sha256: None } => json!({"torchscript": file, "input": input}),
-            Self::Torchscript { file, input, sha256 } => {
-                json!({"torchscript": file, "input": input, "sha256": sha256})
+            Self::Program { language, file, input, sha256 } => {
+                let mut value = json!({language.key(): file});
+                if !input.is_empty() {
+                    value["input"] = json!(input);
+                }
+                if let Some(sha256) = sha256 {
+                    value["sha256"] = json!(sha256);
+                }
+                value
             }
         }
     }
@@ -276,10 +313,11 @@ impl Problem {
 impl ModelSpec {
     /// Checks the whole model. A mistake in a file of its own keeps that file's name and line in its message.
     pub fn validate(&self) -> Result<(), Invalid> {
-        if let ModelSource::Torchscript { input, .. } = &self.source {
+        if let ModelSource::Program { language, input, .. } = &self.source {
             // The file itself is checked when it is opened (exit 4).
-            let is_shape =
-                matches!(input.len(), 1..=3) && input.iter().all(|extent| (1..=1 << 24).contains(extent));
+            let is_known = input.is_empty() && *language == Language::Exported;
+            let is_shape = is_known
+                || matches!(input.len(), 1..=3) && input.iter().all(|extent| (1..=1 << 24).contains(extent));
             let message = "expected the shape of one sample, [F] or [C, H, W], each at least 1";
             return is_shape.then_some(()).ok_or_else(|| Invalid::new("input", message));
         }
@@ -291,7 +329,7 @@ impl ModelSpec {
 
     /// The same model with its description and final arguments in place, independent of any file.
     pub fn inlined(&self) -> anyhow::Result<Self> {
-        if let ModelSource::Torchscript { file, input, sha256: known } = &self.source {
+        if let ModelSource::Program { language, file, input, sha256: known } = &self.source {
             let file = match std::path::absolute(file) {
                 Ok(path) => path.to_string_lossy().into_owned(),
                 Err(_) => file.clone(),
@@ -300,7 +338,8 @@ impl ModelSpec {
                 Some(known) => known.clone(),
                 None => scripted::fingerprint(&file)?,
             };
-            let source = ModelSource::Torchscript { file, input: input.clone(), sha256: Some(sha256) };
+            let input = scripted::input(*language, &file, input)?;
+            let source = ModelSource::Program { language: *language, file, input, sha256: Some(sha256) };
             return Ok(Self { source, init_from: self.init_from.clone() });
         }
         let (_, tree, _) = self.source.resolve().map_err(|problem| problem.into_error("model"))?;
@@ -324,7 +363,7 @@ impl ModelSpec {
 
 impl ModelSource {
     fn model(&self) -> Result<Model, Problem> {
-        if let Self::Torchscript { file, input, sha256 } = self {
+        if let Self::Program { language, file, input, sha256 } = self {
             if let Some(known) = sha256
                 && scripted::fingerprint(file).map_err(Problem::File)? != *known
             {
@@ -334,7 +373,8 @@ impl ModelSource {
                 );
                 return Err(Problem::File(fail(ExitCode::Checkpoint, message)));
             }
-            return Model::from_script(file, input).map_err(Problem::File);
+            let open = || Model::from_program(*language, file, &scripted::input(*language, file, input)?);
+            return open().map_err(Problem::File);
         }
         let (name, tree, document) = self.resolve()?;
         Model::from_tree(name, &tree).map_err(|invalid| match document {
@@ -351,7 +391,7 @@ impl ModelSource {
                 return Ok(("inline".into(), family::chosen(tree, "inline", None, &Map::new())?, None));
             }
             // It has no tree: see `model`.
-            Self::Torchscript { file, .. } => return Ok((file.clone(), Value::Null, None)),
+            Self::Program { file, .. } => return Ok((file.clone(), Value::Null, None)),
             Self::File { file, variant, args } => {
                 let document = Document::read(file).map_err(Problem::File)?;
                 (file, document, variant.clone(), args, std::path::Path::new(file).parent())

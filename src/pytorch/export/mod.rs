@@ -7,6 +7,7 @@ mod network;
 pub mod onnx;
 mod options;
 mod plan;
+pub mod pt2;
 pub mod python;
 mod safetensors;
 mod state_dict;
@@ -70,6 +71,7 @@ exports! {
     "safetensors" => safetensors::Safetensors,
     "state-dict" => state_dict::StateDict,
     "torchscript" => torchscript::TorchScript,
+    "pt2" => pt2::Pt2,
     "python" => python::Python,
     "onnx" => onnx::Onnx,
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
-use super::{About, torchscript};
+use super::{About, ExportOptions, torchscript};
 use crate::data::normalize::{Normalize, NormalizeSpec};
 use crate::data::{DataSpec, Resize, SourceSpec};
 use crate::nn::model::{Model, Network, Op, named_heads};
@@ -80,6 +80,38 @@ impl TrainedNetwork {
         }
         network.load_state(&self.weights)?;
         Ok(network)
+    }
+
+    /// The network with its weights as `options` want them, and what is done to it on its way into a program.
+    /// Exit 2 where it takes no such options, exit 4 where narrowing would break the weights.
+    pub fn prepare(&self, options: &ExportOptions) -> Result<(Network, torchscript::Options)> {
+        if options.softmax {
+            self.takes_softmax()?;
+        }
+        let network = self.network(options.kind())?;
+        let mut about = self.about.clone();
+        if options.preprocess {
+            // They are in the program, and must not be applied once more.
+            (about.mean, about.std) = Default::default();
+            (about.target_mean, about.target_std) = Default::default();
+        }
+        let &ExportOptions { softmax, freeze, optimize, preprocess, .. } = options;
+        let preprocess = preprocess.then(|| self.preprocess()).transpose()?;
+        Ok((network, torchscript::Options { preprocess, softmax, freeze, optimize, about }))
+    }
+
+    /// What the user should know of a program of this network.
+    pub fn program_notes(&self, options: &ExportOptions) -> Vec<String> {
+        let mut notes: Vec<_> = self.non_finite().into_iter().collect();
+        if !options.preprocess {
+            let program = "--preprocess writes a program that answers in the units of the data";
+            notes.extend(self.target_note().map(|note| format!("{note}; {program}")));
+        }
+        if self.answers_residual() {
+            let what = "what is to be subtracted from its input (task.reconstruction.residual)";
+            notes.push(format!("this network answers {what}"));
+        }
+        notes
     }
 
     /// In PyTorch's order, as `kind` where it is given: see [`narrowed`].

@@ -87,7 +87,7 @@ fn tensor(
 }
 
 /// By the numbers of torch/_export/serde/schema.py.
-fn dtype(number: u64) -> Option<Dtype> {
+pub(crate) fn dtype(number: u64) -> Option<Dtype> {
     Some(match number {
         1 => Dtype::U8,
         2 => Dtype::I8,

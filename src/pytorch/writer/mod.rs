@@ -9,6 +9,7 @@ pub mod safetensors;
 mod zip;
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -19,7 +20,7 @@ use crate::libtorch::bytes;
 use crate::pytorch::reader::dtype::Dtype;
 use crate::util::atomic_file;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
-use zip::Zip;
+pub(crate) use zip::Zip;
 
 /// An object to be saved: what Python's plain data consists of.
 #[derive(Debug)]
@@ -128,21 +129,42 @@ pub fn narrow(tensors: Vec<(String, Tensor)>, kind: Kind) -> Result<Vec<(String,
 /// Writes `value` to `path`, atomically. Tensors whose memory overlaps share a storage, with their strides;
 /// the others are stored contiguously. Any device; quantized tensors are refused.
 pub fn save(path: &Path, value: &Value) -> Result<()> {
-    let mut tensors = Vec::new();
-    value.tensors("the tensor", &mut tensors);
-    let plan = Plan::new(&tensors)?;
-    let pickle = pickle::pickle(value, &plan)?;
-    atomic_file::write(path, |file| {
-        let mut zip = Zip::new(file);
-        zip.entry("data.pkl", &pickle)?;
+    let parts = Parts::of(value)?;
+    atomic_file::write(path, |file| parts.write(file))
+}
+
+/// The bytes of the file that [`save`] would write.
+pub(crate) fn to_bytes(value: &Value) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    Parts::of(value)?.write(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The pickle, and the memory that it refers to.
+struct Parts {
+    pickle: Vec<u8>,
+    plan: Plan,
+}
+
+impl Parts {
+    fn of(value: &Value) -> Result<Self> {
+        let mut tensors = Vec::new();
+        value.tensors("the tensor", &mut tensors);
+        let plan = Plan::new(&tensors)?;
+        Ok(Self { pickle: pickle::pickle(value, &plan)?, plan })
+    }
+
+    fn write(&self, file: &mut impl Write) -> Result<()> {
+        let mut zip = Zip::new(file, "archive");
+        zip.entry("data.pkl", &self.pickle)?;
         zip.entry("byteorder", b"little")?;
-        for (index, storage) in plan.storages.iter().enumerate() {
+        for (index, storage) in self.plan.storages.iter().enumerate() {
             let cpu = storage.memory()?;
             bytes::with(&cpu, |bytes| zip.entry(&format!("data/{index}"), bytes))??;
         }
         zip.entry("version", b"3\n")?;
         zip.finish()
-    })
+    }
 }
 
 /// Which storages there are and which part of them each tensor is.

@@ -6,20 +6,21 @@ use std::io::Write;
 use anyhow::{Result, ensure};
 
 const ALIGNMENT: u64 = 64;
-const ROOT: &str = "archive";
 const FULL32: u64 = 0xffff_ffff;
 
 /// A zip archive as it is written: stored entries, zip64 where the numbers need it.
-pub(super) struct Zip<'a, W: Write> {
+pub(crate) struct Zip<'a, W: Write> {
     out: &'a mut W,
+    /// The folder of all entries.
+    root: &'static str,
     at: u64,
     directory: Vec<u8>,
     count: u64,
 }
 
 impl<'a, W: Write> Zip<'a, W> {
-    pub fn new(out: &'a mut W) -> Self {
-        Self { out, at: 0, directory: Vec::new(), count: 0 }
+    pub fn new(out: &'a mut W, root: &'static str) -> Self {
+        Self { out, root, at: 0, directory: Vec::new(), count: 0 }
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
@@ -28,9 +29,9 @@ impl<'a, W: Write> Zip<'a, W> {
         Ok(())
     }
 
-    /// Adds `ROOT/name`.
+    /// Adds `name` to the root folder.
     pub fn entry(&mut self, name: &str, data: &[u8]) -> Result<()> {
-        let name = format!("{ROOT}/{name}");
+        let name = format!("{}/{name}", self.root);
         let (start, size) = (self.at, data.len() as u64);
         let crc = crc32fast::hash(data);
         let wide = size >= FULL32;

@@ -89,7 +89,7 @@ impl Session {
         let changed = self.changed(state)?;
         let program =
             |(path, change): &(String, String)| path == "model.sha256" && !change.starts_with("was null");
-        if let (true, ModelSource::Torchscript { file, .. }) =
+        if let (true, ModelSource::Program { file, .. }) =
             (changed.iter().any(program), &self.config.spec.model.source)
         {
             let folder = self.config.spec.output.display();

@@ -131,7 +131,7 @@ impl<'a> Trainer<'a> {
         let (graphing, note) = GraphState::new(session)?;
         // The folder is touched only now that nothing can be refused any more.
         let folder = folder.begin(resumed.then_some(&state))?;
-        if let ModelSource::Torchscript { file, sha256: Some(sha256), .. } = &spec.model.source {
+        if let ModelSource::Program { file, sha256: Some(sha256), .. } = &spec.model.source {
             folder.keep_program(PROGRAM_FILE, file, sha256)?;
         }
         let board = match spec.train.tensorboard {

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use super::{Agreement, Options, Preprocess};
 use crate::libtorch::{catch_panics, script};
-use crate::nn::model::{Model, Network, Op};
+use crate::nn::model::{Model, Network, Op, Sides};
 use crate::util::exit_code::{ExitCode, fail};
 
 /// The largest difference that rounding explains, relative to the largest value, where nothing says how far
@@ -44,6 +44,94 @@ fn samples(network: &Network, model: &Model, options: &Options) -> Result<(Tenso
     })
 }
 
+/// Exit 4 where `apart` is more than `allowed`.
+fn refuse(apart: f64, allowed: f64, mode: &str) -> Result<()> {
+    let message = format!(
+        "loaded again, the file answers otherwise than the network: {apart:.1e} apart in {mode}, {allowed:.0e} is rounding; \
+         nothing was written"
+    );
+    match apart <= allowed {
+        true => Ok(()),
+        false => Err(fail(ExitCode::Checkpoint, message)),
+    }
+}
+
+/// What the network answers, with what `options` put after it.
+fn answer(network: &Network, xs: &Tensor, train: bool, options: &Options) -> Result<Tensor> {
+    catch_panics(|| {
+        let ys = no_grad(|| network.forward(xs, train));
+        match &options.preprocess {
+            _ if options.softmax => ys.softmax(1, None::<Kind>),
+            Some(Preprocess { normalize_target: Some(target), .. }) => {
+                target.undo(&ys.to_kind(Kind::Double)).to_kind(ys.kind())
+            }
+            _ => ys,
+        }
+    })
+}
+
+/// Compares a program for evaluation that is a flat list of calls with the network, at the sizes of its input
+/// and at others that `sides` allow; with preprocessing, pictures of other sizes with the program that
+/// chooses. Returns the largest difference.
+pub(in crate::pytorch::export) fn flat(
+    file: &dyn Fn(&Tensor) -> Result<Tensor>,
+    model: &Model,
+    network: &Network,
+    options: &Options,
+    sides: Option<Sides>,
+) -> Result<f64> {
+    let mut sizes = vec![model.input().to_vec()];
+    let resized = options.preprocess.as_ref().is_some_and(|preprocess| preprocess.resize.is_some());
+    if let (Some(sides), &[channels, height, width], false) = (sides, model.input(), resized) {
+        sizes.push(vec![channels, sides.other(0, height), sides.other(1, width)]);
+    }
+    let mut largest = 0.0f64;
+    for size in &sizes {
+        let shape = [&[3i64], size.as_slice()].concat();
+        let mut xs = Tensor::f_rand(shape.as_slice(), (Kind::Float, network.device()))?;
+        let prepared = match &options.preprocess {
+            Some(Preprocess { normalize, .. }) => {
+                xs = (xs * 255.0).round().to_kind(Kind::Uint8);
+                let scaled = xs.to_kind(Kind::Float) / 255.0;
+                let normalized =
+                    normalize.as_ref().map_or_else(|| scaled.shallow_clone(), |n| n.apply(&scaled));
+                normalized.to_kind(network.kind())
+            }
+            None => {
+                xs = (xs * 4.0 - 2.0).to_kind(network.kind());
+                xs.shallow_clone()
+            }
+        };
+        let (ours, theirs) = (answer(network, &prepared, false, options)?, file(&xs)?);
+        let apart = difference(&ours, &theirs)?;
+        let allowed = tolerance(network.kind(), options);
+        largest = largest.max(apart);
+        if apart <= allowed || matches!(model.root().op, Op::Script(_)) {
+            refuse(apart, allowed, "evaluation")?;
+            continue;
+        }
+        let exact = model.build(network.device(), Kind::Double)?;
+        exact.load_state(&network.state().into_iter().collect())?;
+        let truth = answer(&exact, &prepared.to_kind(Kind::Double), false, options)?;
+        let allowed = allowed.max(SPREAD * difference(&truth, &ours)?);
+        refuse(difference(&truth, &theirs)?, allowed, "evaluation")?;
+    }
+    if let (true, &[channels, height, width]) = (resized, model.input()) {
+        let chosen = super::program(model, network, &super::wrapping(model, options), &options.about)?;
+        chosen.set_training(false)?;
+        for [height, width] in
+            [[height + 7, 2 * width + 1], [2 * height + 5, width], [height / 2 + 1, width + 3]]
+        {
+            let size = [2, channels, height, width];
+            let xs = (Tensor::f_rand(size, (Kind::Float, network.device()))? * 255.0).to_kind(Kind::Uint8);
+            let apart = difference(&no_grad(|| chosen.forward(&xs))?, &file(&xs)?)?;
+            refuse(apart, tolerance(network.kind(), options), "pictures of another size")?;
+            largest = largest.max(apart);
+        }
+    }
+    Ok(largest)
+}
+
 /// Compares the file with the network: in the network's own kind in evaluation, as far as its rounding goes,
 /// and both in float64, where rounding is no excuse. A frozen file has its weights as constants and cannot be
 /// brought to float64.
@@ -53,34 +141,12 @@ pub(super) fn compare(
     network: &Network,
     options: &Options,
 ) -> Result<Agreement> {
-    let refuse = |apart: f64, allowed: f64, mode: &str| {
-        let message = format!(
-            "loaded again, the file answers otherwise than the network: {apart:.1e} apart in {mode}, {allowed:.0e} is rounding; \
-             nothing was written"
-        );
-        match apart <= allowed {
-            true => Ok(()),
-            false => Err(fail(ExitCode::Checkpoint, message)),
-        }
-    };
-    let answer = |network: &Network, xs: &Tensor, train: bool| {
-        catch_panics(|| {
-            let ys = no_grad(|| network.forward(xs, train));
-            match &options.preprocess {
-                _ if options.softmax => ys.softmax(1, None::<Kind>),
-                Some(Preprocess { normalize_target: Some(target), .. }) => {
-                    target.undo(&ys.to_kind(Kind::Double)).to_kind(ys.kind())
-                }
-                _ => ys,
-            }
-        })
-    };
     let is_frozen = options.freeze || options.optimize;
     if !is_frozen {
         written.set_training(false)?;
     }
     let (raw, prepared) = samples(network, model, options)?;
-    let ours = answer(network, &prepared, false)?;
+    let ours = answer(network, &prepared, false, options)?;
     let theirs = no_grad(|| written.forward(&raw))?;
     let eval = difference(&ours, &theirs)?;
     let is_script = matches!(model.root().op, Op::Script(_));
@@ -92,7 +158,7 @@ pub(super) fn compare(
     let exact = model.build(network.device(), Kind::Double)?;
     exact.load_state(&network.state().into_iter().collect())?;
     let wide = |xs: &Tensor| xs.to_kind(Kind::Double);
-    let truth = answer(&exact, &wide(&prepared), false)?;
+    let truth = answer(&exact, &wide(&prepared), false, options)?;
     let allowed = tolerance(network.kind(), options).max(SPREAD * difference(&truth, &ours)?);
     refuse(difference(&truth, &theirs)?, allowed, "evaluation")?;
     if is_frozen {
@@ -102,8 +168,10 @@ pub(super) fn compare(
     let raw = if options.preprocess.is_some() { raw } else { wide(&raw) };
     let apart = |train: bool, mode: &str| -> Result<f64> {
         written.set_training(train)?;
-        let apart =
-            difference(&answer(&exact, &wide(&prepared), train)?, &no_grad(|| written.forward(&raw))?)?;
+        let apart = difference(
+            &answer(&exact, &wide(&prepared), train, options)?,
+            &no_grad(|| written.forward(&raw))?,
+        )?;
         refuse(apart, EXACT, mode).map(|()| apart)
     };
     apart(false, "evaluation, in float64")?;

@@ -1,7 +1,7 @@
 //! TorchScript without Python: one module per segment of the parameter names, compiled from text, never
 //! traced, so that nothing is baked in but what was asked for.
 
-mod compare;
+pub(super) mod compare;
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use super::plan::{self, Module, Words, attribute, method_name};
 use super::{About, ExportOptions, Exporter, TrainedNetwork};
 use crate::data::normalize::Normalize;
 use crate::data::{EvalTransform, Interpolation, Resize};
-use crate::libtorch::script;
+use crate::libtorch::script::{self, Role};
 use crate::nn::layers::{ParamKind, Upsample};
 use crate::nn::model::{Model, Network, Node, Op, join, scripted};
 use crate::util::atomic_file;
@@ -37,20 +37,8 @@ impl Exporter for TorchScript {
     }
 
     fn write(&self, from: &TrainedNetwork, options: &ExportOptions, path: &Path) -> Result<String> {
-        if options.softmax {
-            from.takes_softmax()?;
-        }
-        let network = from.network(options.kind())?;
-        let mut about = from.about.clone();
-        if options.preprocess {
-            // They are in the program, and must not be applied once more.
-            (about.mean, about.std) = Default::default();
-            (about.target_mean, about.target_std) = Default::default();
-        }
-        let &ExportOptions { softmax, freeze, optimize, preprocess, .. } = options;
-        let preprocess = preprocess.then(|| from.preprocess()).transpose()?;
-        let agreement =
-            write(path, &from.model, &network, &Options { preprocess, softmax, freeze, optimize, about })?;
+        let (network, options) = from.prepare(options)?;
+        let agreement = write(path, &from.model, &network, &options)?;
         let train =
             agreement.train.map(|apart| format!(", {apart:.0e} in training (float64)")).unwrap_or_default();
         Ok(format!(
@@ -61,6 +49,7 @@ impl Exporter for TorchScript {
     }
 
     fn notes(&self, from: &TrainedNetwork, options: &ExportOptions) -> Vec<String> {
+<<<<<<< HEAD
         let mut notes: Vec<_> = from.non_finite().into_iter().collect();
         if let Some(heads) = from.auxiliary() {
             notes.push(format!("left out: {heads}, which only training uses"));
@@ -76,6 +65,9 @@ impl Exporter for TorchScript {
             );
         }
         notes
+=======
+        from.program_notes(options)
+>>>>>>> 9407c41 (Export to torch.export archives, checked by libtorch's own interpreter, and train what Python exported)
     }
 }
 
@@ -178,20 +170,24 @@ pub(super) fn program(
     about: &About,
 ) -> Result<script::Module> {
     match &model.root().op {
+<<<<<<< HEAD
         Op::Script(script) => filled(&script.file, network, wrapping),
         _ => build(&Module::of(model.root(), false), network, wrapping, about)
+=======
+        Op::Script(script) => filled(script, network, wrapping),
+        _ => build(&Module::of(model.root()), network, wrapping, about)
+>>>>>>> 9407c41 (Export to torch.export archives, checked by libtorch's own interpreter, and train what Python exported)
             .with_exit_code(ExitCode::Usage, || "this network cannot be written as TorchScript"),
     }
 }
 
 /// The program that the network came from, with the network's weights.
-fn filled(file: &str, network: &Network, wrapping: &Wrapping) -> Result<script::Module> {
+fn filled(script: &scripted::Script, network: &Network, wrapping: &Wrapping) -> Result<script::Module> {
     if !wrapping.before.is_empty() || !wrapping.after.is_empty() {
-        let message =
-            "--preprocess and --softmax would change the program of a TorchScript model; leave them out";
+        let message = "--preprocess and --softmax would change the program of a scripted or exported model; leave them out";
         return Err(fail(ExitCode::Usage, message));
     }
-    let module = scripted::load(file, Device::Cpu, network.kind())?;
+    let module = scripted::load(script.language, &script.file, Device::Cpu, network.kind())?;
     let state = network.state();
     for entry in module.tensors()? {
         let found = state.iter().find(|(name, _)| *name == entry.name);
@@ -261,7 +257,8 @@ impl Builder<'_> {
             let full = join(&module.path, &param.name);
             let found = self.state.iter().find(|(name, _)| *name == full);
             let (_, tensor) = found.with_context(|| format!("`{full}` is not in the network"))?;
-            made.add_tensor(&param.name, &tensor.to_device(Device::Cpu), param.kind != ParamKind::Buffer)?;
+            let role = if param.kind == ParamKind::Buffer { Role::Buffer } else { Role::Parameter };
+            made.add_tensor(&param.name, &tensor.to_device(Device::Cpu), role)?;
         }
         for child in &module.children {
             fresh(&child.name)?;
