@@ -274,7 +274,7 @@ class Tracer : public Calls {
       c10::List<int64_t> places;
       for (size_t i = 0; i < inputs[0].sizes.size(); i++) places.push_back(i);
       Stack stack{places, inputs[1].value, inputs[2].value, inputs[3].value};
-      node->getOperation()(stack);
+      perform(node, stack);
       for (const int64_t place : stack[0].toIntVector()) made.sizes.push_back(inputs[0].sizes[place]);
     } else if (name == "aten::add" && inputs[0].value.isIntList()) {
       for (const auto& item : inputs) {
@@ -286,7 +286,7 @@ class Tracer : public Calls {
     if (std::all_of(made.sizes.begin(), made.sizes.end(), [](const std::string& size) { return size.empty(); })) made.sizes.clear();
     Stack stack;
     for (const auto& input : inputs) stack.push_back(input.value);
-    node->getOperation()(stack);
+    perform(node, stack);
     made.value = stack[0];
     set(node->output(), made);
     return true;
@@ -309,7 +309,7 @@ class Tracer : public Calls {
     }
     if (!opaque.empty() && schema.is_mutable()) refuse(schema.name() + " on " + opaque);
     if (node->isNondeterministic()) refuse(schema.name() + ", which draws random numbers");
-    node->getOperation()(stack);
+    perform(node, stack);
   }
 
   const std::vector<int64_t>* other_;

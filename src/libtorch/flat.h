@@ -90,6 +90,13 @@ c10::TypeKind plain_kind(TypePtr type) {
 
 
 
+// Runs the operator on the arguments in `stack`, which its answers take the place of.
+void perform(const Node* node, Stack& stack) {
+  // Operators of any number of arguments want it on top.
+  if (node->getOperator().schema().is_vararg()) stack.emplace_back(static_cast<int64_t>(stack.size()));
+  node->getOperation()(stack);
+}
+
 // The tensors that are known, and the calls that made them.
 class Calls {
  public:
@@ -216,7 +223,8 @@ class Calls {
     const bool is_dropout = written.name().find("dropout") != std::string::npos;
     if (!is_dropout && node->isNondeterministic()) refuse(name + ", which draws random numbers");
     const auto& schema = *functional(written);
-    if (&schema != &written) check_alone(inputs[0].value.toTensor(), name);
+    // In evaluation a dropout changes nothing.
+    if (&schema != &written && !is_dropout) check_alone(inputs[0].value.toTensor(), name);
     std::string args;
     for (size_t i = 0; i < inputs.size(); i++) {
       const auto& formal = schema.arguments()[i];
@@ -227,7 +235,7 @@ class Calls {
     }
     Stack stack;
     for (const auto& input : inputs) stack.push_back(input.value);
-    node->getOperation()(stack);
+    perform(node, stack);
     std::vector<int64_t> outputs;
     bool is_list = false;
     for (size_t i = 0; i < stack.size(); i++) {

@@ -68,6 +68,14 @@ const PROGRAMS: &[(&str, Result<&[&str], &str>)] = &[
     ("return self.conv(x) + torch.arange(3.0)[0]", Ok(&["conv2d", "add.Tensor"])),
     ("return F.dropout(self.conv(x), 0.5, self.training)", Ok(&["conv2d", "dropout"])),
     (
+        "y = self.conv(x)\n        return F.dropout(y.flatten(1), 0.5, self.training, inplace=True) + y.flatten(1)",
+        Ok(&["conv2d", "flatten.using_ints", "dropout", "flatten.using_ints", "add.Tensor"]),
+    ),
+    (
+        "torch._assert(x.dim() == 4, f'wanted four dimensions, got {x.dim()}')\n        return self.conv(x)",
+        Ok(&["conv2d"]),
+    ),
+    (
         "if x.size(0) > 5:\n            x = F.relu(x)\n        return self.conv(x)",
         Err("an `if` that depends on the size of its input"),
     ),
