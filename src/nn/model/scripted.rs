@@ -135,7 +135,7 @@ impl Script {
                 // Also where the batch is fixed, which a shape of the user's own does not show.
                 archive.input()?;
                 sides = archive.sides();
-                exported::verify(Path::new(file), &module, input)?;
+                exported::verify(Path::new(file), &archive, &module, input)?;
             }
             let owners: HashSet<&str> = params.iter().map(|param| owner(&param.name)).collect();
             let modules = modules.into_iter().filter(|(path, _)| owners.contains(path.as_str())).collect();

@@ -154,6 +154,18 @@ impl Archive {
         sides.iter().map(side).collect()
     }
 
+    /// Whether some call has this argument true. A batch norm without running statistics does not count, which
+    /// takes those of the batch in either mode.
+    fn any(&self, argument: &str) -> bool {
+        let nodes = self.graph()["nodes"].as_array().into_iter().flatten();
+        nodes.into_iter().any(|node| {
+            let inputs = || node["inputs"].as_array().into_iter().flatten();
+            inputs().any(|input| input["name"] == argument && input["arg"]["as_bool"] == true)
+                && !inputs()
+                    .any(|input| input["name"] == "running_mean" && !input["arg"]["as_none"].is_null())
+        })
+    }
+
     /// The heights and widths that it takes, where both are free.
     pub fn sides(&self) -> Option<Sides> {
         let sizes = list(&self.graph()["tensor_values"][self.argument().ok()?]["sizes"]).ok()?;
@@ -214,8 +226,13 @@ impl Archive {
     }
 }
 
-/// Compares `module`, in evaluation mode, with what libtorch's own interpreter makes of the file.
-pub(super) fn verify(path: &Path, module: &Module, input: &[i64]) -> Result<()> {
+/// Compares `module`, in the mode that the file was exported in, with what libtorch's own interpreter makes of
+/// the file; not where it draws random numbers in that mode.
+pub(super) fn verify(path: &Path, archive: &Archive, module: &Module, input: &[i64]) -> Result<()> {
+    if archive.any("train") {
+        return Ok(());
+    }
+    module.set_training(archive.any("training"))?;
     let xs = Tensor::f_randn([&[2], input].concat(), (Kind::Float, Device::Cpu))?;
     let program = ExportedProgram::load(path)?;
     let (theirs, ours) = (program.run(&xs)?, no_grad(|| module.forward(&xs))?);

@@ -163,6 +163,10 @@ impl<'a> Source<'a> {
 
     /// Calls that are no ATen's: arithmetic on sizes.
     fn arithmetic(&mut self, node: &'a Json, target: &str) -> Result<()> {
+        ensure!(
+            ["_operator.", "torch.sym_", "math.trunc"].iter().any(|known| target.starts_with(known)),
+            "{target} is no operator of ATen, and cannot be trained"
+        );
         let mut operands = Vec::new();
         for input in list(&node["inputs"])? {
             operands.push(self.argument(&input["arg"])?);
