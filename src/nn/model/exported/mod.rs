@@ -157,8 +157,8 @@ impl Archive {
     /// Whether some call has this argument true. A batch norm without running statistics does not count, which
     /// takes those of the batch in either mode.
     fn any(&self, argument: &str) -> bool {
-        let nodes = self.graph()["nodes"].as_array().into_iter().flatten();
-        nodes.into_iter().any(|node| {
+        let mut nodes = self.graph()["nodes"].as_array().into_iter().flatten();
+        nodes.any(|node| {
             let inputs = || node["inputs"].as_array().into_iter().flatten();
             inputs().any(|input| input["name"] == argument && input["arg"]["as_bool"] == true)
                 && !inputs()
