@@ -19,7 +19,9 @@ fn compare(path: &str, old: &Value, new: &Value, changed: &mut Vec<(String, Stri
             let side = |side: &Map<String, Value>| side.get(key).cloned().unwrap_or(Value::Null);
             compare(&path, &side(old), &side(new), changed);
         }
-    } else if old != new && !["output", "device", "threads", "model.torchscript"].contains(&path) {
+    } else if old != new
+        && !["output", "device", "threads", "model.torchscript", "model.exported"].contains(&path)
+    {
         changed.push((path.to_owned(), format!("was {old}, is {new}")));
     }
 }

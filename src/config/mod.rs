@@ -303,8 +303,10 @@ impl Config {
         let overrides = [output].into_iter().chain(overrides);
         let mut document = Document::read(path)?;
         // Before `sets`, which may give another path of the same program.
-        if let (Some(_), Some(own)) = (document.value("model.torchscript"), program_of(folder)) {
-            document.set_value("model.torchscript", own.into(), "the run's program")?;
+        for key in ["model.torchscript", "model.exported"] {
+            if let (Some(_), Some(own)) = (document.value(key), program_of(folder)) {
+                document.set_value(key, own.into(), "the run's program")?;
+            }
         }
         Self::from_document(document, sets, overrides, folder)
     }

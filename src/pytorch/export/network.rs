@@ -103,6 +103,9 @@ impl TrainedNetwork {
     /// What the user should know of a program of this network.
     pub fn program_notes(&self, options: &ExportOptions) -> Vec<String> {
         let mut notes: Vec<_> = self.non_finite().into_iter().collect();
+        if let Some(heads) = self.auxiliary() {
+            notes.push(format!("left out: {heads}, which only training uses"));
+        }
         if !options.preprocess {
             let program = "--preprocess writes a program that answers in the units of the data";
             notes.extend(self.target_note().map(|note| format!("{note}; {program}")));

@@ -20,7 +20,7 @@ use super::{ExportOptions, Exporter, TrainedNetwork};
 use crate::libtorch::bytes;
 use crate::libtorch::nativert::ExportedProgram;
 use crate::libtorch::script::Role;
-use crate::nn::layers::ParamKind;
+use crate::nn::layers::{Param, ParamKind};
 use crate::nn::model::{Model, Network, Sides};
 use crate::pytorch::writer::{Value, Zip, to_bytes};
 use crate::util::atomic_file;
@@ -54,7 +54,8 @@ impl Exporter for Pt2 {
             }
             None => "any batch".to_owned(),
         };
-        let count = from.model.params().len();
+        let used = |param: &&Param| !from.model.is_auxiliary(&param.name);
+        let count = from.model.params().iter().filter(used).count();
         Ok(format!("torch.export of {count} tensors for {shapes}, {apart:.0e} apart from the network"))
     }
 
@@ -75,7 +76,8 @@ pub fn write(
     let graph = FlatGraph::of(model, network, options)?;
     let state = network.state();
     let mut stored = Vec::new();
-    for (param, (name, tensor)) in model.params().iter().zip(&state) {
+    let named = model.params().iter().zip(&state);
+    for (param, (name, tensor)) in named.filter(|(param, _)| !model.is_auxiliary(&param.name)) {
         let role = if param.kind == ParamKind::Buffer { Role::Buffer } else { Role::Parameter };
         stored.push(Stored { name, tensor, role });
     }

@@ -49,25 +49,7 @@ impl Exporter for TorchScript {
     }
 
     fn notes(&self, from: &TrainedNetwork, options: &ExportOptions) -> Vec<String> {
-<<<<<<< HEAD
-        let mut notes: Vec<_> = from.non_finite().into_iter().collect();
-        if let Some(heads) = from.auxiliary() {
-            notes.push(format!("left out: {heads}, which only training uses"));
-        }
-        if !options.preprocess {
-            let program = "--preprocess writes a program that answers in the units of the data";
-            notes.extend(from.target_note().map(|note| format!("{note}; {program}")));
-        }
-        if from.answers_residual() {
-            notes.push(
-                "this network answers what is to be subtracted from its input (task.reconstruction.residual)"
-                    .into(),
-            );
-        }
-        notes
-=======
         from.program_notes(options)
->>>>>>> 9407c41 (Export to torch.export archives, checked by libtorch's own interpreter, and train what Python exported)
     }
 }
 
@@ -170,13 +152,8 @@ pub(super) fn program(
     about: &About,
 ) -> Result<script::Module> {
     match &model.root().op {
-<<<<<<< HEAD
-        Op::Script(script) => filled(&script.file, network, wrapping),
-        _ => build(&Module::of(model.root(), false), network, wrapping, about)
-=======
         Op::Script(script) => filled(script, network, wrapping),
-        _ => build(&Module::of(model.root()), network, wrapping, about)
->>>>>>> 9407c41 (Export to torch.export archives, checked by libtorch's own interpreter, and train what Python exported)
+        _ => build(&Module::of(model.root(), false), network, wrapping, about)
             .with_exit_code(ExitCode::Usage, || "this network cannot be written as TorchScript"),
     }
 }
