@@ -198,7 +198,7 @@ impl RunConfig {
             ));
         }
         if self.penalty.input_gradient.is_some() {
-            let is_scripted = matches!(self.model.source, ModelSource::Torchscript { .. });
+            let is_scripted = matches!(self.model.source, ModelSource::Program { .. });
             let computes = |kernels: &KernelSpec| {
                 let mut all = Kernel::ALL.iter();
                 all.any(|&kernel| kernels.says(kernel) == Some(true))
