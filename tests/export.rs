@@ -117,6 +117,10 @@ last: {upsample: {like: input, mode: bilinear}}
     (&[5, 4, 4], "[slice_channels: {start: 1, end: 5}, reparametrize, quantize]"),
     (&[2, 8, 8], "[dropout: {p: 0.3}, dropout2d: {p: 0.4}, dropout2d]"),
     (&[2, 9, 9], "[drop_block2d: {p: 0.2, block_size: 3}, drop_block2d: {p: 0.1, block_size: 11, eps: 0.1}]"),
+    (
+        &[3, 6, 6],
+        "{down: {_a: {weight_norm: {module: {conv2d: {out_channels: 4, kernel_size: 3, padding: 1}}}}, _r: relu, b: {spectral_norm: {module: {conv2d: {out_channels: 4, kernel_size: 1}}}}}, up: [repeat: {times: 3, layers: [{weight_norm: {module: {conv2d: {out_channels: 4, kernel_size: 1}}}}, relu]}], _n: batch_norm2d}",
+    ),
     (&[2, 8, 8], "[stochastic_depth: {p: 0.3}, stochastic_depth: {p: 0.2, mode: batch}, scale: {value: 0.1}]"),
     (
         &[4, 6, 6],

@@ -102,6 +102,30 @@ fn factors_orders_and_groups_that_do_not_fit_say_what_would() {
         "adaptive_avg_pool2d: {output_size: 1}, instance_norm2d",
         "instance_norm2d wants more than one pixel",
     );
+    wrong(
+        "weight_norm: {module: {conv2d: {out_channels: 2, kernel_size: 1}}, dim: 4}",
+        "weight_norm.dim: 4 is out of range: expected 0 to 3",
+    );
+    wrong(
+        "weight_norm: {module: {conv2: {out_channels: 2, kernel_size: 1}}}",
+        "weight_norm.module.conv2: unknown",
+    );
+    wrong(
+        "spectral_norm: {module: {conv2d: {out_channels: 2, kernel_size: 9}}}",
+        "9x9 is larger than the padded input, 8x8",
+    );
+    wrong(
+        "weight_standardization: {module: {linear: {out_features: 2, in_features: 8}}}",
+        "must be a `conv2d`",
+    );
+    wrong(
+        "weight_standardization: {module: {conv2d: {out_channels: 6, kernel_size: 1, groups: 6}}}",
+        "filters of one weight",
+    );
+    complains(
+        "input: [6, 8, 8]\ninit: {conv2d: kaiming_normal}\nlayers:\n  a: {weight_norm: {module: {conv2d: {out_channels: 2, kernel_size: 1}}}}\n",
+        "init.conv2d: does not reach the conv2d inside `a`",
+    );
     wrong("layer_norm2d: {normalized_shape: 8}", "8 does not fit the input, which has 6");
     wrong(
         "linear: {in_features: 6, out_features: 2}",

@@ -5,8 +5,29 @@ import sys
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torchvision.models.convnext import LayerNorm2d
 from torchvision.ops import DropBlock2d, Permute, StochasticDepth
+
+
+def standard(x, weight, gain=None):
+    filters = nn.functional.batch_norm(weight.reshape(1, len(weight), -1), None, None, gain, None, True, 0.0, 1e-6)
+    return filters.reshape_as(weight)
+
+
+class StdConv2d(nn.Conv2d):
+    def forward(self, x):
+        return self._conv_forward(x, standard(x, self.weight), self.bias)
+
+
+class ScaledStdConv2d(nn.Conv2d):
+    def __init__(self, *args, gamma=1.0, gain_init=1.0, **options):
+        super().__init__(*args, **options)
+        self.gain = nn.Parameter(torch.full((self.out_channels, 1, 1, 1), gain_init))
+        self.scale = gamma * self.weight[0].numel() ** -0.5
+
+    def forward(self, x):
+        return self._conv_forward(x, standard(x, self.weight, (self.gain * self.scale).view(-1)), self.bias)
 
 
 class Scale(nn.Module):

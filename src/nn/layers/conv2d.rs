@@ -157,6 +157,19 @@ impl Conv2d {
         vec![columns.0, columns.1, rows.0, rows.1]
     }
 
+    /// The convolution of `xs` by other weights than its own.
+    pub(super) fn apply(&self, xs: &Tensor, ws: &Tensor, bs: Option<&Tensor>) -> Tensor {
+        let (xs, padding) = match self.inner_padding() {
+            Some(padding) => (xs.shallow_clone(), padding),
+            None => (xs.pad(self.outer_padding(), self.padding_mode.functional(), None), [0, 0]),
+        };
+        let (stride, dilation) = (self.stride.0, self.dilation.0);
+        match self.groups {
+            1 => convolve(&xs, ws, bs, stride, padding, dilation),
+            groups => xs.conv2d(ws, bs, stride, padding, dilation, groups),
+        }
+    }
+
     /// Its module if it is a plain convolution: without a pad before it, and in one group.
     pub(super) fn plain(&self, path: &nn::Path, input: &[i64]) -> Option<ChannelsLast> {
         let padding = self.inner_padding().filter(|_| self.groups == 1)?;
@@ -337,16 +350,27 @@ impl ChannelsLast {
     }
 
     fn convolve(&self, xs: &Tensor, ws: &Tensor, bs: Option<&Tensor>) -> Tensor {
-        let (xs, &Self { stride, padding, dilation, .. }) = (ordered(xs), self);
-        if stride == [1, 1]
-            && dilation == [1, 1]
-            && padding[0] == padding[1]
-            && let Some(ys) = or_panic(winograd::conv2d(&xs, ws, bs, padding[0]))
-        {
-            return ys;
-        }
-        xs.conv2d(ws, bs, stride, padding, dilation, 1)
+        convolve(xs, ws, bs, self.stride, self.padding, self.dilation)
     }
+}
+
+fn convolve(
+    xs: &Tensor,
+    ws: &Tensor,
+    bs: Option<&Tensor>,
+    stride: [i64; 2],
+    padding: [i64; 2],
+    dilation: [i64; 2],
+) -> Tensor {
+    let xs = ordered(xs);
+    if stride == [1, 1]
+        && dilation == [1, 1]
+        && padding[0] == padding[1]
+        && let Some(ys) = or_panic(winograd::conv2d(&xs, ws, bs, padding[0]))
+    {
+        return ys;
+    }
+    xs.conv2d(ws, bs, stride, padding, dilation, 1)
 }
 
 impl ModuleT for ChannelsLast {

@@ -52,6 +52,12 @@ fn one() -> i64 {
 }
 
 impl ConvTranspose2d {
+    /// The transposed convolution of `xs` by other weights than its own.
+    pub(super) fn apply(&self, xs: &Tensor, ws: &Tensor, bs: Option<&Tensor>) -> Tensor {
+        let &Self { stride, padding, output_padding, groups, dilation, .. } = self;
+        xs.conv_transpose2d(ws, bs, stride.0, padding.0, output_padding.0, groups, dilation.0)
+    }
+
     fn extent(&self, axis: usize, input: i64) -> i128 {
         let wide = |pair: Pair| i128::from(pair.0[axis]);
         (i128::from(input) - 1) * wide(self.stride) - 2 * wide(self.padding)
@@ -162,15 +168,6 @@ struct Transposed {
 
 impl Module for Transposed {
     fn forward(&self, xs: &Tensor) -> Tensor {
-        let spec = &self.spec;
-        xs.conv_transpose2d(
-            &self.weight,
-            self.bias.as_ref(),
-            spec.stride.0,
-            spec.padding.0,
-            spec.output_padding.0,
-            spec.groups,
-            spec.dilation.0,
-        )
+        self.spec.apply(xs, &self.weight, self.bias.as_ref())
     }
 }

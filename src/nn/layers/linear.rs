@@ -87,6 +87,11 @@ impl Layer for Linear {
 }
 
 impl Linear {
+    /// The linear map of `xs` by weights `[out_features, in_features]`.
+    pub(super) fn apply(xs: &Tensor, ws: &Tensor, bs: Option<&Tensor>) -> Tensor {
+        or_panic(kernels::linear::linear(xs, ws, bs, false)).unwrap_or_else(|| xs.linear(ws, bs))
+    }
+
     /// With the ReLU after it, where there is one.
     pub(crate) fn build_with_relu(&self, path: &nn::Path, input: &[i64], relu: bool) -> LinearRelu {
         let zeros = nn::Init::Const(0.0);

@@ -21,6 +21,7 @@ mod layer_norm;
 mod linear;
 mod max_pool2d;
 mod pad2d;
+mod parametrized;
 mod permute;
 mod pixel_shuffle;
 mod prelu;
@@ -36,6 +37,7 @@ mod upsample;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
+use tch::Tensor;
 use tch::nn::{self, ModuleT};
 
 pub use activation::Activation;
@@ -109,6 +111,17 @@ pub trait Layer {
     /// adds nothing to the parameter names: a bare `nn.Parameter` and no module.
     fn is_bare_parameter(&self) -> bool {
         false
+    }
+
+    /// The kind of the layer whose weight it computes from other tensors, where it does that.
+    fn wraps(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// That layer, and the weight with which it answers as this one does in evaluation, out of the tensors that
+    /// `find` gives by this layer's own names.
+    fn folded(&self, _find: &dyn Fn(&str) -> Tensor) -> Option<(LayerSpec, Tensor)> {
+        None
     }
 
     /// Multiply-accumulates of one sample in convolutions and linear maps.
@@ -221,10 +234,13 @@ layers! {
     "reshape" => Reshape(reshape::Reshape),
     "scale" => Scale(scale::Scale),
     "slice_channels" => SliceChannels(slice_channels::SliceChannels),
+    "spectral_norm" => SpectralNorm(parametrized::SpectralNorm),
     "stochastic_depth" => StochasticDepth(stochastic_depth::StochasticDepth),
     "subsample_pad" => SubsamplePad(subsample_pad::SubsamplePad),
     "unflatten" => Unflatten(reshape::Unflatten),
     "upsample" => Upsample(Upsample),
+    "weight_norm" => WeightNorm(parametrized::WeightNorm),
+    "weight_standardization" => WeightStandardization(parametrized::WeightStandardization),
     "zero_pad2d" => ZeroPad2d(pad2d::ZeroPad2d),
 }
 

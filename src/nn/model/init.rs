@@ -8,6 +8,7 @@ use tch::{Kind, Tensor};
 use wildmatch::WildMatch;
 
 use super::scope::{Scope, fill};
+use super::tree::{Node, join};
 use crate::nn::layers::init::{fans, fill as draw, normal, uniform};
 use crate::nn::layers::{Param, ParamKind};
 use crate::util::yaml::{self, Invalid, nearest};
@@ -104,6 +105,15 @@ impl Inits {
             Err(Invalid::new(path, format!("unknown key{hint} ({known})")))
         };
         map.iter().map(one).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Whether an entry is for the type of layer inside `leaf`, whose weight is no tensor of its own.
+    pub fn misses(&self, leaf: &Node) -> bool {
+        let has_weight = || leaf.params().iter().any(|param| param.name == join(&leaf.path, "weight"));
+        let is_meant = |kind: &str| {
+            self.0.iter().any(|(target, _)| matches!(target, Target::Kind(known) if known == kind))
+        };
+        leaf.wraps().is_some_and(is_meant) && !has_weight()
     }
 
     /// The distribution of the parameter `name`, `kind` being the layer's type: the last pattern that fits its

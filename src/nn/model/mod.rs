@@ -28,6 +28,7 @@ use std::collections::{BTreeMap, HashSet};
 use anyhow::Result;
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use tch::Tensor;
 
 use crate::nn::layers::{Param, Shape};
 use crate::util::yaml::{self, Invalid};
@@ -43,6 +44,7 @@ pub use padding::Sides;
 pub use spec::{Language, ModelSource, ModelSpec};
 pub(crate) use summary::thousands;
 pub use summary::{ParameterRow, Rates, Row, Summary};
+use tree::Folded;
 pub(crate) use tree::{Node, Op, join};
 
 /// A network that is parsed and whose shapes fit: nothing in it can fail any more but memory.
@@ -130,6 +132,14 @@ impl Model {
             ));
         }
         let init = Inits::decode(&init, &expanded.args, &params)?;
+        if let Some(leaf) = root.leaves().into_iter().find(|leaf| init.misses(leaf)) {
+            let kind = leaf.wraps().unwrap_or_default();
+            let message = format!(
+                "does not reach the {kind} inside `{}`, whose weight is computed: name its tensors by a pattern, or leave the entry out",
+                leaf.place
+            );
+            return Err(Invalid::new(format!("init.{kind}"), message));
+        }
         Ok(Self { name, input: expanded.input, root, params, init })
     }
 
@@ -197,6 +207,23 @@ impl Model {
     /// The smallest batch to train on: 2 where a batch norm sees a single value per channel and sample.
     pub fn min_batch(&self) -> i64 {
         self.root.leaves().into_iter().map(Node::min_batch).max().unwrap_or(1)
+    }
+
+    /// The same with plain layers in the place of those whose weights are computed, such as `weight_norm`;
+    /// `weights`, all of the network by name, become those that evaluation computes. Returns how many layers
+    /// were exchanged.
+    pub(crate) fn fold(&mut self, weights: &mut BTreeMap<String, Tensor>) -> usize {
+        let mut folded = Vec::new();
+        self.root.fold(weights, &mut folded);
+        for Folded { weight, gone } in &folded {
+            let is_own = |param: &Param| gone.contains(&param.name) || param.name == weight.name;
+            let prefix = weight.name.strip_suffix("weight").unwrap_or(&weight.name);
+            let first = self.params.iter().position(|param| param.name.starts_with(prefix));
+            self.params.retain(|param| !is_own(param));
+            let at = first.unwrap_or(self.params.len()).min(self.params.len());
+            self.params.insert(at, weight.clone());
+        }
+        folded.len()
     }
 
     /// The checked tree, for the rooms that walk it.

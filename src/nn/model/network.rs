@@ -78,7 +78,7 @@ impl Model {
         let kinds: HashMap<&str, &str> = (leaves.iter())
             .filter(|leaf| !leaf.is_bare_parameter() && !leaf.params().is_empty())
             .filter_map(|leaf| match &leaf.op {
-                Op::Layer(spec) => Some((leaf.path.as_str(), spec.kind())),
+                Op::Layer(spec) => Some((leaf.path.as_str(), leaf.wraps().unwrap_or(spec.kind()))),
                 _ => None,
             })
             .collect();

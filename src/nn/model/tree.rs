@@ -1,5 +1,9 @@
 //! The checked tree: every layer with its place, its names and its shapes.
 
+use std::collections::BTreeMap;
+
+use tch::Tensor;
+
 use super::auxiliary::Auxiliary;
 use super::joined::Join;
 use super::scripted::Script;
@@ -26,6 +30,13 @@ pub(crate) struct Node {
     pub children: Vec<Node>,
     /// Its number among the nodes whose output auxiliary heads take (`from`).
     pub tap: Option<usize>,
+}
+
+/// A layer that was exchanged for the plain one inside it.
+pub(super) struct Folded {
+    pub weight: Param,
+    /// The tensors that the plain layer does not have.
+    pub gone: Vec<String>,
 }
 
 /// What a node computes.
@@ -72,6 +83,36 @@ impl Node {
     /// Whether its tensor belongs to the module around it.
     pub fn is_bare_parameter(&self) -> bool {
         matches!(&self.op, Op::Layer(spec) if spec.layer().is_bare_parameter())
+    }
+
+    /// The kind of layer inside it, where it computes that layer's weight.
+    pub fn wraps(&self) -> Option<&'static str> {
+        match &self.op {
+            Op::Layer(spec) => spec.layer().wraps(),
+            _ => None,
+        }
+    }
+
+    /// See [`super::Model::fold`].
+    pub(super) fn fold(&mut self, weights: &mut BTreeMap<String, Tensor>, folded: &mut Vec<Folded>) {
+        self.children.iter_mut().for_each(|child| child.fold(weights, folded));
+        let Op::Layer(spec) = &self.op else { return };
+        let find = |name: &str| {
+            let found = weights.get(&join(&self.path, name));
+            found.map_or_else(Tensor::new, Tensor::shallow_clone)
+        };
+        let Some((layer, weight)) = spec.layer().folded(&find) else { return };
+        let computed = self.params();
+        self.op = Op::Layer(layer);
+        let plain = self.params();
+        let stays = |param: &Param| plain.iter().any(|own| own.name == param.name);
+        let gone: Vec<String> =
+            computed.into_iter().filter(|param| !stays(param)).map(|param| param.name).collect();
+        gone.iter().for_each(|name| drop(weights.remove(name)));
+        let name = join(&self.path, "weight");
+        weights.insert(name.clone(), weight);
+        folded
+            .extend(plain.into_iter().find(|param| param.name == name).map(|weight| Folded { weight, gone }));
     }
 
     /// The name as written, without the `_` of a silent one.

@@ -132,6 +132,15 @@ impl TrainedNetwork {
         }
     }
 
+    /// Makes the weights plain that the network computes from other tensors. Exit 2 where there are none.
+    pub fn fold(&mut self) -> Result<()> {
+        if self.model.fold(&mut self.weights) == 0 {
+            let message = "--fold: this network computes no weights from other tensors; leave it out";
+            return Err(fail(ExitCode::Usage, message));
+        }
+        Ok(())
+    }
+
     /// A note that names the tensors which hold NaN or infinity.
     pub fn non_finite(&self) -> Option<String> {
         let is_broken = |tensor: &Tensor| {

@@ -1,5 +1,6 @@
 //! A network as Python source: `nn.Module` classes whose `state_dict()` has the names of our weights.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -99,6 +100,16 @@ pub fn source(model: &Model, module: &str, title: &str, notes: &[String], about:
         text += "import torch.nn.functional as F\n";
     }
     text += "from torch import nn\n";
+    let layers = model.root().leaves().into_iter().filter_map(|leaf| match &leaf.op {
+        Op::Layer(spec) => spec.layer().torch_module(&leaf.input).within,
+        _ => None,
+    });
+    let functions: BTreeSet<_> =
+        layers.map(|(function, _)| function).filter(|name| !name.starts_with("nn.")).collect();
+    if !functions.is_empty() {
+        let names: Vec<_> = functions.into_iter().collect();
+        text += &format!("from torch.nn.utils.parametrizations import {}\n", names.join(", "));
+    }
     for (index, (name, fact)) in about.facts().into_iter().enumerate() {
         // JSON's lists of texts and numbers are Python's.
         let start = if index == 0 { "\n" } else { "" };
@@ -144,6 +155,12 @@ fn declaration(class: &Class, all: &[Class]) -> String {
     let params: Vec<_> = class.params.iter().map(|(name, _)| format!(", {name}")).collect();
     let mut text = format!("class {}({base}):\n    def __init__(self{}):\n", class.name, params.concat());
     let start = match &class.base {
+        Some(Part::Twin(twin)) => {
+            let own = Part::Twin(TorchModule { within: None, ..twin.clone() });
+            let mut lines = replace_call(&values.lines(&own, 8), "super().__init__");
+            lines.extend(twin.within.as_ref().map(|(function, rest)| format!("{function}(self{rest})")));
+            lines
+        }
         Some(part) => replace_call(&values.lines(part, 8), "super().__init__"),
         None => vec!["super().__init__()".to_owned()],
     };

@@ -59,6 +59,10 @@ pub struct Options {
     /// Leave out the tensors of a file that PATTERN names, such as 'aux*' (repeatable)
     #[arg(long, value_name = "PATTERN", requires = "model")]
     ignore: Vec<String>,
+    /// Write plain weights where the network computes them: those of weight_norm, spectral_norm and
+    /// weight_standardization, as evaluation has them
+    #[arg(long, conflicts_with = "with_optimizer")]
+    fold: bool,
     #[command(flatten)]
     format: ExportOptions,
 }
@@ -74,7 +78,10 @@ pub fn run(options: &Options) -> Result<()> {
     if options.with_optimizer {
         return write_resumable(options);
     }
-    let network = source::open(options)?;
+    let mut network = source::open(options)?;
+    if options.fold {
+        network.fold()?;
+    }
     let output = output(options, &network.name)?;
     let exporter = options.to.exporter;
     let written = exporter.write(&network, &options.format, &output)?;

@@ -229,14 +229,12 @@ impl Builder<'_> {
             names.push(name.to_owned());
             Ok(())
         };
-        for param in module.tensors() {
-            fresh(&param.name)?;
-            let full = join(&module.path, &param.name);
-            let found = self.state.iter().find(|(name, _)| *name == full);
-            let (_, tensor) = found.with_context(|| format!("`{full}` is not in the network"))?;
-            let role = if param.kind == ParamKind::Buffer { Role::Buffer } else { Role::Parameter };
-            made.add_tensor(&param.name, &tensor.to_device(Device::Cpu), role)?;
-        }
+        let tensors: Vec<_> = module.tensors().into_iter().map(|param| (param.name, param.kind)).collect();
+        let mut firsts: Vec<&str> =
+            tensors.iter().map(|(name, _)| name.split('.').next().unwrap_or(name)).collect();
+        firsts.dedup();
+        firsts.into_iter().try_for_each(&mut fresh)?;
+        self.add_tensors(&mut made, &module.path, &tensors)?;
         for child in &module.children {
             fresh(&child.name)?;
             made.add_child(&child.name, &self.module(child, "", "")?)?;
@@ -251,6 +249,39 @@ impl Builder<'_> {
             made.define(&source).with_context(|| format!("the forward {place}"))?;
         }
         Ok(made)
+    }
+}
+
+impl Builder<'_> {
+    /// Adds the tensors at `path` to `made`, those with dots in their names to modules below it.
+    fn add_tensors(
+        &mut self,
+        made: &mut script::Module,
+        path: &str,
+        tensors: &[(String, ParamKind)],
+    ) -> Result<()> {
+        let mut below: Vec<(&str, Vec<(String, ParamKind)>)> = Vec::new();
+        for (name, kind) in tensors {
+            if let Some((first, rest)) = name.split_once('.') {
+                let entry = (rest.to_owned(), *kind);
+                match below.iter_mut().find(|(known, _)| *known == first) {
+                    Some((_, entries)) => entries.push(entry),
+                    None => below.push((first, vec![entry])),
+                }
+                continue;
+            }
+            let full = join(path, name);
+            let found = self.state.iter().find(|(name, _)| *name == full);
+            let (_, tensor) = found.with_context(|| format!("`{full}` is not in the network"))?;
+            let role = if *kind == ParamKind::Buffer { Role::Buffer } else { Role::Parameter };
+            made.add_tensor(name, &tensor.to_device(Device::Cpu), role)?;
+        }
+        for (name, entries) in below {
+            let mut child = script::Module::new("__torch__.tikhonov.Parametrization", self.peer.as_ref())?;
+            self.add_tensors(&mut child, &join(path, name), &entries)?;
+            made.add_child(name, &child)?;
+        }
+        Ok(())
     }
 }
 
