@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
-use tikhonov::data::Resize;
 use tikhonov::data::normalize::Normalize;
+use tikhonov::data::{EvalTransform, Interpolation, Resize};
 use tikhonov::libtorch::script;
 use tikhonov::nn::model::{Model, Network};
 use tikhonov::pytorch::export::EXPORTS;
@@ -148,8 +148,8 @@ fn every_shipped_model_answers_in_onnxruntime_as_in_rust() {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
-    for (name, model) in shipped(|values| values < SMALL) {
-        write(folder.path(), name, &model, LARGEST).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+    for (name, model) in shipped(1, |values| values < SMALL) {
+        write(folder.path(), &name, &model, LARGEST).unwrap_or_else(|error| panic!("{name}: {error:#}"));
     }
     println!("{}", compare(folder.path(), 1e-5));
 }
@@ -160,16 +160,27 @@ const SMALL: i64 = 12_000_000;
 #[test]
 #[ignore = "gigabytes of weights; cargo test --release --locked -- --ignored large_shipped"]
 fn every_large_shipped_model_answers_in_onnxruntime_as_in_rust() {
-    for (name, model) in shipped(|values| values >= SMALL) {
+    for (name, model) in shipped(usize::MAX, |values| values >= SMALL) {
         let folder = tempfile::tempdir().expect("a folder");
-        write(folder.path(), name, &model, LARGEST).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+        write(folder.path(), &name, &model, LARGEST).unwrap_or_else(|error| panic!("{name}: {error:#}"));
         print!("{}", compare(folder.path(), 1e-5));
     }
 }
 
-/// The shipped models with so many values.
-fn shipped(wanted: impl Fn(i64) -> bool) -> impl Iterator<Item = (&'static str, Model)> {
-    let models = tikhonov::util::builtin::models().map(|name| (name, model(json!(name))));
+/// The shipped models with so many values; of families the first variants, or all.
+fn shipped(variants: usize, wanted: impl Fn(i64) -> bool) -> impl Iterator<Item = (String, Model)> {
+    let names = tikhonov::util::builtin::models().flat_map(move |name| {
+        let text = tikhonov::util::builtin::model(name).expect("it is shipped");
+        let file: serde_yaml::Value = serde_yaml::from_str(text).expect("YAML");
+        match file.get("variants").and_then(serde_yaml::Value::as_mapping) {
+            Some(all) => {
+                let names = all.keys().filter_map(|name| name.as_str().map(str::to_owned));
+                names.take(variants).collect()
+            }
+            None => vec![name.to_owned()],
+        }
+    });
+    let models = names.map(|name| (name.clone(), model(json!(name))));
     let values = |model: &Model| model.params().iter().map(|p| p.shape.iter().product::<i64>()).sum();
     models.filter(move |(_, model)| wanted(values(model)))
 }
@@ -223,10 +234,14 @@ fn pictures_of_any_size_are_prepared_in_onnx_as_in_torchscript() {
     }
     let folder = tempfile::tempdir().expect("a folder");
     let normalize = Normalize { mean: vec![0.4, 0.5, 0.3], std: vec![0.2, 0.3, 0.25] };
+    let shorter =
+        |interpolation| Resize::Shorter(EvalTransform { resize: 27, center_crop: None, interpolation });
     let classifier = "[conv2d: {out_channels: 4, kernel_size: 3}, relu, flatten, linear: {out_features: 3}]";
     for (name, layers, resize) in [
         ("squash", classifier, Some(Resize::Squash)),
         ("crop", classifier, Some(Resize::Crop)),
+        ("shorter", classifier, Some(shorter(Interpolation::Bilinear))),
+        ("bicubic", classifier, Some(shorter(Interpolation::Bicubic))),
         ("none", "[conv2d: {out_channels: 3, kernel_size: 3, padding: 1}]", None),
     ] {
         let model = inline(&[3, 20, 24], layers);
@@ -237,19 +252,46 @@ fn pictures_of_any_size_are_prepared_in_onnx_as_in_torchscript() {
         let file = |extension: &str| folder.path().join(format!("{name}.{extension}"));
         onnx::write(&file("onnx"), &model, &network, &what)
             .unwrap_or_else(|error| panic!("{name}: {error:#}"));
-        let twin = torchscript::Options {
-            preprocess: Some(preprocess),
-            softmax: what.softmax,
-            ..Default::default()
+        let program = |options: torchscript::Options| {
+            torchscript::write(&file("pt"), &model, &network, &options).expect("TorchScript");
+            script::Module::load(&file("pt"), Device::Cpu).expect("it loads")
         };
-        torchscript::write(&file("pt"), &model, &network, &twin).expect("TorchScript");
-        let script = script::Module::load(&file("pt"), Device::Cpu).expect("it loads");
+        let softmax = what.softmax;
+        let script = match resize {
+            // By its own words, below: the two samples of the comparison are of the size of the network.
+            Some(Resize::Shorter(_)) => program(torchscript::Options { softmax, ..Default::default() }),
+            _ => {
+                program(torchscript::Options { preprocess: Some(preprocess), softmax, ..Default::default() })
+            }
+        };
         let mut arrays = Vec::new();
         for (index, (height, width)) in
             [(20, 24), (50, 31), (13, 20), (20, 90), (97, 24), (33, 40)].into_iter().enumerate()
         {
             let xs = Tensor::randint(256, [2, 3, height, width], (Kind::Uint8, Device::Cpu));
-            let ys = tch::no_grad(|| script.forward(&xs)).expect("it runs");
+            let given = match resize {
+                Some(Resize::Shorter(transform)) => {
+                    let side = transform.resize as i64;
+                    let size = [(height * side / width).max(side), (width * side / height).max(side)];
+                    let xs = xs.to_kind(Kind::Float) / 255.0;
+                    let xs = match transform.interpolation {
+                        Interpolation::Bilinear => {
+                            xs.internal_upsample_bilinear2d_aa(size, false, None, None)
+                        }
+                        Interpolation::Bicubic => {
+                            xs.internal_upsample_bicubic2d_aa(size, false, None, None).clamp(0.0, 1.0)
+                        }
+                    };
+                    let middle = |whole: i64, part: i64| {
+                        let half = (whole - part) as f64 / 2.0;
+                        half.round_ties_even() as i64
+                    };
+                    let xs = xs.narrow(2, middle(size[0], 20), 20).narrow(3, middle(size[1], 24), 24);
+                    normalize.apply(&xs)
+                }
+                _ => xs.shallow_clone(),
+            };
+            let ys = tch::no_grad(|| script.forward(&given)).expect("it runs");
             arrays.extend([(format!("x{index}"), xs), (format!("y{index}"), ys)]);
         }
         Tensor::write_npz(&arrays, file("npz")).expect("the arrays are written");
@@ -420,7 +462,7 @@ fn what_onnx_cannot_say_exactly_is_refused_by_name_and_leaves_nothing() {
 fn the_hand_over_table_of_every_shipped_model() {
     let names: Vec<_> = EXPORTS.iter().map(|export| format!("`{}`", export.name)).collect();
     println!("\n| model | {} |\n|---|{}", names.join(" | "), "---|".repeat(names.len()));
-    for (name, model) in shipped(|_| true) {
+    for (name, model) in shipped(1, |_| true) {
         let folder = tempfile::tempdir().expect("a folder");
         let file = |name: &str| folder.path().join(name);
         let text = |name: &str| file(name).to_str().expect("text").to_owned();
@@ -435,7 +477,7 @@ fn the_hand_over_table_of_every_shipped_model() {
         for export in EXPORTS {
             let output = format!("net.{}", export.exporter.extension());
             let args =
-                ["export", &text("weights.pth"), "--model", name, "--to", export.name, "-o", &text(&output)];
+                ["export", &text("weights.pth"), "--model", &name, "--to", export.name, "-o", &text(&output)];
             let (code, _, stderr) = run(&args);
             match code {
                 0 => writeln!(files, "{} {output}", export.name).expect("text"),
@@ -445,7 +487,7 @@ fn the_hand_over_table_of_every_shipped_model() {
             }
         }
         std::fs::write(file("files.txt"), files).expect("the list is written");
-        let args = [folder.path().to_str().expect("text"), name];
+        let args = [folder.path().to_str().expect("text"), name.as_str()];
         print!(
             "{}",
             python(&format!(

@@ -172,7 +172,12 @@ impl Graph {
 
     /// A number of the kind that the network computes with.
     pub fn scalar(&mut self, value: f64) -> String {
-        self.constant(&Tensor::from(value).to_kind(self.kind))
+        self.number(value, self.kind)
+    }
+
+    /// A number of `kind`.
+    pub fn number(&mut self, value: f64, kind: Kind) -> String {
+        self.constant(&Tensor::from(value).to_kind(kind))
     }
 
     /// A list of numbers of `kind`.

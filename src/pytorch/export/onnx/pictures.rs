@@ -5,10 +5,10 @@ use anyhow::Result;
 use tch::Kind;
 
 use super::graph::{Graph, element};
-use super::operators::{Int, Ints, Text};
+use super::operators::{Float, Int, Ints, Text};
 use super::proto::Element;
-use crate::data::Resize;
 use crate::data::normalize::Normalize;
+use crate::data::{Interpolation, Resize};
 use crate::pytorch::export::torchscript::Preprocess;
 
 /// Nodes between the input `x` and the network, which takes samples of the shape `input`; pictures come as
@@ -43,27 +43,43 @@ pub fn prepare(graph: &mut Graph, x: String, preprocess: &Preprocess, input: &[i
 
 /// As [`crate::data::Fit`] brings pictures to the size of the samples.
 fn resized(graph: &mut Graph, x: String, resize: Resize, height: i64, width: i64) -> String {
+    // What the scaled picture covers just so, and the filter.
+    let wanted = [height, width];
+    let (covered, interpolation) = match resize {
+        Resize::Squash => (None, Interpolation::Bilinear),
+        Resize::Crop => (Some(wanted), Interpolation::Bilinear),
+        Resize::Shorter(transform) => (Some([transform.resize as i64; 2]), transform.interpolation),
+    };
+    let filter = match interpolation {
+        Interpolation::Bilinear => vec![("mode", Text("linear"))],
+        Interpolation::Bicubic => vec![("mode", Text("cubic")), ("cubic_coeff_a", Float(-0.5))],
+    };
     // Without exclude_outside the weights of what is beyond the border would count.
-    let attributes = [
-        ("mode", Text("linear")),
+    let border = vec![
         ("antialias", Int(1)),
         ("exclude_outside", Int(1)),
         ("coordinate_transformation_mode", Text("half_pixel")),
         ("axes", Ints(vec![2, 3])),
     ];
-    let wanted = graph.ints(&[height, width]);
-    if resize == Resize::Squash {
+    let attributes = [filter, border].concat();
+    let wanted = graph.ints(&wanted);
+    let Some([rows, columns]) = covered else {
         return graph.node("Resize", &[&x, "", "", &wanted], &attributes);
-    }
-    // rows = max(h * width // w, height), columns = max(w * height // h, width): one is the side wanted.
+    };
+    // max(h * columns // w, rows) rows and max(w * rows // h, columns) columns: one is the side covered.
     let sides = graph.node("Shape", &[&x], &[("start", Int(2)), ("end", Int(4))]);
     let reversed = graph.ints(&[1, 0]);
     let turned = graph.node("Gather", &[&sides, &reversed], &[]);
-    let other = graph.ints(&[width, height]);
+    let (least, other) = (graph.ints(&[rows, columns]), graph.ints(&[columns, rows]));
     let scaled = graph.node("Mul", &[&sides, &other], &[]);
     let scaled = graph.node("Div", &[&scaled, &turned], &[]);
-    let sizes = graph.node("Max", &[&scaled, &wanted], &[]);
-    let x = graph.node("Resize", &[&x, "", "", &sizes], &attributes);
+    let sizes = graph.node("Max", &[&scaled, &least], &[]);
+    let mut x = graph.node("Resize", &[&x, "", "", &sizes], &attributes);
+    if interpolation == Interpolation::Bicubic {
+        // It overshoots, where Pillow's 8 bits end.
+        let [low, high] = [0.0, 1.0].map(|bound| graph.number(bound, Kind::Float));
+        x = graph.node("Clip", &[&x, &low, &high], &[]);
+    }
     // The middle of it: the half of what is too much, rounded to even.
     let surplus = graph.node("Sub", &[&sizes, &wanted], &[]);
     let surplus = graph.node("Cast", &[&surplus], &[("to", Int(Element::Float as i64))]);
