@@ -58,7 +58,9 @@ impl<'a> Source<'a> {
         ensure!(key(output)? == "user_output", "it answers a {}; export it after net.eval()", key(output)?);
         let output = output["user_output"]["arg"]["as_tensor"]["name"].as_str();
         let output = source.name(output.context("its answer is no tensor")?)?;
-        let lines: String = source.lines.iter().map(|line| format!("    {line}\n")).collect();
+        // A list without elements has no type of its own.
+        let empty = ["int", "float", "bool", "Tensor"].map(|kind| format!("no_{kind}: List[{kind}] = []"));
+        let lines: String = empty.iter().chain(&source.lines).map(|line| format!("    {line}\n")).collect();
         Ok(format!("def forward(self, x: Tensor) -> Tensor:\n{lines}    return {output}\n"))
     }
 
@@ -241,7 +243,7 @@ impl<'a> Source<'a> {
         let tensor = |value: &Json| self.name(&text(&value["name"])?);
         let joined = |parts: Result<Vec<String>>| parts.map(|parts| format!("[{}]", parts.join(", ")));
         let literals = |kind: &str, one: &dyn Fn(&Json) -> Result<String>| match list(value)? {
-            [] => Ok(format!("annotate(List[{kind}], [])")),
+            [] => Ok(format!("no_{kind}")),
             values => joined(values.iter().map(one).collect()),
         };
         let mixed = |value: &Json| match value["as_name"].as_str() {
@@ -257,7 +259,7 @@ impl<'a> Source<'a> {
                     "as_none" => Ok("None".into()),
                     _ => tensor(&value["as_tensor"]),
                 };
-                format!("annotate(List[Optional[Tensor]], {})", literals("Optional[Tensor]", &one)?)
+                literals("Tensor", &one)?
             }
             "as_int" | "as_bool" => literal(value)?,
             "as_float" => float(value)?,
