@@ -119,7 +119,7 @@ last: {upsample: {like: input, mode: bilinear}}
     (&[2, 9, 9], "[drop_block2d: {p: 0.2, block_size: 3}, drop_block2d: {p: 0.1, block_size: 11, eps: 0.1}]"),
     (
         &[3, 6, 6],
-        "{down: {_a: {weight_norm: {module: {conv2d: {out_channels: 4, kernel_size: 3, padding: 1}}}}, _r: relu, b: {spectral_norm: {module: {conv2d: {out_channels: 4, kernel_size: 1}}}}}, up: [repeat: {times: 3, layers: [{weight_norm: {module: {conv2d: {out_channels: 4, kernel_size: 1}}}}, relu]}], _n: batch_norm2d}",
+        "{down: {_a: {weight_norm: {module: {conv2d: {out_channels: 4, kernel_size: 3, padding: 1}}}}, _r: relu, b: {spectral_norm: {module: {conv2d: {out_channels: 4, kernel_size: 1}}}}}, up: [repeat: {times: 3, layers: [{weight_norm: {module: {conv2d: {out_channels: 4, kernel_size: 1}}}}, relu]}]}",
     ),
     (&[2, 8, 8], "[stochastic_depth: {p: 0.3}, stochastic_depth: {p: 0.2, mode: batch}, scale: {value: 0.1}]"),
     (
