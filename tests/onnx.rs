@@ -252,46 +252,19 @@ fn pictures_of_any_size_are_prepared_in_onnx_as_in_torchscript() {
         let file = |extension: &str| folder.path().join(format!("{name}.{extension}"));
         onnx::write(&file("onnx"), &model, &network, &what)
             .unwrap_or_else(|error| panic!("{name}: {error:#}"));
-        let program = |options: torchscript::Options| {
-            torchscript::write(&file("pt"), &model, &network, &options).expect("TorchScript");
-            script::Module::load(&file("pt"), Device::Cpu).expect("it loads")
+        let twin = torchscript::Options {
+            preprocess: Some(preprocess),
+            softmax: what.softmax,
+            ..Default::default()
         };
-        let softmax = what.softmax;
-        let script = match resize {
-            // By its own words, below: the two samples of the comparison are of the size of the network.
-            Some(Resize::Shorter(_)) => program(torchscript::Options { softmax, ..Default::default() }),
-            _ => {
-                program(torchscript::Options { preprocess: Some(preprocess), softmax, ..Default::default() })
-            }
-        };
+        torchscript::write(&file("pt"), &model, &network, &twin).expect("TorchScript");
+        let script = script::Module::load(&file("pt"), Device::Cpu).expect("it loads");
         let mut arrays = Vec::new();
         for (index, (height, width)) in
             [(20, 24), (50, 31), (13, 20), (20, 90), (97, 24), (33, 40)].into_iter().enumerate()
         {
             let xs = Tensor::randint(256, [2, 3, height, width], (Kind::Uint8, Device::Cpu));
-            let given = match resize {
-                Some(Resize::Shorter(transform)) => {
-                    let side = transform.resize as i64;
-                    let size = [(height * side / width).max(side), (width * side / height).max(side)];
-                    let xs = xs.to_kind(Kind::Float) / 255.0;
-                    let xs = match transform.interpolation {
-                        Interpolation::Bilinear => {
-                            xs.internal_upsample_bilinear2d_aa(size, false, None, None)
-                        }
-                        Interpolation::Bicubic => {
-                            xs.internal_upsample_bicubic2d_aa(size, false, None, None).clamp(0.0, 1.0)
-                        }
-                    };
-                    let middle = |whole: i64, part: i64| {
-                        let half = (whole - part) as f64 / 2.0;
-                        half.round_ties_even() as i64
-                    };
-                    let xs = xs.narrow(2, middle(size[0], 20), 20).narrow(3, middle(size[1], 24), 24);
-                    normalize.apply(&xs)
-                }
-                _ => xs.shallow_clone(),
-            };
-            let ys = tch::no_grad(|| script.forward(&given)).expect("it runs");
+            let ys = tch::no_grad(|| script.forward(&xs)).expect("it runs");
             arrays.extend([(format!("x{index}"), xs), (format!("y{index}"), ys)]);
         }
         Tensor::write_npz(&arrays, file("npz")).expect("the arrays are written");

@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use tch::{Kind, Tensor, no_grad};
 
 use super::{Agreement, Options, Preprocess};
+use crate::data::{EvalTransform, Interpolation, Resize};
 use crate::libtorch::{catch_panics, script};
 use crate::nn::model::{Model, Network, Op, Sides};
 use crate::util::exit_code::{ExitCode, fail};
@@ -33,8 +34,15 @@ fn samples(network: &Network, model: &Model, options: &Options) -> Result<(Tenso
     let shape = [&[3i64], model.input()].concat();
     let xs = Tensor::f_rand(shape.as_slice(), (Kind::Float, network.device()))?;
     Ok(match &options.preprocess {
-        Some(Preprocess { normalize, .. }) => {
-            let normalized = normalize.as_ref().map_or_else(|| xs.shallow_clone(), |n| n.apply(&xs));
+        Some(Preprocess { normalize, resize, .. }) => {
+            let fitted = match (resize, model.input()) {
+                (Some(Resize::Shorter(transform)), &[_, height, width]) => {
+                    shorter(&xs, transform, height, width)?
+                }
+                // It has the size already.
+                _ => xs.shallow_clone(),
+            };
+            let normalized = normalize.as_ref().map_or_else(|| fitted.shallow_clone(), |n| n.apply(&fitted));
             (xs, normalized.to_kind(network.kind()))
         }
         None => {
@@ -42,6 +50,21 @@ fn samples(network: &Network, model: &Model, options: &Options) -> Result<(Tenso
             (xs.shallow_clone(), xs)
         }
     })
+}
+
+/// Pictures of `height × width` as [`EvalTransform`] makes samples of that size of them.
+fn shorter(xs: &Tensor, transform: &EvalTransform, height: i64, width: i64) -> Result<Tensor> {
+    let side = transform.resize as i64;
+    let size = [(height * side / width).max(side), (width * side / height).max(side)];
+    let scaled = match transform.interpolation {
+        Interpolation::Bilinear => xs.f_internal_upsample_bilinear2d_aa(size, false, None, None)?,
+        Interpolation::Bicubic => {
+            xs.f_internal_upsample_bicubic2d_aa(size, false, None, None)?.f_clamp(0.0, 1.0)?
+        }
+    };
+    let start = |whole: i64, part: i64| ((whole - part) as f64 / 2.0).round_ties_even() as i64;
+    let rows = scaled.f_narrow(2, start(size[0], height), height)?;
+    Ok(rows.f_narrow(3, start(size[1], width), width)?)
 }
 
 /// Exit 4 where `apart` is more than `allowed`.
