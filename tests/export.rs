@@ -195,7 +195,7 @@ fn every_shipped_model_goes_to_python_and_back_unchanged_in_all_forms() {
         }
     });
     assert_eq!(script(&text, &["read", utf8(folder.path())]), names);
-    assert_eq!(names.lines().count(), tikhonov::util::builtin::models().count(), "every model has a twin");
+    assert_eq!(names.lines().count(), crate::model::TWINS.len(), "every model has a twin");
 }
 
 #[test]

@@ -58,3 +58,4 @@ mod train;
 mod wheel;
 #[cfg(feature = "kernels")]
 mod winograd;
+mod zoo;

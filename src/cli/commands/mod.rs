@@ -13,6 +13,7 @@ mod finetune;
 mod init;
 mod inspect;
 mod interpolate;
+mod models;
 mod outputs;
 mod predict;
 mod report;
@@ -81,6 +82,7 @@ commands! {
     Interpolate => interpolate;
     Encode => encode;
     Decode => decode;
+    Models => models;
     Summary => summary;
     Shrink => shrink;
     Inspect => inspect;

@@ -8,17 +8,29 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::ConfigOptions;
+use super::{ConfigOptions, assignment};
 use crate::nn::layers::Param;
-use crate::nn::model::{Rates, Summary};
+use crate::nn::model::{Model, ModelSpec, Rates, Summary};
 use crate::penalty::{FreezeUntil, Lambda, ParamGroup, Term};
 use crate::train::session::ModelPlan;
+use crate::util::exit_code::{ExitCode, fail};
+use crate::util::yaml::{self, Document};
 
-/// Show the layers, parameters and penalties of a config.
+/// Show the layers, parameters and penalties of a config, or the layers of a network.
 #[derive(Args, Debug)]
 pub struct Options {
-    #[command(flatten)]
-    pub config: ConfigOptions,
+    /// A YAML file, a run folder, or the name of a shipped config such as `quickstart`
+    #[arg(required_unless_present = "model")]
+    config: Option<String>,
+    /// A shipped network (`tikhonov models` lists them) or a model file, without a config
+    #[arg(long, value_name = "NAME|FILE", conflicts_with = "config")]
+    model: Option<String>,
+    /// An argument of the network given by --model, such as classes=5 (repeatable)
+    #[arg(long, value_name = "NAME=VALUE", value_parser = assignment, requires = "model")]
+    arg: Vec<String>,
+    /// Override one key of the config; VALUE is YAML (repeatable): --set optimizer.sgd.lr=0.05
+    #[arg(long, value_name = "KEY=VALUE", value_parser = assignment, conflicts_with = "model")]
+    set: Vec<String>,
     /// As JSON
     #[arg(long)]
     pub json: bool,
@@ -41,7 +53,17 @@ struct GroupRow<'a> {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    let config = options.config.load([])?;
+    if let Some(model) = &options.model {
+        let summary = Summary::new(&network(model, &options.arg)?, |_| Rates::default());
+        let mut out = std::io::stdout().lock();
+        match options.json {
+            true => serde_json::to_writer_pretty(&mut out, &summary)?,
+            false => write!(out, "{}", summary.text().trim_end())?,
+        }
+        return Ok(writeln!(out)?);
+    }
+    let config = options.config.clone().unwrap_or_default();
+    let config = ConfigOptions { config, set: options.set.clone() }.load([])?;
     let ModelPlan { model, groups } = ModelPlan::of(&config)?;
     let trainable: Vec<&Param> = model.params().iter().filter(|param| param.is_trainable()).collect();
     // One rate for all is the optimiser's: nothing to tell apart.
@@ -72,6 +94,18 @@ pub fn run(options: &Options) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The network of `--model` with the arguments of `--arg`.
+fn network(name: &str, assignments: &[String]) -> Result<Model> {
+    let is_file = name.ends_with(".yaml") || name.ends_with(".yml");
+    let mut spec = json!({if is_file { "file" } else { "name" }: name, "args": {}});
+    for (key, value) in assignments.iter().filter_map(|assignment| assignment.split_once('=')) {
+        let document = Document::parse(format!("--arg {key}"), format!("value: {value}"))?;
+        spec["args"][key] = document.value("value").cloned().unwrap_or_default();
+    }
+    let spec: ModelSpec = yaml::decode(&spec).map_err(|invalid| fail(ExitCode::Usage, invalid))?;
+    Model::from_spec(&spec)
 }
 
 fn row<'a>(group: &'a ParamGroup, lr: Option<f64>, trainable: &[&'a Param]) -> GroupRow<'a> {

@@ -21,7 +21,9 @@ pub(crate) struct Shipped {
 /// The shipped network `name`: a file's, or a variant's.
 pub(crate) fn shipped(name: &str) -> anyhow::Result<Option<Shipped>> {
     if let Some((family, text)) = builtin::models().find(|known| *known == name).zip(builtin::model(name)) {
-        return Ok(Some(Shipped { document: parse(family, text)?, variant: None }));
+        let document = parse(family, text)?;
+        let variant = variants(&document.tree).is_some_and(|variants| variants.contains_key(name));
+        return Ok(Some(Shipped { document, variant: variant.then(|| name.to_owned()) }));
     }
     // Only the file that can hold it is parsed.
     let key = format!("\n  {name}:");
@@ -190,4 +192,10 @@ pub(crate) fn declared(name: &str) -> Option<Map<String, Value>> {
         .and_then(|variant| variants(&shipped.document.tree)?.get(&variant)?.as_object().cloned());
     args.extend(own.unwrap_or_default());
     Some(args)
+}
+
+/// The files of published weights that the shipped network `name` fits, as its file says.
+pub(crate) fn published(name: &str) -> Option<String> {
+    let shipped = shipped(name).ok()??;
+    Some(shipped.document.value("published")?.as_str()?.replace("{variant}", name))
 }

@@ -17,7 +17,7 @@ use crate::util::yaml::{self, Invalid, nearest};
 const KINDS: [&str; 3] = ["conv2d", "conv_transpose2d", "linear"];
 
 /// A distribution of initial weights, named as in `torch.nn.init`; the gain of the Kaiming family is ReLU's.
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Init {
     KaimingNormal,
@@ -46,6 +46,10 @@ pub(crate) enum Init {
         a: f64,
         b: f64,
     },
+    /// One where a channel goes to itself, in the middle of the kernel: a convolution that changes nothing.
+    Dirac,
+    /// These.
+    Values(Vec<f64>),
     Zeros,
 }
 
@@ -83,6 +87,11 @@ impl Inits {
             }
             if key.contains(['.', '*']) {
                 let pattern = WildMatch::new(key);
+                let misfit = params.iter().find(|param| pattern.matches(&param.name) && !init.fits(param));
+                if let Some(param) = misfit {
+                    let message = format!("does not fit `{}`, whose shape is {:?}", param.name, param.shape);
+                    return Err(Invalid::new(path, message));
+                }
                 let names = params.iter().filter(|param| param.kind != ParamKind::Buffer);
                 let mut names = names.map(|param| param.name.as_str());
                 if names.clone().any(|name| pattern.matches(name)) {
@@ -93,6 +102,9 @@ impl Inits {
                     None => String::new(),
                 };
                 return Err(Invalid::new(path, format!("`{key}` matches no parameter{hint}")));
+            }
+            if matches!(init, Init::Values(_)) {
+                return Err(Invalid::new(path, "values belong to one tensor: write its name"));
             }
             if KINDS.contains(&key.as_str()) {
                 return Ok((Target::Kind(key.clone()), init));
@@ -118,14 +130,14 @@ impl Inits {
 
     /// The distribution of the parameter `name`, `kind` being the layer's type: the last pattern that fits its
     /// name, or else that of the layer type if it is the weight.
-    pub fn of(&self, name: &str, kind: &str) -> Option<Init> {
+    pub fn of(&self, name: &str, kind: &str) -> Option<&Init> {
         let named = |target: &Target| matches!(target, Target::Names(pattern) if pattern.matches(name));
         let typed = |target: &Target| {
             matches!(target, Target::Kind(known) if known == kind)
                 && name.rsplit('.').next() == Some("weight")
         };
         let last = |fits: &dyn Fn(&Target) -> bool| {
-            self.0.iter().rev().find(|(target, _)| fits(target)).map(|(_, init)| *init)
+            self.0.iter().rev().find(|(target, _)| fits(target)).map(|(_, init)| init)
         };
         last(&named).or_else(|| last(&typed))
     }
@@ -133,8 +145,8 @@ impl Inits {
 
 impl Init {
     /// Why its numbers cannot be.
-    fn refused(self) -> Option<&'static str> {
-        match self {
+    fn refused(&self) -> Option<&'static str> {
+        match *self {
             Self::Normal { mean, std } if !(mean.is_finite() && std.is_finite() && std >= 0.0) => {
                 Some("normal wants a finite mean and a finite std from 0 up")
             }
@@ -150,13 +162,22 @@ impl Init {
         }
     }
 
+    /// Whether it can be what `param` begins with.
+    fn fits(&self, param: &Param) -> bool {
+        match self {
+            Self::Values(values) => values.len() as i64 == param.count(),
+            Self::Dirac => param.shape.len() == 4,
+            _ => true,
+        }
+    }
+
     /// Overwrites `weight` with a draw.
-    pub fn apply(self, weight: &Tensor) {
+    pub fn apply(&self, weight: &Tensor) {
         let (fan_in, fan_out) = fans(weight);
         // The operations and their order are those of torch.nn.init: the draws agree to the last bit.
         let relu = |fan: f64| 2f64.sqrt() / fan.sqrt();
         let xavier = (2.0 / (fan_in + fan_out)).sqrt();
-        match self {
+        match *self {
             Self::KaimingNormal => normal(weight, 0.0, relu(fan_in)),
             Self::KaimingNormalFanOut => normal(weight, 0.0, relu(fan_out)),
             Self::KaimingUniform => uniform(weight, 3f64.sqrt() * relu(fan_in)),
@@ -173,6 +194,17 @@ impl Init {
             }
             Self::Uniform { a, b } => draw(weight, |drawn| {
                 let _ = drawn.uniform_(a, b);
+            }),
+            Self::Dirac => draw(weight, |drawn| {
+                let _ = drawn.zero_();
+                let size = drawn.size();
+                if let [out, into, height, width] = size[..] {
+                    let middle = drawn.select(3, width / 2).select(2, height / 2);
+                    let _ = middle.slice(0, 0, out.min(into), 1).diagonal(0, 0, 1).fill_(1.0);
+                }
+            }),
+            Self::Values(ref values) => draw(weight, |drawn| {
+                drawn.copy_(&Tensor::from_slice(values).view_as(drawn));
             }),
             Self::Zeros => {
                 tch::no_grad(|| {
