@@ -1,5 +1,5 @@
 # The networks of torchvision, efficientnet-lite-pytorch, spandrel and KAIR's papers that the shipped models are held against.
-# Reads commands from standard input, one a line, and answers each with one line of JSON: `open NAME`, `step`, `script FILE`.
+# Reads commands from standard input, one a line, and answers each with one line of JSON: `open NAME STEPS`, `step`, `script FILE`.
 import json
 import os
 import sys
@@ -226,7 +226,7 @@ def case(name):
         net = lite(plain)
         size = net.input_image_size
         size = size if isinstance(size, int) else size[0]
-        return net, {**NO_DROPOUT, "drop_connect": 0}, (1, 3, size, size)
+        return net, {**NO_DROPOUT, "stochastic_depth": 0}, (1, 3, size, size)
     others = {
         "drunet": lambda: (drunet(), {}, (1, 4, 32, 32)),
         "ircnn": lambda: (ircnn(), {}, (1, 1, 32, 32)),
@@ -272,7 +272,7 @@ def still(net):
 class Held:
     """The network in work."""
 
-    def __init__(self, name):
+    def __init__(self, name, steps):
         torch.manual_seed(7)
         self.net, self.args, shape = case(name)
         self.inner = self.net.net if isinstance(self.net, Around) else self.net
@@ -306,14 +306,13 @@ class Held:
         grads = {key: value.grad for key, value in self.inner.named_parameters() if value.grad is not None}
         save("grads", grads)
         self.losses = [loss.item()]
-        for _ in range(20):
+        for _ in range(steps):
             self.step()
-        save("after", self.inner.state_dict())
 
     def loss(self):
         return self.net(self.x).square().mean()
 
-    def step(self, lr=1e-3):
+    def step(self, lr=1e-4):
         self.inner.zero_grad()
         loss = self.loss()
         loss.backward()
@@ -334,7 +333,8 @@ for line in sys.stdin:
     if command == "open":
         try:
             held = None
-            held = Held(rest)
+            name, steps = rest.split()
+            held = Held(name, int(steps))
             answer = held.answer()
         except ImportError as error:
             answer = {"missing": str(error)}

@@ -197,5 +197,10 @@ pub(crate) fn declared(name: &str) -> Option<Map<String, Value>> {
 /// The files of published weights that the shipped network `name` fits, as its file says.
 pub(crate) fn published(name: &str) -> Option<String> {
     let shipped = shipped(name).ok()??;
-    Some(shipped.document.value("published")?.as_str()?.replace("{variant}", name))
+    let text = match shipped.document.tree.get("published")? {
+        // By variant; `*` is what is said of the others.
+        Value::Object(known) => known.get(name).or_else(|| known.get("*"))?.as_str()?,
+        other => other.as_str()?,
+    };
+    Some(text.replace("{variant}", name))
 }

@@ -112,7 +112,7 @@ impl JsonSchema for ModelSpec {
                     "order": {"type": "array", "items": {"type": "string"}, "description": "Names of siblings \
                         in the order of PyTorch's `state_dict()`, where it is not that of computation."},
                     "variants": {"type": "object", "description": "Arguments by the name of a variant."},
-                    "published": {"type": "string", "description": "The files of weights that fit, for \
+                    "published": {"type": ["string", "object"], "description": "The files of weights that fit, for \
                         `tikhonov models`."},
                     "init": {"type": "object", "description": "Initial weights by type of layer (`conv2d`, \
                         `conv_transpose2d`, `linear`) or by a pattern of names (`*.bias`): \
