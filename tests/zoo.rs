@@ -59,8 +59,11 @@ struct Found {
     parameters: i64,
     /// None where it is too large to be held here.
     held: Option<Held>,
-    /// Whether the weights at a seed are PyTorch's, bit for bit.
-    initial: bool,
+    /// The tensors whose bits at a seed are not PyTorch's.
+    redrawn: Vec<String>,
+    /// Those that differ by a rounding: `trunc_normal` on CPUs that are not Intel's, where MKL's inverse of erf uses
+    /// other instructions here (TIKHONOV_STARTUP=plain gives the same bits).
+    rounded: bool,
 }
 
 #[derive(Debug)]
@@ -79,7 +82,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn loss(network: &Network, xs: &Tensor) -> Tensor {
-    network.forward(xs, true).square().mean(Kind::Float)
+    network.forward(xs, true).square().mean(xs.kind())
 }
 
 fn step(network: &Network, xs: &Tensor, rate: f64) -> f64 {
@@ -127,24 +130,32 @@ fn compare(
     tch::manual_seed(7);
     let network = model.build(Device::Cpu, Kind::Float).expect("it builds");
     let initial = arrays(folder, "initial.npz");
-    found.initial = network.state().iter().all(|(name, tensor)| tensor.equal(&initial[name]));
+    for (name, tensor) in network.state() {
+        if !tensor.equal(&initial[&name]) {
+            found.rounded |= difference(&tensor, &initial[&name]) < 3e-7;
+            found.redrawn.extend((difference(&tensor, &initial[&name]) >= 3e-7).then_some(name));
+        }
+    }
 
     let state: BTreeMap<String, Tensor> = arrays(folder, "state.npz");
     network.load_state(&state).expect("the state fits");
     let io = arrays(folder, "io.npz");
     let output = no_grad(|| difference(&network.forward(&io["x"], false), &io["eval"]));
 
-    let mut losses = vec![loss(&network, &io["x"])];
+    let exact = model.build(Device::Cpu, Kind::Double).expect("it builds");
+    exact.load_state(&state).expect("the state fits");
+    let xs = io["x"].to_kind(Kind::Double);
+    let mut losses = vec![loss(&exact, &xs)];
     losses[0].backward();
     let theirs = arrays(folder, "grads.npz");
     let largest = theirs.values().map(|grad| grad.abs().max().double_value(&[])).fold(0.0, f64::max);
     let mut gradient: f64 = 0.0;
-    for parameter in network.parameters() {
+    for parameter in exact.parameters() {
         let Some(theirs) = theirs.get(&parameter.name) else { continue };
         gradient = gradient
             .max((parameter.tensor.grad() - theirs).abs().max().double_value(&[]) / largest.max(1e-30));
     }
-    losses.extend((0..steps).map(|_| Tensor::from(step(&network, &io["x"], 1e-4))));
+    losses.extend((0..steps).map(|_| Tensor::from(step(&exact, &xs, 1e-4))));
     let theirs = answer["losses"].as_array().expect("a list");
     let first = theirs[0].as_f64().expect("a number");
     let apart = losses.iter().zip(theirs).map(|(ours, theirs)| {
@@ -169,25 +180,28 @@ fn compare(
     ]);
     let script = reference.ask(&format!("script {}", file("net.pt")));
     assert!(script["equal"] == true, "{name}: TorchScript holds other tensors: {script}");
-    // And in again.
-    succeeds(&[
-        "export",
-        &file("net.pt"),
-        "--model",
-        &file("net.yaml"),
-        "--to",
-        "safetensors",
-        "-o",
-        &file("again.safetensors"),
-    ]);
-    let again: BTreeMap<String, Tensor> =
-        Tensor::read_safetensors(file("again.safetensors")).expect("it is read").into_iter().collect();
-    assert!(
-        weights.iter().all(|(name, tensor)| again[name].equal(tensor)),
-        "{name}: TorchScript comes in otherwise"
-    );
+    // And in again, but for auxiliary heads, which are not in it.
+    if !name.ends_with("+aux") {
+        succeeds(&[
+            "export",
+            &file("net.pt"),
+            "--model",
+            &file("net.yaml"),
+            "--to",
+            "safetensors",
+            "-o",
+            &file("again.safetensors"),
+        ]);
+        let again: BTreeMap<String, Tensor> =
+            Tensor::read_safetensors(file("again.safetensors")).expect("it is read").into_iter().collect();
+        assert!(
+            weights.iter().all(|(name, tensor)| again[name].equal(tensor)),
+            "{name}: TorchScript comes in otherwise"
+        );
+    }
     for name in ["net.pt", "again.safetensors", "state.safetensors"] {
-        std::fs::remove_file(file(name)).expect("it is removed");
+        // What is not there needs no removal.
+        let _ = std::fs::remove_file(file(name));
     }
 
     let seconds = (rounds > 0).then(|| {
@@ -222,20 +236,21 @@ const DRAWN_OTHERWISE: [&str; 7] = ["fcn", "deeplabv3", "lraspp", "edsr", "rcan"
 
 fn check(name: &str, found: &Found) {
     let otherwise = DRAWN_OTHERWISE.iter().any(|family| name.starts_with(family));
-    assert!(found.initial || otherwise || found.held.is_none(), "{name}: other initial weights");
+    let truncated = ["googlenet", "inception", "convnext"].iter().any(|family| name.starts_with(family));
+    assert!(!found.rounded || truncated || otherwise, "{name}: initial weights differ by a rounding");
+    assert!(found.redrawn.is_empty() || otherwise, "{name}: drawn otherwise: {:?}", found.redrawn);
     let Some(held) = &found.held else { return };
     assert!(held.output < 1e-5 && held.script < 1e-5, "{name}: outputs differ: {held:?}");
-    assert!(held.gradient < 1e-3, "{name}: gradients differ: {held:?}");
-    // Batch norms over a few values make much of a rounding.
-    assert!(held.losses < 1e-3, "{name}: training steps differ: {held:?}");
+    assert!(held.gradient < 1e-8, "{name}: gradients differ: {held:?}");
+    assert!(held.losses < 1e-8, "{name}: training steps differ: {held:?}");
 }
 
 /// A small variant of each family; those of AlexNet, VGG, Inception, FCN and DRUNet are large, and held below.
 const SMALL: [&str; 22] = [
+    "googlenet+aux",
     "resnet18-imagenet",
     "squeezenet1_1",
     "densenet121",
-    "googlenet+aux",
     "mobilenet_v2",
     "mobilenet_v3_small",
     "mnasnet0_5",
@@ -267,7 +282,7 @@ fn a_small_variant_of_each_family_equals_its_reference() {
     let mut reference = Reference::start(folder.path());
     for name in SMALL {
         if let Some(found) = compare(&mut reference, folder.path(), name, 3, 0) {
-            eprintln!("{name}: {found:?}");
+            eprintln!("{name}: {} drawn otherwise, {:?}", found.redrawn.len(), found.held);
             check(name, &found);
         }
     }
@@ -297,7 +312,11 @@ fn every_variant_equals_its_reference() {
             continue;
         }
         let Some(found) = compare(&mut reference, folder.path(), &name, 20, 5) else { continue };
-        let initial = if found.initial { "equal" } else { "drawn in another order" };
+        let initial = match (found.redrawn.is_empty(), found.rounded) {
+            (true, false) => "equal",
+            (true, true) => "to a rounding",
+            _ => "drawn in another order",
+        };
         let millions = found.parameters as f64 / 1e6;
         let row = match &found.held {
             None => format!("| {name} | {millions:.1} M | names alone: too large here | | | | | | |"),

@@ -89,9 +89,10 @@ def srmd():
 
 
 def msrresnet(inside, width):
-    up = [layer for _ in range(2) for layer in (nn.Upsample(scale_factor=2), conv(width, width), nn.ReLU())]
+    head = conv(inside, width)
     sub = nn.Sequential(*(Res(width) for _ in range(16)), conv(width, width))
-    return Model(conv(inside, width), Shortcut(sub), *up, conv(width, width), nn.ReLU(), conv(width, 3, bias=False))
+    up = [layer for _ in range(2) for layer in (nn.Upsample(scale_factor=2), conv(width, width), nn.ReLU())]
+    return Model(head, Shortcut(sub), *up, conv(width, width), nn.ReLU(), conv(width, 3, bias=False))
 
 
 class EdsrBlock(nn.Module):
@@ -221,6 +222,8 @@ def case(name):
     plain = name.removesuffix("+aux")
     args = {"aux": True} if aux else {}
     if plain.startswith(("fcn_", "deeplabv3_", "lraspp_")):
+        dropouts = [] if plain.startswith("lraspp") else ["dropout"] + ["aux_dropout"] * plain.startswith("deeplab")
+        args |= {name: 0 for name in dropouts}
         return segmentation(plain, aux), {**args, "size": 65}, (2, 3, 65, 65)
     if plain.startswith("efficientnet-lite"):
         net = lite(plain)
@@ -294,13 +297,16 @@ class Held:
                     value.uniform_(0.7, 1.3)
                 elif key.endswith(("layer_scale", "beta", "gamma")):
                     value.uniform_(0.1, 0.5)
-        self.inner.load_state_dict(state)
+            for key, value in self.inner.state_dict().items():
+                value.copy_(state[key])
         save("state", state)
         self.net.eval()
         with torch.no_grad():
             self.y = self.net(self.x)
-        self.net.train()
         save("io", {"x": self.x, "eval": self.y})
+        # In double precision: batch norms over a few values make a rounding of single precision large.
+        self.net.double().train()
+        single, self.x = self.x, self.x.double()
         loss = self.loss()
         loss.backward()
         grads = {key: value.grad for key, value in self.inner.named_parameters() if value.grad is not None}
@@ -308,6 +314,8 @@ class Held:
         self.losses = [loss.item()]
         for _ in range(steps):
             self.step()
+        self.x = single
+        self.net.float()
 
     def loss(self):
         return self.net(self.x).square().mean()
@@ -346,7 +354,9 @@ for line in sys.stdin:
         net = torch.jit.load(rest)
         net.eval()
         state = dict(np.load(os.path.join(folder, "state.npz")))
-        same = list(net.state_dict()) == list(state)
+        # Auxiliary heads are of training alone.
+        names = [key for key in state if not key.lower().startswith("aux")]
+        same = sorted(net.state_dict()) == sorted(names)
         equal = same and all(np.array_equal(value.numpy(), state[key]) for key, value in net.state_dict().items())
         with torch.no_grad():
             y = net(held.x)
