@@ -373,3 +373,22 @@ train: {epochs: 3}
     let (code, _, message) = run(&["shrink", &whole, "-o", &whole, "--force"]);
     assert!(code == 2 && message.contains("replace the run itself"), "{message}");
 }
+
+#[test]
+fn networks_that_are_used_in_parts_are_refused() {
+    let home = tempfile::tempdir().expect("a folder");
+    let config = write_config(
+        home.path(),
+        "
+model: {name: vae, args: {channels: 1, size: 16}}
+task: generation
+data: {train: {shapes: {count: 40, size: 16}}, normalize: none, batch_size: 20}
+optimizer: {adam: {lr: 1.0e-3}}
+train: {epochs: 1}
+",
+    );
+    let run_folder = home.path().join("run").display().to_string();
+    succeeds(&["train", &config, "--output", &run_folder, "--quiet"]);
+    let (code, _, message) = run(&["shrink", &run_folder]);
+    assert!(code == 2 && message.contains("generation uses parts"), "{message}");
+}

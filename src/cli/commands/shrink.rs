@@ -132,10 +132,12 @@ fn output(options: &Options) -> Result<PathBuf> {
 
 /// Exit 2 for tasks that run a network in parts, whose ends must stay as they are.
 fn works_as_one(task: &TaskSpec) -> Result<()> {
-    let name = task.task().name();
-    if ["vae", "compression"].contains(&name) {
-        let message =
-            format!("shrink: the task {name} uses parts of its network apart; their sizes must stay");
+    let task = task.task();
+    if task.runs_parts() {
+        let message = format!(
+            "shrink: the task {} uses parts of its network apart; their sizes must stay",
+            task.name()
+        );
         return Err(fail(ExitCode::Usage, message));
     }
     Ok(())
@@ -272,23 +274,22 @@ fn rates(passes: &[Box<dyn Fn() -> Result<Tensor> + '_>; 2], batch: i64, device:
 fn write(options: &Options, run: &RunConfig, weights: &Weights, shrunk: &Shrunk) -> Result<()> {
     let output = &run.output;
     let config = serde_json::to_value(run)?;
-    let pairs = |tensors: &BTreeMap<String, Tensor>| -> Vec<(String, Tensor)> {
-        tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+    let model = || -> Vec<(String, Tensor)> {
+        let named = |name: &str| Some((name.to_owned(), shrunk.weights.get(name)?.shallow_clone()));
+        shrunk.model.params().iter().filter_map(|param| named(&param.name)).collect()
     };
-    let named = |name: &str| shrunk.weights.get(name).map(|tensor| (name.to_owned(), tensor.shallow_clone()));
-    let model: Vec<_> = shrunk.model.params().iter().filter_map(|param| named(&param.name)).collect();
     let snapshot = match weights {
         Weights::Checkpoint(loaded) => {
             let best = loaded.state.best.clone().filter(|best| best.epoch == loaded.state.epoch);
             let ema = loaded.ema.as_ref().map(|ema| {
                 let counters = ema.iter().filter(|(name, _)| !shrunk.weights.contains_key(*name));
                 let counters = counters.map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
-                pairs(&shrunk.weights).into_iter().chain(counters).collect()
+                model().into_iter().chain(counters).collect()
             });
             let optimizer = sliced(&loaded.optimizer, &loaded.model, &shrunk.slices)?;
             Snapshot {
                 state: State { config: config.clone(), best, ..loaded.state.clone() },
-                model,
+                model: model(),
                 optimizer,
                 ema,
             }
@@ -297,7 +298,7 @@ fn write(options: &Options, run: &RunConfig, weights: &Weights, shrunk: &Shrunk)
             let state = state.as_ref().map_or_else(|| State::new(String::new()), |state| (**state).clone());
             Snapshot {
                 state: State { config: config.clone(), ..state },
-                model,
+                model: model(),
                 optimizer: Vec::new(),
                 ema: None,
             }
