@@ -1,7 +1,7 @@
 //! Steps that pass over a batch twice, sharpness-aware minimisation and the input-gradient penalty, against loops in
 //! PyTorch.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tch::{Kind, Tensor};
 use tikhonov::pytorch::weights::read_weights;
@@ -149,13 +149,11 @@ penalty: {decoupled: 0.01, input_gradient: {start: 0, end: 0.1, epochs: 2}}
 train: {epochs: 4, accumulate: 2, amp: bf16, ema: {decay: 0.5}, sam: {rho: 0.1, adaptive: true}}
 ";
 
-#[test]
-fn a_resume_with_sam_input_gradients_and_muon_goes_on_bit_for_bit() {
-    let home = tempfile::tempdir().unwrap();
-    let config = write_config(home.path(), EVERYTHING);
+/// Trains at once and with a resume after two epochs, and compares what both save; the folder of the first.
+fn resumed_bit_for_bit(home: &Path, config: &str) -> PathBuf {
     let train = |name: &str, more: &[&str]| {
-        let output = home.path().join(name);
-        succeeds(&[&["train", &config, "--quiet", "--output", output.to_str().unwrap()], more].concat());
+        let output = home.join(name);
+        succeeds(&[&["train", config, "--quiet", "--output", output.to_str().unwrap()], more].concat());
         output
     };
     let whole = train("whole", &[]);
@@ -164,6 +162,14 @@ fn a_resume_with_sam_input_gradients_and_muon_goes_on_bit_for_bit() {
     for part in ["model", "optimizer", "ema"] {
         assert!(saved(&whole, part) == saved(&halved, part), "{part}");
     }
+    whole
+}
+
+#[test]
+fn a_resume_with_sam_input_gradients_and_muon_goes_on_bit_for_bit() {
+    let home = tempfile::tempdir().unwrap();
+    let config = write_config(home.path(), EVERYTHING);
+    let whole = resumed_bit_for_bit(home.path(), &config);
     let (code, _, stderr) =
         run(&["export", whole.to_str().unwrap(), "--to", "state-dict", "--with-optimizer"]);
     assert!(code == 2 && stderr.contains("muon"), "{stderr}");
@@ -177,17 +183,7 @@ fn a_schedule_free_run_is_judged_by_its_average_and_resumes_bit_for_bit() {
         "{schedulefree: {lr: 0.02}}\nschedule: {constant: {}, warmup: {steps: 3}}",
     );
     let config = write_config(home.path(), &text.replace("ema: {decay: 0.5}, ", ""));
-    let train = |name: &str, more: &[&str]| {
-        let output = home.path().join(name);
-        succeeds(&[&["train", &config, "--quiet", "--output", output.to_str().unwrap()], more].concat());
-        output
-    };
-    let whole = train("whole", &[]);
-    let halved = train("halved", &["--set", "train.epochs=2"]);
-    train("halved", &["--resume"]);
-    for part in ["model", "optimizer", "ema"] {
-        assert!(saved(&whole, part) == saved(&halved, part), "{part}");
-    }
+    let whole = resumed_bit_for_bit(home.path(), &config);
     // x = y + (1 − 1/β₁)(z − y)
     let printed = python(&format!(
         "import torch

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use super::moments::check_betas;
 use super::{Argument, GroupTensors, KernelDecay, RefusedWeightDecay, StateTensor, TorchClass, UpdateRule};
 use crate::libtorch::optim::{AdamState, Control, FusedAdam};
 use crate::optim::lambda_gradient::over_root;
@@ -56,8 +57,7 @@ impl UpdateRule for AdamSpec {
 
     fn validate(&self) -> Result<(), Invalid> {
         check("lr", self.lr, self.lr >= 0.0, "at least 0")?;
-        check("betas.0", self.betas.0, (0.0..1.0).contains(&self.betas.0), "in [0, 1)")?;
-        check("betas.1", self.betas.1, (0.0..1.0).contains(&self.betas.1), "in [0, 1)")?;
+        check_betas(self.betas)?;
         check("eps", self.eps, self.eps >= 0.0, "at least 0")
     }
 

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::moments::times_lr;
+use super::moments::{check_betas, times_lr};
 use super::{Argument, GroupTensors, KernelDecay, RefusedWeightDecay, StateTensor, TorchClass, UpdateRule};
 use crate::libtorch::optim::{Control, add_scaled};
 use crate::penalty::TorchDecay;
@@ -40,8 +40,7 @@ impl UpdateRule for LionSpec {
 
     fn validate(&self) -> Result<(), Invalid> {
         check("lr", self.lr, self.lr >= 0.0, "at least 0")?;
-        check("betas.0", self.betas.0, (0.0..1.0).contains(&self.betas.0), "in [0, 1)")?;
-        check("betas.1", self.betas.1, (0.0..1.0).contains(&self.betas.1), "in [0, 1)")
+        check_betas(self.betas)
     }
 
     fn torch_class(&self) -> TorchClass {

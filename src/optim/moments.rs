@@ -6,6 +6,14 @@ use tch::{Kind, Tensor};
 
 use super::{GroupTensors, KernelDecay};
 use crate::libtorch::optim::Control;
+use crate::schedule::check;
+use crate::util::yaml::Invalid;
+
+/// Refuses decay rates of running means outside [0, 1).
+pub(super) fn check_betas((first, second): (f64, f64)) -> Result<(), Invalid> {
+    check("betas.0", first, (0.0..1.0).contains(&first), "in [0, 1)")?;
+    check("betas.1", second, (0.0..1.0).contains(&second), "in [0, 1)")
+}
 
 /// t·η
 pub(super) fn times_lr(t: &Tensor, control: &Control) -> Result<Tensor> {

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::moments::{blend, correction, count, decayed, steps, times_lr};
+use super::moments::{blend, check_betas, correction, count, decayed, steps, times_lr};
 use super::{Argument, GroupTensors, KernelDecay, RefusedWeightDecay, StateTensor, TorchClass, UpdateRule};
 use crate::libtorch::optim::Control;
 use crate::optim::lambda_gradient::over_root;
@@ -85,8 +85,7 @@ impl UpdateRule for NAdamSpec {
 
     fn validate(&self) -> Result<(), Invalid> {
         check("lr", self.lr, self.lr >= 0.0, "at least 0")?;
-        check("betas.0", self.betas.0, (0.0..1.0).contains(&self.betas.0), "in [0, 1)")?;
-        check("betas.1", self.betas.1, (0.0..1.0).contains(&self.betas.1), "in [0, 1)")?;
+        check_betas(self.betas)?;
         check("eps", self.eps, self.eps >= 0.0, "at least 0")?;
         check("momentum_decay", self.momentum_decay, self.momentum_decay >= 0.0, "at least 0")
     }

@@ -113,6 +113,13 @@ impl Weights {
         Ok(self.tensors.iter().map(|(name, _)| !ignored.matches(name)).collect())
     }
 
+    /// Removes the tensors that `ignore` names. How many those were; exit 2 where a pattern fits none.
+    pub fn leave_out(&mut self, ignore: &[String]) -> Result<usize> {
+        let (before, mut kept) = (self.tensors.len(), self.kept(ignore)?.into_iter());
+        self.tensors.retain(|_| kept.next().unwrap_or(true));
+        Ok(before - self.tensors.len())
+    }
+
     /// The other parts, as a message lists them; empty where there are none.
     pub fn other_parts(&self) -> String {
         let name = |(path, count): &(String, usize)| match path.as_str() {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::util::exit_code::{ExitCode, WithExitCode};
 
@@ -76,6 +76,29 @@ pub fn write_by_path(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Re
     }
     unfinished().retain(|other| *other != temporary);
     result.with_exit_code(ExitCode::Storage, || format!("writing {}", path.display()))
+}
+
+/// As [`write_by_path`], and the file appears only where `check` accepts it. Its error is returned as it is: what the
+/// file holds is no matter of the disk.
+pub fn write_checked<T>(
+    path: &Path,
+    write: impl FnOnce(&Path) -> Result<()>,
+    check: impl FnOnce(&Path) -> Result<T>,
+) -> Result<T> {
+    let mut verdict = None;
+    let written = write_by_path(path, |temporary| {
+        write(temporary)?;
+        let checked = check(temporary);
+        let is_accepted = checked.is_ok();
+        verdict = Some(checked);
+        ensure!(is_accepted, "the file is not what it should be");
+        Ok(())
+    });
+    match verdict {
+        Some(Err(error)) => Err(error),
+        Some(Ok(checked)) => written.map(|()| checked),
+        None => written.and_then(|()| bail!("the file was not compared")),
+    }
 }
 
 /// `.NAME.HOST.PROCESS.partial`

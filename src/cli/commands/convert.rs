@@ -67,9 +67,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let part = Part { keys: options.key.clone(), ignore: options.ignore.clone(), raw: false };
     let mut weights = read_place(&options.input, &part)?;
-    let mut kept = weights.kept(&part.ignore)?.into_iter();
-    let ignored = kept.clone().filter(|kept| !kept).count() + weights.passed_over.len();
-    weights.tensors.retain(|_| kept.next().unwrap_or(true));
+    let ignored = weights.leave_out(&part.ignore)? + weights.passed_over.len();
     if weights.tensors.is_empty() {
         return Err(fail(
             ExitCode::Checkpoint,

@@ -20,6 +20,7 @@ use crate::train::recognition::recognize;
 use crate::train::run::{RunOptions, train_run};
 use crate::train::session::ModelPlan;
 use crate::train::training_loop::NeverPrune;
+use crate::util::atomic_file;
 use crate::util::console::{print_err, print_out};
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::signals::Stop;
@@ -105,8 +106,7 @@ pub fn run(options: &Options) -> Result<()> {
     let folders = folders(&options.data)?;
     let part = Part { keys: options.key.clone(), ignore: options.ignore.clone(), raw: false };
     let mut weights = read_place(&options.file, &part)?;
-    let mut kept = weights.kept(&part.ignore)?.into_iter();
-    weights.tensors.retain(|_| kept.next().unwrap_or(true));
+    weights.leave_out(&part.ignore)?;
     let says_normalization = ["mean", "std"].iter().all(|key| weights.metadata.contains_key(*key));
     let choice = match &options.model {
         Some(model) => given(model)?,
@@ -134,7 +134,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     // With changes from the command line the comments would no longer be true.
     let written = if options.set.is_empty() { text } else { yaml::to_string(&document.tree)? };
-    fs::write(&path, written).with_exit_code(ExitCode::Storage, || format!("writing {}", path.display()))?;
+    atomic_file::write_bytes(&path, written.as_bytes())?;
     told.push(format!("config: {} has all of this; `tikhonov train` runs it again", path.display()));
     if !options.quiet {
         told.iter().for_each(|line| print_err!("{line}"));

@@ -70,6 +70,22 @@ impl BatchNorm2d {
     }
 }
 
+/// The tensors of a norm of `channels`, in PyTorch's order.
+pub(super) fn params(channels: i64, affine: bool, track_running_stats: bool) -> Vec<Param> {
+    let features = [channels];
+    let mut params = Vec::new();
+    if affine {
+        params.push(Param::new("weight", features, ParamKind::Norm));
+        params.push(Param::new("bias", features, ParamKind::Bias));
+    }
+    if track_running_stats {
+        params.push(Param::new("running_mean", features, ParamKind::Buffer));
+        params.push(Param::new("running_var", features, ParamKind::Buffer));
+        params.push(Param::new("num_batches_tracked", [], ParamKind::Buffer));
+    }
+    params
+}
+
 impl Layer for BatchNorm2d {
     fn output_shape(&self, input: &[i64]) -> Result<Shape, ShapeError> {
         image(input)?;
@@ -77,18 +93,7 @@ impl Layer for BatchNorm2d {
     }
 
     fn params(&self, input: &[i64]) -> Vec<Param> {
-        let features = [input[0]];
-        let mut params = Vec::new();
-        if self.affine {
-            params.push(Param::new("weight", features, ParamKind::Norm));
-            params.push(Param::new("bias", features, ParamKind::Bias));
-        }
-        if self.track_running_stats {
-            params.push(Param::new("running_mean", features, ParamKind::Buffer));
-            params.push(Param::new("running_var", features, ParamKind::Buffer));
-            params.push(Param::new("num_batches_tracked", [], ParamKind::Buffer));
-        }
-        params
+        params(input[0], self.affine, self.track_running_stats)
     }
 
     fn min_batch(&self, input: &[i64]) -> i64 {

@@ -6,8 +6,8 @@ use tch::Tensor;
 use tch::nn::{self, ModuleT};
 
 use super::args::{agrees, image, not_negative, same, share};
-use super::batch_norm::RunningStats;
-use super::{Layer, Param, ParamKind, Shape, ShapeError, TorchModule};
+use super::batch_norm::{self, RunningStats};
+use super::{Layer, Param, Shape, ShapeError, TorchModule};
 use crate::nn::layers::codegen::tensor;
 
 /// Normalises each channel of each sample `[C, H, W]` over the image.
@@ -55,19 +55,8 @@ impl Layer for InstanceNorm2d {
     }
 
     fn params(&self, input: &[i64]) -> Vec<Param> {
-        let features = [input[0]];
-        let mut params = Vec::new();
-        if self.affine {
-            params.push(Param::new("weight", features, ParamKind::Norm));
-            params.push(Param::new("bias", features, ParamKind::Bias));
-        }
-        if self.track_running_stats {
-            params.push(Param::new("running_mean", features, ParamKind::Buffer));
-            params.push(Param::new("running_var", features, ParamKind::Buffer));
-            // As in PyTorch, nothing counts with it.
-            params.push(Param::new("num_batches_tracked", [], ParamKind::Buffer));
-        }
-        params
+        // As in PyTorch, nothing counts with `num_batches_tracked`.
+        batch_norm::params(input[0], self.affine, self.track_running_stats)
     }
 
     fn torchscript(&self, _input: &[i64]) -> String {

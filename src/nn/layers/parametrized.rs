@@ -298,14 +298,16 @@ fn front(dim: i64, rank: i64) -> Vec<i64> {
     [dim].into_iter().chain((0..rank).filter(|other| *other != dim)).collect()
 }
 
+/// A vector divided by its norm, or by `eps` where that is larger.
+fn normalized(vector: Tensor, eps: f64) -> Tensor {
+    let norm = vector.norm_scalaropt_dim(2i64, [0i64].as_slice(), true).clamp_min(eps);
+    vector / norm
+}
+
 fn power_method(matrix: &Tensor, u: &Tensor, v: &Tensor, iterations: i64, eps: f64) {
-    let normalized = |vector: Tensor| {
-        let norm = vector.norm_scalaropt_dim(2i64, [0i64].as_slice(), true).clamp_min(eps);
-        vector / norm
-    };
     for _ in 0..iterations {
-        u.shallow_clone().copy_(&normalized(matrix.mv(v)));
-        v.shallow_clone().copy_(&normalized(matrix.tr().mv(u)));
+        u.shallow_clone().copy_(&normalized(matrix.mv(v), eps));
+        v.shallow_clone().copy_(&normalized(matrix.tr().mv(u), eps));
     }
 }
 
@@ -400,13 +402,10 @@ impl Parametrization for SpectralNorm {
 
     fn begin(&self, weight: &Tensor) -> Vec<(&'static str, Tensor)> {
         let matrix = matrix(weight, self.outputs());
-        let vectors = matrix.size().into_iter().map(|size| {
-            let drawn = Tensor::empty([size], (Kind::Float, Device::Cpu)).normal_(0.0, 1.0);
-            let norm = drawn.norm_scalaropt_dim(2i64, [0i64].as_slice(), true).clamp_min(self.eps);
-            drawn / norm
+        let (rows, columns) = matrix.size2().unwrap_or_default();
+        let [u, v] = [rows, columns].map(|size| {
+            normalized(Tensor::empty([size], (Kind::Float, Device::Cpu)).normal_(0.0, 1.0), self.eps)
         });
-        let [u, v] = <[Tensor; 2]>::try_from(vectors.collect::<Vec<_>>())
-            .unwrap_or_else(|_| [Tensor::new(), Tensor::new()]);
         // Then once more as a forward pass does, with which PyTorch checks the parametrization.
         power_method(&matrix, &u, &v, FIRST_STEPS + self.n_power_iterations, self.eps);
         vec![(ORIGINAL, weight.shallow_clone()), (LEFT, u), (RIGHT, v)]

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use serde_json::{Map, Value as Json, json};
 use tch::{Device, Tensor};
 
@@ -84,23 +84,14 @@ pub fn write(
     stored.extend(graph.constants.iter().map(|(name, tensor)| Stored { name, tensor, role: Role::Constant }));
     let program = program(&graph, model, &stored)
         .with_exit_code(ExitCode::Usage, || "this network cannot be written as .pt2")?;
-    // Kept apart: what differs is a matter of the model, not of the disk.
-    let mut verdict = None;
-    let written = atomic_file::write_by_path(path, |temporary| {
+    let write = |temporary: &Path| {
         let mut file = BufWriter::with_capacity(1 << 20, File::create(temporary)?);
         archive(&mut file, &program, &stored, &graph, options)?;
-        file.flush()?;
-        let apart = check(temporary, model, network, options, graph.sides);
-        let agrees = apart.is_ok();
-        verdict = Some(apart);
-        ensure!(agrees, "the file is not what it should be");
-        Ok(())
-    });
-    match verdict {
-        Some(Err(error)) => Err(error),
-        Some(Ok(apart)) => written.map(|()| (apart, graph.sides)),
-        None => written.and_then(|()| bail!("the file was not compared")),
-    }
+        Ok(file.flush()?)
+    };
+    let check = |temporary: &Path| check(temporary, model, network, options, graph.sides);
+    let apart = atomic_file::write_checked(path, write, check)?;
+    Ok((apart, graph.sides))
 }
 
 /// How far the file's answers are from those of `network`. Exit 4 where it does not load or differs by more

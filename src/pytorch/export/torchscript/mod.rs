@@ -5,7 +5,7 @@ pub(super) mod compare;
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use tch::{Device, Tensor, no_grad};
 
 use super::about::Fact;
@@ -112,21 +112,11 @@ pub fn write(path: &Path, model: &Model, network: &Network, options: &Options) -
     let bytes = built
         .to_bytes(EXTRA, &extra)
         .with_exit_code(ExitCode::Checkpoint, || "making the TorchScript file")?;
-    // Kept apart: what differs is a matter of the model, not of the disk.
-    let mut verdict = None;
-    let written = atomic_file::write_by_path(path, |temporary| {
-        std::fs::write(temporary, &bytes)?;
-        let agreement = check(temporary, model, network, options);
-        let agrees = agreement.is_ok();
-        verdict = Some(agreement);
-        ensure!(agrees, "the file is not what it should be");
-        Ok(())
-    });
-    match verdict {
-        Some(Err(error)) => Err(error),
-        Some(Ok(agreement)) => written.map(|()| agreement),
-        None => written.and_then(|()| bail!("the file was not compared")),
-    }
+    atomic_file::write_checked(
+        path,
+        |temporary| Ok(std::fs::write(temporary, &bytes)?),
+        |temporary| check(temporary, model, network, options),
+    )
 }
 
 /// How far the answers of the file at `path`, written with `options`, are from those of `network`, which was
