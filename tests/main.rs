@@ -42,6 +42,7 @@ mod optimizer_state;
 mod papers;
 mod penalty;
 mod penalty_forms;
+mod pretend_cuda;
 mod python_files;
 mod report;
 mod restoration;
