@@ -37,6 +37,7 @@ impl Dataset {
             targets: match &self.targets {
                 Targets::Classes(labels) => Targets::Classes(labels.clone()),
                 Targets::Values(ys) => Targets::Values(ys.shallow_clone()),
+                Targets::MultiLabel(ys) => Targets::MultiLabel(ys.shallow_clone()),
                 Targets::Images { channels } => Targets::Images { channels: *channels },
                 Targets::Masks(masks) => Targets::Masks(masks.clone()),
                 Targets::Unknown => Targets::Unknown,

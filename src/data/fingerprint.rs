@@ -55,7 +55,7 @@ impl Dataset {
                     hash.update(label.to_le_bytes());
                 }
             }
-            Targets::Values(ys) => tensor(&mut hash, ys)?,
+            Targets::Values(ys) | Targets::MultiLabel(ys) => tensor(&mut hash, ys)?,
             Targets::Masks(masks) => {
                 let Encoding { levels, ignore, .. } = &masks.encoding;
                 let bytes: Option<Vec<u8>> = levels.iter().map(|level| level.byte()).collect();

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use serde::Serialize;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::util::exit_code::{ExitCode, fail};
 use image::smooth::SmoothSpec;
@@ -48,6 +48,8 @@ pub enum Targets {
     Classes(Vec<i64>),
     /// float64 `[N, T]`.
     Values(Tensor),
+    /// float32 `[N, K]` of zeros and ones: which of the K classes a sample has, any number of them.
+    MultiLabel(Tensor),
     /// An image of the sample's size with so many channels, in [0, 1]; it comes with the sample.
     Images { channels: usize },
     /// A class per pixel, which comes with the sample.
@@ -103,6 +105,7 @@ impl Targets {
         match self {
             Targets::Classes(_) => "classes",
             Targets::Values(_) => "numbers",
+            Targets::MultiLabel(_) => "several labels each",
             Targets::Images { .. } => "images",
             Targets::Masks(_) => "masks",
             Targets::Unknown => "unknown",
@@ -151,6 +154,11 @@ impl Dataset {
     /// How many samples each class has, in the order of [`classes`](Self::classes); empty where targets are
     /// no classes.
     pub fn class_counts(&self) -> Vec<usize> {
+        if let Targets::MultiLabel(ys) = &self.targets {
+            // A sum of zeros and ones is a count below 2^53.
+            let sums = ys.f_sum_dim_intlist(0, false, Kind::Double).and_then(Vec::<f64>::try_from);
+            return sums.unwrap_or_default().into_iter().map(|sum| sum as usize).collect();
+        }
         let Targets::Classes(labels) = &self.targets else { return Vec::new() };
         let mut counts = vec![0; self.classes.len()];
         for &label in labels {
@@ -201,7 +209,9 @@ impl Dataset {
             ));
         }
         match (&mut self.targets, &train.targets) {
-            (Targets::Classes(_), Targets::Classes(_)) => self.align_classes(&train.classes, part),
+            (Targets::Classes(_), Targets::Classes(_)) | (Targets::MultiLabel(_), Targets::MultiLabel(_)) => {
+                self.align_classes(&train.classes, part)
+            }
             (Targets::Values(mine), Targets::Values(theirs)) if mine.size()[1..] == theirs.size()[1..] => {
                 Ok(())
             }
@@ -227,21 +237,33 @@ impl Dataset {
 
     /// Brings the class indices to those of `classes`, by name; sets without classes are left as they are.
     pub(crate) fn align_classes(&mut self, classes: &[String], part: Split) -> Result<()> {
-        let Targets::Classes(labels) = &mut self.targets else { return Ok(()) };
-        if self.classes == classes {
+        if !matches!(self.targets, Targets::Classes(_) | Targets::MultiLabel(_)) || self.classes == classes {
             return Ok(());
         }
         let mut index = Vec::with_capacity(self.classes.len());
-        for (class, name) in self.classes.iter().enumerate() {
+        for (name, count) in self.classes.iter().zip(self.class_counts()) {
             let found = classes.iter().position(|known| known == name);
-            if found.is_none() && labels.contains(&(class as i64)) {
+            if found.is_none() && count > 0 {
                 let message = format!("class `{name}` of the {part} is not among those of the training set");
                 return Err(fail(ExitCode::Data, message));
             }
-            index.push(found.unwrap_or_default() as i64);
+            index.push(found.map(|class| class as i64));
         }
-        for label in labels {
-            *label = index[*label as usize];
+        match &mut self.targets {
+            Targets::Classes(labels) => {
+                labels.iter_mut().for_each(|label| *label = index[*label as usize].unwrap_or_default());
+            }
+            Targets::MultiLabel(ys) => {
+                let aligned =
+                    Tensor::f_zeros([ys.size()[0], classes.len() as i64], (Kind::Float, ys.device()))?;
+                for (from, to) in (0..).zip(&index) {
+                    if let Some(to) = to {
+                        aligned.f_select(1, *to)?.f_copy_(&ys.f_select(1, from)?)?;
+                    }
+                }
+                *ys = aligned;
+            }
+            _ => {}
         }
         self.classes = classes.to_vec();
         Ok(())

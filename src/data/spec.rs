@@ -208,7 +208,7 @@ impl DataSpec {
         match classes {
             Some(classes) => set.align_classes(classes, split)?,
             None if split != Split::Train
-                && matches!(set.targets, Targets::Classes(_))
+                && matches!(set.targets, Targets::Classes(_) | Targets::MultiLabel(_))
                 && self.train.source().1.finds_classes() =>
             {
                 let train = self.open_source(Split::Train, self.train.source().1)?;

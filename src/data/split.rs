@@ -213,6 +213,7 @@ fn select(set: &Dataset, indices: &[i64], to_judge: bool) -> Result<Dataset> {
             Targets::Classes(indices.iter().map(|&index| labels[index as usize]).collect())
         }
         Targets::Values(ys) => Targets::Values(ys.f_index_select(0, &index)?),
+        Targets::MultiLabel(ys) => Targets::MultiLabel(ys.f_index_select(0, &index)?),
         Targets::Images { channels } => Targets::Images { channels: *channels },
         Targets::Masks(masks) => Targets::Masks(masks.clone()),
         Targets::Unknown => Targets::Unknown,

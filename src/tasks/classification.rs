@@ -54,11 +54,16 @@ impl Task for Classification {
     fn check(&self, model: &Model, set: &Dataset) -> Result<()> {
         let output = model.output();
         let Targets::Classes(labels) = &set.targets else {
-            return Err(fail(
-                ExitCode::Usage,
-                "the data has numbers as targets, and classification wants classes; use `task: regression`, or \
-                 in a csv whose target names classes `classes: true`",
-            ));
+            let message = match &set.targets {
+                Targets::MultiLabel(_) => {
+                    "the samples have any number of classes each, and classification wants one of them"
+                }
+                _ => {
+                    "the data has numbers as targets, and classification wants classes; use `task: regression`, or \
+                     in a csv whose target names classes `classes: true`"
+                }
+            };
+            return Err(fail(ExitCode::Usage, message));
         };
         let &[outputs] = output else {
             let message = format!(

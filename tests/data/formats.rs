@@ -4,6 +4,7 @@ use std::fs;
 
 use serde_json::json;
 use tch::Kind;
+use tikhonov::data::{Dataset, Targets};
 
 use super::{at, class_sums, labels, made_by, mistake, numbers, open, python_in, refusal, values, xs};
 use crate::common::data_dir;
@@ -250,4 +251,33 @@ fn a_test_set_takes_the_class_indices_of_the_training_set() {
     assert_eq!(labels(sets.test.as_ref().expect("a test set")), [1, 0, 0]);
     let text = refusal(json!({"train": npy(&["cat", "dog"]), "test": npy(&["dog", "cow"])}));
     assert!(text.contains("class `cow` of the test set"), "{text}");
+}
+
+#[test]
+fn an_array_of_zeros_and_ones_says_which_of_several_classes_each_sample_has() {
+    let (folder, _) = made_by(
+        "np.save('x.npy', np.zeros((4, 1, 2, 2), np.uint8))
+np.save('y.npy', np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1]], np.uint8))
+np.save('two.npy', np.array([[1, 0, 1], [0, 2, 0], [0, 1, 0], [1, 1, 1]], np.uint8))",
+    );
+    let source = |ys: &str, classes: &[&str]| json!({"npy": {"xs": at(&folder, "x.npy"), "ys": at(&folder, ys), "targets": "multi_label", "classes": classes}});
+    let sets =
+        open(json!({"train": source("y.npy", &["a", "b", "c"]), "test": source("y.npy", &["c", "a", "b"])}));
+    let multi_label = |set: &Dataset| match &set.targets {
+        Targets::MultiLabel(ys) => numbers(ys),
+        _ => panic!("something else"),
+    };
+    assert_eq!(multi_label(&sets.train), [1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0]);
+    assert_eq!(
+        (sets.train.classes.join(" "), sets.train.class_counts()),
+        ("a b c".to_owned(), vec![2, 2, 2])
+    );
+    // The test set has its columns in another order: they follow the names.
+    let test = sets.test.unwrap();
+    assert_eq!(test.classes, sets.train.classes);
+    assert_eq!(multi_label(&test), [0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0]);
+    let told = refusal(json!({"train": source("two.npy", &["a", "b", "c"])}));
+    assert!(told.contains("two.npy: entry 1 holds what is neither 0 nor 1"), "{told}");
+    let told = refusal(json!({"train": source("y.npy", &["a", "b"])}));
+    assert!(told.contains("only 2 class names are declared"), "{told}");
 }

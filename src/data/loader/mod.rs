@@ -29,7 +29,8 @@ pub struct Batch {
     pub xs: Tensor,
     /// Image targets `[B, C, H, W]` in the loader's kind, masks int64 `[B, H, W]`, -100 where they are
     /// ignored; else int64 `[B]` classes, or `[B, K]` probabilities after mixup or CutMix, or `[B, T]`
-    /// values, the latter two in the loader's kind. -100 for every sample of a set whose targets are unknown.
+    /// values, or `[B, K]` zeros and ones where a sample has any number of classes, the latter three in the
+    /// loader's kind. -100 for every sample of a set whose targets are unknown.
     pub ys: Tensor,
     /// Which samples of the set these are.
     pub indices: Vec<i64>,
@@ -197,6 +198,7 @@ impl Loader {
                     let scaled = prep.normalize_target.as_ref().map(|normalize| normalize.apply(ys));
                     DeviceTargets::Tensor(scaled.as_ref().unwrap_or(ys).to_kind(kind).to_device(device))
                 }
+                Targets::MultiLabel(ys) => DeviceTargets::Tensor(ys.to_kind(kind).to_device(device)),
                 Targets::Images { .. } => DeviceTargets::Stacked(stacked),
                 Targets::Masks(_) => DeviceTargets::Mask,
                 Targets::Unknown => DeviceTargets::Unknown,

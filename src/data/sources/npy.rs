@@ -62,8 +62,11 @@ pub enum Layout {
 #[derive(Deserialize, Serialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TargetKind {
+    /// One class: a name or a number from 0.
     Classes,
     Values,
+    /// Any number of classes: a 0 or a 1 for each.
+    MultiLabel,
 }
 
 impl Source for NpySpec {
@@ -125,6 +128,29 @@ impl NpySpec {
         }
     }
 
+    /// `[N, K]` of zeros and ones, and the names of the K classes.
+    fn multi_label(&self, ys: &Tensor, name: &str) -> Result<(Targets, Vec<String>)> {
+        let &[_, classes] = ys.size().as_slice() else {
+            let message = format!("{name}: multi_label targets are [N, K], the array is {:?}", ys.size());
+            return Err(fail(ExitCode::Data, message));
+        };
+        let ys = ys.f_to_kind(Kind::Float)?.f_contiguous()?;
+        let wrong = ys.f_mul(&(&ys - 1.0))?.f_ne(0.0)?.f_view([-1])?;
+        if bool::try_from(wrong.f_any()?)? {
+            let row = i64::try_from(wrong.f_to_kind(Kind::Uint8)?.f_argmax(0, false)?)? / classes;
+            let message =
+                format!("{name}: entry {row} holds what is neither 0 nor 1, as multi_label targets are");
+            return Err(fail(ExitCode::Data, message));
+        }
+        let names = class_names(&self.classes, classes as usize)?;
+        if names.len() as i64 != classes {
+            let message =
+                format!("{name}: has {classes} columns, and {} class names are declared", names.len());
+            return Err(fail(ExitCode::Data, message));
+        }
+        Ok((Targets::MultiLabel(ys), names))
+    }
+
     fn samples(&self, xs: Tensor, name: &str) -> Result<Tensor> {
         let xs = match (xs.dim(), self.layout) {
             (1, _) => xs.f_unsqueeze(1)?,
@@ -157,6 +183,9 @@ impl NpySpec {
     }
 
     fn targets(&self, ys: Tensor, name: &str) -> Result<(Targets, Vec<String>)> {
+        if self.targets == Some(TargetKind::MultiLabel) {
+            return self.multi_label(&ys, name);
+        }
         let is_float = matches!(ys.kind(), Kind::Half | Kind::Float | Kind::Double);
         let target = self.targets.unwrap_or(if is_float { TargetKind::Values } else { TargetKind::Classes });
         let size = ys.size();
@@ -181,7 +210,7 @@ impl NpySpec {
                     format!("{name}: classes are integers [N], the array is {:?} {size:?}", ys.kind());
                 Err(fail(ExitCode::Data, message))
             }
-            (TargetKind::Values, _) => {
+            (TargetKind::Values | TargetKind::MultiLabel, _) => {
                 Err(fail(ExitCode::Data, format!("{name}: targets are [N] or [N, T], the array is {size:?}")))
             }
         }
