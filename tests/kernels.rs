@@ -149,7 +149,7 @@ fn with_libtorchs_kernels_twenty_steps_are_pytorchs_to_the_bit() {
     for step in 0..20 {
         let start = 16 * (step % 4);
         let logits = network.forward(&xs.narrow(0, start, 16), true);
-        cross_entropy(&logits, &ys.narrow(0, start, 16), 0.1).backward();
+        cross_entropy(&logits, &ys.narrow(0, start, 16), 0.1, None).backward();
         optimizer.step(0.05, &rates, Some(&clip)).unwrap();
     }
     for (i, (name, w)) in params.iter().enumerate() {

@@ -106,7 +106,7 @@ print(*[loss.item() for loss in losses])",
     let (shares, classes) = (ys.softmax(1, Kind::Double), Tensor::from_slice(&[0i64, 3, 1, 1, 2, 0]));
     let targets = [(&classes, 0.0), (&classes, 0.2), (&shares, 0.0), (&shares, 0.2)];
     let ours = regression.map(of).into_iter();
-    let ours = ours.chain(targets.map(|(ys, smoothing)| loss::cross_entropy(&outputs, ys, smoothing)));
+    let ours = ours.chain(targets.map(|(ys, smoothing)| loss::cross_entropy(&outputs, ys, smoothing, None)));
     for (at, (ours, theirs)) in ours.zip(&theirs).enumerate() {
         let ours = ours.double_value(&[]);
         assert!((ours - theirs).abs() < 1e-14, "loss {at}: {ours}, {theirs} in PyTorch");

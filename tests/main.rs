@@ -7,6 +7,7 @@ mod amp;
 mod architecture;
 mod augment;
 mod auxiliary;
+mod balance;
 #[cfg(feature = "kernels")]
 mod batch_norm;
 mod bench;

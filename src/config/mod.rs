@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::data::balance::BalanceSpec;
 use crate::data::normalize::NormalizeSpec;
 use crate::data::{DataSpec, Split};
 use crate::libtorch::device::DeviceSpec;
@@ -56,6 +57,8 @@ pub struct RunConfig {
     pub model: ModelSpec,
     pub task: TaskSpec,
     pub data: DataSpec,
+    #[serde(default, skip_serializing_if = "BalanceSpec::is_none")]
+    pub balance: BalanceSpec,
     #[serde(default)]
     pub penalty: PenaltySpec,
     /// Other learning rates and λs for parameters by name, and which of them stay frozen for a while. The first
@@ -109,6 +112,7 @@ impl RunConfig {
         }
         self.model.validate().map_err(|invalid| invalid.under("model"))?;
         self.task.validate().map_err(|invalid| invalid.under("task"))?;
+        self.balance.validate().map_err(|invalid| invalid.under("balance"))?;
         if !self.groups.is_empty() && !self.penalty.groups.is_empty() {
             let message = "is the older place of `groups`, and both are here: write all of them in `groups`";
             return Err(Invalid::new("penalty.groups", message));
@@ -227,6 +231,19 @@ impl RunConfig {
             let message =
                 "pulls weights to those of a file: name one, such as `model: {init_from: {file: net.pth}}`";
             return Err(self.of_penalty(Invalid::new(path, message)));
+        }
+        if !self.balance.is_none() && !task.takes_balance() {
+            let message = format!(
+                "is for tasks whose samples have classes, and {} has none: leave it out",
+                task.name()
+            );
+            let message = match self.task {
+                TaskSpec::Segmentation(_) => {
+                    "is for classes of samples: say `task: {segmentation: {class_weights: […]}}`".into()
+                }
+                _ => message,
+            };
+            return Err(Invalid::new("balance", message));
         }
         if !matches!(self.task, TaskSpec::Regression(_)) && self.data.normalize_target != NormalizeSpec::None
         {

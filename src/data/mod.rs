@@ -1,6 +1,7 @@
 //! Data sets: where samples come from, and how they become batches.
 
 pub mod augment;
+pub mod balance;
 mod cache;
 mod files;
 mod fingerprint;

@@ -11,13 +11,110 @@ use crate::libtorch::or_panic;
 use crate::util::yaml::Invalid;
 
 /// Cross-entropy of logits `[N, K]` against classes (int64 `[N]`) or probabilities (`[N, K]`, after mixup or
-/// cutmix), as `torch.nn.CrossEntropyLoss(label_smoothing=…)`. 0-dim.
-pub fn cross_entropy(logits: &Tensor, ys: &Tensor, label_smoothing: f64) -> Tensor {
+/// cutmix), as `torch.nn.CrossEntropyLoss(weight=…, label_smoothing=…)`. 0-dim.
+pub fn cross_entropy(logits: &Tensor, ys: &Tensor, label_smoothing: f64, weights: Option<&Tensor>) -> Tensor {
     const IGNORE_NOTHING: i64 = -100;
-    if let Some(loss) = or_panic(fused::cross_entropy(logits, ys, label_smoothing)) {
+    if weights.is_none()
+        && let Some(loss) = or_panic(fused::cross_entropy(logits, ys, label_smoothing))
+    {
         return loss;
     }
-    logits.cross_entropy_loss::<Tensor>(ys, None, Reduction::Mean, IGNORE_NOTHING, label_smoothing)
+    logits.cross_entropy_loss(ys, weights, Reduction::Mean, IGNORE_NOTHING, label_smoothing)
+}
+
+/// The focal loss (Lin et al. 2017).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Focal {
+    /// γ: 0 is the cross-entropy itself.
+    #[schemars(range(min = 0))]
+    pub gamma: f64,
+    /// α, of several labels only, as of torchvision's `sigmoid_focal_loss`: the weight of samples with the class;
+    /// those without it weigh 1 - α. 1 each when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1))]
+    pub alpha: Option<f64>,
+}
+
+impl Default for Focal {
+    fn default() -> Self {
+        Self { gamma: 2.0, alpha: None }
+    }
+}
+
+impl Focal {
+    /// Refuses values out of range.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        if !(self.gamma >= 0.0 && self.gamma.is_finite()) {
+            return Err(Invalid::new("gamma", format!("{} is not 0 or more", self.gamma)));
+        }
+        match self.alpha {
+            Some(alpha) if !(0.0..=1.0).contains(&alpha) => {
+                Err(Invalid::new("alpha", format!("{alpha} is not in 0..=1")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Σ over classes of y·w·(1 - p)^γ·(-ln p), divided as [`cross_entropy`] divides: by the weights of the
+    /// classes, or by the number of samples where targets are shares of classes. 0-dim.
+    pub fn cross_entropy(
+        &self,
+        logits: &Tensor,
+        ys: &Tensor,
+        label_smoothing: f64,
+        weights: Option<&Tensor>,
+    ) -> Tensor {
+        let logarithms = logits.log_softmax(1, None::<Kind>);
+        let kind = logarithms.kind();
+        let (samples, classes) = logits.size2().unwrap_or((1, 1));
+        let hard = (ys.kind() == Kind::Int64).then_some(ys);
+        let shares = match hard {
+            Some(ys) => {
+                Tensor::zeros([samples, classes], (kind, ys.device())).scatter_value(1, &ys.unsqueeze(1), 1.0)
+            }
+            None => ys.to_kind(kind),
+        };
+        let shares = match label_smoothing {
+            0.0 => shares,
+            smoothing => shares * (1.0 - smoothing) + smoothing / classes as f64,
+        };
+        let weighted = match weights {
+            Some(weights) => shares * weights,
+            None => shares,
+        };
+        let sum = (weighted * self.factor(&logarithms.exp()) * logarithms).sum(None::<Kind>).neg();
+        match (hard, weights) {
+            (Some(ys), Some(weights)) => sum / weights.index_select(0, ys).sum(None::<Kind>),
+            _ => sum / samples as f64,
+        }
+    }
+
+    /// (1 - p)^γ.
+    fn factor(&self, p: &Tensor) -> Tensor {
+        // Its slope is finite where p is 1 and γ below 1.
+        const LEAST: f64 = 1e-8;
+        let unlike: Tensor = 1.0 - p;
+        unlike.clamp_min(LEAST).pow_tensor_scalar(self.gamma)
+    }
+
+    /// The mean over samples and labels of (1 - p)^γ·(-ln p), p the probability of what is, as torchvision's
+    /// `sigmoid_focal_loss`; `pos_weight` as that of [`binary_cross_entropy`]. 0-dim.
+    pub fn binary_cross_entropy(&self, logits: &Tensor, ys: &Tensor, pos_weight: Option<&Tensor>) -> Tensor {
+        let each = logits.binary_cross_entropy_with_logits(ys, None, pos_weight, Reduction::None);
+        let shares = logits.sigmoid();
+        let mut each = each * self.factor(&(&shares * ys + (1.0 - &shares) * (1.0 - ys)));
+        if let Some(alpha) = self.alpha {
+            each *= ys * alpha + (1.0 - ys) * (1.0 - alpha);
+        }
+        each.mean(None::<Kind>)
+    }
+}
+
+/// The mean over samples and labels of the cross-entropy of logits against zeros and ones (or shares), both
+/// `[N, K]`, as `torch.nn.BCEWithLogitsLoss(pos_weight=…)`. 0-dim.
+pub fn binary_cross_entropy(logits: &Tensor, ys: &Tensor, pos_weight: Option<&Tensor>) -> Tensor {
+    logits.binary_cross_entropy_with_logits(ys, None, pos_weight, Reduction::Mean)
 }
 
 fn squared_error(outputs: &Tensor, ys: &Tensor, factor: f64) -> Tensor {

@@ -1,13 +1,16 @@
-//! Classification: cross-entropy of logits, with label smoothing (Szegedy et al. 2016).
+//! Classification: cross-entropy of logits, with label smoothing (Szegedy et al. 2016), or the focal loss (Lin et
+//! al. 2017); weights of the classes, and logit adjustment (Menon et al. 2021).
 
 use anyhow::{Result, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
+use super::balanced::Balanced;
 use super::{ModelArgs, ModelOutput, Prediction, Task};
+use crate::data::balance::ClassBalance;
 use crate::data::{Dataset, Targets};
-use crate::functional::loss;
+use crate::functional::loss::{self, Focal};
 use crate::metrics::MetricArgs;
 use crate::nn::model::Model;
 use crate::schedule::ScheduleStep;
@@ -21,6 +24,13 @@ pub struct Classification {
     /// Share of the target that is spread over all classes, as in `torch.nn.CrossEntropyLoss`.
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub label_smoothing: f64,
+    /// Focal loss in training: (1 - p)^γ times the cross-entropy of the class whose probability is p, so that what
+    /// is known well counts less. Off when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub focal: Option<Focal>,
+    /// Of `balance`, in training.
+    #[serde(skip)]
+    balanced: Balanced,
 }
 
 /// A hint where labels do not count classes from 0.
@@ -44,7 +54,19 @@ impl Task for Classification {
         if !(0.0..1.0).contains(&self.label_smoothing) {
             return Err(Invalid::new("label_smoothing", format!("{} is not in 0..1", self.label_smoothing)));
         }
-        Ok(())
+        if self.focal.is_some_and(|focal| focal.alpha.is_some()) {
+            let message = "is for `task: multi_label`; give the classes weights by `balance: {loss: […]}`";
+            return Err(Invalid::new("focal.alpha", message));
+        }
+        self.focal.map_or(Ok(()), |focal| focal.validate().map_err(|invalid| invalid.under("focal")))
+    }
+
+    fn balance(&mut self, classes: &[ClassBalance], kind: Kind, device: Device) {
+        self.balanced = Balanced::of(classes, kind, device);
+    }
+
+    fn takes_balance(&self) -> bool {
+        true
     }
 
     fn model_args(&self, channels: i64, classes: Option<usize>) -> ModelArgs {
@@ -56,7 +78,7 @@ impl Task for Classification {
         let Targets::Classes(labels) = &set.targets else {
             let message = match &set.targets {
                 Targets::MultiLabel(_) => {
-                    "the samples have any number of classes each, and classification wants one of them"
+                    "the samples have any number of classes each, and classification wants one of them; use `task: multi_label`"
                 }
                 _ => {
                     "the data has numbers as targets, and classification wants classes; use `task: regression`, or \
@@ -93,8 +115,21 @@ impl Task for Classification {
     }
 
     fn loss(&self, answer: &ModelOutput, ys: &Tensor, clock: Option<ScheduleStep>) -> Tensor {
-        let smoothing = clock.map_or(0.0, |_| self.label_smoothing);
-        loss::cross_entropy(&answer.outputs, ys, smoothing)
+        if clock.is_none() {
+            return loss::cross_entropy(&answer.outputs, ys, 0.0, None);
+        }
+        let logits = self.balanced.adjusted(&answer.outputs);
+        let (smoothing, weights) = (self.label_smoothing, self.balanced.weights());
+        match self.focal {
+            Some(focal) => focal.cross_entropy(&logits, ys, smoothing, weights),
+            None => loss::cross_entropy(&logits, ys, smoothing, weights),
+        }
+    }
+
+    /// As PyTorch does, classes divide by their weights, and shares of classes by the number of samples.
+    fn weight(&self, ys: &Tensor) -> Option<Tensor> {
+        let weights = self.balanced.weights().filter(|_| ys.kind() == Kind::Int64)?;
+        Some(weights.index_select(0, ys).sum(Kind::Double))
     }
 
     fn answers_logits(&self, _output: &[i64]) -> bool {

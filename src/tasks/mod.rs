@@ -1,6 +1,7 @@
 //! What the network is trained for: the loss, the metrics, the predictions. A task is one file and one row of
 //! `tasks!`.
 
+mod balanced;
 mod classification;
 mod compression;
 pub mod degrade;
@@ -12,10 +13,11 @@ mod segmentation;
 use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
 use tch::nn::ModuleT;
+use tch::{Device, Kind, Tensor};
 
 use crate::data::Dataset;
+use crate::data::balance::ClassBalance;
 use crate::metrics::image::psnr;
 use crate::metrics::{MetricArgs, MetricCollection, Monitor};
 use crate::nn::model::{Model, Network};
@@ -202,6 +204,14 @@ pub trait Task: Named {
 
     /// Whether the network's output is to be subtracted from its input.
     fn answers_residual(&self) -> bool {
+        false
+    }
+
+    /// Takes the weights and adjustments of the classes into the training loss: none, or one of each output.
+    fn balance(&mut self, _classes: &[ClassBalance], _kind: Kind, _device: Device) {}
+
+    /// Whether [`Task::balance`] does.
+    fn takes_balance(&self) -> bool {
         false
     }
 

@@ -14,6 +14,7 @@ pub enum RngStream {
     Mix = 5,
     Step = 7,
     Tune = 8,
+    Balance = 16,
 }
 
 /// A short stream of random numbers that belongs to one sample (or one epoch) and one purpose.

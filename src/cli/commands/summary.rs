@@ -1,4 +1,5 @@
-//! `tikhonov summary`: the network layer by layer, and the penalty that each parameter gets.
+//! `tikhonov summary`: the network layer by layer, the penalty that each parameter gets, and what `balance` means
+//! for each class.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -9,6 +10,9 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{ConfigOptions, assignment};
+use crate::config::Config;
+use crate::data::Split;
+use crate::data::balance::{self, ClassBalance};
 use crate::nn::layers::Param;
 use crate::nn::model::{Model, ModelSpec, Rates, Summary};
 use crate::penalty::{FreezeUntil, Lambda, ParamGroup, Term};
@@ -65,6 +69,7 @@ pub fn run(options: &Options) -> Result<()> {
     let config = options.config.clone().unwrap_or_default();
     let config = ConfigOptions { config, set: options.set.clone() }.load([])?;
     let ModelPlan { model, groups } = ModelPlan::of(&config)?;
+    let balanced = balanced(&config, &model)?;
     let trainable: Vec<&Param> = model.params().iter().filter(|param| param.is_trainable()).collect();
     // One rate for all is the optimiser's: nothing to tell apart.
     let lr = config.spec.optimizer.lr();
@@ -82,6 +87,9 @@ pub fn run(options: &Options) -> Result<()> {
     if options.json {
         let mut report = json!(summary);
         report["groups"] = json!(rows);
+        if !balanced.is_empty() {
+            report["balance"] = json!(balanced);
+        }
         serde_json::to_writer_pretty(&mut out, &report)?;
         writeln!(out)?;
     } else {
@@ -92,8 +100,23 @@ pub fn run(options: &Options) -> Result<()> {
             let words = words(group);
             writeln!(out, "group {}: {rate}{words} on {values} values in {tensors} tensors", row.label)?;
         }
+        for line in balance::lines(&balanced) {
+            writeln!(out, "{line}")?;
+        }
     }
     Ok(())
+}
+
+/// What `balance` means for each class of the training set, which is read for it.
+fn balanced(config: &Config, model: &Model) -> Result<Vec<ClassBalance>> {
+    let spec = &config.spec;
+    if spec.balance.is_none() {
+        return Ok(Vec::new());
+    }
+    config.validate_data(&[Split::Train])?;
+    let train = spec.data.open_only(Split::Train, spec.seed, None)?;
+    let outputs = model.output().iter().product::<i64>() as usize;
+    train.map_or_else(|| Ok(Vec::new()), |train| spec.balance.of(&train, outputs))
 }
 
 /// The network of `--model` with the arguments of `--arg`.

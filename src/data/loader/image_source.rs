@@ -11,7 +11,6 @@ use crate::data::{Damaged, Files, Fit, Framing, Picture, Skipped};
 use crate::libtorch::catch_panics;
 use crate::libtorch::stream::AsyncUpload;
 use crate::util::exit_code::{ExitCode, Failure, WithExitCode, fail};
-use crate::util::rng::{CounterRng, RngStream};
 
 /// The files of a loader and how they become samples. Undecodable ones are counted in [`Files`].
 pub struct ImageSource {
@@ -159,40 +158,41 @@ impl ImageSource {
 
     /// Where a random resized crop is made from the file and the rest of it is not needed: the sample and its
     /// augmentation parameters.
-    fn part(&self, index: usize, epoch: u64) -> Option<(Picture, Vec<f64>)> {
+    fn part(&self, index: usize, draw: usize, epoch: u64) -> Option<(Picture, Vec<f64>)> {
         let (Framing::Fit(fit), []) = (&self.framing, self.files.partners.as_slice()) else { return None };
         if !self.context.pipeline.crops_files() {
             return None;
         }
         let mut params = Vec::with_capacity(self.context.pipeline.num_params());
         let part = self.files.files[index].decode_part(|sides| {
-            let mut rng = CounterRng::new(self.context.seed, epoch, index as u64, RngStream::Augment);
+            let mut rng = self.context.augment_rng(epoch, draw as u64);
             self.context.pipeline.sample(&mut rng, sides, &mut params);
             params.first_chunk().map(|corner: &[f64; 4]| corner.map(|edge| edge as usize))
         })?;
         Some((fit.part(&part), params))
     }
 
-    /// Decodes sample `index` of an epoch, crops or resizes it, and writes it into a slot of a batch. None for
-    /// a file that is left out.
+    /// Decodes the sample of a draw of an epoch, crops or resizes it, and writes it into a slot of a batch. None
+    /// for a file that is left out.
     pub fn write_into(
         &self,
         buffer: &Buffer,
         slot: usize,
-        index: usize,
+        draw: usize,
         epoch: u64,
     ) -> Result<Option<Sample>> {
+        let index = draw % self.context.samples;
         // Also of a file that was found damaged: this part of it may be whole, and the sample must not depend
         // on what was decoded before.
-        if let Some((picture, params)) = self.part(index, epoch) {
+        if let Some((picture, params)) = self.part(index, draw, epoch) {
             return self.write_sample(buffer, slot, index, &picture, params);
         }
         let per_image = self.files.per_image();
         let Some((file, picture)) = self.decode(index / per_image)? else { return Ok(None) };
-        let index = file * per_image + index % per_image;
+        let (again, index) = (draw - index, file * per_image + index % per_image);
         let pipeline = &self.context.pipeline;
         let mut params = Vec::with_capacity(pipeline.num_params());
-        let mut rng = CounterRng::new(self.context.seed, epoch, index as u64, RngStream::Augment);
+        let mut rng = self.context.augment_rng(epoch, (index + again) as u64);
         let picture = match &self.framing {
             Framing::Patches { size, .. } => {
                 let mut place = |side: usize| rng.below((side - size) as u64 + 1) as usize;

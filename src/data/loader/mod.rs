@@ -5,6 +5,7 @@ mod image_source;
 mod image_targets;
 mod prefetcher;
 mod resident;
+mod sampler;
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor};
 
 use super::augment::{Augment, Pipeline, Pixels, check_image_targets, soft};
+use super::balance::Sampling;
 use super::mask::IGNORED;
 use super::normalize::Normalize;
 use super::{Dataset, Samples, Skipped, Targets};
@@ -22,6 +24,7 @@ use crate::util::rng::{CounterRng, RngStream};
 use image_source::ImageSource;
 use prefetcher::Prefetcher;
 use resident::Resident;
+use sampler::Sampler;
 
 /// One step's worth of samples, on the loader's device.
 pub struct Batch {
@@ -51,6 +54,8 @@ pub struct Preparation {
     pub normalize_target: Option<Normalize>,
     /// For training only.
     pub augment: Vec<Augment>,
+    /// The same, of targets that are classes.
+    pub sampler: Option<Sampling>,
 }
 
 #[derive(Clone, Debug)]
@@ -75,6 +80,8 @@ pub struct Loader {
     samples: usize,
     workers: usize,
     drop_last: bool,
+    /// Where not every sample comes once per epoch.
+    sampler: Option<Sampler>,
     targets: DeviceTargets,
     normalize_target: Option<Normalize>,
     classes: Vec<String>,
@@ -95,6 +102,7 @@ struct LoaderContext {
     train: bool,
     seed: u64,
     batch_size: usize,
+    samples: usize,
     device: Device,
     kind: Kind,
     classes: usize,
@@ -178,6 +186,7 @@ impl Loader {
             train,
             seed,
             batch_size,
+            samples: set.len(),
             device,
             kind,
             classes,
@@ -207,7 +216,9 @@ impl Loader {
         })??;
         let normalize_target = prep.normalize_target.clone();
         let (samples, classes) = (set.len(), set.classes.clone());
-        Ok(Self { source, context, samples, workers, drop_last, targets, normalize_target, classes })
+        let sampling = prep.sampler.filter(|_| train);
+        let sampler = sampling.map(|sampling| Sampler::new(&set.targets, sampling, samples));
+        Ok(Self { source, context, samples, workers, drop_last, sampler, targets, normalize_target, classes })
     }
 
     /// The names of the set's classes, in the order of their numbers.
@@ -259,10 +270,13 @@ impl Loader {
     }
 
     fn batches(&self, epoch: u64, steps: std::ops::Range<usize>) -> Batches<'_> {
-        let order = if self.context.train {
-            CounterRng::new(self.context.seed, epoch, 0, RngStream::Order).permutation(self.samples)
-        } else {
-            (0..self.samples as i64).collect()
+        let seed = self.context.seed;
+        let order = match &self.sampler {
+            Some(sampler) => sampler.epoch(seed, epoch),
+            None if self.context.train => {
+                CounterRng::new(seed, epoch, 0, RngStream::Order).permutation(self.samples)
+            }
+            None => (0..self.samples as i64).collect(),
         };
         let order = Arc::new(order);
         let prefetcher = match &self.source {
@@ -296,6 +310,7 @@ fn stacked_channels(targets: &Targets) -> i64 {
 /// The batches of one epoch. After an error there are no more.
 pub struct Batches<'a> {
     loader: &'a Loader,
+    /// Draws: the index of a sample, plus the number of samples for each time that it came before.
     order: Arc<Vec<i64>>,
     epoch: u64,
     steps: std::ops::Range<usize>,
@@ -332,11 +347,11 @@ impl Batches<'_> {
     fn batch(&mut self, step: usize) -> Result<Option<Batch>> {
         let Loader { source, context, .. } = self.loader;
         let first = step * context.batch_size;
-        let indices = &self.order[first..self.order.len().min(first + context.batch_size)];
+        let draws = &self.order[first..self.order.len().min(first + context.batch_size)];
         let RawBatch { xs, indices } = match (source, &mut self.prefetcher) {
-            (Source::Resident(resident), _) => resident.assemble(context, self.epoch, indices)?,
+            (Source::Resident(resident), _) => resident.assemble(context, self.epoch, draws)?,
             (Source::Files(_), Some(prefetcher)) => prefetcher.next(context)?,
-            (Source::Whole(source), _) => match source.whole(indices[0] as usize)? {
+            (Source::Whole(source), _) => match source.whole(draws[0] as usize)? {
                 Some(batch) => batch,
                 None => return Ok(None),
             },
@@ -387,6 +402,16 @@ impl LoaderContext {
             }
             _ => tensor.index_select(0, &upload(&Tensor::from_slice(indices), self.device)),
         }
+    }
+
+    /// The sample of a draw.
+    fn index(&self, draw: i64) -> i64 {
+        draw % self.samples as i64
+    }
+
+    /// The random numbers of a draw's augmentation.
+    fn augment_rng(&self, epoch: u64, draw: u64) -> CounterRng {
+        CounterRng::new(self.seed, epoch, draw, RngStream::Augment)
     }
 
     /// Everything between raw samples and mixtures by operations of libtorch, on the device. `xs`

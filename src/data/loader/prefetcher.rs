@@ -78,7 +78,7 @@ struct Finished {
 struct Job {
     batch: Arc<PendingBatch>,
     slot: usize,
-    index: usize,
+    draw: usize,
 }
 
 impl Prefetcher {
@@ -236,7 +236,7 @@ impl Queue {
             next.step += 1;
             next.slot = 0;
         }
-        Some(Ok(Job { batch, slot, index: self.order[first + slot] as usize }))
+        Some(Ok(Job { batch, slot, draw: self.order[first + slot] as usize }))
     }
 
     fn batch(&self, step: usize, count: usize) -> Result<PendingBatch> {
@@ -250,7 +250,7 @@ impl Queue {
     fn run_job(&self, job: Job) -> Option<(usize, Result<Finished>)> {
         let step = job.batch.step;
         let written =
-            catch_panics(|| self.source.write_into(&job.batch.buffer, job.slot, job.index, self.epoch));
+            catch_panics(|| self.source.write_into(&job.batch.buffer, job.slot, job.draw, self.epoch));
         match written.and_then(|written| written) {
             Ok(sample) => *unpoisoned(&job.batch.samples[job.slot]) = sample,
             Err(error) => {

@@ -6,7 +6,6 @@ use tch::{Device, Kind, Tensor};
 use super::batch_writer::{BatchWriter, PixelData};
 use super::{LoaderContext, RawBatch};
 use crate::libtorch::memory::Bytes;
-use crate::util::rng::{CounterRng, RngStream};
 
 pub enum Resident {
     /// A table `[N, F]`, normalised once and for all.
@@ -34,19 +33,20 @@ impl Resident {
         Ok(Self::Pictures(xs.to_device(context.device)))
     }
 
-    /// The samples `indices`, all but mixed.
-    pub fn assemble(&self, context: &LoaderContext, epoch: u64, indices: &[i64]) -> Result<RawBatch> {
+    /// The samples of `draws`, all but mixed.
+    pub fn assemble(&self, context: &LoaderContext, epoch: u64, draws: &[i64]) -> Result<RawBatch> {
+        let indices: Vec<i64> = draws.iter().map(|&draw| context.index(draw)).collect();
         let num_params = context.pipeline.num_params();
         let mut params = Vec::with_capacity(indices.len() * num_params);
         if num_params > 0 {
-            for &index in indices {
-                let mut rng = CounterRng::new(context.seed, epoch, index as u64, RngStream::Augment);
+            for &draw in draws {
+                let mut rng = context.augment_rng(epoch, draw as u64);
                 context.pipeline.sample(&mut rng, [0, 0], &mut params);
             }
         }
         let xs = match self {
-            Resident::Table(xs) => context.pipeline.normalized(context.rows(xs, indices), &params),
-            Resident::Pictures(xs) => context.finish(context.rows(xs, indices), &params),
+            Resident::Table(xs) => context.pipeline.normalized(context.rows(xs, &indices), &params),
+            Resident::Pictures(xs) => context.finish(context.rows(xs, &indices), &params),
             Resident::Levels { bytes, per_sample, writer } => {
                 let buffer = writer.buffer(indices.len(), false)?;
                 for (slot, &index) in indices.iter().enumerate() {
@@ -57,6 +57,6 @@ impl Resident {
                 buffer.into_tensor()
             }
         };
-        Ok(RawBatch { xs, indices: indices.to_vec() })
+        Ok(RawBatch { xs, indices })
     }
 }

@@ -9,6 +9,7 @@ use tch::{Device, Kind};
 
 use crate::checkpoint::{Checkpoints, Loaded};
 use crate::config::{Config, RunConfig};
+use crate::data::balance::{self, ClassBalance};
 use crate::data::loader::{Loader, LoaderOptions, Preparation};
 use crate::data::normalize::{Normalize, NormalizeSpec};
 use crate::data::{Dataset, DatasetCache, Skipped, Split, Splits, Targets};
@@ -118,6 +119,8 @@ pub struct Session {
     pub task: Box<dyn Task>,
     /// The score on the validation set that decides.
     pub monitor: Monitor,
+    /// By class, where the config balances them.
+    balanced: Vec<ClassBalance>,
     train: Option<Dataset>,
     validation: Option<Dataset>,
     test: Option<Dataset>,
@@ -131,6 +134,7 @@ impl Session {
         let spec = &session.config.spec;
         let Splits { train, validation, test } = spec.data.open_from(shelf, spec.seed)?;
         session.settle_normalization(&train)?;
+        session.balance(&train)?;
         session.has_batches(train.len())?;
         can_normalize(&session.model, &session.config.spec, train.len())?;
         (session.train, session.validation, session.test) = (Some(train), validation, test);
@@ -184,8 +188,16 @@ impl Session {
         spec.model = spec.model.inlined()?;
         let (task, kind) = (spec.task.build(), spec.dtype.kind());
         let monitor = spec.monitor().map_err(|invalid| config.document.invalid_at("", invalid))?;
-        let (train, validation, test) = (None, None, None);
-        Ok(Self { config, device, kind, model, groups, task, monitor, train, validation, test })
+        let (balanced, train, validation, test) = (Vec::new(), None, None, None);
+        Ok(Self { config, device, kind, model, groups, task, monitor, balanced, train, validation, test })
+    }
+
+    /// Tells the task what `balance` means for the classes of the training set.
+    fn balance(&mut self, train: &Dataset) -> Result<()> {
+        let outputs = self.model.output().iter().product::<i64>() as usize;
+        self.balanced = self.config.spec.balance.of(train, outputs)?;
+        self.task.balance(&self.balanced, self.kind, self.device);
+        Ok(())
     }
 
     /// From here on the config says the numbers that `auto` stood for: an evaluation must not compute others.
@@ -298,6 +310,7 @@ impl Session {
         let set = self.validation.as_ref().context("the validation set is not open")?;
         let mut spec = self.config.spec.clone();
         spec.data.augment = Vec::new();
+        spec.balance.sampler = None;
         spec.data.drop_last = spec.data.batch_size < set.len();
         spec.seed = CounterRng::new(spec.seed, 0, 0, RngStream::Tune).bits();
         // Images of any size go one by one, in order.
@@ -361,6 +374,7 @@ impl Session {
                 ));
             }
         }
+        notes.extend(balance::lines(&self.balanced).map(|line| format!("balance: {line}")));
         if self.validation.is_none() && self.test.is_none() {
             notes.push(
                 "nothing judges this run: there is no validation set, as in `data: {validation: {fraction: 0.1}}`, \
@@ -419,6 +433,7 @@ pub fn loader(spec: &RunConfig, device: Device, set: &Dataset, train: bool) -> R
         normalize: data.normalize.resolve(set)?,
         normalize_target: data.normalize_target.resolve_targets(set)?,
         augment: data.augment.clone(),
+        sampler: spec.balance.sampler,
     };
     let options = LoaderOptions {
         batch_size: data.batch_size,
