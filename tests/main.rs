@@ -14,6 +14,7 @@ mod bench;
 mod checkpointing;
 mod compression;
 mod config;
+mod cuda;
 mod data;
 mod device;
 mod dropped;

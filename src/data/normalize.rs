@@ -10,6 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Dataset, Files, Samples, Targets};
 use crate::libtorch::catch_panics;
+use crate::libtorch::constant::constant;
 use crate::libtorch::device::cores;
 use crate::libtorch::memory::Bytes;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
@@ -177,9 +178,7 @@ impl Normalize {
         if let Some(channels) = shape.get_mut(1) {
             *channels = self.mean.len() as i64;
         }
-        let column = |values: &[f64]| {
-            Tensor::from_slice(values).to_kind(xs.kind()).view(shape.as_slice()).to_device(xs.device())
-        };
+        let column = |values: &[f64]| constant(values, &shape, (xs.kind(), xs.device()));
         (xs - column(&self.mean)).divide_(&column(&self.std))
     }
 

@@ -7,13 +7,16 @@
 
 use tch::Tensor;
 
-use super::like;
+use crate::libtorch::constant::constant_of;
 
 /// Floating-point images `[N, C, H, W]` brought to `height` × `width`, not clamped: bicubic overshoots.
 pub fn resize(images: &Tensor, height: i64, width: i64) -> Tensor {
     let size = images.size();
     let &[_, _, from_height, from_width] = size.as_slice() else { return images.shallow_clone() };
-    let weights = |from: i64, to: i64| like(images, &matrix(from as usize, to as usize), &[to, from]);
+    let weights = |from: i64, to: i64| {
+        let made = || matrix(from as usize, to as usize);
+        constant_of("bicubic", &[from as f64, to as f64], &[to, from], (images.kind(), images.device()), made)
+    };
     weights(from_height, height).matmul(images).matmul(&weights(from_width, width).tr())
 }
 

@@ -8,7 +8,7 @@ use tch::Device;
 
 use crate::checkpoint::{Checkpoints, Loaded, State};
 use crate::config::{CONFIG_FILE, Config, Override, differences};
-use crate::libtorch::device;
+use crate::libtorch::{cuda, device};
 use crate::nn::model::Network;
 use crate::pytorch::weights::Part;
 use crate::train::initial_weights::InitialWeights;
@@ -59,6 +59,7 @@ impl LoadedModel {
         };
         // Before the first tensor: libtorch looks for a GPU's libraries once.
         let device = config.spec.device.resolve()?;
+        cuda::make_current(device)?;
         let plan = ModelPlan::of(&config)?;
         let checkpoints = Checkpoints::of(&config.spec.output);
         let weights = match (choice.weights, is_run) {

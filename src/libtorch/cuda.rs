@@ -2,6 +2,9 @@
 
 use std::ffi::c_char;
 
+use anyhow::{Result, anyhow};
+use tch::Device;
+
 use super::check;
 
 /// The plugin of cuda.h; empty where the binary was built without CUDA or its headers.
@@ -11,6 +14,7 @@ unsafe extern "C" {
     fn tikhonov_cuda_driver() -> bool;
     fn tikhonov_cuda_load(bytes: *const u8, size: usize) -> *mut c_char;
     fn tikhonov_cuda_count(count: *mut i64) -> *mut c_char;
+    fn tikhonov_cuda_make_current(cuda: i64) -> *mut c_char;
 }
 
 /// Loads them, once. The error says what is missing; it is an error too after the first computation on the
@@ -29,8 +33,16 @@ pub fn count() -> Result<usize, String> {
     Ok(count as usize)
 }
 
-/// Whether a GPU can be used. Loads nothing where no driver is installed.
-pub fn is_there() -> bool {
+/// Whether a driver is installed. Loads nothing else.
+pub fn has_driver() -> bool {
     // SAFETY: opens the driver's library, if there is one.
-    unsafe { tikhonov_cuda_driver() && count().is_ok_and(|count| count > 0) }
+    unsafe { tikhonov_cuda_driver() }
+}
+
+/// What this thread asks of CUDA without naming a device goes to `device` from now on; nothing on the CPU.
+pub fn make_current(device: Device) -> Result<()> {
+    let Device::Cuda(index) = device else { return Ok(()) };
+    // SAFETY: sets the calling thread's device.
+    check(unsafe { tikhonov_cuda_make_current(index as i64) })
+        .map_err(|message| anyhow!("cuda:{index}: {message}"))
 }

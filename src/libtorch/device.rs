@@ -1,13 +1,14 @@
 //! Where tensors live (`cpu`, `cuda`, `cuda:N`, `auto`), the seed and the number of threads.
 
 use std::str::FromStr;
+use std::sync::Once;
 
 use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use crate::libtorch::{self, cuda};
+use crate::libtorch::{self, cuda, or_panic, stream};
 use crate::util::console::print_err;
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::threads::{REFUSED, available};
@@ -60,12 +61,39 @@ impl From<DeviceSpec> for String {
 }
 
 impl DeviceSpec {
-    /// The device itself. A GPU that was asked for and is not there is an error, never a silent CPU run.
+    /// Loads libtorch's CUDA libraries, where they will be wanted: for what computes before it needs the device, because
+    /// libtorch looks for them once. That they are missing is for [`resolve`](Self::resolve) to report.
+    pub fn prepare(self) {
+        let is_wanted = match self {
+            Self::Cpu => false,
+            Self::Auto => cuda::has_driver(),
+            Self::Cuda(_) => true,
+        };
+        if is_wanted {
+            let _ = cuda::load();
+        }
+    }
+
+    /// The device itself. A GPU that was asked for and is not there is an error; where `auto` finds a driver and no GPU
+    /// that can be used, a line on stderr says why.
     pub fn resolve(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Auto if cuda::is_there() => Ok(Device::Cuda(0)),
-            Self::Auto => Ok(Device::Cpu),
+            Self::Auto if !cuda::has_driver() => Ok(Device::Cpu),
+            Self::Auto => {
+                let reason = match cuda::count() {
+                    Ok(0) => "CUDA has no device".to_owned(),
+                    Ok(_) => return Ok(Device::Cuda(0)),
+                    Err(reason) => reason,
+                };
+                static TOLD: Once = Once::new();
+                TOLD.call_once(|| {
+                    print_err!(
+                        "note: `device: auto` takes the CPU: NVIDIA's driver is installed, and no GPU can be used: {reason}"
+                    );
+                });
+                Ok(Device::Cpu)
+            }
             Self::Cuda(index) => {
                 let count = cuda::count().map_err(|reason| {
                     let message = format!("device cuda:{index} cannot be used: {reason}; use --device cpu");
@@ -93,12 +121,9 @@ pub fn autotune(on: bool) {
     tch::Cuda::cudnn_set_benchmark(on);
 }
 
-/// A small CPU tensor on `device`; a copy to a GPU is not waited for.
+/// A small CPU tensor on `device`; a copy to a GPU is not waited for. Panics as tch does.
 pub fn upload(tensor: &Tensor, device: Device) -> Tensor {
-    if device == Device::Cpu {
-        return tensor.shallow_clone();
-    }
-    tensor.pin_memory(device).to_device_(device, tensor.kind(), true, false)
+    or_panic(stream::upload(tensor, device))
 }
 
 /// Sets the number of threads that one libtorch operation uses on the CPU.

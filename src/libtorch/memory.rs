@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor, kind::Element};
 
+use super::stream;
+
 /// A contiguous uint8 tensor on the CPU that any number of threads may read. Nobody may write to the storage
 /// while this lives; nothing in the program changes the samples of a data set.
 pub struct Bytes(Tensor);
@@ -53,10 +55,10 @@ impl<T: Number> Slots<T> {
     /// An uninitialised tensor of `size`, `size[0]` slots; in page-locked memory where `pinned` says so, from
     /// which a copy to a GPU does not block. Fails where memory runs out.
     pub fn new(size: &[i64], pinned: bool) -> Result<Self> {
-        let mut tensor = Tensor::f_empty(size, (T::KIND, Device::Cpu))?;
-        if pinned {
-            tensor = tensor.f_pin_memory(Device::Cuda(0))?;
-        }
+        let tensor = match pinned {
+            true => stream::pinned(size, T::KIND)?,
+            false => Tensor::f_empty(size, (T::KIND, Device::Cpu))?,
+        };
         let slots = size.first().map_or(0, |&n| n as usize);
         let per_slot = size.iter().skip(1).product::<i64>() as usize;
         let taken = (0..slots).map(|_| AtomicBool::new(false)).collect();

@@ -6,6 +6,7 @@
 pub mod activation_checkpoint;
 pub mod autocast;
 pub mod bytes;
+pub mod constant;
 pub mod cuda;
 pub mod device;
 pub mod graph;

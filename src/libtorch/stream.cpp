@@ -34,6 +34,15 @@ struct PendingTensor {
 
 extern "C" {
 
+// Page-locked memory for numbers of the dtype of `like`, from which a copy to a GPU does not block. at::Tensor::pin_memory
+// takes pageable memory first, and warns at every call of the overload that tch has.
+char* tikhonov_pinned(const int64_t* size, size_t dims, const at::Tensor* like, at::Tensor** pinned) {
+  return guarded([&] {
+    *pinned = nullptr;
+    *pinned = new at::Tensor(at::empty(c10::IntArrayRef(size, dims), like->options().device(at::kCPU).pinned_memory(true)));
+  });
+}
+
 char* tikhonov_upload_new(int64_t cuda, AsyncUpload** upload) {
   return guarded([&] {
     *upload = nullptr;

@@ -5,10 +5,10 @@ use std::ffi::c_char;
 use std::ptr::null_mut;
 
 use anyhow::{Result, anyhow};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
-use super::check;
+use super::{check, take_tensor};
 
 #[repr(C)]
 struct RawReading {
@@ -19,6 +19,12 @@ unsafe extern "C" {
     fn tikhonov_read_later(number: *const C_tensor, reading: *mut *mut RawReading) -> *mut c_char;
     fn tikhonov_read_now(reading: *const RawReading, number: *mut f64) -> *mut c_char;
     fn tikhonov_read_free(reading: *mut RawReading);
+    fn tikhonov_pinned(
+        size: *const i64,
+        dims: usize,
+        like: *const C_tensor,
+        pinned: *mut *mut C_tensor,
+    ) -> *mut c_char;
     fn tikhonov_upload_new(cuda: i64, courier: *mut *mut RawCourier) -> *mut c_char;
     fn tikhonov_upload_free(courier: *mut RawCourier);
     fn tikhonov_upload_send(
@@ -38,6 +44,31 @@ struct RawCourier {
 #[repr(C)]
 struct RawParcel {
     _private: [u8; 0],
+}
+
+/// A CPU tensor in page-locked memory, from which a copy to a GPU does not block; its content is arbitrary. Loads no
+/// CUDA library: it is for runs on a GPU alone.
+pub fn pinned(size: &[i64], kind: Kind) -> Result<Tensor> {
+    let like = Tensor::f_empty([0], (kind, Device::Cpu))?;
+    let mut pinned = null_mut();
+    // SAFETY: `size` and `like` are alive, `pinned` outlives the call.
+    let message = unsafe { tikhonov_pinned(size.as_ptr(), size.len(), like.as_ptr(), &mut pinned) };
+    take_tensor(message, pinned)?.ok_or_else(|| anyhow!("libtorch made no page-locked memory"))
+}
+
+/// A small CPU tensor on `device`; a copy to a GPU is not waited for.
+pub fn upload(tensor: &Tensor, device: Device) -> Result<Tensor> {
+    if device == Device::Cpu {
+        return Ok(tensor.shallow_clone());
+    }
+    Ok(pin(tensor)?.f_to_device_(device, tensor.kind(), true, false)?)
+}
+
+/// A CPU tensor in page-locked memory.
+pub fn pin(tensor: &Tensor) -> Result<Tensor> {
+    let mut copy = pinned(&tensor.size(), tensor.kind())?;
+    copy.f_copy_(tensor)?;
+    Ok(copy)
 }
 
 /// A stream of a GPU beside the one that computes, for copies to it.

@@ -3,6 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::{Metric, MetricArgs, ModelOutput, Score, Scores};
+use crate::functional::bincount;
 
 /// What a whole number in the code may be.
 const LEVELS: i64 = 256;
@@ -35,7 +36,7 @@ impl Metric for BitsPerPixel {
         let channel = Tensor::arange(channels, (Kind::Int64, code.device())) * LEVELS;
         let channel = channel.view([&[1, -1], vec![1; code.dim() - 2].as_slice()].concat().as_slice());
         let level = (code.round() + (LEVELS / 2) as f64).clamp(0.0, (LEVELS - 1) as f64).to_kind(Kind::Int64);
-        let cells = (level + channel).reshape(-1).bincount::<Tensor>(None, channels * LEVELS);
+        let cells = bincount(&(level + channel).reshape(-1), channels * LEVELS);
         self.counts = Some(match self.counts.take() {
             Some(sum) => sum + cells,
             None => cells,

@@ -4,6 +4,7 @@ use serde::Serialize;
 use tch::{Kind, Tensor};
 
 use super::{Metric, MetricArgs, ModelOutput, Score, Scores};
+use crate::functional::bincount;
 
 /// Counts hits on the device: `confusion` is int64 `[K · K]`, row = truth, column = prediction.
 #[derive(Debug)]
@@ -59,7 +60,7 @@ impl Metric for ClassificationMetric {
         // After mixup or cutmix the truth is the class with the largest share.
         let ys = if ys.dim() == 2 { ys.argmax(1, false) } else { ys.shallow_clone() };
         let predicted = logits.argmax(1, false);
-        let cells = (&ys * self.classes + predicted).bincount::<Tensor>(None, self.classes * self.classes);
+        let cells = bincount(&(&ys * self.classes + predicted), self.classes * self.classes);
         self.confusion = Some(match self.confusion.take() {
             Some(sum) => sum + cells,
             None => cells,

@@ -99,8 +99,10 @@ impl Values {
     }
 
     fn read(&self) -> Vec<f64> {
-        let read = |values: &Tensor| Vec::<f64>::try_from(values.to_device(Device::Cpu)).unwrap_or_default();
-        self.0.iter().flat_map(read).collect()
+        if self.0.is_empty() {
+            return Vec::new();
+        }
+        Vec::<f64>::try_from(Tensor::cat(&self.0, 0).to_device(Device::Cpu)).unwrap_or_default()
     }
 }
 

@@ -4,6 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::classification::{ClassReport, rows, share};
 use super::{Metric, MetricArgs, ModelOutput, Score, Scores, class_of};
+use crate::functional::bincount;
 
 /// Counts pixels on the device: `confusion` is int64 `[K · K]`, row = truth, column = prediction.
 #[derive(Debug)]
@@ -46,7 +47,7 @@ impl Metric for SegmentationMetric {
         let spare = self.classes * self.classes;
         let cells = (ys * self.classes + predicted)
             .where_self(&ys.ge(0), &Tensor::full([], spare, (Kind::Int64, ys.device())));
-        let counts = cells.reshape(-1).bincount::<Tensor>(None, spare + 1).narrow(0, 0, spare);
+        let counts = bincount(&cells.reshape(-1), spare + 1).narrow(0, 0, spare);
         self.confusion = Some(match self.confusion.take() {
             Some(sum) => sum + counts,
             None => counts,

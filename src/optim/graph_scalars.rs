@@ -7,6 +7,7 @@ use tch::{Device, Kind, Tensor};
 use super::Optimizer;
 use crate::libtorch::graph::copy_ahead;
 use crate::libtorch::scalar::Scalar;
+use crate::libtorch::stream::pin;
 use crate::penalty::LambdaValues;
 
 /// The weight of the average of the weights, and the learning rate and the coefficient of each form of penalty
@@ -50,11 +51,8 @@ impl GraphScalars {
                 numbers[place(group) + 1 + form] = penalty.coefficient(lambda, &rates);
             }
         }
-        let mut numbers = Tensor::from_slice(&numbers).f_to_kind(Kind::Float)?;
-        if self.all.device().is_cuda() {
-            numbers = numbers.f_pin_memory(self.all.device())?;
-        }
-        copy_ahead(&self.all, &numbers)
+        let numbers = Tensor::from_slice(&numbers).f_to_kind(Kind::Float)?;
+        copy_ahead(&self.all, &if self.all.device().is_cuda() { pin(&numbers)? } else { numbers })
     }
 
     /// The weight that an average of the weights gives the new ones, 0-dim.

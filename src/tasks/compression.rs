@@ -13,6 +13,7 @@ use tch::Tensor;
 use super::{ModelOutput, Panel, Task, autoencoder_panels, code_shape, part};
 use crate::data::Dataset;
 use crate::functional::loss::RegressionLoss;
+use crate::libtorch::device::upload;
 use crate::nn::layers::quantize::quantize;
 use crate::nn::model::{Model, Network};
 use crate::schedule::ScheduleStep;
@@ -130,7 +131,7 @@ impl Task for Compression {
         let code = code.to_kind(Kind::Double).transpose(0, 1).flatten(1, -1);
         let distortion = self.loss.of(&answer.outputs, ys).to_kind(Kind::Double) * size[0];
         let counts = [size[0] as f64, pixels as f64, code.size()[1] as f64];
-        let counts = Tensor::from_slice(&counts).to_device(code.device());
+        let counts = upload(&Tensor::from_slice(&counts), code.device());
         let over = |values: &Tensor| values.sum_dim_intlist(&[1i64][..], false, Kind::Double);
         Some(Tensor::cat(&[distortion.unsqueeze(0), counts, over(&code), over(&code.square())], 0))
     }

@@ -10,6 +10,7 @@ use super::{ModelArgs, ModelOutput, Panel, Task};
 use crate::data::mask::{IGNORED, tint};
 use crate::data::{Dataset, Targets};
 use crate::functional::loss;
+use crate::libtorch::constant::constant;
 use crate::metrics::MetricArgs;
 use crate::nn::model::Model;
 use crate::schedule::ScheduleStep;
@@ -41,7 +42,7 @@ impl Default for Segmentation {
 impl Segmentation {
     fn weights(&self, kind: Kind, device: Device) -> Option<Tensor> {
         let weights = self.class_weights.as_ref();
-        weights.map(|weights| Tensor::from_slice(weights).to_kind(kind).to_device(device))
+        weights.map(|weights| constant(weights, &[weights.len() as i64], (kind, device)))
     }
 
     /// Σ of the weights of the pixels that count, float64: what the cross-entropy is divided by.

@@ -94,11 +94,21 @@ pub fn code(error: &anyhow::Error) -> u8 {
     error.downcast_ref::<Failure>().map_or(1, |failure| failure.exit as u8)
 }
 
-/// Whether a library's message says that memory ran out, on the CPU or on a GPU: libtorch's, C++'s, or
-/// oneDNN's, which says no more when a primitive whose descriptor is fine gets no memory.
+/// Whether a library's message says that memory ran out, on the CPU or on a GPU: libtorch's, C++'s, those of CUDA's
+/// libraries, cuDNN's of a convolution none of whose algorithms gets its memory, or oneDNN's, which says no more when
+/// a primitive whose descriptor is fine gets no memory.
 pub fn is_out_of_memory(message: &str) -> bool {
+    const SAID: [&str; 6] = [
+        "out of memory",
+        "can't allocate memory",
+        "std::bad_alloc",
+        // CUDNN_STATUS_…, CUBLAS_STATUS_…, CUSOLVER_STATUS_…, CUSPARSE_STATUS_…
+        "STATUS_ALLOC_FAILED",
+        "DEVICE_ALLOCATION_FAILED",
+        "unable to find an engine to execute this computation",
+    ];
     let says = |text: &str| message.contains(text);
-    ["out of memory", "can't allocate memory", "std::bad_alloc"].into_iter().any(says)
+    SAID.into_iter().any(says)
         || (says("could not create a primitive") && !says("could not create a primitive descriptor"))
 }
 
@@ -150,6 +160,14 @@ mod tests {
         assert!(text.starts_with("[enforce fail") && text.ends_with("9 bytes."), "{text}");
         assert!(is_out_of_memory(&text));
         assert!(is_out_of_memory("could not create a primitive"));
+        for status in
+            ["CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED"]
+        {
+            assert!(is_out_of_memory(&format!("CUDA error: {status} when calling `cublasCreate(handle)`")));
+        }
+        assert!(is_out_of_memory("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"));
+        assert!(is_out_of_memory("FIND was unable to find an engine to execute this computation"));
+        assert!(!is_out_of_memory("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"));
         assert!(!is_out_of_memory("could not create a primitive descriptor for a convolution"));
         assert_eq!(plain("as it is"), "as it is");
     }

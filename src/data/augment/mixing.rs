@@ -2,6 +2,7 @@
 
 use tch::{Kind, Tensor};
 
+use crate::libtorch::device::upload;
 use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
@@ -17,7 +18,7 @@ pub(super) fn check_alpha(alpha: f64) -> Result<(), Invalid> {
 
 /// The partner of each sample of a batch of `n`, on the device of the batch.
 pub(super) fn partners(xs: &Tensor, rng: &mut CounterRng) -> Tensor {
-    Tensor::from_slice(&rng.permutation(xs.size()[0] as usize)).to_device(xs.device())
+    upload(&Tensor::from_slice(&rng.permutation(xs.size()[0] as usize)), xs.device())
 }
 
 /// λ·xs + (1 − λ)·others

@@ -2,10 +2,14 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use super::{Augmentation, ChangesValues, Params};
+use crate::libtorch::device::cores;
+use crate::libtorch::memory::Slots;
+use crate::libtorch::or_panic;
 use crate::util::rng::{CounterRng, RngStream};
+use crate::util::threads;
 use crate::util::yaml::Invalid;
 
 /// Adds independent normal noise of standard deviation `sigma` to every normalised value, of pictures and of
@@ -44,18 +48,23 @@ impl Augmentation for Noise {
 }
 
 impl ChangesValues for Noise {
-    /// The noise is made on the CPU, so that it does not depend on the device.
+    /// The noise is made on the CPU, so that it does not depend on the device; for a GPU by all cores, and into page-locked
+    /// memory.
     fn apply(&self, xs: &Tensor, params: &Params) -> Tensor {
-        let per_sample = xs.numel() / (xs.size()[0] as usize).max(1);
-        let mut noise = vec![0f32; xs.numel()];
-        for (seed, noise) in params.rows().zip(noise.chunks_exact_mut(per_sample.max(1))) {
-            let mut rng = CounterRng::new(seed[0] as u64, 0, 0, RngStream::Augment);
-            for pair in noise.chunks_mut(2) {
+        /// Below it the threads cost more than they save.
+        const MANY: usize = 1 << 15;
+        let is_far = xs.device() != Device::Cpu;
+        let noise = or_panic(Slots::<f32>::new(&xs.size(), is_far));
+        let seeds: Vec<_> = params.rows().map(|row| row[0] as u64).enumerate().collect();
+        let threads = if is_far && xs.numel() >= MANY { cores() } else { 1 };
+        threads::each(threads, seeds, |(sample, seed)| {
+            let mut rng = CounterRng::new(seed, 0, 0, RngStream::Augment);
+            for pair in noise.slot(sample).into_iter().flat_map(|noise| noise.chunks_mut(2)) {
                 let two = normals(rng.bits()).map(|normal| self.sigma as f32 * normal);
                 pair.copy_from_slice(&two[..pair.len()]);
             }
-        }
-        xs + Tensor::from_slice(&noise).view(xs.size().as_slice()).to_device(xs.device()).to_kind(xs.kind())
+        });
+        xs + noise.into_tensor().to_device_(xs.device(), Kind::Float, true, false).to_kind(xs.kind())
     }
 }
 

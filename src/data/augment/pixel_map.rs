@@ -3,6 +3,7 @@
 
 use tch::{Kind, Tensor};
 
+use crate::libtorch::constant::constant;
 use crate::libtorch::device::upload;
 
 /// Where each row (`down`) and each column (`across`) of a sample comes from. Negative entries show a level:
@@ -92,7 +93,7 @@ pub(super) fn move_pixels(xs: &Tensor, maps: &[PixelMap], target_fill: Option<u8
     }
     let unit = if xs.kind() == Kind::Uint8 { 1.0 } else { 255.0 };
     let values: Vec<f64> = (0..256).map(|level| f64::from(level) / unit).collect();
-    let values = upload(&Tensor::from_slice(&values).to_kind(xs.kind()), xs.device());
+    let values = constant(&values, &[256], (xs.kind(), xs.device()));
     let entries = down.minimum(&across);
     let outside = entries.lt(0);
     let levels = (entries.neg() - 1).clamp_min(0).remainder(256);

@@ -9,6 +9,7 @@ use super::batch_writer::{BatchWriter, Buffer, PixelData};
 use super::{LoaderContext, RawBatch};
 use crate::data::{Damaged, Files, Fit, Framing, Picture, Skipped};
 use crate::libtorch::catch_panics;
+use crate::libtorch::device::upload;
 use crate::libtorch::stream::AsyncUpload;
 use crate::util::exit_code::{ExitCode, Failure, WithExitCode, fail};
 
@@ -110,7 +111,7 @@ impl ImageSource {
         let Some((index, picture)) = self.decode(index)? else { return Ok(None) };
         let size = [1, picture.channels as i64, picture.height as i64, picture.width as i64];
         let levels = Tensor::f_from_data_size(&picture.planes(), &size, Kind::Uint8)?;
-        let xs = self.context.finish(levels.to_device(self.context.device), &[]);
+        let xs = self.context.finish(upload(&levels, self.context.device), &[]);
         Ok(Some(RawBatch { xs, indices: vec![index as i64] }))
     }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, anyhow};
@@ -62,10 +62,25 @@ struct NextJob {
 /// A batch some of whose slots are not filled yet.
 struct PendingBatch {
     step: usize,
-    buffer: Buffer,
+    buffer: OnceLock<Buffer>,
+    /// Held by the worker that makes the buffer.
+    making: Mutex<()>,
     samples: Vec<Mutex<Option<Sample>>>,
     /// A sample could not be made: its worker has sent the error, and the batch is not sent.
     failed: AtomicBool,
+}
+
+impl PendingBatch {
+    fn new(step: usize, count: usize) -> Self {
+        let samples = (0..count).map(|_| Mutex::new(None)).collect();
+        Self {
+            step,
+            buffer: OnceLock::new(),
+            making: Mutex::new(()),
+            samples,
+            failed: AtomicBool::new(false),
+        }
+    }
 }
 
 /// A batch as the workers leave it; slots of undecodable samples are empty where the set is not for training.
@@ -182,13 +197,7 @@ impl Drop for Prefetcher {
 impl Queue {
     fn work(&self, sender: &Sender<(usize, Result<Finished>)>) {
         while let Some(job) = self.next_job(true) {
-            let (step, done) = match job {
-                Ok(job) => match self.run_job(job) {
-                    Some(done) => done,
-                    None => continue,
-                },
-                Err((step, error)) => (step, Err(error)),
-            };
+            let Some((step, done)) = self.run_job(job) else { continue };
             let failed = done.is_err();
             if sender.send((step, done)).is_err() || failed {
                 self.stop();
@@ -199,19 +208,15 @@ impl Queue {
     /// Without workers: makes samples until a batch is finished.
     fn one_batch(&self) -> Option<(usize, Result<Finished>)> {
         loop {
-            match self.next_job(false)? {
-                Ok(job) => {
-                    if let Some(done) = self.run_job(job) {
-                        return Some(done);
-                    }
-                }
-                Err((step, error)) => return Some((step, Err(error))),
+            let job = self.next_job(false)?;
+            if let Some(done) = self.run_job(job) {
+                return Some(done);
             }
         }
     }
 
     /// The next sample to be made, None when there is none left; waits while enough is made ahead.
-    fn next_job(&self, wait: bool) -> Option<Result<Job, (usize, anyhow::Error)>> {
+    fn next_job(&self, wait: bool) -> Option<Job> {
         let mut next = unpoisoned(&self.next);
         while wait && !next.stopped && next.step > next.requested + AHEAD {
             next = self.wake.wait(next).unwrap_or_else(PoisonError::into_inner);
@@ -222,13 +227,7 @@ impl Queue {
         let (step, slot) = (next.step, next.slot);
         let first = step * self.batch_size;
         let count = self.batch_size.min(self.order.len() - first);
-        let batch = match next.batch.take() {
-            Some(batch) => batch,
-            None => match self.batch(step, count) {
-                Ok(batch) => Arc::new(batch),
-                Err(error) => return Some(Err((step, error))),
-            },
-        };
+        let batch = next.batch.take().unwrap_or_else(|| Arc::new(PendingBatch::new(step, count)));
         if slot + 1 < count {
             next.slot += 1;
             next.batch = Some(batch.clone());
@@ -236,21 +235,27 @@ impl Queue {
             next.step += 1;
             next.slot = 0;
         }
-        Some(Ok(Job { batch, slot, draw: self.order[first + slot] as usize }))
+        Some(Job { batch, slot, draw: self.order[first + slot] as usize })
     }
 
-    fn batch(&self, step: usize, count: usize) -> Result<PendingBatch> {
-        let pinned = self.device != Device::Cpu;
-        let buffer = self.source.buffer(count, pinned)?;
-        let samples = (0..count).map(|_| Mutex::new(None)).collect();
-        Ok(PendingBatch { step, buffer, samples, failed: AtomicBool::new(false) })
+    /// The memory of a batch, made for its first sample: page-locked memory takes a while, and workers on other
+    /// batches do not wait for it.
+    fn buffer<'b>(&self, batch: &'b PendingBatch) -> Result<&'b Buffer> {
+        let _making = unpoisoned(&batch.making);
+        if let Some(buffer) = batch.buffer.get() {
+            return Ok(buffer);
+        }
+        let buffer = self.source.buffer(batch.samples.len(), self.device != Device::Cpu)?;
+        Ok(batch.buffer.get_or_init(|| buffer))
     }
 
     /// Makes one sample; returns the batch if that was its last, or what went wrong.
     fn run_job(&self, job: Job) -> Option<(usize, Result<Finished>)> {
         let step = job.batch.step;
-        let written =
-            catch_panics(|| self.source.write_into(&job.batch.buffer, job.slot, job.draw, self.epoch));
+        let written = catch_panics(|| {
+            let buffer = self.buffer(&job.batch)?;
+            self.source.write_into(buffer, job.slot, job.draw, self.epoch)
+        });
         match written.and_then(|written| written) {
             Ok(sample) => *unpoisoned(&job.batch.samples[job.slot]) = sample,
             Err(error) => {
@@ -266,7 +271,8 @@ impl Queue {
         }
         let unlock = |sample: Mutex<_>| sample.into_inner().unwrap_or_else(PoisonError::into_inner);
         let samples = batch.samples.into_iter().map(unlock).collect();
-        Some((step, Ok(Finished { xs: batch.buffer.into_tensor(), samples })))
+        let xs = batch.buffer.into_inner()?.into_tensor();
+        Some((step, Ok(Finished { xs, samples })))
     }
 
     fn request(&self, step: usize) {

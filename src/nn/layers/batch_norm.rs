@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::nn::{self, ModuleT};
-use tch::{Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 use super::args::{agrees, image, not_negative, same, share, yes};
 use super::channels::{ChannelFlow, Kept};
@@ -225,7 +225,9 @@ impl Norm {
             no_grad(|| {
                 let _ = running.batches.shallow_clone().g_add_scalar_(1);
             });
-            if let Some(ys) = self.fused(xs, addend, running, relu) {
+            if xs.device() == Device::Cpu
+                && let Some(ys) = self.fused(xs, addend, running, relu)
+            {
                 return ys;
             }
         }
@@ -263,6 +265,21 @@ impl Norm {
         self.momentum.unwrap_or_else(|| 1.0 / running.batches.int64_value(&[]) as f64)
     }
 
+    /// As [`normalised`](Self::normalised) in training, the running statistics a mean of all batches alike: by their number
+    /// on the device, which nothing waits for.
+    fn averaged(&self, xs: &Tensor, running: &RunningStats) -> Tensor {
+        let [mean, var] = [&running.mean, &running.var].map(Tensor::zeros_like);
+        let (weight, bias) = (self.weight(), self.bias());
+        let ys = Tensor::batch_norm(xs, weight, bias, Some(&mean), Some(&var), true, 1.0, self.eps, true);
+        no_grad(|| {
+            let share = running.batches.to_kind(mean.kind()).reciprocal();
+            for (running, batch) in [(&running.mean, mean), (&running.var, var)] {
+                let _ = running.shallow_clone().g_add_(&((batch - running) * &share));
+            }
+        });
+        ys
+    }
+
     fn fused(
         &self,
         xs: &Tensor,
@@ -287,6 +304,10 @@ impl Norm {
             size.iter().enumerate().filter(|(axis, _)| *axis != 1).map(|(_, extent)| extent).product();
         // One value has no variance; it must not put NaN into the running statistics.
         let running = self.running.as_ref().filter(|_| !train || values > 1);
+        if let (Some(running), true, None, true) = (running, train, self.momentum, xs.device() != Device::Cpu)
+        {
+            return self.averaged(xs, running);
+        }
         let momentum = running.filter(|_| train).map_or(0.0, |running| self.momentum(running));
         let (mean, var) = (running.map(|running| &running.mean), running.map(|running| &running.var));
         let own = train || running.is_none();

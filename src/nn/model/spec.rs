@@ -311,6 +311,11 @@ impl Problem {
 }
 
 impl ModelSpec {
+    /// Whether it is a program of Python's, which is run to learn what it answers.
+    pub fn is_program(&self) -> bool {
+        matches!(self.source, ModelSource::Program { .. })
+    }
+
     /// Checks the whole model. A mistake in a file of its own keeps that file's name and line in its message.
     pub fn validate(&self) -> Result<(), Invalid> {
         if let ModelSource::Program { language, input, .. } = &self.source {

@@ -11,6 +11,7 @@ use super::Degradation;
 use super::level::Level;
 use crate::data::sources::FilePath;
 use crate::data::{ImageFile, Mode, Picture};
+use crate::libtorch::device::upload;
 use crate::util::exit_code::{ExitCode, WithExitCode};
 use crate::util::yaml::Invalid;
 
@@ -134,7 +135,7 @@ impl Inpainting {
                     Tensor::arange(extent, (Kind::Int64, Device::Cpu)).remainder(side)
                 };
                 let mask = mask.index_select(2, &at(height, sides[0])).index_select(3, &at(width, sides[1]));
-                mask.to_device(options.1)
+                upload(&mask, options.1)
             }
         })
     }

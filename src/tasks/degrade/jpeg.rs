@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::Degradation;
 use super::level::Level;
-use crate::libtorch::device::cores;
+use crate::libtorch::device::{cores, upload};
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::threads;
 use crate::util::yaml::Invalid;
@@ -92,6 +92,6 @@ impl Degradation for Jpeg {
         encoded.into_iter().collect::<Result<()>>().context("the JPEG degradation")?;
         let images_back =
             Tensor::f_from_slice(&pixels)?.view([n, height, width, channels]).permute([0, 3, 1, 2]);
-        Ok(images_back.to_device(images.device()).to_kind(images.kind()).contiguous() / 255.0)
+        Ok(upload(&images_back, images.device()).to_kind(images.kind()).contiguous() / 255.0)
     }
 }

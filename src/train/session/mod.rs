@@ -14,6 +14,7 @@ use crate::data::loader::{Loader, LoaderOptions, Preparation};
 use crate::data::normalize::{Normalize, NormalizeSpec};
 use crate::data::{Dataset, DatasetCache, Skipped, Split, Splits, Targets};
 use crate::libtorch::autocast::allow_tf32;
+use crate::libtorch::cuda;
 use crate::libtorch::device;
 use crate::libtorch::kernels::KernelSpec;
 use crate::metrics::Monitor;
@@ -35,6 +36,10 @@ pub struct ModelPlan {
 impl ModelPlan {
     /// Exit code 2, with file and line, for everything that cannot work.
     pub fn of(config: &Config) -> Result<Self> {
+        if config.spec.model.is_program() {
+            // It is run once, to learn the shape of its output.
+            config.spec.device.prepare();
+        }
         let model = Model::from_spec(&config.spec.model)?;
         let groups = penalty_groups(&config.spec.penalty(), &model)
             .map_err(|invalid| config.document.invalid_at("", config.spec.of_penalty(invalid)))?;
@@ -176,6 +181,7 @@ impl Session {
         let ModelPlan { model, groups } = plan;
         let spec = &mut config.spec;
         device::settle_threads(spec.threads);
+        cuda::make_current(device)?;
         if let Some(tf32) = spec.train.tf32 {
             allow_tf32(tf32)?;
         }

@@ -1,0 +1,300 @@
+//! What a GPU is asked for, on the pretend one of tests/pretend_cuda/: nothing that makes the host wait in a step, each
+//! number that stays the same once, networks of Python's too, and no silent run on the CPU.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::common::{outcome, records, run, succeeds, tikhonov, write_config};
+use crate::pretend_cuda::{Outcome, difference, library, pretend};
+
+const CLASSES: &str = "
+seed: 1
+threads: 1
+model: {name: small-cnn, args: {channels: 1, size: 16, classes: 4, width: 2}}
+task: classification
+data:
+  train: {shapes: {count: 80, size: 16, classes: 4}}
+  test: {shapes: {count: 20, size: 16, classes: 4}}
+  batch_size: 10
+penalty: {l2: 1.0e-3}
+optimizer: {sgd: {lr: 0.05, momentum: 0.9}}
+train: {epochs: 1, log_every: 1000, pictures: 0}
+";
+
+const IMAGES: &str = "
+seed: 1
+threads: 1
+model:
+  input: [1, 16, 16]
+  layers:
+    - conv2d: {out_channels: 4, kernel_size: 3, padding: 1}
+    - relu
+    - conv2d: {out_channels: 1, kernel_size: 3, padding: 1}
+task: {reconstruction: {degrade: none}}
+data:
+  train: {shapes: {count: 80, size: 16}}
+  test: {shapes: {count: 20, size: 16}}
+  batch_size: 10
+  normalize: none
+optimizer: {adam: {lr: 0.01}}
+train: {epochs: 1, log_every: 1000, pictures: 0}
+";
+
+/// Masks of the values 0, 1 and 2 beside pictures, 16 by 16.
+fn masks(folder: &Path, count: u32) -> String {
+    for kind in ["image", "mask"] {
+        fs::create_dir_all(folder.join(kind)).unwrap();
+    }
+    for at in 0..count {
+        let shade = |x: u32, y: u32| (x * 7 + y * 13 + at * 31) % 251;
+        let name = format!("{at:03}.png");
+        let picture = image::GrayImage::from_fn(16, 16, |x, y| image::Luma([shade(x, y) as u8]));
+        picture.save(folder.join("image").join(&name)).unwrap();
+        let mask = image::GrayImage::from_fn(16, 16, |x, y| image::Luma([(shade(x, y) % 3) as u8]));
+        mask.save(folder.join("mask").join(&name)).unwrap();
+    }
+    let root = |kind: &str| folder.join(kind).display().to_string();
+    format!(
+        "{{images: {{root: {:?}, mode: grey, patch: 16, mask: {{root: {:?}, classes: [a, b, c]}}}}}}",
+        root("image"),
+        root("mask")
+    )
+}
+
+/// `tikhonov train` of this text on the pretend device.
+fn train(library: &Path, home: &Path, text: &str, sets: &[&str]) -> (PathBuf, Outcome) {
+    let folder = tempfile::tempdir_in(home).unwrap().keep();
+    let (config, output) = (write_config(&folder, text), folder.join("run"));
+    let mut args = vec!["train", &config, "--output", output.to_str().unwrap()];
+    sets.iter().for_each(|set| args.extend(["--set", set]));
+    if !sets.iter().any(|set| set.starts_with("device=")) {
+        args.extend(["--device", "cuda"]);
+    }
+    let outcome = pretend(library, &args, &[]);
+    assert_eq!(outcome.code, 0, "{args:?}: {}{}", outcome.stdout, outcome.stderr);
+    assert!(!outcome.stderr.contains("Warning"), "{args:?}: {}", outcome.stderr);
+    (output, outcome)
+}
+
+/// How much more often the host waits for the device with `sets` than with `fewer`, both beside `common`.
+fn more_waits(library: &Path, home: &Path, text: &str, common: &[&str], fewer: &str, sets: &str) -> i64 {
+    let waits = |own: &str| train(library, home, text, &[common, &[own]].concat()).1.counts.syncs;
+    waits(sets) - waits(fewer)
+}
+
+#[test]
+fn what_stays_the_same_is_copied_to_the_device_once_and_not_in_every_step() {
+    let Some(library) = library("what_stays_the_same_is_copied_to_the_device_once") else { return };
+    let home = tempfile::tempdir().unwrap();
+    let (few, many) = ("data.train.shapes.count=80", "data.train.shapes.count=160");
+    let more = |text: &str, sets: &[&str]| more_waits(library, home.path(), text, sets, few, many);
+    // Mean and deviation, partners and λ, noise.
+    let augment = "data.augment=[{flip: {horizontal: true}}, {crop: {padding: 2}}, {noise: {sigma: 0.1}}, {mixup: {alpha: 0.2}}, cutmix]";
+    assert_eq!(more(CLASSES, &[augment]), 0, "{augment}");
+    // A running mean of all batches alike.
+    let momentum = "model={input: [1, 16, 16], layers: [{conv2d: {out_channels: 4, kernel_size: 3}}, {batch_norm2d: {momentum: null}}, \
+                    flatten, {linear: {out_features: 4}}]}";
+    assert_eq!(more(CLASSES, &[momentum]), 0, "{momentum}");
+    for degrade in ["{blur: {gaussian: {sigma: 1}}}", "{super_resolution: {scale: 2}}", "[gaussian, poisson]"]
+    {
+        let sets = [&format!("task.reconstruction.degrade={degrade}"), "task.reconstruction.loss={ssim: {}}"];
+        assert_eq!(more(IMAGES, &sets), 0, "{degrade}");
+    }
+}
+
+#[test]
+fn an_evaluation_waits_for_the_device_at_its_end_only() {
+    let Some(library) = library("an_evaluation_waits_for_the_device_at_its_end_only") else { return };
+    let home = tempfile::tempdir().unwrap();
+    let (few, many) = ("data.test.shapes.count=20", "data.test.shapes.count=60");
+    let more = |text: &str, sets: &[&str]| more_waits(library, home.path(), text, sets, few, many);
+    assert_eq!(more(CLASSES, &["model.args.classes=8"]), 0);
+    assert_eq!(more(IMAGES, &["task.reconstruction.degrade={super_resolution: {scale: 2}}"]), 0);
+}
+
+#[test]
+fn losses_with_numbers_of_their_own_are_recorded_and_equal_those_of_the_cpu() {
+    let Some(library) = library("losses_with_numbers_of_their_own_are_recorded") else { return };
+    let home = tempfile::tempdir().unwrap();
+    let data = format!("data.train={}", masks(&home.path().join("data"), 80));
+    let segmentation = [
+        "task={segmentation: {class_weights: [1, 2, 3]}}",
+        "model={input: [1, 16, 16], layers: [{conv2d: {out_channels: 3, kernel_size: 3, padding: 1}}]}",
+        "data.test=null",
+        &data,
+    ];
+    for (text, sets) in [(IMAGES, &["task.reconstruction.loss={ssim: {}}"][..]), (CLASSES, &segmentation)] {
+        let with = |more: &[&str]| train(library, home.path(), text, &[sets, more].concat());
+        let (cpu, _) = with(&["device=cpu", "train.kernels=libtorch"]);
+        let (eager, _) = with(&[]);
+        let (graph, told) = with(&["train.cuda_graph=true"]);
+        assert!(told.counts.replays > 0, "{}", told.stderr);
+        // A recorded Adam reads its rate in float32.
+        assert!(difference(&graph, &eager) < 1e-6, "{sets:?}: {}", difference(&graph, &eager));
+        assert!(difference(&eager, &cpu) < 1e-6, "{sets:?}: {}", difference(&eager, &cpu));
+    }
+}
+
+#[test]
+fn batches_from_files_are_those_of_the_cpu_with_any_workers() {
+    let Some(library) = library("batches_from_files_are_those_of_the_cpu") else { return };
+    let home = tempfile::tempdir().unwrap();
+    masks(&home.path().join("data"), 40);
+    let files = format!(
+        "data.train={{images: {{root: {:?}, mode: grey, patch: 12}}}}",
+        home.path().join("data/image")
+    );
+    let augment = "data.augment=[dihedral, {crop: {padding: 2}}, {noise: {sigma: 0.1}}]";
+    let model = "model.input=[1, 12, 12]";
+    let sets = [
+        &files,
+        augment,
+        model,
+        "data.test=null",
+        "data.memory_gib=0",
+        "task.reconstruction.degrade=gaussian",
+    ];
+    let with = |more: &[&str]| train(library, home.path(), IMAGES, &[&sets, more].concat());
+    let (cpu, _) = with(&["device=cpu", "train.kernels=libtorch", "data.workers=0"]);
+    for workers in ["data.workers=0", "data.workers=3"] {
+        let (there, told) = with(&[workers]);
+        assert!(difference(&there, &cpu) < 1e-6, "{workers}: {}", difference(&there, &cpu));
+        assert!(told.counts.pinned_allocations > 0, "{:?}", told.counts);
+    }
+}
+
+/// A network as Python writes it, by way of ours: TorchScript, and an archive of torch.export.
+fn programs(home: &Path) -> [(&'static str, String); 2] {
+    let at = |name: &str| home.join(name).to_str().unwrap().to_owned();
+    let config = write_config(home, CLASSES);
+    succeeds(&["train", &config, "--device", "cpu", "--quiet", "--output", &at("start")]);
+    succeeds(&["export", &at("start"), "--to", "torchscript", "--output", &at("net.pt")]);
+    succeeds(&["export", &at("start"), "--to", "pt2", "--output", &at("net.pt2")]);
+    let config = |name: &str, model: serde_json::Value| {
+        let path = home.join(name);
+        let text = CLASSES.lines().filter(|line| !line.starts_with("model:")).collect::<Vec<_>>().join("\n");
+        fs::write(&path, format!("model: {model}\n{text}\n")).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    [
+        ("torchscript", config("script.yaml", json!({"torchscript": at("net.pt"), "input": [1, 16, 16]}))),
+        ("exported", config("exported.yaml", json!({"exported": at("net.pt2")}))),
+    ]
+}
+
+#[test]
+fn networks_of_pythons_run_on_the_device_in_every_command() {
+    let Some(library) = library("networks_of_pythons_run_on_the_device_in_every_command") else { return };
+    let home = tempfile::tempdir().unwrap();
+    let at = |name: &str| home.path().join(name).to_str().unwrap().to_owned();
+    image::GrayImage::new(16, 16).save(at("picture.png")).unwrap();
+    for (language, config) in programs(home.path()) {
+        let on_device = |args: &[&str]| {
+            let told = pretend(library, args, &[]);
+            assert_eq!(told.code, 0, "{language} {args:?}: {}{}", told.stdout, told.stderr);
+            assert!(told.counts.operators > 0, "{language} {args:?}: not on the device");
+            assert!(!told.stderr.contains("Warning"), "{language} {args:?}: {}", told.stderr);
+            told
+        };
+        let (output, sweep) = (at(&format!("{language}-run")), at(&format!("{language}-sweep")));
+        let with = |args: &[&'static str]| [args, &["--device", "cuda"]].concat();
+        on_device(
+            &[&["train", &config, "--output", &output, "--set", "train.epochs=1"][..], &with(&[])].concat(),
+        );
+        on_device(
+            &[
+                &["train", &config, "--output", &output, "--resume", "--set", "train.epochs=2"][..],
+                &with(&[]),
+            ]
+            .concat(),
+        );
+        on_device(&[&["eval", &output][..], &with(&[])].concat());
+        let picture = at("picture.png");
+        on_device(&[&["predict", &output, &picture][..], &with(&[])].concat());
+        on_device(&[&["bench", &config, "--steps", "2", "--warmup", "1"][..], &with(&[])].concat());
+        let over = ["sweep", &config, "--over", "penalty.l2=0,0.001", "--output", &sweep];
+        let validation = ["--set", "data.validation={fraction: 0.2}", "--jobs", "1"];
+        on_device(&[&over[..], &validation, &with(&[])].concat());
+        // With what the config says, and with `auto`, which a driver lets take the device.
+        let auto = at(&format!("{language}-auto"));
+        let told = auto_with_driver(
+            library,
+            home.path(),
+            &["train", &config, "--output", &auto, "--device", "auto"],
+        );
+        assert_eq!(told.code, 0, "{}", told.stderr);
+        assert!(told.counts.operators > 0 && !told.stderr.contains("takes the CPU"), "{}", told.stderr);
+    }
+}
+
+/// A folder with a libcuda.so.1 in which there is nothing.
+fn driver(home: &Path) -> PathBuf {
+    let folder = home.join("driver");
+    if !folder.exists() {
+        fs::create_dir(&folder).unwrap();
+        let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
+        let mut command = Command::new(compiler);
+        command.args(["-shared", "-x", "c++", "/dev/null", "-o"]).arg(folder.join("libcuda.so.1"));
+        assert!(command.status().unwrap().success());
+    }
+    folder
+}
+
+/// Runs the binary where NVIDIA's driver seems to be installed.
+fn auto_with_driver(library: &Path, home: &Path, args: &[&str]) -> Outcome {
+    let path = format!("{}:{}", library.display(), driver(home).display());
+    pretend(library, args, &[("LD_LIBRARY_PATH", &path)])
+}
+
+#[test]
+fn auto_says_why_it_takes_the_cpu_where_a_driver_is_installed() {
+    if library("auto_says_why_it_takes_the_cpu").is_none() {
+        return;
+    }
+    let home = tempfile::tempdir().unwrap();
+    let (config, output) = (write_config(home.path(), CLASSES), home.path().join("run"));
+    let mut command = tikhonov();
+    command.args(["train", &config, "--device", "auto", "--output", output.to_str().unwrap()]);
+    let (code, _, stderr) = outcome(command.env("LD_LIBRARY_PATH", driver(home.path())).output().unwrap());
+    assert_eq!(code, 0, "{stderr}");
+    let lines = stderr.lines().filter(|line| line.contains("`device: auto` takes the CPU")).count();
+    assert!(lines == 1 && stderr.contains("no GPU can be used: "), "{stderr}");
+    assert_eq!(records(&output, "epoch").len(), 1);
+    // Without a driver there is nothing to tell.
+    let (code, _, stderr) = run(&["eval", output.to_str().unwrap(), "--device", "auto"]);
+    assert!(code == 0 && !stderr.contains("takes the CPU"), "{stderr}");
+}
+
+#[test]
+fn the_plugin_for_gpus_loads_where_no_code_runs_from_memory() {
+    let Some(library) = library("the_plugin_for_gpus_loads_where_no_code_runs_from_memory") else { return };
+    let home = tempfile::tempdir().unwrap();
+    // As vm.memfd_noexec=2 has it.
+    let source = home.path().join("refuse.cpp");
+    fs::write(&source, "#include <cerrno>\nextern \"C\" int memfd_create(const char*, unsigned) { errno = EACCES; return -1; }\n")
+        .unwrap();
+    let refuse = home.path().join("refuse.so");
+    let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
+    let mut command = Command::new(compiler);
+    assert!(command.args(["-shared", "-fPIC", "-o"]).arg(&refuse).arg(&source).status().unwrap().success());
+    let (config, output) = (write_config(home.path(), CLASSES), home.path().join("run"));
+    let args = [
+        "train",
+        &config,
+        "--device",
+        "cuda",
+        "--set",
+        "train.cuda_graph=true",
+        "--output",
+        output.to_str().unwrap(),
+    ];
+    let temporary = home.path().join("tmp");
+    fs::create_dir(&temporary).unwrap();
+    let variables = [("LD_PRELOAD", refuse.to_str().unwrap()), ("TMPDIR", temporary.to_str().unwrap())];
+    let told = pretend(library, &args, &variables);
+    assert!(told.code == 0 && told.counts.replays > 0, "{}", told.stderr);
+    assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0, "nothing is left behind");
+}
