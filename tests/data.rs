@@ -2,6 +2,7 @@
 
 mod formats;
 mod generated;
+mod image_tables;
 mod images;
 mod pictures;
 mod tables;

@@ -1,5 +1,6 @@
 //! The loader: batches are pure functions of (seed, epoch, step), whatever makes them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
@@ -38,6 +39,7 @@ pub fn dataset(xs: Tensor, targets: Targets) -> Dataset {
         classes: Vec::new(),
         features: Vec::new(),
         names: Vec::new(),
+        columns: BTreeMap::new(),
         fingerprint: String::new(),
         skipped: Vec::new(),
         notes: Vec::new(),
@@ -307,6 +309,7 @@ fn files(n: usize, damaged: &[usize], forgiven: usize) -> (tempfile::TempDir, Da
         classes: (0..n).map(|index| index.to_string()).collect(),
         features: Vec::new(),
         names: (0..n).map(|index| format!("{index:03}.png")).collect(),
+        columns: BTreeMap::new(),
         fingerprint: String::new(),
         skipped: Vec::new(),
         notes: Vec::new(),

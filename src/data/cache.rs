@@ -46,6 +46,7 @@ impl Dataset {
             classes: self.classes.clone(),
             features: self.features.clone(),
             names: self.names.clone(),
+            columns: self.columns.clone(),
             fingerprint: self.fingerprint.clone(),
             skipped: self.skipped.clone(),
             notes: self.notes.clone(),

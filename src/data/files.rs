@@ -121,10 +121,10 @@ impl Files {
             };
             let target = match target {
                 Err(error) if error.is::<Failure>() => return Err(error),
-                target => target.with_context(|| format!("its target {}", partner.path.display()))?,
+                target => target.with_context(|| format!("its target {}", partner.place()))?,
             };
             picture = picture.stack(&target).with_exit_code(ExitCode::Data, || {
-                format!("{}: its target {}", self.files[index].path.display(), partner.path.display())
+                format!("{}: its target {}", self.files[index].place(), partner.place())
             })?;
         }
         let picture = Arc::new(picture);

@@ -1,5 +1,6 @@
 //! A hash that tells whether a run goes on with the data that it started with.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -9,7 +10,7 @@ use sha2::{Digest, Sha256};
 use tch::Tensor;
 
 use super::mask::Encoding;
-use super::{Dataset, Samples, Targets};
+use super::{Dataset, ImageFile, Samples, Targets};
 use crate::libtorch::bytes;
 use crate::libtorch::device::cores;
 use crate::util::regular_file;
@@ -37,11 +38,20 @@ impl Dataset {
             Samples::Resident(xs) => tensor(&mut hash, xs)?,
             Samples::Files(files) => {
                 let all: Vec<_> = files.files.iter().chain(&files.partners).collect();
+                // A shard is hashed once, and counts with the number of each of its pictures.
+                let mut shards: BTreeMap<&Path, String> = BTreeMap::new();
+                for file in all.iter().filter(|file| file.entry.is_some()) {
+                    shards.entry(&file.path).or_insert_with(|| of_file(&file.path).unwrap_or_default());
+                }
                 // Shares of many files: a file takes no longer than handing it over.
                 let shares = all.chunks(all.len().div_ceil(8 * cores()).max(1)).collect();
                 let sums = each(cores(), shares, |share| {
                     // What cannot be read is named when its turn comes in training.
-                    share.iter().map(|file| of_file(&file.path).unwrap_or_default()).collect::<Vec<_>>()
+                    let of = |file: &&&ImageFile| match &file.entry {
+                        Some(entry) => format!("{} {}", entry.index, shards[&*file.path]),
+                        None => of_file(&file.path).unwrap_or_default(),
+                    };
+                    share.iter().map(|file| of(&file)).collect::<Vec<_>>()
                 });
                 for (file, sum) in all.iter().zip(sums.iter().flatten()) {
                     hash.update(format!("{:?} {sum}\n", file.path.file_name().unwrap_or_default()));
@@ -91,6 +101,16 @@ impl Dataset {
     pub fn sampled(&self) -> Option<String> {
         let Samples::Files(files) = &self.samples else { return None };
         let count = files.files.len();
+        let mut shards: Vec<_> =
+            files.files.iter().filter(|file| file.entry.is_some()).map(|file| &file.path).collect();
+        shards.dedup();
+        if !shards.is_empty() {
+            return Some(format!(
+                "{count} pictures of {} shards are read at need; a resume knows the shards by name, size and up to 64 KiB \
+                 of each",
+                shards.len()
+            ));
+        }
         Some(format!(
             "{count} files are read at need; a resume knows them by name, size and up to 64 KiB of each"
         ))

@@ -20,8 +20,13 @@ const UNREAD: [&str; 14] =
 /// Whether a file is meant to be a picture: by its extension, as torchvision has it, or by its first bytes
 /// where the extension says nothing.
 pub fn is_picture(path: &Path) -> bool {
+    is_picture_name(path) || has_known_start(path)
+}
+
+/// Whether a file is meant to be a picture, by its extension.
+pub fn is_picture_name(path: &Path) -> bool {
     let extension = extension(path);
-    READ.contains(&extension.as_str()) || UNREAD.contains(&extension.as_str()) || has_known_start(path)
+    READ.contains(&extension.as_str()) || UNREAD.contains(&extension.as_str())
 }
 
 fn extension(path: &Path) -> String {

@@ -14,6 +14,7 @@ pub mod sources;
 mod spec;
 mod split;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -72,6 +73,8 @@ pub struct Dataset {
     pub features: Vec<String>,
     /// A name per sample, or per file that several samples are cut from; empty where samples have none.
     pub names: Vec<String>,
+    /// The columns of a table of pictures that folds go by, a value per sample.
+    pub columns: BTreeMap<String, Vec<String>>,
     /// sha256 in hex of the content, or of (names, sizes) for files decoded on demand.
     pub fingerprint: String,
     /// What could not be read at the start and was left out, within the budget.

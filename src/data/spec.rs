@@ -8,8 +8,8 @@ use serde_json::json;
 use super::augment::{self, Augment};
 use super::normalize::NormalizeSpec;
 use super::sources::{OpenOptions, Source, SourceSpec, Split, ValidationSpec};
-use super::split::{Fold, Share};
-use super::{Dataset, DatasetCache, Fit, Mode, Splits, Targets, split};
+use super::split::Share;
+use super::{Dataset, DatasetCache, Fit, Mode, Resize, Splits, Targets, split};
 use crate::data::image::eval_transform::EvalTransform;
 use crate::data::image::smooth::SmoothSpec;
 use crate::libtorch::device::cores;
@@ -253,19 +253,24 @@ impl DataSpec {
 
     /// Whether pictures are turned as their EXIF data says, as the training set's are.
     pub fn exif(&self) -> bool {
-        match &self.train {
-            SourceSpec::Folder(folder) => folder.exif,
-            SourceSpec::Images(images) => images.exif,
-            _ => true,
-        }
+        self.train.source().1.exif()
+    }
+
+    /// How pictures become samples to judge by, for programs that take them at any size.
+    pub fn resize(&self) -> Resize {
+        self.eval_transform.map_or(self.train.source().1.resize(), Resize::Shorter)
     }
 
     fn divide(&self, train: Dataset, share: Share, seed: u64) -> Result<(Dataset, Dataset)> {
-        let Share::Fold(fold @ Fold { group: Some(group), .. }) = share else {
+        let Share::Fold(fold) = share else { return split::split(train, share, seed) };
+        if fold.group.is_none() && fold.stratify.is_none() {
             return split::split(train, share, seed);
-        };
-        let groups = self.train.source().1.groups(&train, group)?;
-        split::split(train, Share::Grouped(fold, &groups), seed)
+        }
+        let source = self.train.source().1;
+        let column =
+            |name: &Option<String>| name.as_ref().map(|name| source.groups(&train, name)).transpose();
+        let (groups, strata) = (column(&fold.group)?, column(&fold.stratify)?);
+        split::split(train, Share::ByColumn(fold, groups.as_deref(), strata.as_deref()), seed)
     }
 
     /// The part of the training set that is the validation set, where it is one.
@@ -294,9 +299,10 @@ impl DataSpec {
             Split::Validation => serde_json::to_value(&self.validation)?,
             Split::Test => serde_json::to_value(&self.test)?,
         };
-        let OpenOptions { memory, max_skipped, keep_files, smooth, eval, group, .. } =
+        let OpenOptions { memory, max_skipped, keep_files, smooth, eval, group, stratify, .. } =
             self.open_options(part);
-        Ok(json!([part.key(), source, memory, max_skipped, keep_files, smooth, group, eval]).to_string())
+        Ok(json!([part.key(), source, memory, max_skipped, keep_files, smooth, group, stratify, eval])
+            .to_string())
     }
 
     fn open_options(&self, part: Split) -> OpenOptions {
@@ -311,6 +317,10 @@ impl DataSpec {
             eval: self.eval_transform,
             group: match self.share() {
                 Some(Share::Fold(fold)) => fold.group.clone(),
+                _ => None,
+            },
+            stratify: match self.share() {
+                Some(Share::Fold(fold)) => fold.stratify.clone(),
                 _ => None,
             },
         }

@@ -32,6 +32,10 @@ pub struct Fold {
     /// Without shuffling the folds are scikit-learn's `GroupKFold`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
+    /// The column of a table whose values every fold has in equal shares, in the place of the classes. With
+    /// `group` the folds are scikit-learn's `StratifiedGroupKFold`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stratify: Option<String>,
 }
 
 fn yes() -> bool {
@@ -73,16 +77,62 @@ impl Fold {
         Ok(groups.iter().map(|group| fold_of[group.as_str()]).collect())
     }
 
+    /// The fold of each sample: group after group, the most uneven first, into the fold that leaves the shares of
+    /// the strata most alike over the folds, the smaller one where two do.
+    fn of_stratified_groups(&self, groups: &[String], strata: &[i64], seed: u64) -> Result<Vec<usize>> {
+        let group_of = numbered_by_name(groups);
+        let group_count = group_of.iter().max().map_or(0, |&last| last as usize + 1);
+        if group_count < self.of {
+            let message = format!("{group_count} groups cannot fill {} folds; say fewer folds", self.of);
+            return Err(fail(ExitCode::Data, message));
+        }
+        let width = strata.iter().max().map_or(0, |&last| last as usize + 1);
+        let mut counts = vec![vec![0.0; width]; group_count];
+        let mut totals = vec![0.0; width];
+        for (&group, &stratum) in group_of.iter().zip(strata) {
+            counts[group as usize][stratum as usize] += 1.0;
+            totals[stratum as usize] += 1.0;
+        }
+        let mut order: Vec<usize> = (0..group_count).collect();
+        if self.shuffle {
+            let drawn = CounterRng::new(seed, 0, 0, RngStream::Split).permutation(group_count);
+            order = drawn.into_iter().map(|index| index as usize).collect();
+        }
+        order.sort_by(|&a, &b| deviation(&counts[b]).total_cmp(&deviation(&counts[a])));
+        let (mut fold_of, mut filled) = (vec![0; group_count], vec![vec![0.0; width]; self.of]);
+        for group in order {
+            let (mut best, mut least, mut fewest) = (0, f64::INFINITY, f64::INFINITY);
+            for fold in 0..self.of {
+                let shares = |stratum: usize| {
+                    let with = |other: usize| {
+                        let own = if other == fold { counts[group][stratum] } else { 0.0 };
+                        (filled[other][stratum] + own) / totals[stratum]
+                    };
+                    deviation(&(0..self.of).map(with).collect::<Vec<_>>())
+                };
+                let uneven = (0..width).map(shares).sum::<f64>() / width as f64;
+                let samples: f64 = filled[fold].iter().sum();
+                // As numpy's `isclose`.
+                let is_close = (uneven - least).abs() <= 1e-8 + 1e-5 * least.abs();
+                if uneven < least || is_close && samples < fewest {
+                    (best, least, fewest) = (fold, uneven, samples);
+                }
+            }
+            filled[best].iter_mut().zip(&counts[group]).for_each(|(sum, count)| *sum += count);
+            fold_of[group] = best;
+        }
+        Ok(group_of.into_iter().map(|group| fold_of[group as usize]).collect())
+    }
+
     /// The fold of each sample, class by class in equal shares as far as they go.
-    fn of_each(&self, set: &Dataset, seed: u64) -> Vec<usize> {
-        let units = units(set);
+    fn of_each(&self, units: usize, labels: Option<&[i64]>, seed: u64) -> Vec<usize> {
         let mut order: Vec<usize> = (0..units).collect();
         if self.shuffle {
             let drawn = CounterRng::new(seed, 0, 0, RngStream::Split).permutation(units);
             order = drawn.into_iter().map(|index| index as usize).collect();
         }
         let mut folds = vec![0; units];
-        let Targets::Classes(labels) = &set.targets else {
+        let Some(labels) = labels else {
             // The first `units % k` folds have one more.
             for (place, &index) in order.iter().enumerate() {
                 let (small, more) = (units / self.of, units % self.of);
@@ -127,8 +177,9 @@ pub(super) enum Share<'a> {
     /// This share of each class, rounded to nearest; without classes, of all samples.
     Fraction(f64),
     Fold(&'a Fold),
-    /// With the group of each sample, or of each file.
-    Grouped(&'a Fold, &'a [String]),
+    /// With the value of each sample, or of each file, in the columns `group` and `stratify`, where the fold has
+    /// them.
+    ByColumn(&'a Fold, Option<&'a [String]>, Option<&'a [String]>),
 }
 
 /// Splits a set into (rest, taken). Which samples is a pure function of `seed`; both parts keep the order of
@@ -136,9 +187,20 @@ pub(super) enum Share<'a> {
 pub(super) fn split(set: Dataset, share: Share, seed: u64) -> Result<(Dataset, Dataset)> {
     let is_taken = match share {
         Share::Fraction(fraction) => fraction_of(&set, fraction, seed),
-        Share::Fold(fold) => fold.of_each(&set, seed).into_iter().map(|of| of == fold.index).collect(),
-        Share::Grouped(fold, groups) => {
-            fold.of_groups(groups, seed)?.into_iter().map(|of| of == fold.index).collect()
+        Share::Fold(fold) => {
+            let labels = match &set.targets {
+                Targets::Classes(labels) => Some(labels.as_slice()),
+                _ => None,
+            };
+            fold.of_each(units(&set), labels, seed).into_iter().map(|of| of == fold.index).collect()
+        }
+        Share::ByColumn(fold, groups, strata) => {
+            let folds = match (groups, strata.map(numbered_by_name)) {
+                (Some(groups), Some(strata)) => fold.of_stratified_groups(groups, &strata, seed)?,
+                (Some(groups), None) => fold.of_groups(groups, seed)?,
+                (None, strata) => fold.of_each(units(&set), strata.as_deref(), seed),
+            };
+            folds.into_iter().map(|of| of == fold.index).collect()
         }
     };
     let (taken, rest): (Vec<i64>, Vec<i64>) =
@@ -146,7 +208,7 @@ pub(super) fn split(set: Dataset, share: Share, seed: u64) -> Result<(Dataset, D
     if taken.is_empty() || rest.is_empty() {
         let what = match share {
             Share::Fraction(fraction) => format!("a validation fraction of {fraction}"),
-            Share::Fold(fold) | Share::Grouped(fold, _) => format!("fold {} of {}", fold.index, fold.of),
+            Share::Fold(fold) | Share::ByColumn(fold, ..) => format!("fold {} of {}", fold.index, fold.of),
         };
         let message = format!(
             "{what} leaves {} of {} samples for training; choose another share",
@@ -160,6 +222,20 @@ pub(super) fn split(set: Dataset, share: Share, seed: u64) -> Result<(Dataset, D
     // Skipped files are reported once, with the training set.
     (rest.skipped, rest.notes) = (set.skipped, set.notes);
     Ok((rest, taken))
+}
+
+/// The standard deviation, dividing by the number of values.
+fn deviation(values: &[f64]) -> f64 {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count).sqrt()
+}
+
+/// A number for each value, in the order of the values.
+fn numbered_by_name(values: &[String]) -> Vec<i64> {
+    let known: BTreeMap<&str, ()> = values.iter().map(|value| (value.as_str(), ())).collect();
+    let index: HashMap<&str, i64> = known.into_keys().zip(0..).collect();
+    values.iter().map(|value| index[value.as_str()]).collect()
 }
 
 fn fraction_of(set: &Dataset, fraction: f64, seed: u64) -> Vec<bool> {
@@ -229,6 +305,8 @@ fn select(set: &Dataset, indices: &[i64], to_judge: bool) -> Result<Dataset> {
         classes: set.classes.clone(),
         features: set.features.clone(),
         names,
+        // Folds go by them once.
+        columns: BTreeMap::new(),
         fingerprint: fingerprint::of_part(&set.fingerprint, indices),
         skipped: Vec::new(),
         notes: Vec::new(),

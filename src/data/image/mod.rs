@@ -1,5 +1,6 @@
 //! Image files: decoding, resizing, encoding.
 
+pub mod container;
 pub mod eval_transform;
 mod jpeg;
 pub mod photo;

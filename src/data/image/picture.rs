@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use std::io::{Cursor, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use fast_image_resize as fir;
@@ -20,6 +21,7 @@ use image::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::container::Entry;
 use super::eval_transform::EvalTransform;
 use super::jpeg::Jpeg;
 use super::resample;
@@ -70,7 +72,9 @@ pub enum Resize {
 /// An image file that is decoded when needed.
 #[derive(Clone, Debug)]
 pub struct ImageFile {
-    pub path: PathBuf,
+    pub path: Arc<Path>,
+    /// Which picture of the file, where it holds many.
+    pub entry: Option<Entry>,
     pub mode: Mode,
     /// Whether the picture is turned as its EXIF data says; else its pixels stay as they are stored.
     pub exif: bool,
@@ -115,7 +119,15 @@ pub struct Fit {
 impl ImageFile {
     /// A file that is turned upright.
     pub fn new(path: impl Into<PathBuf>, mode: Mode) -> Self {
-        Self { path: path.into(), mode, exif: true }
+        Self { path: path.into().into(), entry: None, mode, exif: true }
+    }
+
+    /// What messages call it.
+    pub fn place(&self) -> String {
+        match &self.entry {
+            Some(entry) => format!("{}: {}", self.path.display(), entry.container.name(entry.index)),
+            None => self.path.display().to_string(),
+        }
     }
 
     /// The whole picture at its own size. The error says why the file cannot be decoded.
@@ -186,6 +198,13 @@ impl ImageFile {
 
     /// At most the first `most` bytes.
     fn read(&self, most: u64) -> Result<Vec<u8>> {
+        if let Some(Entry { container, index }) = &self.entry {
+            let bytes = container.read(*index, most)?;
+            if bytes.is_empty() {
+                bail!("is empty");
+            }
+            return Ok(bytes);
+        }
         let file = regular_file::open(&self.path)?;
         let metadata = file.metadata()?;
         if metadata.len() > MAX_FILE {

@@ -60,7 +60,7 @@ impl ImageSource {
 
     fn skip(&self, index: usize, reason: &str) -> Skipped {
         let name = self.names.get(index).cloned();
-        let name = name.unwrap_or_else(|| self.files.files[index].path.display().to_string());
+        let name = name.unwrap_or_else(|| self.files.files[index].place());
         Skipped { name, reason: reason.to_owned() }
     }
 
@@ -224,7 +224,7 @@ impl ImageSource {
         picture: &Picture,
         params: Vec<f64>,
     ) -> Result<Option<Sample>> {
-        let file = || self.files.files[index / self.files.per_image()].path.display();
+        let file = || self.files.files[index / self.files.per_image()].place();
         self.writer
             .write(buffer, slot, PixelData::Picture(picture), &self.context, &params)
             .with_exit_code(ExitCode::Data, || format!("{}: not a sample", file()))?;

@@ -1,13 +1,32 @@
 //! The cells of a table in delimited text, and how errors about them name their place.
 
+use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use anyhow::Result;
-use csv::ByteRecord;
+use csv::{ByteRecord, Reader, ReaderBuilder, Trim};
 
-use crate::util::exit_code::{ExitCode, fail};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::regular_file;
+
+/// The rows of delimited text in UTF-8.
+pub fn reader(path: &Path, delimiter: char, header: bool) -> Result<Reader<File>> {
+    let unreadable = || format!("{}: cannot be read", path.display());
+    let mut file = regular_file::open(path).with_exit_code(ExitCode::Data, unreadable)?;
+    let mut start = Vec::new();
+    (&mut file).take(2).read_to_end(&mut start).with_exit_code(ExitCode::Data, unreadable)?;
+    if start == [0xff, 0xfe] || start == [0xfe, 0xff] {
+        return Err(fail(ExitCode::Data, format!("{}: is UTF-16; save it as UTF-8", path.display())));
+    }
+    file.rewind().with_exit_code(ExitCode::Data, unreadable)?;
+    Ok(ReaderBuilder::new()
+        .has_headers(header)
+        .delimiter(u8::try_from(delimiter).unwrap_or(b','))
+        .trim(Trim::All)
+        .buffer_capacity(1 << 18)
+        .from_reader(file))
+}
 
 /// The cell in column `column` as a finite number; `decimal` separates its decimals.
 pub fn number(

@@ -1,5 +1,6 @@
 //! Images without classes: restored, compressed, generated, or answered with another image or a mask.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -7,8 +8,8 @@ use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::folder::{budget, depth_note, over_budget, probe_all};
 use super::masks::{MaskSpec, Naming, found, partners, same_sizes};
+use super::pictures::{budget, depth_note, over_budget, probe_all};
 use super::{FilePath, OpenOptions, Source, Split, is_yes, positive, positive_limit, yes};
 use crate::data::format::pictures_of;
 use crate::data::image::picture::{ImageFile, Mode};
@@ -90,6 +91,10 @@ impl Source for ImagesSpec {
         Some((vec![self.mode.channels() as i64, side, side], classes))
     }
 
+    fn exif(&self) -> bool {
+        self.exif
+    }
+
     fn open(&self, options: &OpenOptions) -> Result<Dataset> {
         if options.smooth.is_some() {
             return Err(fail(ExitCode::Usage, "data.smooth does not go with `images`; remove it"));
@@ -122,7 +127,7 @@ impl Source for ImagesSpec {
         let mut notes: Vec<_> = note.into_iter().collect();
         let all = self.files(&paths, self.mode);
         let name = |path: &Path| path.strip_prefix(&root).unwrap_or(path).to_string_lossy().into_owned();
-        notes.extend(depth_note(&all, name));
+        notes.extend(depth_note(&all, |index| name(&all[index].path)));
         let read = probe_all(&all);
         let allowed = budget(all.len(), options.max_skipped);
         let forgiven = match allowed.checked_sub(read.failures().count()) {
@@ -145,8 +150,7 @@ impl Source for ImagesSpec {
                 let others = partners(&files, &root, &target.resolve()?, Naming::default())?;
                 let others = self.files(&others, self.mode);
                 notes.extend(
-                    depth_note(&others, |path| path.display().to_string())
-                        .map(|note| format!("targets: {note}")),
+                    depth_note(&others, |index| others[index].place()).map(|note| format!("targets: {note}")),
                 );
                 same_sizes(&files, &others, "target")?;
                 (others, Targets::Images { channels: self.mode.channels() }, Vec::new(), None)
@@ -186,6 +190,7 @@ impl Source for ImagesSpec {
             classes,
             features: Vec::new(),
             names,
+            columns: BTreeMap::new(),
             fingerprint: String::new(),
             skipped,
             notes,

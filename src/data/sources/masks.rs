@@ -11,7 +11,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::FilePath;
-use super::folder::{on_all_cores, walk};
+use super::folder::walk;
+use super::pictures::on_all_cores;
 use crate::data::format::pictures_of;
 use crate::data::image::picture::{Header, ImageFile};
 use crate::data::mask::{Encoding, IGNORED, Level, MaskImage, Masks, Unclaimed};

@@ -1,5 +1,5 @@
-//! Where samples come from: a new format is one file, with its spec, and one row of the table below. `cell`, `path`
-//! and `masks` are no formats: they serve several.
+//! Where samples come from: a new format is one file, with its spec, and one row of the table below. `cell`, `path`,
+//! `pictures` and `masks` are no formats: they serve several.
 
 mod cell;
 mod cifar;
@@ -11,8 +11,11 @@ mod line;
 mod masks;
 mod npy;
 mod path;
+mod pictures;
 mod shapes;
+mod table;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use anyhow::Result;
@@ -56,9 +59,16 @@ pub(super) trait Source: Sync {
     fn resize(&self) -> Resize {
         Resize::default()
     }
+    /// Whether pictures are turned as their EXIF data says.
+    fn exif(&self) -> bool {
+        true
+    }
     /// The group of each sample of `set`, which this source gave, or of each of its files: `what` is a
     /// regular expression on their names. Exit 2 where there are none, 3 where one of them has no group.
     fn groups(&self, set: &Dataset, what: &str) -> Result<Vec<String>> {
+        if let Some(column) = set.columns.get(what) {
+            return Ok(column.clone());
+        }
         if set.names.is_empty() {
             let message =
                 "data.validation.fold.group: these samples have neither columns nor file names to go by";
@@ -129,6 +139,7 @@ sources! {
     "linear" => Linear(line::LinearSpec),
     "npy" => Npy(npy::NpySpec),
     "shapes" => Shapes(shapes::ShapesSpec),
+    "table" => Table(table::TableSpec),
 }
 
 /// One of the sets of a run, as configs, logs and the command line call it.
@@ -154,6 +165,8 @@ pub(super) struct OpenOptions {
     pub eval: Option<EvalTransform>,
     /// What the folds group by: where it is a column, it is no feature.
     pub group: Option<String>,
+    /// What the folds are stratified by.
+    pub stratify: Option<String>,
 }
 
 impl Split {
@@ -247,6 +260,7 @@ fn resident(xs: Tensor, targets: Targets, classes: Vec<String>) -> Dataset {
         classes,
         features: Vec::new(),
         names: Vec::new(),
+        columns: BTreeMap::new(),
         fingerprint: String::new(),
         skipped: Vec::new(),
         notes: Vec::new(),

@@ -6,8 +6,8 @@ use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
 use super::{About, ExportOptions, torchscript};
+use crate::data::DataSpec;
 use crate::data::normalize::{Normalize, NormalizeSpec};
-use crate::data::{DataSpec, Resize, SourceSpec};
 use crate::nn::model::{Model, Network, Op, named_heads};
 use crate::pytorch::writer::narrow;
 use crate::tasks::TaskSpec;
@@ -229,13 +229,10 @@ impl TrainedNetwork {
             let message = "--preprocess cannot smooth pictures as this run's `data.smooth` does; leave it out and smooth before";
             return Err(fail(ExitCode::Usage, message));
         }
-        let resize = match (&data.train, self.model.input(), self.model.output()) {
+        let resize = match (self.model.input(), self.model.output()) {
             // What answers images takes them as large as they are.
-            (_, _, [_, _, _]) => None,
-            (SourceSpec::Folder(folder), [_, _, _], _) => {
-                Some(data.eval_transform.map_or(folder.resize, Resize::Shorter))
-            }
-            (_, [_, _, _], _) => Some(Resize::default()),
+            (_, [_, _, _]) => None,
+            ([_, _, _], _) => Some(data.resize()),
             _ => None,
         };
         let (normalize, normalize_target) = (self.normalize().cloned(), self.normalize_target().cloned());

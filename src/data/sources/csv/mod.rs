@@ -4,22 +4,21 @@ mod columns;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{Read, Seek};
 use std::path::Path;
 
 use anyhow::Result;
-use csv::{ByteRecord, Reader, ReaderBuilder, Trim};
+use csv::{ByteRecord, Reader};
 use image::ImageFormat;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::cell::{label, number, ordered_classes, refuse, unreadable};
+use super::cell::{label, number, ordered_classes, reader, refuse, unreadable};
 use super::{FilePath, OpenOptions, Source, Split, positive_limit, resident, yes};
 use crate::data::{Dataset, Targets};
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
+use crate::util::interrupt;
 use crate::util::yaml::{Invalid, nearest};
-use crate::util::{interrupt, regular_file};
 use columns::Feature;
 
 /// `{csv: {file: FILE, target: price}}`: inputs `[N, F]`, targets `[N, T]` or classes. Every cell that is
@@ -71,7 +70,7 @@ pub enum Names {
 }
 
 impl Names {
-    fn as_slice(&self) -> &[String] {
+    pub fn as_slice(&self) -> &[String] {
         match self {
             Self::One(name) => std::slice::from_ref(name),
             Self::Several(names) => names,
@@ -236,20 +235,7 @@ impl CsvSpec {
     }
 
     fn reader(&self, path: &Path) -> Result<Reader<File>> {
-        let unreadable = || format!("{}: cannot be read", path.display());
-        let mut file = regular_file::open(path).with_exit_code(ExitCode::Data, unreadable)?;
-        let mut start = Vec::new();
-        (&mut file).take(2).read_to_end(&mut start).with_exit_code(ExitCode::Data, unreadable)?;
-        if start == [0xff, 0xfe] || start == [0xfe, 0xff] {
-            return Err(fail(ExitCode::Data, format!("{}: is UTF-16; save it as UTF-8", path.display())));
-        }
-        file.rewind().with_exit_code(ExitCode::Data, unreadable)?;
-        Ok(ReaderBuilder::new()
-            .has_headers(self.header)
-            .delimiter(u8::try_from(self.delimiter).unwrap_or(b','))
-            .trim(Trim::All)
-            .buffer_capacity(1 << 18)
-            .from_reader(file))
+        reader(path, self.delimiter, self.header)
     }
 
     /// The names of the file's columns.
@@ -269,9 +255,10 @@ impl CsvSpec {
             let cell = record.get(column).map(|cell| String::from_utf8_lossy(cell).into_owned());
             let is_picture = cell.is_some_and(|cell| ImageFormat::from_path(cell).is_ok());
             let remedy = match is_picture {
-                true => "labels of pictures are told by folders, not by a table: put those of one class into a folder, as in \
-                         `folder: {root: DIR, size: 64}`"
-                    .to_owned(),
+                true => {
+                    "pictures that a table names are another source, as in `table: {file: FILE, size: 64}`"
+                        .to_owned()
+                }
                 false => format!(
                     "mend or remove the row; where the column holds text, `exclude: [{name}]` leaves it out and \
                      `one_hot: {{{name}: [VALUE, …]}}` makes inputs of its values"
