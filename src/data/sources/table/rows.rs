@@ -87,9 +87,10 @@ impl Table {
 
     /// The cells of these columns.
     pub fn read(&self, wanted: &[&str]) -> Result<Rows<'_>> {
-        let read = |reader: &Box<dyn Reader>| reader.read(wanted, usize::MAX);
-        let parts: Vec<_> =
-            each(cores(), self.readers.iter().collect(), read).into_iter().collect::<Result<_>>()?;
+        let read = |reader: &dyn Reader| reader.read(wanted, usize::MAX);
+        let parts: Vec<_> = each(cores(), self.readers.iter().map(|reader| &**reader).collect(), read)
+            .into_iter()
+            .collect::<Result<_>>()?;
         self.rows(parts)
     }
 

@@ -71,7 +71,7 @@ impl Reader for CsvTable {
                 });
             }
             columns.at.push(at);
-            if columns.at.len() % 4096 == 0 && interrupt::is_requested() {
+            if columns.at.len().is_multiple_of(4096) && interrupt::is_requested() {
                 break;
             }
         }
@@ -159,7 +159,7 @@ impl Reader for JsonLines {
                 cells.push(cell(&object, name));
             }
             columns.at.push(line);
-            columns.at.len() < most && !(line % 4096 == 0 && interrupt::is_requested())
+            columns.at.len() < most && !(line.is_multiple_of(4096) && interrupt::is_requested())
         })?;
         Ok(columns)
     }
