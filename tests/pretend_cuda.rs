@@ -1,6 +1,7 @@
 //! The program on a pretend CUDA (tests/pretend_cuda/), which computes on the CPU and behaves as CUDA does: what a
 //! machine without a GPU can show of training on one.
 
+use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
 use std::fs;
 use std::hash::{Hash, Hasher};
@@ -12,18 +13,40 @@ use tch::{Kind, Tensor};
 
 use crate::common::{outcome, records, tikhonov, write_config};
 
-const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/pretend_cuda/pretend.cpp");
+mod device;
 
-/// The counters of `Counts` in pretend.cpp, in its order.
-#[derive(Debug)]
-pub struct Counts {
-    pub operators: i64,
-    /// How often the host waited for the device.
-    pub syncs: i64,
-    /// Those of `syncs` that were copies.
-    pub blocking_copies: i64,
-    pub pinned_allocations: i64,
-    pub replays: i64,
+const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/pretend_cuda");
+
+/// The counters of settings.h; without any where the device's library was not loaded.
+#[derive(Clone, Debug)]
+pub struct Counts(BTreeMap<String, i64>);
+
+impl Counts {
+    fn read(report: &Path) -> Self {
+        let bytes = fs::read(report).unwrap();
+        let entry = |bytes: &[u8]| {
+            let (name, value) = bytes.split_at(24);
+            let name = String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
+            (name, i64::from_le_bytes(value.try_into().unwrap()))
+        };
+        Self(bytes.chunks_exact(32).map(entry).collect())
+    }
+
+    /// Those of this process, which runs inside [`inside`].
+    pub fn now() -> Self {
+        Self::read(Path::new(&std::env::var_os("PRETEND_CUDA_REPORT").unwrap()))
+    }
+
+    pub fn of(&self, name: &str) -> i64 {
+        match self.0.get(name) {
+            Some(value) => *value,
+            None => panic!("no counter {name}: {self:?}"),
+        }
+    }
+
+    pub fn is_loaded(&self) -> bool {
+        !self.0.is_empty()
+    }
 }
 
 /// A finished command on the pretend device.
@@ -32,6 +55,18 @@ pub struct Outcome {
     pub stdout: String,
     pub stderr: String,
     pub counts: Counts,
+}
+
+impl Outcome {
+    /// Of a command that succeeded, on the device, without a mistake that pretend.cpp finds.
+    pub fn checked(self) -> Self {
+        assert_eq!(self.code, 0, "{}{}", self.stdout, self.stderr);
+        assert!(self.counts.is_loaded() && self.counts.of("operators") > 0, "a silent run on the CPU");
+        for mistake in ["races", "unrecorded", "open_pools", "delayed"] {
+            assert_eq!(self.counts.of(mistake), 0, "{mistake}: {}", self.stderr);
+        }
+        self
+    }
 }
 
 /// The folder with the pretend libtorch_cuda.so, compiled once for this libtorch; None, said aloud, where it cannot be.
@@ -57,7 +92,18 @@ fn compile() -> Result<PathBuf, String> {
     let cuda = [wheels, toolkit].into_iter().flatten().find(is_whole).ok_or("no CUDA headers")?;
     let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
     let mut key = DefaultHasher::new();
-    (fs::read(SOURCE).map_err(|error| error.to_string())?, torch, &cuda, &compiler).hash(&mut key);
+    let mut files: Vec<_> = fs::read_dir(SOURCES)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| error.to_string())?
+        .into_iter()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "h" || extension == "cpp"))
+        .collect();
+    files.sort();
+    for file in &files {
+        fs::read(file).map_err(|error| error.to_string())?.hash(&mut key);
+    }
+    (torch, &cuda, &compiler).hash(&mut key);
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("pretend_cuda-{:016x}", key.finish()));
     if folder.exists() {
         return Ok(folder);
@@ -70,7 +116,11 @@ fn compile() -> Result<PathBuf, String> {
     for include in [torch.join("include"), torch.join("include/torch/csrc/api/include"), cuda] {
         command.arg("-I").arg(include);
     }
-    command.arg(SOURCE).arg("-L").arg(torch.join("lib")).args(["-ltorch_cpu", "-lc10", "-o"]);
+    command.arg(format!("{SOURCES}/pretend.cpp")).arg("-L").arg(torch.join("lib")).args([
+        "-ltorch_cpu",
+        "-lc10",
+        "-o",
+    ]);
     let output = command.arg(mine.join("libtorch_cuda.so")).output();
     let output = output.map_err(|error| format!("{command:?}: {error}"))?;
     if !output.status.success() {
@@ -84,23 +134,40 @@ fn compile() -> Result<PathBuf, String> {
 
 /// Runs the binary on the pretend device, with these variables of pretend.cpp.
 pub fn pretend(library: &Path, args: &[&str], variables: &[(&str, &str)]) -> Outcome {
+    finish(tikhonov().args(args), library, variables)
+}
+
+fn finish(command: &mut Command, library: &Path, variables: &[(&str, &str)]) -> Outcome {
     let report = tempfile::NamedTempFile::new().unwrap();
-    let mut command = tikhonov();
-    command.args(args).env("LD_LIBRARY_PATH", library).env("OMP_NUM_THREADS", "1");
+    command.env("LD_LIBRARY_PATH", library).env("OMP_NUM_THREADS", "1");
     command.env("PRETEND_CUDA_REPORT", report.path()).envs(variables.iter().copied());
     let (code, stdout, stderr) = outcome(command.output().unwrap());
-    let bytes = fs::read(report.path()).unwrap();
-    let numbers = bytes.chunks_exact(8).map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap()));
-    let mut numbers = numbers.chain(std::iter::repeat(0));
-    let mut next = || numbers.next().unwrap_or(0);
-    let counts = Counts {
-        operators: next(),
-        syncs: next(),
-        blocking_copies: next(),
-        pinned_allocations: next(),
-        replays: next(),
-    };
-    Outcome { code, stdout, stderr, counts }
+    Outcome { code, stdout, stderr, counts: Counts::read(report.path()) }
+}
+
+/// Whether this process runs the test `name`, and nothing else, with the pretend device in its libtorch. If not,
+/// it starts one that does, and passes on its failure.
+pub fn inside(name: &str, variables: &[(&str, &str)]) -> bool {
+    if std::env::var_os("TIKHONOV_TEST_INSIDE").is_some() {
+        tikhonov::libtorch::cuda::load().unwrap();
+        return true;
+    }
+    let Some(library) = library(name) else { return false };
+    let outcome = starts_inside(library, name, variables);
+    assert!(
+        outcome.code == 0 && outcome.stdout.contains("1 passed"),
+        "{}\n{}",
+        outcome.stdout,
+        outcome.stderr
+    );
+    false
+}
+
+/// The test `name` in a process of its own with the pretend device.
+fn starts_inside(library: &Path, name: &str, variables: &[(&str, &str)]) -> Outcome {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", &format!("pretend_cuda::{name}"), "--nocapture"]);
+    finish(command.env("TIKHONOV_TEST_INSIDE", "1"), library, variables)
 }
 
 /// The largest difference between the weights and buffers of two runs' last checkpoints.
@@ -147,14 +214,16 @@ fn a_run_on_the_pretend_device_is_the_one_on_the_cpu_with_and_without_a_cuda_gra
         let args =
             ["train", &config, "--device", device, "--set", &graph, "--output", output.to_str().unwrap()];
         let outcome = pretend(library, &args, &[]);
-        assert_eq!(outcome.code, 0, "{args:?}: {}{}", outcome.stdout, outcome.stderr);
+        let outcome = if device == "cpu" { outcome } else { outcome.checked() };
+        assert_eq!(outcome.code, 0, "{}", outcome.stderr);
         (output, outcome.counts)
     };
-    let (cpu, _) = train("cpu", "cpu", "false");
+    let (cpu, counts) = train("cpu", "cpu", "false");
+    assert!(!counts.is_loaded());
     let (eager, counts) = train("eager", "cuda", "false");
-    assert!(counts.operators > 1000 && counts.replays == 0, "{counts:?}");
+    assert!(counts.of("operators") > 1000 && counts.of("replays") == 0, "{counts:?}");
     let (graph, counts) = train("graph", "cuda", "true");
-    assert!(counts.replays > 10, "{counts:?}");
+    assert!(counts.of("replays") > 10, "{counts:?}");
     // The CPU has kernels of its own for small networks, which add in another order.
     assert!(difference(&eager, &cpu) < 1e-5, "{}", difference(&eager, &cpu));
     assert_eq!(difference(&graph, &eager), 0.0);
@@ -176,13 +245,10 @@ fn no_step_waits_for_the_device() {
         for set in [&count, &graph, "data.normalize=none", "train.log_every=1000"] {
             args.extend(["--set", set]);
         }
-        let outcome = pretend(library, &args, &[]);
-        assert_eq!(outcome.code, 0, "{args:?}: {}{}", outcome.stdout, outcome.stderr);
-        outcome.counts
+        pretend(library, &args, &[]).checked().counts
     };
     for graph in ["false", "true"] {
         let (few, many) = (waits(200, graph), waits(1200, graph));
-        assert_eq!(many.syncs, few.syncs, "{few:?} {many:?}");
-        assert!(few.blocking_copies <= few.syncs && few.pinned_allocations > 0, "{few:?}");
+        assert_eq!(many.of("syncs"), few.of("syncs"), "{few:?} {many:?}");
     }
 }
