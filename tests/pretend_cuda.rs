@@ -1,7 +1,6 @@
 //! The program on a pretend CUDA (tests/pretend_cuda/), which computes on the CPU and behaves as CUDA does: what a
 //! machine without a GPU can show of training on one.
 
-use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
 use std::fs;
 use std::hash::{Hash, Hasher};
@@ -17,35 +16,44 @@ mod device;
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/pretend_cuda");
 
-/// The counters of settings.h; without any where the device's library was not loaded.
-#[derive(Clone, Debug)]
-pub struct Counts(BTreeMap<String, i64>);
+/// The counters of settings.h, by their names there.
+macro_rules! counts {
+    ($($name:ident)*) => {
+        #[derive(Clone, Debug)]
+        #[allow(dead_code)] // all are printed
+        pub struct Counts { $(pub $name: i64),* }
+
+        impl Counts {
+            /// All are 0 where the device's library was not loaded.
+            fn read(report: &Path) -> Self {
+                let bytes = fs::read(report).unwrap();
+                let value = |name: &str| {
+                    let entry = bytes.chunks_exact(32).find(|entry| {
+                        String::from_utf8_lossy(&entry[..24]).trim_end_matches('\0') == name
+                    });
+                    assert!(entry.is_some() || bytes.is_empty(), "no counter {name}");
+                    entry.map_or(0, |entry| i64::from_le_bytes(entry[24..].try_into().unwrap()))
+                };
+                Self { $($name: value(stringify!($name))),* }
+            }
+        }
+    };
+}
+counts! {
+    operators syncs blocking_copies pinned_allocations recordings replays random open_pools kept_pools
+    live peak delayed empty_caches races unrecorded failures
+}
 
 impl Counts {
-    fn read(report: &Path) -> Self {
-        let bytes = fs::read(report).unwrap();
-        let entry = |bytes: &[u8]| {
-            let (name, value) = bytes.split_at(24);
-            let name = String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
-            (name, i64::from_le_bytes(value.try_into().unwrap()))
-        };
-        Self(bytes.chunks_exact(32).map(entry).collect())
-    }
-
     /// Those of this process, which runs inside [`inside`].
     pub fn now() -> Self {
         Self::read(Path::new(&std::env::var_os("PRETEND_CUDA_REPORT").unwrap()))
     }
 
-    pub fn of(&self, name: &str) -> i64 {
-        match self.0.get(name) {
-            Some(value) => *value,
-            None => panic!("no counter {name}: {self:?}"),
-        }
-    }
-
-    pub fn is_loaded(&self) -> bool {
-        !self.0.is_empty()
+    /// None of the mistakes that the pretend device looks for.
+    pub fn check(&self, stderr: &str) {
+        let mistakes = [self.races, self.unrecorded, self.open_pools, self.delayed];
+        assert_eq!(mistakes, [0; 4], "{self:?}\n{stderr}");
     }
 }
 
@@ -58,13 +66,11 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Of a command that succeeded, on the device, without a mistake that pretend.cpp finds.
+    /// Of a command that succeeded, on the device, without a mistake.
     pub fn checked(self) -> Self {
         assert_eq!(self.code, 0, "{}{}", self.stdout, self.stderr);
-        assert!(self.counts.is_loaded() && self.counts.of("operators") > 0, "a silent run on the CPU");
-        for mistake in ["races", "unrecorded", "open_pools", "delayed"] {
-            assert_eq!(self.counts.of(mistake), 0, "{mistake}: {}", self.stderr);
-        }
+        assert!(self.counts.operators > 0, "a silent run on the CPU");
+        self.counts.check(&self.stderr);
         self
     }
 }
@@ -92,16 +98,13 @@ fn compile() -> Result<PathBuf, String> {
     let cuda = [wheels, toolkit].into_iter().flatten().find(is_whole).ok_or("no CUDA headers")?;
     let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
     let mut key = DefaultHasher::new();
-    let mut files: Vec<_> = fs::read_dir(SOURCES)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| error.to_string())?
-        .into_iter()
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "h" || extension == "cpp"))
-        .collect();
+    let text = |error: std::io::Error| error.to_string();
+    let files = fs::read_dir(SOURCES).map_err(text)?.map(|entry| entry.map(|entry| entry.path()));
+    let mut files = files.collect::<Result<Vec<_>, _>>().map_err(text)?;
+    files.retain(|path| path.extension().is_some_and(|extension| extension != "rs"));
     files.sort();
     for file in &files {
-        fs::read(file).map_err(|error| error.to_string())?.hash(&mut key);
+        fs::read(file).map_err(text)?.hash(&mut key);
     }
     (torch, &cuda, &compiler).hash(&mut key);
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("pretend_cuda-{:016x}", key.finish()));
@@ -110,22 +113,28 @@ fn compile() -> Result<PathBuf, String> {
     }
     // Under a name of its own until it is whole: another process may compile it too.
     let mine = folder.with_extension(std::process::id().to_string());
-    fs::create_dir_all(&mine).map_err(|error| error.to_string())?;
-    let mut command = Command::new(compiler);
-    command.args(["-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-Wl,-soname,libtorch_cuda.so"]);
-    for include in [torch.join("include"), torch.join("include/torch/csrc/api/include"), cuda] {
-        command.arg("-I").arg(include);
-    }
-    command.arg(format!("{SOURCES}/pretend.cpp")).arg("-L").arg(torch.join("lib")).args([
-        "-ltorch_cpu",
-        "-lc10",
-        "-o",
-    ]);
-    let output = command.arg(mine.join("libtorch_cuda.so")).output();
-    let output = output.map_err(|error| format!("{command:?}: {error}"))?;
-    if !output.status.success() {
-        return Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr)));
-    }
+    fs::create_dir_all(&mine).map_err(text)?;
+    let build = |name: &str, add: &dyn Fn(&mut Command)| {
+        let mut command = Command::new(&compiler);
+        command.args(["-std=c++17", "-O1", "-w", "-fPIC", "-shared"]).arg(format!("-Wl,-soname,{name}"));
+        add(&mut command);
+        let output = command.arg("-o").arg(mine.join(name)).output();
+        match output.map_err(|error| format!("{command:?}: {error}"))? {
+            output if output.status.success() => Ok(()),
+            output => Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr))),
+        }
+    };
+    build("libtorch_cuda.so", &|command| {
+        for include in [torch.join("include"), torch.join("include/torch/csrc/api/include"), cuda.clone()] {
+            command.arg("-I").arg(include);
+        }
+        command.arg(format!("{SOURCES}/pretend.cpp")).arg("-L").arg(torch.join("lib"));
+        command.args(["-ltorch_cpu", "-lc10"]);
+    })?;
+    // `auto` looks for the driver first.
+    build("libcuda.so.1", &|command| {
+        command.args(["-x", "c++", "/dev/null"]);
+    })?;
     if fs::rename(&mine, &folder).is_err() {
         fs::remove_dir_all(&mine).map_err(|error| error.to_string())?;
     }
@@ -219,11 +228,11 @@ fn a_run_on_the_pretend_device_is_the_one_on_the_cpu_with_and_without_a_cuda_gra
         (output, outcome.counts)
     };
     let (cpu, counts) = train("cpu", "cpu", "false");
-    assert!(!counts.is_loaded());
+    assert_eq!(counts.operators, 0);
     let (eager, counts) = train("eager", "cuda", "false");
-    assert!(counts.of("operators") > 1000 && counts.of("replays") == 0, "{counts:?}");
+    assert!(counts.operators > 1000 && counts.replays == 0, "{counts:?}");
     let (graph, counts) = train("graph", "cuda", "true");
-    assert!(counts.of("replays") > 10, "{counts:?}");
+    assert!(counts.replays > 10, "{counts:?}");
     // The CPU has kernels of its own for small networks, which add in another order.
     assert!(difference(&eager, &cpu) < 1e-5, "{}", difference(&eager, &cpu));
     assert_eq!(difference(&graph, &eager), 0.0);
@@ -249,6 +258,6 @@ fn no_step_waits_for_the_device() {
     };
     for graph in ["false", "true"] {
         let (few, many) = (waits(200, graph), waits(1200, graph));
-        assert_eq!(many.of("syncs"), few.of("syncs"), "{few:?} {many:?}");
+        assert_eq!(many.syncs, few.syncs, "{few:?} {many:?}");
     }
 }

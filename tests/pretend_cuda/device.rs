@@ -24,15 +24,15 @@ fn mistakes_with_devices_streams_and_memory_are_found() {
     let pinned = Tensor::arange(6, (Kind::Float, Device::Cpu)).pin_memory(GPU);
     let before = Counts::now();
     assert_eq!(AsyncScalar::start(&(numbers.sum(Kind::Float) * 2)).unwrap().value().unwrap(), 30.0);
-    assert_eq!(Counts::now().of("syncs"), before.of("syncs") + 1);
+    assert_eq!(Counts::now().syncs, before.syncs + 1);
     let upload = AsyncUpload::to(GPU).unwrap().unwrap();
     for _ in 0..3 {
         let batch = upload.send(&pinned).unwrap().receive().unwrap();
         assert_eq!(batch.sum(Kind::Float).double_value(&[]), 15.0);
     }
     let now = Counts::now();
-    assert_eq!((now.of("races"), now.of("unrecorded")), (0, 0));
-    assert_eq!(now.of("blocking_copies"), before.of("blocking_copies"));
+    assert_eq!((now.races, now.unrecorded), (0, 0));
+    assert_eq!(now.blocking_copies, before.blocking_copies);
     // What is copied without blocking is not there before something waits for it.
     let mut late = pinned.empty_like().pin_memory(GPU);
     copy_ahead(&late, &numbers).unwrap();
@@ -44,14 +44,14 @@ fn mistakes_with_devices_streams_and_memory_are_found() {
     // From here on this thread has a stream of its own; others have the default one.
     leave_default_stream(GPU).unwrap();
     let doubled = &numbers * 2;
-    assert_eq!(Counts::now().of("races"), 0, "leaving the default stream waits for it");
+    assert_eq!(Counts::now().races, 0, "leaving the default stream waits for it");
     std::thread::spawn(move || drop(doubled.shallow_clone().fill_(1.0))).join().unwrap();
-    assert_eq!(Counts::now().of("races"), 1, "two streams write to one tensor");
+    assert_eq!(Counts::now().races, 1, "two streams write to one tensor");
     tch::Cuda::synchronize(0);
     drop(&numbers * 3);
     drop(numbers);
     std::thread::spawn(|| drop(Tensor::ones([4], FLOAT))).join().unwrap();
-    assert_eq!(Counts::now().of("unrecorded"), 1, "memory that is in use on this stream is allocated anew");
+    assert_eq!(Counts::now().unrecorded, 1, "memory that is in use on this stream is allocated anew");
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn a_recorded_step_is_replayed_with_the_generators_numbers_of_the_moment() {
     }
     drop(graph);
     let now = Counts::now();
-    assert_eq!((now.of("open_pools"), now.of("kept_pools"), now.of("replays")), (0, 0, 2));
+    assert_eq!((now.open_pools, now.kept_pools, now.replays), (0, 0, 2));
 }
 
 #[test]
