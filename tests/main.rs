@@ -57,6 +57,7 @@ mod sweep;
 mod tables;
 mod tasks;
 mod told;
+mod torchvision;
 mod train;
 mod wheel;
 #[cfg(feature = "kernels")]

@@ -54,6 +54,11 @@ pub struct DataSpec {
     /// Augmentation of the training set, applied in this order.
     #[serde(default)]
     pub augment: Vec<Augment>,
+    /// How often each drawn training sample comes in a row, each time augmented otherwise; an epoch has as many
+    /// samples as before, and so a share of the set only (timm's `RepeatAugSampler`).
+    #[serde(default = "once", skip_serializing_if = "is_once")]
+    #[schemars(range(min = 1))]
+    pub repeated_augmentation: usize,
     /// Threads that decode and augment while the network computes, as `num_workers` of PyTorch's DataLoader.
     /// The number of CPU cores, at least 2 and at most 8, when absent.
     #[serde(default = "default_workers")]
@@ -67,6 +72,14 @@ pub struct DataSpec {
     #[serde(default = "default_max_skipped")]
     #[schemars(range(min = 0, max = 1))]
     pub max_skipped: f64,
+}
+
+fn once() -> usize {
+    1
+}
+
+fn is_once(repeats: &usize) -> bool {
+    *repeats == 1
 }
 
 fn default_batch_size() -> usize {
@@ -95,6 +108,9 @@ impl DataSpec {
     pub fn validate(&self, splits: &[Split]) -> Result<(), Invalid> {
         if self.batch_size == 0 {
             return Err(Invalid::new("batch_size", "must be at least 1"));
+        }
+        if self.repeated_augmentation == 0 {
+            return Err(Invalid::new("repeated_augmentation", "must be at least 1: each sample once"));
         }
         if self.workers > 1024 {
             return Err(Invalid::new("workers", format!("must be 1024 or fewer, not {}", self.workers)));

@@ -34,11 +34,28 @@ impl Bytes {
 }
 
 /// The element types of samples. All bit patterns are valid values of each.
-pub trait Number: Element + Copy + Send + Sync + 'static {}
+pub trait Number: Element + Copy + Send + Sync + 'static {
+    /// The nearest value of this type.
+    fn of(value: f64) -> Self;
+}
 
-impl Number for u8 {}
-impl Number for f32 {}
-impl Number for f64 {}
+impl Number for u8 {
+    fn of(value: f64) -> Self {
+        value.round() as Self
+    }
+}
+
+impl Number for f32 {
+    fn of(value: f64) -> Self {
+        value as Self
+    }
+}
+
+impl Number for f64 {
+    fn of(value: f64) -> Self {
+        value
+    }
+}
 
 /// A new CPU tensor whose first dimension is filled slot by slot, by any number of threads.
 pub struct Slots<T> {

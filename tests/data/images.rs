@@ -222,7 +222,7 @@ fn what_makes_no_samples_is_refused_with_the_remedy() {
     let jitter =
         Preparation { augment: augment("[{color_jitter: {brightness: 0.1}}]"), ..Preparation::default() };
     let refused = Loader::new(&paired, &jitter, options()).err().unwrap();
-    assert!(format!("{refused:#}").contains("flip, crop and dihedral do"));
+    assert!(format!("{refused:#}").contains("random_resized_crop, rotation, affine and perspective do"));
 
     let large = set(here, json!({"patch": 13, "per_image": 2}));
     let loader = loader(&large, Vec::new(), |_| {});

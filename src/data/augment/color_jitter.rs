@@ -4,14 +4,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::values::Range;
+use super::values::{Range, happens, is_one, one, probability};
 use super::{Augmentation, ChangesValues, Params, image_sides};
 use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
 /// A number b means a factor from max(0, 1 - b) to 1 + b, for the hue a shift from -b to b turns; a pair is
 /// the range itself. torchvision shuffles the four for each picture; here they are applied in this order.
-#[derive(Deserialize, Serialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[derive(Deserialize, Serialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ColorJitter {
     /// Factor of the brightness.
@@ -26,6 +26,10 @@ pub struct ColorJitter {
     /// Shift of the hue in turns of the colour circle, within -0.5 to 0.5; of colour pictures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hue: Option<Range>,
+    /// Probability.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    #[schemars(range(min = 0, max = 1))]
+    pub p: f64,
 }
 
 /// A factor's range: a number above 1 reaches down to 0, not below.
@@ -51,11 +55,11 @@ impl Augmentation for ColorJitter {
         if let Some(hue) = self.hue {
             hue.validate("hue", 0.0, [-0.5, 0.5])?;
         }
-        if *self == Self::default() {
+        if [self.brightness, self.contrast, self.saturation, self.hue].iter().all(Option::is_none) {
             let message = "changes nothing; give `brightness`, `contrast`, `saturation` or `hue`";
             return Err(Invalid::new("", message));
         }
-        Ok(())
+        probability("p", self.p)
     }
 
     fn output_shape(&self, input: &[i64]) -> Result<Vec<i64>, String> {
@@ -76,6 +80,10 @@ impl Augmentation for ColorJitter {
             params.push(range.map_or(1.0, |range| factors(range).sample(1.0, rng)));
         }
         params.push(self.hue.map_or(0.0, |range| range.sample(0.0, rng)));
+        if !happens(self.p, rng) {
+            let own = params.len() - 4;
+            params[own..].copy_from_slice(&[1.0, 1.0, 1.0, 0.0]);
+        }
     }
 }
 

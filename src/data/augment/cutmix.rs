@@ -5,8 +5,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::mixing::{beta, check_alpha, partners, weighted};
-use super::{Augmentation, Mixes};
+use super::mixing::{beta, check_alpha, check_when, partners, weighted};
+use super::values::{is_one, one};
+use super::{Augmentation, MixWhen, Mixes};
 use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
@@ -20,6 +21,14 @@ pub struct Cutmix {
     #[serde(default = "default_alpha")]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub alpha: f64,
+    /// Share of the batches that are mixed, of those whose turn it is where there are several mixtures.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    #[schemars(range(min = 0, max = 1))]
+    pub p: f64,
+    /// From this epoch on nothing is mixed (timm's `mixup_off_epoch`); never when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub off_epoch: Option<u64>,
 }
 
 fn default_alpha() -> f64 {
@@ -28,7 +37,8 @@ fn default_alpha() -> f64 {
 
 impl Augmentation for Cutmix {
     fn validate(&self) -> Result<(), Invalid> {
-        check_alpha(self.alpha)
+        check_alpha(self.alpha)?;
+        check_when(self.when())
     }
 
     fn num_params(&self) -> usize {
@@ -56,5 +66,9 @@ impl Mixes for Cutmix {
         window(&out).copy_(&window(xs).index_select(0, &partners));
         let kept = 1.0 - (rows * columns) as f64 / (height * width) as f64;
         (out, weighted(ys, &ys.index_select(0, &partners), kept))
+    }
+
+    fn when(&self) -> MixWhen {
+        MixWhen { p: self.p, off_epoch: self.off_epoch }
     }
 }

@@ -3,8 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::values::{Size, probability};
-use super::{Augmentation, Erases};
+use super::values::{Size, one, probability};
+use super::{Augmentation, Erased, Erases, Fill};
 use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
@@ -19,10 +19,6 @@ pub struct Cutout {
     #[serde(default = "one")]
     #[schemars(range(min = 0, max = 1))]
     pub p: f64,
-}
-
-fn one() -> f64 {
-    1.0
 }
 
 impl Augmentation for Cutout {
@@ -48,7 +44,8 @@ impl Augmentation for Cutout {
 }
 
 impl Erases for Cutout {
-    fn rectangle(&self, params: &[f64]) -> [usize; 4] {
-        [params[0], params[1], params[2], params[3]].map(|edge| edge as usize)
+    fn erased(&self, params: &[f64]) -> Erased {
+        let rectangle = [params[0], params[1], params[2], params[3]].map(|edge| edge as usize);
+        Erased { rectangle, fill: Fill::Value(0.0) }
     }
 }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::values::probability;
+use super::values::{half, probability};
 use super::{Augmentation, MovesPixels, PixelMap};
 use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
@@ -22,10 +22,6 @@ pub struct Flip {
     #[serde(default = "half")]
     #[schemars(range(min = 0, max = 1))]
     pub p: f64,
-}
-
-fn half() -> f64 {
-    0.5
 }
 
 impl Augmentation for Flip {

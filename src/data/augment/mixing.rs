@@ -3,6 +3,8 @@
 use tch::{Kind, Tensor};
 
 use crate::libtorch::device::upload;
+use super::MixWhen;
+use super::values::probability;
 use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
@@ -14,6 +16,16 @@ pub(super) fn check_alpha(alpha: f64) -> Result<(), Invalid> {
         ));
     }
     Ok(())
+}
+
+pub(super) fn check_when(when: MixWhen) -> Result<(), Invalid> {
+    if when.off_epoch == Some(0) {
+        return Err(Invalid::new(
+            "off_epoch",
+            "epochs count from 1, and in the first nothing would be mixed",
+        ));
+    }
+    probability("p", when.p)
 }
 
 /// The partner of each sample of a batch of `n`, on the device of the batch.

@@ -4,8 +4,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::mixing::{beta, check_alpha, partners, weighted};
-use super::{Augmentation, Mixes};
+use super::mixing::{beta, check_alpha, check_when, partners, weighted};
+use super::values::{is_one, one};
+use super::{Augmentation, MixWhen, Mixes};
 use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
@@ -16,11 +17,20 @@ pub struct Mixup {
     /// Both parameters of the Beta distribution.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub alpha: f64,
+    /// Share of the batches that are mixed, of those whose turn it is where there are several mixtures.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    #[schemars(range(min = 0, max = 1))]
+    pub p: f64,
+    /// From this epoch on nothing is mixed (timm's `mixup_off_epoch`); never when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub off_epoch: Option<u64>,
 }
 
 impl Augmentation for Mixup {
     fn validate(&self) -> Result<(), Invalid> {
-        check_alpha(self.alpha)
+        check_alpha(self.alpha)?;
+        check_when(self.when())
     }
 
     fn output_shape(&self, input: &[i64]) -> Result<Vec<i64>, String> {
@@ -40,5 +50,9 @@ impl Mixes for Mixup {
         let partners = partners(xs, rng);
         let (other_xs, other_ys) = (xs.index_select(0, &partners), ys.index_select(0, &partners));
         (weighted(xs, &other_xs, lambda), weighted(ys, &other_ys, lambda))
+    }
+
+    fn when(&self) -> MixWhen {
+        MixWhen { p: self.p, off_epoch: self.off_epoch }
     }
 }

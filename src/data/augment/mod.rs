@@ -1,31 +1,51 @@
 //! Augmentation: random changes to training samples, each a pure function of (seed, epoch, sample).
 //!
 //! The list of a config is applied in its order, in three phases: changes to pixels; then, after
-//! normalisation, `noise` and `cutout`; then mixtures of samples, of which each batch gets one. A new
-//! augmentation is one file, with its spec, and one row of the table below, which says how it changes a
-//! batch.
+//! normalisation, `noise`, `cutout` and `random_erasing`; then mixtures of samples, of which each batch gets
+//! one. What computes 8-bit levels, and moves before it, is done on the loader's threads. A new augmentation
+//! is one file, with its spec, and one row of the table below, which says how it changes a batch, and whether
+//! it is geometric: an image or a mask that is the target moves with the picture.
 
+mod adjust_sharpness;
+mod affine;
+mod autocontrast;
 mod color_jitter;
 mod crop;
 mod cutmix;
 mod cutout;
 mod dihedral;
+mod equalize;
 mod flip;
+mod gaussian_blur;
+mod grayscale;
+mod invert;
+mod jpeg;
+mod levels;
 mod mixing;
 mod mixup;
 mod noise;
+mod operations;
+mod perspective;
 mod pipeline;
 mod pixel_map;
+mod posterize;
+mod rand_augment;
+mod random_erasing;
 mod random_resized_crop;
 mod rotation;
+mod solarize;
+mod trivial_augment_wide;
 mod values;
+mod warp;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+pub use levels::{Levels, OwnTarget};
 pub use mixing::soft;
-pub use pipeline::{Params, Pipeline, Pixels};
+pub use noise::normals;
+pub use pipeline::{Erased, Fill, Params, Pipeline, Pixels};
 pub(super) use pixel_map::{PixelMap, fill_level};
 
 use crate::util::rng::CounterRng;
@@ -65,9 +85,11 @@ pub(crate) trait Augmentation {
 pub(crate) enum Stage<'a> {
     /// Only moves pixels: masks and images that are targets move with the image.
     Moves(&'a dyn MovesPixels),
+    /// Computes new 8-bit levels of one sample after the other.
+    Levels(&'a dyn ChangesLevels),
     /// Computes new pixels, before normalisation: images `[B, C, H, W]` with white at 1.
     Pixels(&'a dyn ChangesValues),
-    /// Sets rectangles of normalised images to 0, which is their mean colour.
+    /// Blanks rectangles of normalised images, in which 0 is the mean colour.
     Erases(&'a dyn Erases),
     /// Computes new values after normalisation: `[B, ...]`.
     Normalized(&'a dyn ChangesValues),
@@ -80,26 +102,54 @@ pub(crate) trait MovesPixels {
     fn move_pixels(&self, map: &mut PixelMap, params: &[f64]);
 }
 
+/// An augmentation that computes new levels of one sample. `params` are its own.
+pub(crate) trait ChangesLevels {
+    fn apply(&self, levels: &mut Levels, params: &[f64]);
+}
+
 /// An augmentation that computes new values with operations of libtorch.
 pub(crate) trait ChangesValues {
     /// `xs` floating point, on any device; the result has its kind.
     fn apply(&self, xs: &Tensor, params: &Params) -> Tensor;
+
+    /// The masks `[B, 1, H, W]` of the samples, classes / 255, moved as [`apply`](Self::apply) moves the
+    /// images; as they are where it moves nothing.
+    fn apply_to_masks(&self, masks: &Tensor, _: &Params) -> Tensor {
+        masks.shallow_clone()
+    }
 }
 
-/// An augmentation that sets a rectangle to 0 in every channel.
+/// An augmentation that blanks a rectangle in every channel of the image.
 pub(crate) trait Erases {
-    /// First and last + 1 of the rows, then of the columns; empty where nothing is erased.
-    fn rectangle(&self, params: &[f64]) -> [usize; 4];
+    fn erased(&self, params: &[f64]) -> Erased;
 }
 
 /// An augmentation that mixes samples.
 pub(crate) trait Mixes {
     /// `xs` `[B, ...]` and `ys` `[B, K]`, both floating point. Everything random is drawn once per batch.
     fn mix(&self, xs: &Tensor, ys: &Tensor, rng: &mut CounterRng) -> (Tensor, Tensor);
+
+    /// When batches are mixed.
+    fn when(&self) -> MixWhen;
+}
+
+/// When a mixture is used.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MixWhen {
+    /// Share of the batches whose turn it is that are mixed.
+    pub p: f64,
+    /// From this epoch on, of which the first is 1, nothing is mixed.
+    pub off_epoch: Option<u64>,
+}
+
+macro_rules! last {
+    ($geometric:ident $name:literal) => {
+        $name
+    };
 }
 
 macro_rules! augmentations {
-    ($($name:literal => $variant:ident($spec:ty): $stage:ident,)*) => {
+    ($($name:literal => $variant:ident($spec:ty): $stage:ident $($geometric:ident)?,)*) => {
         /// One step of the augmentation.
         #[derive(Deserialize, Serialize, Clone, Debug, PartialEq, JsonSchema)]
         pub enum Augment {
@@ -129,19 +179,34 @@ macro_rules! augmentations {
             }
         }
 
-        const STAGES: &[(&str, &str)] = &[$(($name, stringify!($stage))),*];
+        /// The names of those that move pixels, so that a target that is an image or a mask moves with them.
+        const GEOMETRIC: &[&str] = &[$($(last!($geometric $name),)?)*];
     };
 }
 
 augmentations! {
-    "flip" => Flip(flip::Flip): Moves,
-    "crop" => Crop(crop::Crop): Moves,
-    "dihedral" => Dihedral(dihedral::Dihedral): Moves,
-    "random_resized_crop" => RandomResizedCrop(random_resized_crop::RandomResizedCrop): Pixels,
-    "rotation" => Rotation(rotation::Rotation): Pixels,
+    "flip" => Flip(flip::Flip): Moves geometric,
+    "crop" => Crop(crop::Crop): Moves geometric,
+    "dihedral" => Dihedral(dihedral::Dihedral): Moves geometric,
+    "random_resized_crop" => RandomResizedCrop(random_resized_crop::RandomResizedCrop): Pixels geometric,
+    "rotation" => Rotation(rotation::Rotation): Pixels geometric,
+    "affine" => Affine(affine::Affine): Levels geometric,
+    "perspective" => Perspective(perspective::Perspective): Levels geometric,
     "color_jitter" => ColorJitter(color_jitter::ColorJitter): Pixels,
+    "grayscale" => Grayscale(grayscale::Grayscale): Levels,
+    "gaussian_blur" => GaussianBlur(gaussian_blur::GaussianBlur): Levels,
+    "adjust_sharpness" => AdjustSharpness(adjust_sharpness::AdjustSharpness): Levels,
+    "autocontrast" => Autocontrast(autocontrast::Autocontrast): Levels,
+    "equalize" => Equalize(equalize::Equalize): Levels,
+    "invert" => Invert(invert::Invert): Levels,
+    "solarize" => Solarize(solarize::Solarize): Levels,
+    "posterize" => Posterize(posterize::Posterize): Levels,
+    "jpeg" => Jpeg(jpeg::Jpeg): Levels,
+    "rand_augment" => RandAugment(rand_augment::RandAugment): Levels,
+    "trivial_augment_wide" => TrivialAugmentWide(trivial_augment_wide::TrivialAugmentWide): Levels,
     "noise" => Noise(noise::Noise): Normalized,
     "cutout" => Cutout(cutout::Cutout): Erases,
+    "random_erasing" => RandomErasing(random_erasing::RandomErasing): Erases,
     "mixup" => Mixup(mixup::Mixup): Mixes,
     "cutmix" => Cutmix(cutmix::Cutmix): Mixes,
 }
@@ -150,6 +215,16 @@ impl Augment {
     /// Whether the files must be kept, see [`Augmentation::crops_original`].
     pub(super) fn crops_original(&self) -> bool {
         self.augmentation().crops_original()
+    }
+
+    /// Whether it moves pixels, so that targets that are images move with them.
+    fn is_geometric(&self) -> bool {
+        GEOMETRIC.contains(&self.name())
+    }
+
+    /// Whether it works on 8-bit levels.
+    pub(super) fn takes_levels(&self) -> bool {
+        matches!(self.stage(), Stage::Levels(_))
     }
 
     fn validate(&self) -> Result<(), Invalid> {
@@ -161,7 +236,7 @@ impl Stage<'_> {
     /// Pixels, normalised samples, mixtures: a list must be in this order.
     fn phase(self) -> u8 {
         match self {
-            Stage::Moves(_) | Stage::Pixels(_) => 0,
+            Stage::Moves(_) | Stage::Levels(_) | Stage::Pixels(_) => 0,
             Stage::Erases(_) | Stage::Normalized(_) => 1,
             Stage::Mixes(_) => 2,
         }
@@ -185,20 +260,22 @@ pub fn validate(steps: &[Augment]) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Refuses augmentations that would change a target otherwise than its image, or interpolate between the
-/// classes of a mask: only those that move pixels go with such targets.
-pub(super) fn check_image_targets(steps: &[Augment]) -> Result<(), String> {
-    let Some(step) = steps.iter().find(|step| !matches!(step.stage(), Stage::Moves(_))) else {
-        return Ok(());
+/// Refuses augmentations that do not go with targets that samples carry: what changes an image otherwise than
+/// by moving pixels leaves a mask right, but not an image.
+pub(super) fn check_own_targets(steps: &[Augment], target: OwnTarget) -> Result<(), String> {
+    let goes = |step: &Augment| match (target, step.stage()) {
+        (OwnTarget::None, _) => true,
+        (_, Stage::Mixes(_)) => false,
+        (OwnTarget::Mask, _) => true,
+        (OwnTarget::Image(_), _) => step.is_geometric(),
     };
-    let moving = STAGES.iter().filter(|(_, stage)| *stage == "Moves").map(|(name, _)| *name);
-    let moving: Vec<_> = moving.collect();
-    let moving = match moving.as_slice() {
-        [names @ .., last] if !names.is_empty() => format!("{} and {last} do", names.join(", ")),
-        names => format!("{} does", names.concat()),
+    let Some(step) = steps.iter().find(|step| !goes(step)) else { return Ok(()) };
+    let (name, what) = (step.name(), if target == OwnTarget::Mask { "masks" } else { "images" });
+    let remedy = match (target, GEOMETRIC) {
+        (OwnTarget::Image(_), [names @ .., last]) => format!("{} and {last} do", names.join(", ")),
+        _ => "remove it".to_owned(),
     };
-    let name = step.name();
-    Err(format!("augment: `{name}` does not go with targets that are images; {moving}"))
+    Err(format!("augment: `{name}` does not go with targets that are {what}; {remedy}"))
 }
 
 /// Height and width of an image `[C, H, W]`; the error refuses a table.

@@ -70,7 +70,7 @@ impl ChangesValues for Noise {
 
 /// Two independent standard normal numbers (Box and Muller 1958) from the halves of 64 random bits, up to
 /// ±6.7.
-fn normals(bits: u64) -> [f32; 2] {
+pub fn normals(bits: u64) -> [f32; 2] {
     const UNIT: f32 = 1.0 / (1u64 << 32) as f32;
     let (high, low) = ((bits >> 32) as f32, bits as u32 as f32);
     let radius = (-2.0 * ((high + 0.5) * UNIT).min(1.0).ln()).sqrt();

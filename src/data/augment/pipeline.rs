@@ -3,13 +3,14 @@
 use std::ops::Range;
 
 use anyhow::Result;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
+use super::noise::normals;
 use super::pixel_map::{PixelMap, move_pixels};
-use super::{Augment, MovesPixels, Stage};
+use super::{Augment, ChangesValues, Levels, MovesPixels, OwnTarget, Stage};
 use crate::libtorch::device::upload;
 use crate::util::exit_code::{ExitCode, fail};
-use crate::util::rng::CounterRng;
+use crate::util::rng::{CounterRng, RngStream};
 
 /// A batch of pictures `[B, C, H, W]`: uint8 levels, or floating-point values with white at 1.
 pub struct Pixels {
@@ -30,6 +31,15 @@ impl Pixels {
         }
         self.xs.to_kind(self.kind)
     }
+
+    /// 8-bit levels on the CPU, floating-point values rounded to them.
+    fn levels(&self) -> Tensor {
+        let levels = match self.xs.kind() {
+            Kind::Uint8 => self.xs.shallow_clone(),
+            _ => (&self.xs * 255.0).round().clamp(0.0, 255.0).to_kind(Kind::Uint8),
+        };
+        levels.to_device(Device::Cpu).contiguous()
+    }
 }
 
 /// The augmentations of one loader.
@@ -37,8 +47,42 @@ pub struct Pipeline {
     steps: Vec<Step>,
     output: Vec<i64>,
     num_params: usize,
-    /// What constant padding shows in the last channel, where that is a target.
-    target_fill: Option<u8>,
+    /// What a sample carries of its own target, in its last channels.
+    target: OwnTarget,
+    /// How many of the first steps are made before samples are collected to a batch: by the decoder, and by
+    /// [`levels`](Self::levels).
+    early: usize,
+}
+
+/// A blanked rectangle of a normalised picture.
+#[derive(Clone, Copy, Debug)]
+pub struct Erased {
+    /// First and last + 1 of the rows, then of the columns; empty where nothing is blanked.
+    pub rectangle: [usize; 4],
+    pub fill: Fill,
+}
+
+/// What a blanked rectangle shows.
+#[derive(Clone, Copy, Debug)]
+pub enum Fill {
+    Value(f64),
+    /// Standard normal noise of this seed.
+    Normal(u64),
+}
+
+impl Erased {
+    /// The same rectangle of each of `channels` planes, value by value, plane by plane; None where they all are
+    /// the one value.
+    pub fn noise(&self, channels: usize) -> Option<Vec<f32>> {
+        let Fill::Normal(seed) = self.fill else { return None };
+        let [top, bottom, left, right] = self.rectangle;
+        let mut rng = CounterRng::new(seed, 0, 0, RngStream::Augment);
+        let count = channels * bottom.saturating_sub(top) * right.saturating_sub(left);
+        let pairs = std::iter::repeat_with(|| normals(rng.bits())).take(count.div_ceil(2));
+        let mut noise: Vec<f32> = pairs.flatten().collect();
+        noise.truncate(count);
+        Some(noise)
+    }
 }
 
 struct Step {
@@ -72,8 +116,15 @@ impl Pipeline {
     /// demand: a random resized crop is then left to the decoder. Exit 2 where a step does not suit the
     /// samples.
     pub fn new(augment: &[Augment], input: &[i64], files: bool) -> Result<Self> {
+        Self::with_targets(augment, input, files, OwnTarget::None)
+    }
+
+    /// The same, for samples that carry `target` in their last channels, which `input` counts.
+    pub fn with_targets(augment: &[Augment], input: &[i64], files: bool, target: OwnTarget) -> Result<Self> {
+        // The decoder would blend the classes of a mask.
+        let files = files && target == OwnTarget::None;
         let mut pipeline =
-            Self { steps: Vec::new(), output: input.to_vec(), num_params: 0, target_fill: None };
+            Self { steps: Vec::new(), output: input.to_vec(), num_params: 0, target, early: 0 };
         for (place, augment) in augment.iter().enumerate() {
             pipeline.push(augment, files).map_err(|reason| {
                 let name = augment.name();
@@ -83,12 +134,29 @@ impl Pipeline {
                 )
             })?;
         }
+        pipeline.early = usize::from(pipeline.crops_files());
         Ok(pipeline)
+    }
+
+    /// Leaves to [`levels`](Self::levels) what can be done there: the steps up to the last that computes levels,
+    /// where those before it do the same or move pixels.
+    pub fn with_levels(mut self) -> Self {
+        let is_early = |step: &&Step| matches!(step.augment.stage(), Stage::Levels(_) | Stage::Moves(_));
+        let able = self.early + self.steps[self.early..].iter().take_while(is_early).count();
+        let last = self.steps[self.early..able].iter().rposition(|step| step.augment.takes_levels());
+        self.early += last.map_or(0, |last| last + 1);
+        self
     }
 
     fn push(&mut self, augment: &Augment, files: bool) -> Result<(), String> {
         let step = augment.augmentation();
-        let output = step.output_shape(&self.output)?;
+        // What it says of channels is about the image.
+        let own = self.target.channels() as i64;
+        let shifted = |shape: &[i64], by: i64| match *shape {
+            [channels, height, width] => vec![channels + by, height, width],
+            _ => shape.to_vec(),
+        };
+        let output = shifted(&step.output_shape(&shifted(&self.output, -own))?, own);
         let by_decoder = files && augment.crops_original();
         if by_decoder && !self.steps.is_empty() {
             return Err("files are cropped while they are decoded; make this the first step".into());
@@ -104,14 +172,14 @@ impl Pipeline {
         Ok(())
     }
 
-    /// The same, for samples whose last channel is a mask: where a crop pads with a constant, the mask gets
-    /// `fill`.
-    pub fn filling_targets_with(self, fill: u8) -> Self {
-        Self { target_fill: Some(fill), ..self }
+    /// What constant padding shows in the last channel, where that is a mask.
+    pub fn target_fill(&self) -> Option<u8> {
+        self.target.mask_fill()
     }
 
-    pub fn target_fill(&self) -> Option<u8> {
-        self.target_fill
+    /// Channels of a sample that are its target.
+    pub fn target_channels(&self) -> usize {
+        self.target.channels()
     }
 
     /// The shape of a sample after all steps.
@@ -138,6 +206,37 @@ impl Pipeline {
         }
     }
 
+    /// Whether [`levels`](Self::levels) has something to do.
+    pub fn has_levels(&self) -> bool {
+        self.early > usize::from(self.crops_files())
+    }
+
+    /// The shape of a sample after [`levels`](Self::levels), `decoded` before.
+    pub fn collected(&self, decoded: &[i64]) -> Vec<i64> {
+        self.steps[..self.early].last().map_or_else(|| decoded.to_vec(), |step| step.output.clone())
+    }
+
+    /// The steps that [`with_levels`](Self::with_levels) has left to this, on one sample, whose planes are
+    /// `data`. `params` are all of the sample's.
+    pub fn levels(&self, data: Vec<u8>, params: &[f64]) -> Vec<u8> {
+        let Some(first) = self.steps.get(usize::from(self.crops_files())) else { return data };
+        let [height, width] = first.sides;
+        let mut levels = Levels { data, height, width, target: self.target };
+        for step in &self.steps[usize::from(self.crops_files())..self.early] {
+            let params = &params[step.param_range.clone()];
+            match step.augment.stage() {
+                Stage::Moves(moves) => {
+                    let mut map = PixelMap::new(step.sides);
+                    moves.move_pixels(&mut map, params);
+                    map.move_levels(&mut levels);
+                }
+                Stage::Levels(change) => change.apply(&mut levels, params),
+                _ => {}
+            }
+        }
+        levels.data
+    }
+
     /// Draws the parameters of one sample and appends them. `file` is the size of the picture in the file,
     /// which the decoder's crop needs.
     pub fn sample(&self, rng: &mut CounterRng, file: [usize; 2], params: &mut Vec<f64>) {
@@ -157,13 +256,18 @@ impl Pipeline {
     }
 
     fn stages(&self) -> impl Iterator<Item = Stage<'_>> {
-        self.steps.iter().filter(|step| !step.by_decoder).map(|step| step.augment.stage())
+        self.late().iter().map(|step| step.augment.stage())
+    }
+
+    /// The steps that are made on batches.
+    fn late(&self) -> &[Step] {
+        &self.steps[self.early..]
     }
 
     /// All moves of one sample, of pictures with these sides. `params` are all of the sample's.
     pub(crate) fn pixel_map(&self, sides: [usize; 2], params: &[f64]) -> PixelMap {
         let mut map = PixelMap::new(sides);
-        for step in &self.steps {
+        for step in self.late() {
             if let Stage::Moves(moves) = step.augment.stage() {
                 moves.move_pixels(&mut map, &params[step.param_range.clone()]);
             }
@@ -171,18 +275,18 @@ impl Pipeline {
         map
     }
 
-    /// The rectangles of one sample that are erased: first and last + 1 of the rows, then of the columns.
-    pub fn erased(&self, params: &[f64]) -> impl Iterator<Item = [usize; 4]> {
+    /// The rectangles of one sample that are erased.
+    pub fn erased(&self, params: &[f64]) -> impl Iterator<Item = Erased> {
         self.steps.iter().filter_map(|step| match step.augment.stage() {
-            Stage::Erases(erases) => Some(erases.rectangle(&params[step.param_range.clone()])),
+            Stage::Erases(erases) => Some(erases.erased(&params[step.param_range.clone()])),
             _ => None,
         })
     }
 
-    /// The changes to pixels by operations of libtorch, but the decoder's. `params` are those of
+    /// The changes to pixels of a batch, those left that no thread of the loader and no decoder has made. `params` are those of
     /// [`sample`](Self::sample), sample after sample.
     pub fn pixels(&self, mut pixels: Pixels, params: &[f64]) -> Pixels {
-        let mut steps = self.steps.iter().filter(|step| !step.by_decoder).peekable();
+        let mut steps = self.late().iter().peekable();
         while let Some(step) = steps.next() {
             match step.augment.stage() {
                 Stage::Moves(moves) => {
@@ -201,12 +305,29 @@ impl Pipeline {
                         add(next, moves);
                         steps.next();
                     }
-                    pixels.xs = move_pixels(&pixels.xs, &maps, self.target_fill);
+                    pixels.xs = move_pixels(&pixels.xs, &maps, self.target_fill());
                 }
                 Stage::Pixels(change) => {
                     let Pixels { kind, .. } = pixels;
                     let xs = pixels.into_unit();
-                    pixels = Pixels { xs: change.apply(&xs, &self.params(step, params, &xs)), kind };
+                    let params = self.params(step, params, &xs);
+                    pixels = Pixels { xs: self.change(change, step, &xs, &params), kind };
+                }
+                Stage::Levels(change) => {
+                    let device = pixels.xs.device();
+                    let (levels, [height, width]) = (pixels.levels(), step.sides);
+                    let per_sample = levels.numel() / (levels.size()[0] as usize).max(1);
+                    let mut bytes = vec![0u8; levels.numel()];
+                    levels.copy_data(&mut bytes, levels.numel());
+                    let samples = bytes.chunks_exact_mut(per_sample.max(1));
+                    for (sample, params) in samples.zip(self.rows(step, params)) {
+                        let data = sample.to_vec();
+                        let mut levels = Levels { data, height, width, target: self.target };
+                        change.apply(&mut levels, params);
+                        sample.copy_from_slice(&levels.data);
+                    }
+                    let levels = Tensor::from_slice(&bytes).view(levels.size().as_slice());
+                    pixels.xs = upload(&levels, device);
                 }
                 Stage::Erases(_) | Stage::Normalized(_) | Stage::Mixes(_) => {}
             }
@@ -220,15 +341,32 @@ impl Pipeline {
         for step in &self.steps {
             match step.augment.stage() {
                 Stage::Erases(erases) => {
-                    let rectangles: Vec<_> =
-                        self.rows(step, params).map(|params| erases.rectangle(params)).collect();
-                    xs = erase(&xs, &rectangles);
+                    let erased: Vec<_> =
+                        self.rows(step, params).map(|params| erases.erased(params)).collect();
+                    xs = erase(&xs, &erased, self.target.channels() as i64);
                 }
-                Stage::Normalized(change) => xs = change.apply(&xs, &self.params(step, params, &xs)),
-                Stage::Moves(_) | Stage::Pixels(_) | Stage::Mixes(_) => {}
+                Stage::Normalized(change) => {
+                    let params = self.params(step, params, &xs);
+                    xs = self.change(change, step, &xs, &params);
+                }
+                Stage::Moves(_) | Stage::Levels(_) | Stage::Pixels(_) | Stage::Mixes(_) => {}
             }
         }
         xs
+    }
+
+    /// What `step` makes of samples with their targets: an image is moved as its target is, and a mask by its
+    /// own rule.
+    fn change(&self, change: &dyn ChangesValues, step: &Step, xs: &Tensor, params: &Params) -> Tensor {
+        let own = self.target.channels() as i64;
+        if own == 0 || (self.target != OwnTarget::Mask && step.augment.is_geometric()) {
+            return change.apply(xs, params);
+        }
+        let image = xs.size()[1] - own;
+        let target = xs.narrow(1, image, own);
+        let target =
+            if self.target == OwnTarget::Mask { change.apply_to_masks(&target, params) } else { target };
+        Tensor::cat(&[change.apply(&xs.narrow(1, 0, image), params), target], 1)
     }
 
     /// The parameters of `step` for each sample; `params` are those of all steps.
@@ -243,19 +381,22 @@ impl Pipeline {
         Params { tensor: upload(&tensor, xs.device()), values }
     }
 
-    /// One mixture, chosen by `rng` where there are several. `xs` `[B, ...]`, `ys` `[B, K]`, both floating
-    /// point.
-    pub fn mix(&self, xs: Tensor, ys: Tensor, rng: &mut CounterRng) -> (Tensor, Tensor) {
+    /// One mixture, chosen by `rng` where there are several that are on in `epoch`, of which the first is 0.
+    /// `xs` `[B, ...]`, `ys` `[B, K]`, both floating point.
+    pub fn mix(&self, xs: Tensor, ys: Tensor, epoch: u64, rng: &mut CounterRng) -> (Tensor, Tensor) {
         let mixtures: Vec<_> = (self.stages())
             .filter_map(|stage| match stage {
                 Stage::Mixes(mixture) => Some(mixture),
                 _ => None,
             })
+            .filter(|mixture| mixture.when().off_epoch.is_none_or(|off| epoch + 1 < off))
             .collect();
         let chosen = if mixtures.len() > 1 { rng.below(mixtures.len() as u64) as usize } else { 0 };
         match mixtures.get(chosen) {
-            Some(mixture) => mixture.mix(&xs, &ys, rng),
-            None => (xs, ys),
+            Some(mixture) if mixture.when().p >= 1.0 || rng.uniform() < mixture.when().p => {
+                mixture.mix(&xs, &ys, rng)
+            }
+            _ => (xs, ys),
         }
     }
 
@@ -265,11 +406,15 @@ impl Pipeline {
     }
 }
 
-/// Sets a rectangle of each sample of `xs` `[B, C, H, W]` to 0: first and last + 1 of the rows, then of the
-/// columns.
-fn erase(xs: &Tensor, rectangles: &[[usize; 4]]) -> Tensor {
+/// Blanks a rectangle of each sample of `xs` `[B, C, H, W]` but for its last `target` channels.
+fn erase(xs: &Tensor, erased: &[Erased], target: i64) -> Tensor {
+    if target > 0 {
+        let image = xs.size()[1] - target;
+        let blanked = erase(&xs.narrow(1, 0, image), erased, 0);
+        return Tensor::cat(&[blanked, xs.narrow(1, image, target)], 1);
+    }
     let size = xs.size();
-    let edges: Vec<i64> = rectangles.iter().flatten().map(|&edge| edge as i64).collect();
+    let edges: Vec<i64> = erased.iter().flat_map(|erased| erased.rectangle).map(|edge| edge as i64).collect();
     let edges = upload(&Tensor::from_slice(&edges).view([size[0], 4]), xs.device());
     let within = |first: i64, len: i64| {
         let at = Tensor::arange(len, (Kind::Int64, xs.device())).view([1, len]);
@@ -277,5 +422,19 @@ fn erase(xs: &Tensor, rectangles: &[[usize; 4]]) -> Tensor {
     };
     let rows = within(0, size[2]).view([-1, 1, size[2], 1]);
     let columns = within(2, size[3]).view([-1, 1, 1, size[3]]);
-    xs.masked_fill(&rows.logical_and(&columns), 0.0)
+    // One step has one kind of fill.
+    let value = match erased.first().map(|erased| erased.fill) {
+        Some(Fill::Value(value)) => value,
+        _ => 0.0,
+    };
+    let out = xs.masked_fill(&rows.logical_and(&columns), value);
+    for (sample, erased) in erased.iter().enumerate() {
+        let [top, bottom, left, right] = erased.rectangle.map(|edge| edge as i64);
+        if let Some(noise) = erased.noise(size[1] as usize).filter(|noise| !noise.is_empty()) {
+            let noise = Tensor::from_slice(&noise).view([size[1], bottom - top, right - left]);
+            let window = out.get(sample as i64).narrow(1, top, bottom - top).narrow(2, left, right - left);
+            let _ = { window }.copy_(&noise);
+        }
+    }
+    out
 }

@@ -4,6 +4,7 @@
 use tch::{Kind, Tensor};
 
 use crate::libtorch::constant::constant;
+use super::Levels;
 use crate::libtorch::device::upload;
 
 /// Where each row (`down`) and each column (`across`) of a sample comes from. Negative entries show a level:
@@ -27,6 +28,11 @@ impl PixelMap {
     pub fn new([height, width]: [usize; 2]) -> Self {
         let line = |len: usize| (0..len as i32).collect();
         Self { down: line(height), across: line(width), transposed: false, crops: 0 }
+    }
+
+    /// Rows and columns of the picture, as they are shown.
+    pub fn of_lines(down: Vec<i32>, across: Vec<i32>) -> Self {
+        Self { down, across, transposed: false, crops: 0 }
     }
 
     /// Left becomes right.
@@ -62,6 +68,24 @@ impl PixelMap {
         };
         (self.down, self.across) = (cut(&self.down, top, height), cut(&self.across, left, width));
         self.crops += 1;
+    }
+
+    /// Moves the pixels of one 8-bit sample.
+    pub fn move_levels(&self, levels: &mut Levels) {
+        let (width, plane) = (levels.width, (levels.height * levels.width).max(1));
+        let last = (levels.data.len() / plane).saturating_sub(1);
+        let mut data = Vec::with_capacity(levels.data.len() / plane * self.down.len() * self.across.len());
+        for (channel, from) in levels.data.chunks_exact(plane).enumerate() {
+            let mask_fill = levels.target.mask_fill().filter(|_| channel == last);
+            for &down in &self.down {
+                data.extend(self.across.iter().map(|&across| match down.min(across) {
+                    entry @ ..0 => mask_fill.unwrap_or(fill_level(entry) as u8),
+                    _ if self.transposed => from[across as usize * width + down as usize],
+                    _ => from[down as usize * width + across as usize],
+                }));
+            }
+        }
+        (levels.data, levels.height, levels.width) = (data, self.down.len(), self.across.len());
     }
 
     /// Offsets of the rows, then of the columns, in a plane of lines of `width` pixels; fills stay negative.

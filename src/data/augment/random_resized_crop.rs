@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use super::pixel_map::{PixelMap, move_pixels};
 use super::values::Size;
 use super::{Augmentation, ChangesValues, Params, image_sides, with_sides};
 use crate::util::rng::CounterRng;
@@ -79,6 +80,18 @@ impl ChangesValues for RandomResizedCrop {
         let columns = filter(&params.select(1, 1), &params.select(1, 3), size[3], to_width);
         let (rows, columns) = (rows.to_kind(xs.kind()), columns.to_kind(xs.kind()));
         rows.unsqueeze(1).matmul(xs).matmul(&columns.transpose(1, 2).unsqueeze(1))
+    }
+
+    fn apply_to_masks(&self, masks: &Tensor, params: &Params) -> Tensor {
+        let size = masks.size();
+        let sides = [size[2] as usize, size[3] as usize];
+        let to = self.size.map_or(sides, Size::sides);
+        let of_line = |start: f64, len: f64, to: usize| {
+            (0..to).map(|at| (start + (at as f64 * len / to as f64).floor()) as i32).collect()
+        };
+        let map =
+            |row: &[f64]| PixelMap::of_lines(of_line(row[0], row[2], to[0]), of_line(row[1], row[3], to[1]));
+        move_pixels(masks, &params.rows().map(map).collect::<Vec<_>>(), None)
     }
 }
 

@@ -4,8 +4,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::values::Range;
+use super::values::{Range, happens, is_one, one, probability};
 use super::{Augmentation, ChangesValues, Params};
+use crate::data::mask::IGNORED;
 use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 
@@ -18,11 +19,16 @@ pub struct Rotation {
     /// The grey level of the corners that come into view (floating-point pictures get fill/255).
     #[serde(default)]
     pub fill: u8,
+    /// Probability.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    #[schemars(range(min = 0, max = 1))]
+    pub p: f64,
 }
 
 impl Augmentation for Rotation {
     fn validate(&self) -> Result<(), Invalid> {
-        self.degrees.validate("degrees", 0.0, [-360.0, 360.0])
+        self.degrees.validate("degrees", 0.0, [-360.0, 360.0])?;
+        probability("p", self.p)
     }
 
     fn num_params(&self) -> usize {
@@ -31,13 +37,24 @@ impl Augmentation for Rotation {
 
     /// The angle in degrees.
     fn sample(&self, _: [usize; 2], rng: &mut CounterRng, params: &mut Vec<f64>) {
-        params.push(self.degrees.sample(0.0, rng));
+        let angle = self.degrees.sample(0.0, rng);
+        params.push(if happens(self.p, rng) { angle } else { 0.0 });
     }
 }
 
 impl ChangesValues for Rotation {
     fn apply(&self, xs: &Tensor, params: &Params) -> Tensor {
-        let fill = f64::from(self.fill) / 255.0;
+        self.rotate(xs, params, f64::from(self.fill) / 255.0, 0)
+    }
+
+    fn apply_to_masks(&self, masks: &Tensor, params: &Params) -> Tensor {
+        self.rotate(masks, params, f64::from(IGNORED) / 255.0, 1)
+    }
+}
+
+impl Rotation {
+    /// `interpolation` is libtorch's: 0 bilinear, 1 nearest.
+    fn rotate(&self, xs: &Tensor, params: &Params, fill: f64, interpolation: i64) -> Tensor {
         let size = xs.size();
         let (height, width) = (size[2] as f64, size[3] as f64);
         let angle = params.tensor.select(1, 0).to_kind(Kind::Double).deg2rad();
@@ -50,6 +67,6 @@ impl ChangesValues for Rotation {
         );
         let grid = Tensor::affine_grid_generator(&theta.view([-1, 2, 3]).to_kind(xs.kind()), size, false);
         // Outside the picture the sampler reads 0.
-        (xs - fill).grid_sampler(&grid, 0, 0, false) + fill
+        (xs - fill).grid_sampler(&grid, interpolation, 0, false) + fill
     }
 }

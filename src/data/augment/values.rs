@@ -80,3 +80,39 @@ pub fn probability(key: &str, p: f64) -> Result<(), Invalid> {
     }
     Ok(())
 }
+
+/// Refuses a pair in the wrong order or outside `least` to `most`.
+pub fn ordered(key: &str, [low, high]: [f64; 2], least: f64, most: f64) -> Result<(), Invalid> {
+    if least <= low && low <= high && high <= most {
+        return Ok(());
+    }
+    let floor = if least == f64::MIN_POSITIVE { "above 0".to_owned() } else { format!("at least {least}") };
+    let top = if most < f64::MAX { format!(" and at most {most}") } else { String::new() };
+    Err(Invalid::new(key, format!("expected [low, high], low ≤ high, {floor}{top}")))
+}
+
+/// 1 with probability `p`, else 0.
+pub fn chance(p: f64, rng: &mut CounterRng) -> f64 {
+    f64::from(rng.uniform() < p)
+}
+
+/// The same of an augmentation that drew nothing for it before it had a probability: with 1 it still does not.
+pub fn happens(p: f64, rng: &mut CounterRng) -> bool {
+    p >= 1.0 || rng.uniform() < p
+}
+
+pub fn half() -> f64 {
+    0.5
+}
+
+pub fn tenth() -> f64 {
+    0.1
+}
+
+pub fn one() -> f64 {
+    1.0
+}
+
+pub fn is_one(p: &f64) -> bool {
+    *p == 1.0
+}

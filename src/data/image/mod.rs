@@ -2,7 +2,7 @@
 
 pub mod container;
 pub mod eval_transform;
-mod jpeg;
+pub(crate) mod jpeg;
 pub mod photo;
 pub mod picture;
 mod resample;

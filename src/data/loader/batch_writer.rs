@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::LoaderContext;
 use crate::data::Picture;
-use crate::data::augment::{PixelMap, Pixels, fill_level};
+use crate::data::augment::{Erased, Fill, PixelMap, Pixels, fill_level};
 use crate::libtorch::memory::{Number, Slots};
 
 /// How the slots of a batch are filled from pictures of one shape.
@@ -64,6 +64,14 @@ impl BatchWriter {
             _ => [height, width],
         };
         Ok(Self { to, tables, moves: context.pipeline.moves_pixels(), ..whole })
+    }
+
+    /// For samples of the shape `decoded` whose levels the pipeline may change first.
+    pub fn collecting(decoded: &[i64], context: &LoaderContext) -> Result<Self> {
+        match context.pipeline.collected(decoded).first_chunk() {
+            Some(shape) => Self::new(shape, context),
+            None => Err(anyhow!("samples of shape {decoded:?} have no pixels")),
+        }
     }
 
     /// Whether the batch comes out normalised and augmented, all but mixed.
@@ -132,8 +140,9 @@ impl BatchWriter {
             }
             levels => self.place(Plane::each(levels.bytes(), plane), out, tables, maps, target_fill),
         }
-        for rectangle in context.pipeline.erased(params) {
-            erase(out, self.to, rectangle);
+        let image = self.channels - context.pipeline.target_channels();
+        for erased in context.pipeline.erased(params) {
+            erase(&mut out[..image * self.to[0] * self.to[1]], self.to, erased);
         }
     }
 
@@ -282,14 +291,23 @@ enum Origin {
     Backward,
 }
 
-/// Sets a rectangle of every plane of `[height, width]` to 0: first and last + 1 of its rows, then columns.
-fn erase<T: Number>(planes: &mut [T], [height, width]: [usize; 2], [top, bottom, left, right]: [usize; 4]) {
+/// Blanks a rectangle of every plane of `[height, width]`.
+fn erase<T: Number>(planes: &mut [T], [height, width]: [usize; 2], erased: Erased) {
+    let [top, bottom, left, right] = erased.rectangle;
     if left >= right {
         return;
     }
+    let mut noise = erased.noise(planes.len() / (height * width).max(1)).unwrap_or_default().into_iter();
     for plane in planes.chunks_exact_mut(height * width) {
         for row in plane.chunks_exact_mut(width).take(bottom).skip(top) {
-            row[left..right].fill(T::ZERO);
+            match erased.fill {
+                Fill::Value(value) => row[left..right].fill(T::of(value)),
+                Fill::Normal(_) => {
+                    for (out, noise) in row[left..right].iter_mut().zip(&mut noise) {
+                        *out = T::of(noise.into());
+                    }
+                }
+            }
         }
     }
 }

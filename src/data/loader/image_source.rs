@@ -39,10 +39,10 @@ impl ImageSource {
         context: &LoaderContext,
     ) -> Result<Self> {
         let decoded = context.pipeline.decoded(shape);
-        let &[channels, height, width] = decoded.as_slice() else {
+        let &[_, height, width] = decoded.as_slice() else {
             return Err(fail(ExitCode::Data, format!("pictures cannot have the shape {shape:?}")));
         };
-        let writer = BatchWriter::new(&[channels, height, width], context)?;
+        let writer = BatchWriter::collecting(&decoded, context)?;
         let framing = match &files.framing {
             Framing::Fit(fit) => {
                 let fit = if context.train { fit.clone() } else { fit.judging() };
@@ -225,8 +225,11 @@ impl ImageSource {
         params: Vec<f64>,
     ) -> Result<Option<Sample>> {
         let file = || self.files.files[index / self.files.per_image()].place();
+        let pipeline = &self.context.pipeline;
+        let changed = pipeline.has_levels().then(|| pipeline.levels(picture.planes(), &params));
+        let pixels = changed.as_deref().map_or(PixelData::Picture(picture), PixelData::Planes);
         self.writer
-            .write(buffer, slot, PixelData::Picture(picture), &self.context, &params)
+            .write(buffer, slot, pixels, &self.context, &params)
             .with_exit_code(ExitCode::Data, || format!("{}: not a sample", file()))?;
         Ok(Some(Sample { index: index as i64, params }))
     }

@@ -12,9 +12,8 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor};
 
-use super::augment::{Augment, Pipeline, Pixels, check_image_targets, soft};
+use super::augment::{Augment, OwnTarget, Pipeline, Pixels, check_own_targets, soft};
 use super::balance::Sampling;
-use super::mask::IGNORED;
 use super::normalize::Normalize;
 use super::{Dataset, Samples, Skipped, Targets};
 use crate::libtorch::catch_panics;
@@ -56,6 +55,8 @@ pub struct Preparation {
     pub augment: Vec<Augment>,
     /// The same, of targets that are classes.
     pub sampler: Option<Sampling>,
+    /// How often a sample that is drawn comes, each time augmented otherwise; 0 is 1. For training only.
+    pub repeats: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -80,6 +81,8 @@ pub struct Loader {
     samples: usize,
     workers: usize,
     drop_last: bool,
+    /// How often a sample that is drawn comes, one time after the other.
+    repeats: usize,
     /// Where not every sample comes once per epoch.
     sampler: Option<Sampler>,
     targets: DeviceTargets,
@@ -106,6 +109,8 @@ struct LoaderContext {
     device: Device,
     kind: Kind,
     classes: usize,
+    /// Threads that compute levels of samples in memory.
+    workers: usize,
 }
 
 /// Targets where the batches are.
@@ -152,12 +157,14 @@ impl Loader {
             );
         }
         let augment = if train { prep.augment.as_slice() } else { &[] };
-        let stacked = stacked_channels(&set.targets);
+        let target = own_target(&set.targets);
+        let stacked = target.channels() as i64;
         let mut shape = set.shape.clone();
         if stacked > 0 {
-            check_image_targets(augment).map_err(|message| fail(ExitCode::Usage, message))?;
+            check_own_targets(augment, target).map_err(|message| fail(ExitCode::Usage, message))?;
             shape[0] += stacked;
         }
+        takes_levels(set, augment)?;
         let is_whole = set.shape.get(1) == Some(&0);
         ensure!(
             !(is_whole && train),
@@ -166,11 +173,9 @@ impl Loader {
                 "images of any size make no batches: cut them, as in `images: {patch: 64}`"
             )
         );
-        let pipeline = Pipeline::new(augment, &shape, matches!(set.samples, Samples::Files(_)))?;
-        let pipeline = Arc::new(match set.targets {
-            Targets::Masks(_) => pipeline.filling_targets_with(IGNORED),
-            _ => pipeline,
-        });
+        let is_files = matches!(set.samples, Samples::Files(_));
+        let pipeline = Pipeline::with_targets(augment, &shape, is_files, target)?.with_levels();
+        let pipeline = Arc::new(pipeline);
         let batch_size = if is_whole { 1 } else { batch_size };
         let classes = class_count(set);
         ensure!(
@@ -190,6 +195,7 @@ impl Loader {
             device,
             kind,
             classes,
+            workers,
         };
         let (source, targets) = catch_panics(|| -> Result<_> {
             let source = match &set.samples {
@@ -217,8 +223,20 @@ impl Loader {
         let normalize_target = prep.normalize_target.clone();
         let (samples, classes) = (set.len(), set.classes.clone());
         let sampling = prep.sampler.filter(|_| train);
+        let repeats = if train { prep.repeats.max(1) } else { 1 };
         let sampler = sampling.map(|sampling| Sampler::new(&set.targets, sampling, samples));
-        Ok(Self { source, context, samples, workers, drop_last, sampler, targets, normalize_target, classes })
+        Ok(Self {
+            source,
+            context,
+            samples,
+            workers,
+            drop_last,
+            repeats,
+            sampler,
+            targets,
+            normalize_target,
+            classes,
+        })
     }
 
     /// The names of the set's classes, in the order of their numbers.
@@ -269,6 +287,20 @@ impl Loader {
         self.batches(epoch, step..self.steps().min(step + 1)).next().transpose()
     }
 
+    /// The first draws of an epoch, each several times in a row: as many as before. Hoffer et al. 2020, "Augment
+    /// your batch"; timm's `RepeatAugSampler`.
+    fn repeated(&self, draws: Vec<i64>) -> Vec<i64> {
+        let (repeats, samples) = (self.repeats as i64, self.samples as i64);
+        if repeats == 1 {
+            return draws;
+        }
+        let again = |draw: i64| {
+            let (index, earlier) = (draw % samples, draw / samples);
+            (0..repeats).map(move |time| index + (earlier * repeats + time) * samples)
+        };
+        draws.iter().flat_map(|&draw| again(draw)).take(draws.len()).collect()
+    }
+
     fn batches(&self, epoch: u64, steps: std::ops::Range<usize>) -> Batches<'_> {
         let seed = self.context.seed;
         let order = match &self.sampler {
@@ -278,7 +310,7 @@ impl Loader {
             }
             None => (0..self.samples as i64).collect(),
         };
-        let order = Arc::new(order);
+        let order = Arc::new(self.repeated(order));
         let prefetcher = match &self.source {
             Source::Resident(_) | Source::Whole(_) => None,
             Source::Files(source) => {
@@ -298,12 +330,28 @@ fn class_count(set: &Dataset) -> usize {
     }
 }
 
-/// Channels in which a sample carries its own target.
-fn stacked_channels(targets: &Targets) -> i64 {
+/// What samples carry of their own targets.
+fn own_target(targets: &Targets) -> OwnTarget {
     match targets {
-        Targets::Images { channels } => *channels as i64,
-        Targets::Masks(_) => 1,
-        _ => 0,
+        Targets::Images { channels } => OwnTarget::Image(*channels),
+        Targets::Masks(_) => OwnTarget::Mask,
+        _ => OwnTarget::None,
+    }
+}
+
+/// Refuses augmentations that would round samples to 8 bits.
+fn takes_levels(set: &Dataset, augment: &[Augment]) -> Result<()> {
+    let Samples::Resident(xs) = &set.samples else { return Ok(()) };
+    let step = augment.iter().enumerate().find(|(_, step)| step.takes_levels());
+    match (step, xs.kind()) {
+        (Some((place, step)), kind) if kind != Kind::Uint8 && xs.dim() == 4 => {
+            let name = step.name();
+            let message = format!(
+                "augment.{place}.{name}: computes 8-bit levels, and the samples are {kind:?}: remove it"
+            );
+            Err(fail(ExitCode::Usage, message))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -363,7 +411,7 @@ impl Batches<'_> {
         let (xs, ys) = self.loader.targets.gather(xs, &indices, context)?;
         let (xs, ys) = if context.pipeline.mixes() {
             let mut rng = CounterRng::new(context.seed, self.epoch, step as u64, RngStream::Mix);
-            context.pipeline.mix(xs, soft(&ys, context.classes, context.kind), &mut rng)
+            context.pipeline.mix(xs, soft(&ys, context.classes, context.kind), self.epoch, &mut rng)
         } else {
             (xs, ys)
         };

@@ -5,14 +5,17 @@ use tch::{Device, Kind, Tensor};
 
 use super::batch_writer::{BatchWriter, PixelData};
 use super::{LoaderContext, RawBatch};
+use crate::libtorch::device::upload;
 use crate::libtorch::memory::Bytes;
+use crate::util::threads;
 
 pub enum Resident {
     /// A table `[N, F]`, normalised once and for all.
     Table(Tensor),
     /// Pictures that operations of libtorch augment, on the device.
     Pictures(Tensor),
-    /// 8-bit pictures on the CPU that one pass brings into the batch.
+    /// 8-bit pictures on the CPU that one pass brings into the batch, some threads at a time where their levels
+    /// are changed first.
     Levels { bytes: Bytes, per_sample: usize, writer: BatchWriter },
 }
 
@@ -23,9 +26,10 @@ impl Resident {
             let xs = context.normalized(xs.to_kind(Kind::Double));
             return Ok(Self::Table(xs.to_kind(context.kind).to_device(context.device)));
         };
-        if context.device == Device::Cpu && xs.kind() == Kind::Uint8 {
-            let writer = BatchWriter::new(&[channels, height, width], context)?;
-            if writer.finishes() {
+        let has_levels = context.pipeline.has_levels();
+        if (context.device == Device::Cpu || has_levels) && xs.kind() == Kind::Uint8 {
+            let writer = BatchWriter::collecting(&[channels, height, width], context)?;
+            if writer.finishes() || has_levels {
                 let per_sample = (channels * height * width) as usize;
                 return Ok(Self::Levels { bytes: Bytes::new(&xs.contiguous())?, per_sample, writer });
             }
@@ -48,13 +52,27 @@ impl Resident {
             Resident::Table(xs) => context.pipeline.normalized(context.rows(xs, &indices), &params),
             Resident::Pictures(xs) => context.finish(context.rows(xs, &indices), &params),
             Resident::Levels { bytes, per_sample, writer } => {
-                let buffer = writer.buffer(indices.len(), false)?;
-                for (slot, &index) in indices.iter().enumerate() {
+                let buffer = writer.buffer(indices.len(), context.device != Device::Cpu)?;
+                let write = |(slot, &index): (usize, &i64)| {
                     let planes = &bytes.as_slice()[index as usize * per_sample..][..*per_sample];
                     let row = &params[slot * num_params..][..num_params];
-                    writer.write(&buffer, slot, PixelData::Planes(planes), context, row)?;
+                    let changed =
+                        context.pipeline.has_levels().then(|| context.pipeline.levels(planes.to_vec(), row));
+                    let planes = changed.as_deref().unwrap_or(planes);
+                    writer.write(&buffer, slot, PixelData::Planes(planes), context, row)
+                };
+                let slots = indices.iter().enumerate();
+                if context.pipeline.has_levels() {
+                    threads::each(context.workers.max(1), slots.collect(), write)
+                        .into_iter()
+                        .collect::<Result<()>>()?;
+                } else {
+                    slots.map(write).collect::<Result<()>>()?;
                 }
-                buffer.into_tensor()
+                match writer.finishes() {
+                    true => buffer.into_tensor(),
+                    false => context.finish(upload(&buffer.into_tensor(), context.device), &params),
+                }
             }
         };
         Ok(RawBatch { xs, indices })

@@ -316,6 +316,7 @@ impl Session {
         let set = self.validation.as_ref().context("the validation set is not open")?;
         let mut spec = self.config.spec.clone();
         spec.data.augment = Vec::new();
+        spec.data.repeated_augmentation = 1;
         spec.balance.sampler = None;
         spec.data.drop_last = spec.data.batch_size < set.len();
         spec.seed = CounterRng::new(spec.seed, 0, 0, RngStream::Tune).bits();
@@ -440,6 +441,7 @@ pub fn loader(spec: &RunConfig, device: Device, set: &Dataset, train: bool) -> R
         normalize_target: data.normalize_target.resolve_targets(set)?,
         augment: data.augment.clone(),
         sampler: spec.balance.sampler,
+        repeats: data.repeated_augmentation,
     };
     let options = LoaderOptions {
         batch_size: data.batch_size,

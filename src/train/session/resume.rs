@@ -100,8 +100,15 @@ impl Session {
             return Err(fail(ExitCode::Checkpoint, message));
         }
         // Within an epoch these say which samples are learnt already.
-        const ORDER: [&str; 6] =
-            ["data.batch_size", "data.drop_last", "seed", "train.accumulate", "balance", "balance.sampler"];
+        const ORDER: [&str; 7] = [
+            "data.batch_size",
+            "data.drop_last",
+            "data.repeated_augmentation",
+            "seed",
+            "train.accumulate",
+            "balance",
+            "balance.sampler",
+        ];
         let order = changed.iter().find(|(path, _)| ORDER.contains(&path.as_str()));
         if let (Some((path, change)), true) = (order, state.batch > 0) {
             let message =

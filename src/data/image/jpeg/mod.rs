@@ -8,6 +8,7 @@
 //! left to another decoder.
 
 mod colour;
+mod compress;
 mod entropy;
 mod scans;
 mod tables;
@@ -16,6 +17,8 @@ mod transform;
 use std::cell::RefCell;
 
 use image::metadata::Orientation;
+
+pub use compress::compress;
 
 use colour::{blend, blend_and_widen, interleave, to_rgb, widen};
 use entropy::{Bits, ZIGZAG, unstuff};
