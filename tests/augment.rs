@@ -146,6 +146,7 @@ fn every_augmentation_is_read_changes_images_and_goes_with_masks_or_is_refused_b
                         "does not go with targets that are masks; remove it",
                         // Of images with two channels.
                         "remove it",
+                        "samples are [2, 12, 12]: saturation and hue need 3 channels; leave them out",
                     ];
                     assert!(ends.iter().any(|end| text.ends_with(end)), "{text}");
                 }

@@ -45,6 +45,7 @@ mod papers;
 mod penalty;
 mod penalty_forms;
 mod pretend_cuda;
+mod preview;
 mod python_files;
 mod report;
 mod restoration;

@@ -356,7 +356,7 @@ fn repeated_augmentation_draws_as_timms_sampler_and_augments_each_time_otherwise
     let order: Vec<String> = indices(&once).iter().map(ToString::to_string).collect();
     // timm rounds an epoch down to a multiple of 256 samples, here it stays as long as the set.
     let script = format!(
-        "import torch\nfrom timm.data import RepeatAugSampler\norder = torch.tensor([{}])\n\
+        "import torch\nfrom timm.data.distributed_sampler import RepeatAugSampler\norder = torch.tensor([{}])\n\
          torch.randperm = lambda n, generator=None: order\n\
          sampler = RepeatAugSampler(range(43), num_replicas=1, rank=0, num_repeats=3, selected_round=1)\n\
          print(*list(sampler))",

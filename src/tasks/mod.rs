@@ -122,7 +122,7 @@ pub struct Panel {
 }
 
 impl Panel {
-    fn new(caption: impl Into<String>, image: &Tensor) -> Self {
+    pub fn new(caption: impl Into<String>, image: &Tensor) -> Self {
         Self { caption: caption.into(), image: image.clamp(0.0, 1.0) }
     }
 }
@@ -290,6 +290,16 @@ pub trait Task: Named {
     /// Empty where there is nothing to see. Panics as tch does.
     fn panels(&self, _xs: &Tensor, _outputs: &Tensor, _ys: &Tensor) -> Vec<Panel> {
         Vec::new()
+    }
+
+    /// One sample as the network learns from it, batch of 1: pictures in [0, 1], a target that is a picture
+    /// after the input. Panics as tch does.
+    fn seen(&self, xs: &Tensor, ys: &Tensor) -> Vec<Panel> {
+        let mut panels = vec![Panel::new("", xs)];
+        if ys.dim() == 4 {
+            panels.push(Panel::new("target", ys));
+        }
+        panels
     }
 
     /// One prediction per sample of the answer `[N, …]`. Exit 2 where the answers are pictures.

@@ -195,6 +195,10 @@ impl Task for Segmentation {
             Panel::new("target", &tinted(xs, ys)),
         ]
     }
+
+    fn seen(&self, xs: &Tensor, ys: &Tensor) -> Vec<Panel> {
+        vec![Panel::new("", &tinted(xs, ys))]
+    }
 }
 
 /// The image `[1, C, H, W]` in [0, 1] tinted by the classes `[1, H, W]`, pixels that are ignored in the

@@ -87,28 +87,70 @@ impl SampleImages {
 
 /// The panels in a row, each under its caption.
 fn strip(panels: &[Panel]) -> Result<Photo> {
-    let pictures: Vec<Tensor> = panels.iter().map(|panel| fit(&panel.image)).collect();
-    let size = |picture: &Tensor, dim: usize| picture.size()[dim] as usize;
-    let channels = pictures.iter().map(|picture| size(picture, 1)).max().unwrap_or(1);
-    let height = pictures.iter().map(|picture| size(picture, 2)).max().unwrap_or(0);
-    let width: usize = pictures.iter().map(|picture| size(picture, 3) + BORDER).sum();
-    let captions: Vec<Vec<String>> = (panels.iter().zip(&pictures))
-        .map(|(panel, picture)| wrapped(&panel.caption, size(picture, 3) / LETTER))
-        .collect();
-    let above = captions.iter().map(Vec::len).max().unwrap_or(0) * LETTER + AIR;
-    let mut photo = Photo::black(width + BORDER, height + above + 2 * BORDER, channels);
-    let mut left = BORDER;
-    for (lines, picture) in captions.iter().zip(&pictures) {
-        let picture =
-            if size(picture, 1) < channels { picture.repeat([1, 3, 1, 1]) } else { picture.shallow_clone() };
-        photo.put(&picture, above + BORDER, left).context("a panel")?;
-        for (row, line) in lines.iter().enumerate() {
-            let line = caption(line).repeat([1, channels as i64, 1, 1]);
-            photo.put(&line, BORDER + row * LETTER, left).context("a caption")?;
-        }
-        left += size(&picture, 3) + BORDER;
+    sheet(std::slice::from_ref(&panels))
+}
+
+/// Rows of panels, each panel under its caption.
+pub fn sheet(rows: &[impl AsRef<[Panel]>]) -> Result<Photo> {
+    let rows: Vec<Row> = rows.iter().map(|row| Row::new(row.as_ref())).collect();
+    let channels = rows.iter().map(|row| row.channels).max().unwrap_or(1);
+    let (width, height) =
+        rows.iter().fold((0, 0), |(width, height), row| (row.width.max(width), height + row.height()));
+    let mut photo = Photo::black(width + BORDER, height + BORDER, channels);
+    let mut top = 0;
+    for row in &rows {
+        row.draw(&mut photo, top, channels)?;
+        top += row.height();
     }
     Ok(photo)
+}
+
+/// Panels of one row, as they are drawn.
+struct Row {
+    pictures: Vec<Tensor>,
+    captions: Vec<Vec<String>>,
+    channels: usize,
+    width: usize,
+    /// Rows of pixels of the captions, and of the pictures.
+    above: usize,
+    below: usize,
+}
+
+impl Row {
+    fn new(panels: &[Panel]) -> Self {
+        let pictures: Vec<Tensor> = panels.iter().map(|panel| fit(&panel.image)).collect();
+        let size = |picture: &Tensor, dim: usize| picture.size()[dim] as usize;
+        let captions: Vec<Vec<String>> = (panels.iter().zip(&pictures))
+            .map(|(panel, picture)| wrapped(&panel.caption, size(picture, 3) / LETTER))
+            .collect();
+        Self {
+            channels: pictures.iter().map(|picture| size(picture, 1)).max().unwrap_or(1),
+            width: pictures.iter().map(|picture| size(picture, 3) + BORDER).sum(),
+            above: captions.iter().map(Vec::len).max().unwrap_or(0) * LETTER + AIR,
+            below: pictures.iter().map(|picture| size(picture, 2)).max().unwrap_or(0),
+            pictures,
+            captions,
+        }
+    }
+
+    fn height(&self) -> usize {
+        self.above + self.below + BORDER
+    }
+
+    fn draw(&self, photo: &mut Photo, top: usize, channels: usize) -> Result<()> {
+        let mut left = BORDER;
+        for (lines, picture) in self.captions.iter().zip(&self.pictures) {
+            let is_grey = (picture.size()[1] as usize) < channels;
+            let picture = if is_grey { picture.repeat([1, 3, 1, 1]) } else { picture.shallow_clone() };
+            photo.put(&picture, top + self.above + BORDER, left).context("a panel")?;
+            for (row, line) in lines.iter().enumerate() {
+                let line = caption(line).repeat([1, channels as i64, 1, 1]);
+                photo.put(&line, top + BORDER + row * LETTER, left).context("a caption")?;
+            }
+            left += picture.size()[3] as usize + BORDER;
+        }
+        Ok(())
+    }
 }
 
 /// A panel of a size that fits a screen, `[1, 1 or 3, H, W]`, float32 on the CPU.

@@ -16,6 +16,7 @@ mod interpolate;
 mod models;
 mod outputs;
 mod predict;
+mod preview;
 mod report;
 mod restore;
 mod runs;
@@ -83,6 +84,7 @@ commands! {
     Encode => encode;
     Decode => decode;
     Models => models;
+    Preview => preview;
     Summary => summary;
     Shrink => shrink;
     Inspect => inspect;

@@ -112,8 +112,8 @@ impl Params {
 }
 
 impl Pipeline {
-    /// `input` is the shape of a sample: `[C, H, W]` or `[F]`. `files` says that samples are decoded on
-    /// demand: a random resized crop is then left to the decoder. Exit 2 where a step does not suit the
+    /// `input` is the shape of a sample: `[C, H, W]` or `[F]`. `files` says that samples are whole files, decoded
+    /// on demand: a random resized crop is then left to the decoder. Exit 2 where a step does not suit the
     /// samples.
     pub fn new(augment: &[Augment], input: &[i64], files: bool) -> Result<Self> {
         Self::with_targets(augment, input, files, OwnTarget::None)
@@ -130,7 +130,7 @@ impl Pipeline {
                 let name = augment.name();
                 fail(
                     ExitCode::Usage,
-                    format!("augment.{place}.{name}: samples are {:?}: {reason}", pipeline.output),
+                    format!("augment.{place}.{name}: samples are {:?}: {reason}", pipeline.image()),
                 )
             })?;
         }
@@ -150,13 +150,10 @@ impl Pipeline {
 
     fn push(&mut self, augment: &Augment, files: bool) -> Result<(), String> {
         let step = augment.augmentation();
-        // What it says of channels is about the image.
-        let own = self.target.channels() as i64;
-        let shifted = |shape: &[i64], by: i64| match *shape {
-            [channels, height, width] => vec![channels + by, height, width],
-            _ => shape.to_vec(),
-        };
-        let output = shifted(&step.output_shape(&shifted(&self.output, -own))?, own);
+        let mut output = step.output_shape(&self.image())?;
+        if let [channels, _, _] = output.as_mut_slice() {
+            *channels += self.target.channels() as i64;
+        }
         let by_decoder = files && augment.crops_original();
         if by_decoder && !self.steps.is_empty() {
             return Err("files are cropped while they are decoded; make this the first step".into());
@@ -170,6 +167,14 @@ impl Pipeline {
         self.output.clone_from(&output);
         self.steps.push(Step { augment: augment.clone(), sides, output, param_range, by_decoder });
         Ok(())
+    }
+
+    /// The shape of a sample after the steps so far, without its target.
+    fn image(&self) -> Vec<i64> {
+        match *self.output {
+            [channels, height, width] => vec![channels - self.target.channels() as i64, height, width],
+            _ => self.output.clone(),
+        }
     }
 
     /// What constant padding shows in the last channel, where that is a mask.

@@ -15,7 +15,7 @@ use tch::{Device, Kind, Tensor};
 use super::augment::{Augment, OwnTarget, Pipeline, Pixels, check_own_targets, soft};
 use super::balance::Sampling;
 use super::normalize::Normalize;
-use super::{Dataset, Samples, Skipped, Targets};
+use super::{Dataset, Framing, Samples, Skipped, Targets};
 use crate::libtorch::catch_panics;
 use crate::libtorch::device::upload;
 use crate::util::exit_code::{ExitCode, fail};
@@ -173,8 +173,9 @@ impl Loader {
                 "images of any size make no batches: cut them, as in `images: {patch: 64}`"
             )
         );
-        let is_files = matches!(set.samples, Samples::Files(_));
-        let pipeline = Pipeline::with_targets(augment, &shape, is_files, target)?.with_levels();
+        let is_fitted =
+            matches!(&set.samples, Samples::Files(files) if matches!(files.framing, Framing::Fit(_)));
+        let pipeline = Pipeline::with_targets(augment, &shape, is_fitted, target)?.with_levels();
         let pipeline = Arc::new(pipeline);
         let batch_size = if is_whole { 1 } else { batch_size };
         let classes = class_count(set);
@@ -281,6 +282,26 @@ impl Loader {
         self.batches(epoch, from_step..self.steps())
     }
 
+    /// The samples `indices` in batches of their own, as they are made in an epoch.
+    pub fn samples(&self, epoch: u64, indices: Vec<i64>) -> Batches<'_> {
+        let steps = 0..indices.len().div_ceil(self.context.batch_size);
+        self.drawn(epoch, indices, steps)
+    }
+
+    /// The samples of an epoch in its order: the index of each, plus the number of samples for each time that it
+    /// came before.
+    pub fn order(&self, epoch: u64) -> Vec<i64> {
+        let seed = self.context.seed;
+        let order = match &self.sampler {
+            Some(sampler) => sampler.epoch(seed, epoch),
+            None if self.context.train => {
+                CounterRng::new(seed, epoch, 0, RngStream::Order).permutation(self.samples)
+            }
+            None => (0..self.samples as i64).collect(),
+        };
+        self.repeated(order)
+    }
+
     /// One batch of an epoch; None behind its end, or where all its files were undecodable, within the
     /// budget.
     pub fn batch(&self, epoch: u64, step: usize) -> Result<Option<Batch>> {
@@ -302,15 +323,11 @@ impl Loader {
     }
 
     fn batches(&self, epoch: u64, steps: std::ops::Range<usize>) -> Batches<'_> {
-        let seed = self.context.seed;
-        let order = match &self.sampler {
-            Some(sampler) => sampler.epoch(seed, epoch),
-            None if self.context.train => {
-                CounterRng::new(seed, epoch, 0, RngStream::Order).permutation(self.samples)
-            }
-            None => (0..self.samples as i64).collect(),
-        };
-        let order = Arc::new(self.repeated(order));
+        self.drawn(epoch, self.order(epoch), steps)
+    }
+
+    fn drawn(&self, epoch: u64, order: Vec<i64>, steps: std::ops::Range<usize>) -> Batches<'_> {
+        let order = Arc::new(order);
         let prefetcher = match &self.source {
             Source::Resident(_) | Source::Whole(_) => None,
             Source::Files(source) => {

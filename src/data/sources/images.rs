@@ -99,10 +99,6 @@ impl Source for ImagesSpec {
         if options.smooth.is_some() {
             return Err(fail(ExitCode::Usage, "data.smooth does not go with `images`; remove it"));
         }
-        if options.keep_files {
-            let message = "data.augment: `random_resized_crop` does not go with `images`, which `patch` cuts";
-            return Err(fail(ExitCode::Usage, message));
-        }
         let root = self.root.resolve()?;
         let chosen = |paths: Vec<PathBuf>| -> Vec<PathBuf> {
             paths.into_iter().skip(self.skip).take(self.limit.unwrap_or(usize::MAX)).collect()
