@@ -82,7 +82,7 @@ const EXAMPLES: &[(&str, &str)] = &[
 fn every_augmentation_is_read_changes_images_and_goes_with_masks_or_is_refused_by_name() {
     let names: Vec<_> = EXAMPLES.iter().map(|(name, _)| *name).collect();
     assert_eq!(names, Augment::NAMES, "each augmentation of the table needs an example here");
-    let set = pictures(16, 3, 12, 12);
+    let set = pictures(16, 3, 24, 24);
     let plain = Loader::new(&set, &Preparation::default(), options()).unwrap();
     let plain = batches(&plain, 0, 0);
     // The mask of a picture is its second channel, so that the two can be compared wherever they go.
@@ -146,7 +146,7 @@ fn every_augmentation_is_read_changes_images_and_goes_with_masks_or_is_refused_b
                         "does not go with targets that are masks; remove it",
                         // Of images with two channels.
                         "remove it",
-                        "samples are [2, 12, 12]: saturation and hue need 3 channels; leave them out",
+                        "samples are [2, 24, 24]: saturation and hue need 3 channels; leave them out",
                     ];
                     assert!(ends.iter().any(|end| text.ends_with(end)), "{text}");
                 }

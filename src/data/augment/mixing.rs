@@ -2,9 +2,9 @@
 
 use tch::{Kind, Tensor};
 
-use crate::libtorch::device::upload;
 use super::MixWhen;
 use super::values::probability;
+use crate::libtorch::device::upload;
 use crate::util::rng::CounterRng;
 use crate::util::yaml::Invalid;
 

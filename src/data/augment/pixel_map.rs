@@ -3,8 +3,8 @@
 
 use tch::{Kind, Tensor};
 
-use crate::libtorch::constant::constant;
 use super::Levels;
+use crate::libtorch::constant::constant;
 use crate::libtorch::device::upload;
 
 /// Where each row (`down`) and each column (`across`) of a sample comes from. Negative entries show a level:
