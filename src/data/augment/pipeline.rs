@@ -437,8 +437,8 @@ fn erase(xs: &Tensor, erased: &[Erased], target: i64) -> Tensor {
         let [top, bottom, left, right] = erased.rectangle.map(|edge| edge as i64);
         if let Some(noise) = erased.noise(size[1] as usize).filter(|noise| !noise.is_empty()) {
             let noise = Tensor::from_slice(&noise).view([size[1], bottom - top, right - left]);
-            let window = out.get(sample as i64).narrow(1, top, bottom - top).narrow(2, left, right - left);
-            let _ = { window }.copy_(&noise);
+            let rows = out.get(sample as i64).narrow(1, top, bottom - top);
+            rows.narrow(2, left, right - left).copy_(&noise);
         }
     }
     out

@@ -61,13 +61,13 @@ impl Resident {
                     let planes = changed.as_deref().unwrap_or(planes);
                     writer.write(&buffer, slot, PixelData::Planes(planes), context, row)
                 };
-                let slots = indices.iter().enumerate();
+                let mut slots = indices.iter().enumerate();
                 if context.pipeline.has_levels() {
                     threads::each(context.workers.max(1), slots.collect(), write)
                         .into_iter()
                         .collect::<Result<()>>()?;
                 } else {
-                    slots.map(write).collect::<Result<()>>()?;
+                    slots.try_for_each(write)?;
                 }
                 match writer.finishes() {
                     true => buffer.into_tensor(),
