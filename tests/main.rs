@@ -51,6 +51,7 @@ mod report;
 mod restoration;
 mod restore;
 mod schedule;
+mod scores;
 mod scripted;
 mod second_pass;
 mod shrink;

@@ -5,7 +5,7 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 use tikhonov::data::{ImageFile, Mode};
 use tikhonov::functional::loss::RegressionLoss;
-use tikhonov::metrics::{ImageRules, MetricArgs, MetricCollection};
+use tikhonov::metrics::{ImageRules, MetricArgs, MetricCollection, Thresholds, Wanted};
 use tikhonov::tasks::degrade::Chain;
 use tikhonov::tasks::{Reconstruction, Task, TaskSpec};
 
@@ -344,7 +344,7 @@ fn psnr_and_ssim_are_those_of_scikit_image() {
     for (y, shave, channels) in rules {
         let rules = ImageRules { y, shave, clamp_degraded: false };
         let args = MetricArgs { image: rules, ..MetricArgs::default() };
-        let mut meter = MetricCollection::new("reconstruction", &args);
+        let mut meter = MetricCollection::new("reconstruction", &args, Wanted::Names(&[]));
         for (start, end) in [(0, 2), (2, 5)] {
             let part = |images: &Tensor| {
                 images.narrow(0, start, end - start).narrow(1, 0, channels).to_kind(Kind::Float)
@@ -352,7 +352,7 @@ fn psnr_and_ssim_are_those_of_scikit_image() {
             // The restored image is the noisy one, clamped.
             meter.update(&part(&xs), &part(&xs).into(), &part(&truth));
         }
-        let scores = meter.compute();
+        let scores = meter.compute(Thresholds::Given(&[]));
         let y = if y { "True" } else { "False" };
         let body = format!(
             "from skimage.metrics import structural_similarity, peak_signal_noise_ratio
@@ -414,7 +414,7 @@ fn bicubic(folder: &Path, task: &str) -> (f64, f64) {
     let task = decode::<TaskSpec>(task).build();
     let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
-    let mut meter = task.metrics(&[]);
+    let mut meter = MetricCollection::new(task.name(), &task.metric_args(&[]), Wanted::Names(&[]));
     for path in files {
         let picture = ImageFile::new(path, Mode::Rgb).decode().unwrap();
         let size = [1, 3, picture.height as i64, picture.width as i64];
@@ -424,7 +424,7 @@ fn bicubic(folder: &Path, task: &str) -> (f64, f64) {
         assert_eq!(xs.size()[1..], task.input(&size[1..]));
         meter.update(&xs, &ys.shallow_clone().into(), &ys);
     }
-    let scores = meter.compute();
+    let scores = meter.compute(Thresholds::Given(&[]));
     (scores.get("psnr_degraded").unwrap(), scores.get("ssim_degraded").unwrap())
 }
 

@@ -36,6 +36,10 @@ pub struct State {
     pub seconds: f64,
     /// The monitored score on the validation set at this point, where it was measured.
     pub score: Option<f64>,
+    /// By class, the probability from which on the class is found, as the validation set chose it; empty where it
+    /// did not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub thresholds: Vec<f64>,
     pub best: Option<Best>,
     /// The last validation result that early stopping counts as a gain.
     #[serde(default)]
@@ -109,6 +113,7 @@ impl State {
             samples: 0,
             seconds: 0.0,
             score: None,
+            thresholds: Vec::new(),
             best: None,
             gain: None,
             plateau: serde_json::Value::Null,

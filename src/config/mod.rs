@@ -163,6 +163,10 @@ impl RunConfig {
     /// Checks that involve several sections.
     fn validate_together(&self) -> Result<(), Invalid> {
         let (monitor, task) = (self.monitor()?, self.task.task());
+        for (at, name) in self.train.metrics.iter().enumerate() {
+            let known = self.task.monitor(Some(name));
+            known.map_err(|message| Invalid::new(format!("train.metrics.{at}"), message))?;
+        }
         let metric = &monitor.metric;
         let message = match (self.schedule.watches(), monitor.higher_is_better, &self.train.monitor) {
             (Some(Mode::Max), false, None) => Some(format!(

@@ -63,6 +63,9 @@ pub struct TrainSpec {
     /// when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub monitor: Option<String>,
+    /// Scores that every evaluation reports beside the task's usual ones, such as `auroc`: any of the task's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub metrics: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub early_stopping: Option<EarlyStopping>,
     #[serde(default)]

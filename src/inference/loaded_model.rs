@@ -173,6 +173,15 @@ impl Weights {
         }
     }
 
+    /// By class, the probability from which on it is found; empty where no validation set chose it for these
+    /// weights.
+    pub fn thresholds(&self) -> &[f64] {
+        match self {
+            Self::Checkpoint(loaded) => &loaded.state.thresholds,
+            Self::File(..) => &[],
+        }
+    }
+
     /// The names of the table's columns that the network was trained on.
     pub fn features(&self) -> &[String] {
         match self {

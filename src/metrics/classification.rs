@@ -3,6 +3,7 @@
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
+use super::answers::{Answers, Counts, count};
 use super::{Metric, MetricArgs, ModelOutput, Score, Scores};
 use crate::functional::bincount;
 
@@ -30,6 +31,9 @@ pub struct ClassScores {
     pub recall: f64,
     pub f1: f64,
     pub support: i64,
+    /// The probability from which on the class is found; where a sample may have any number of classes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<f64>,
 }
 
 impl ClassificationMetric {
@@ -76,22 +80,39 @@ impl Metric for ClassificationMetric {
     }
 
     fn compute(&self) -> Scores {
-        let confusion = self.confusion();
-        let total: i64 = confusion.iter().flatten().sum();
-        let hits: i64 = (0..confusion.len()).map(|class| confusion[class][class]).sum();
-        let report = ClassReport::of(confusion);
-        let mut values = vec![("accuracy".to_owned(), share(hits, total))];
-        if let Some(top5) = &self.top5_hits {
-            values.push(("top5_accuracy".into(), share(top5.int64_value(&[]), total)));
-        }
-        // As scikit-learn's average="macro": a class that is neither there nor predicted does not count.
-        let met = report.per_class.iter().zip(0..).filter(|(scores, class)| {
-            scores.support > 0 || report.confusion.iter().any(|row| row[*class] > 0)
-        });
-        let f1: Vec<f64> = met.map(|(scores, _)| scores.f1).collect();
-        values.push(("macro_f1".into(), f1.iter().sum::<f64>() / f1.len().max(1) as f64));
+        let top5 = self.top5_hits.as_ref().map(|hits| hits.int64_value(&[]));
+        let (values, report) = scores(self.confusion(), top5);
         Scores { values, report: Some(report), ..Scores::default() }
     }
+
+    fn resampled(answers: &Answers, counts: Counts) -> Vec<(String, f64)> {
+        let Answers::Classes(answers) = answers else { return Vec::new() };
+        let top5 = answers.in_top5.iter().enumerate().filter(|(_, hit)| **hit);
+        let top5 = top5.map(|(at, _)| count(counts, at) as i64).sum();
+        let (mut values, _) =
+            scores(answers.confusion(counts), (answers.probabilities.classes > 5).then_some(top5));
+        let weighted = answers.nats.iter().enumerate().map(|(at, nats)| nats * count(counts, at) as f64);
+        // A bootstrap draws as many samples as there are.
+        values.insert(0, ("loss".into(), weighted.sum::<f64>() / answers.truth.len() as f64));
+        values
+    }
+}
+
+/// The scores of a confusion, and of the hits among five.
+fn scores(confusion: Vec<Vec<i64>>, top5: Option<i64>) -> (Vec<(String, f64)>, ClassReport) {
+    let total: i64 = confusion.iter().flatten().sum();
+    let hits: i64 = (0..confusion.len()).map(|class| confusion[class][class]).sum();
+    let report = ClassReport::of(confusion);
+    let mut values = vec![("accuracy".to_owned(), share(hits, total))];
+    values.extend(top5.map(|hits| ("top5_accuracy".into(), share(hits, total))));
+    // As scikit-learn's average="macro": a class that is neither there nor predicted does not count.
+    let met =
+        report.per_class.iter().zip(0..).filter(|(scores, class)| {
+            scores.support > 0 || report.confusion.iter().any(|row| row[*class] > 0)
+        });
+    let f1: Vec<f64> = met.map(|(scores, _)| scores.f1).collect();
+    values.push(("macro_f1".into(), f1.iter().sum::<f64>() / f1.len().max(1) as f64));
+    (values, report)
 }
 
 /// Counts `[K · K]` on the device as rows; zeros where nothing was counted. Waits for the device.
@@ -120,6 +141,7 @@ fn class_scores(confusion: &[Vec<i64>], class: usize) -> ClassScores {
         recall: share(hits, support),
         f1: share(2 * hits, predicted + support),
         support,
+        threshold: None,
     }
 }
 

@@ -6,6 +6,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::answers::{Answers, Counts, count};
 use super::{Metric, MetricArgs, ModelOutput, Score, Scores};
 use crate::functional::ssim::WINDOW;
 use crate::functional::{bicubic, luma, ssim};
@@ -147,6 +148,21 @@ impl Metric for ImageMetric {
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
         let values = each.iter().map(|(name, values)| (name.clone(), mean(values))).collect();
         Scores { values, each, ..Scores::default() }
+    }
+
+    fn resampled(answers: &Answers, counts: Counts) -> Vec<(String, f64)> {
+        let Answers::Each(scores) = answers else { return Vec::new() };
+        let mean = |values: &[f64]| {
+            let (mut sum, mut all) = (0.0, 0);
+            for (at, value) in values.iter().enumerate() {
+                let number = count(counts, at);
+                // A perfect image has an infinite PSNR, which is no part of a mean without it.
+                sum += if number > 0 { value * number as f64 } else { 0.0 };
+                all += number;
+            }
+            sum / all as f64
+        };
+        scores.iter().map(|(name, values)| (name.clone(), mean(values))).collect()
     }
 }
 

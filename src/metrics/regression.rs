@@ -2,6 +2,7 @@
 
 use tch::{Kind, Tensor};
 
+use super::answers::{Answers, Counts, count};
 use super::{Metric, MetricArgs, ModelOutput, Score, Scores};
 
 /// Sums in float64 on the device, per target column; `[T]` each.
@@ -74,6 +75,28 @@ impl Metric for RegressionMetric {
         let values =
             [("mse", mse), ("rmse", mse.sqrt()), ("mae", mean(&sums.absolute_error / n)), ("r2", r2)];
         Scores { values: values.map(|(name, value)| (name.into(), value)).into(), ..Scores::default() }
+    }
+
+    fn resampled(answers: &Answers, counts: Counts) -> Vec<(String, f64)> {
+        let Answers::Values { outputs, targets } = answers else { return Vec::new() };
+        let columns = targets.first().map_or(0, Vec::len);
+        // Σ over the samples of what `of` says of an output and its target.
+        let sum = |of: &dyn Fn(f64, f64) -> f64, column: usize| -> f64 {
+            let rows = outputs.iter().zip(targets).enumerate();
+            rows.map(|(at, (y, t))| count(counts, at) as f64 * of(y[column], t[column])).sum()
+        };
+        let all: f64 = (0..targets.len()).map(|at| count(counts, at) as f64).sum();
+        let mean = |of: &dyn Fn(usize) -> f64| (0..columns).map(of).sum::<f64>() / columns as f64;
+        let squares = |column: usize| sum(&|y, t| (y - t).powi(2), column);
+        let r2 = |column: usize| {
+            let centre = sum(&|_, t| t, column) / all;
+            let (error, total) = (squares(column), sum(&|_, t| (t - centre).powi(2), column));
+            if total > 0.0 { 1.0 - error / total } else { f64::from(u8::from(error == 0.0)) }
+        };
+        let mse = mean(&|column| squares(column) / all);
+        let mae = mean(&|column| sum(&|y, t| (y - t).abs(), column) / all);
+        let values = [("mse", mse), ("rmse", mse.sqrt()), ("mae", mae), ("r2", mean(&r2))];
+        values.map(|(name, value)| (name.to_owned(), value)).into()
     }
 }
 

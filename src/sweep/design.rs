@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::choice::{Score, Standing, same_folds};
 use super::prune::Prune;
 use super::search::Search;
+use crate::metrics::is_of_all;
 use crate::sweep::search_space::{Axis, Point};
 use crate::util::exit_code::{ExitCode, WithExitCode};
 
@@ -134,10 +135,26 @@ impl Design {
         self.axes.iter().zip(point).map(|(axis, value)| format!("{}={value}", axis.key)).collect()
     }
 
+    /// Has the trials compute the score that decides, where it is none that they compute anyway.
+    fn wanted(&self) -> Option<String> {
+        let task = &self.base["task"];
+        let task = task.as_str().or_else(|| Some(task.as_object()?.keys().next()?.as_str()));
+        if !task.is_some_and(|task| is_of_all(task, &self.metric)) {
+            return None;
+        }
+        let own = self.base.pointer("/train/metrics").and_then(Value::as_array);
+        let mut names: Vec<Value> = own.cloned().unwrap_or_default();
+        if !names.iter().any(|name| *name == self.metric) {
+            names.push(self.metric.clone().into());
+        }
+        Some(format!("train.metrics={}", Value::from(names)))
+    }
+
     /// The same, with the trial's seed and fold.
     pub fn sets(&self, trial: &Trial) -> Vec<String> {
         let mut sets = self.assignments(&self.points[trial.point]);
         sets.push(format!("seed={}", trial.seed));
+        sets.extend(self.wanted());
         if let (Some(of), Some(index)) = (self.folds, trial.fold) {
             // Only the folds differ between settings: an own `shuffle` and `group` stay.
             let own = self.base.pointer("/data/validation/fold").and_then(Value::as_object);

@@ -6,6 +6,7 @@ mod classification;
 mod compression;
 pub mod degrade;
 mod generation;
+mod multi_label;
 mod reconstruction;
 mod regression;
 mod segmentation;
@@ -19,7 +20,7 @@ use tch::{Device, Kind, Tensor};
 use crate::data::Dataset;
 use crate::data::balance::ClassBalance;
 use crate::metrics::image::psnr;
-use crate::metrics::{MetricArgs, MetricCollection, Monitor};
+use crate::metrics::{MetricArgs, Monitor};
 use crate::nn::model::{Model, Network};
 use crate::schedule::ScheduleStep;
 use crate::util::exit_code::{ExitCode, fail};
@@ -73,6 +74,7 @@ macro_rules! tasks {
 
 tasks! {
     "classification" => Classification(classification::Classification),
+    "multi_label" => MultiLabel(multi_label::MultiLabel),
     "regression" => Regression(regression::Regression),
     "reconstruction" => Reconstruction(reconstruction::Reconstruction),
     "segmentation" => Segmentation(segmentation::Segmentation),
@@ -108,6 +110,8 @@ pub struct ModelArgs {
 pub enum Prediction {
     /// (class index, probability), most probable first.
     Classes(Vec<(usize, f64)>),
+    /// The probability of each class, of which a sample may have any number.
+    Labels(Vec<f64>),
     /// One number per target.
     Values(Vec<f64>),
 }
@@ -194,6 +198,11 @@ pub trait Task: Named {
 
     /// Whether the network's output of shape `output` is logits of two classes or more along the channels.
     fn answers_logits(&self, _output: &[i64]) -> bool {
+        false
+    }
+
+    /// Whether the network's outputs are logits of classes of which a sample may have any number.
+    fn answers_labels(&self) -> bool {
         false
     }
 
@@ -306,13 +315,6 @@ pub trait Task: Named {
     fn predictions(&self, _outputs: &Tensor) -> Result<Vec<Prediction>> {
         let message = "this run answers with pictures: `restore` writes those of a reconstruction";
         Err(fail(ExitCode::Usage, message))
-    }
-}
-
-impl dyn Task + '_ {
-    /// Its metrics, all at 0; `output` is the network's output shape without batch.
-    pub fn metrics(&self, output: &[i64]) -> MetricCollection {
-        MetricCollection::new(self.name(), &self.metric_args(output))
     }
 }
 

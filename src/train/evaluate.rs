@@ -6,7 +6,7 @@ use tch::{Kind, Tensor, no_grad};
 use crate::data::loader::Loader;
 use crate::libtorch::catch_panics;
 use crate::libtorch::device;
-use crate::metrics::{ModelOutput, Scores};
+use crate::metrics::{MetricCollection, ModelOutput, Scores, Thresholds, Wanted};
 use crate::nn::model::Network;
 use crate::tasks::Task;
 use crate::train::sample_images::SampleImages;
@@ -15,6 +15,24 @@ use crate::util::interrupt;
 
 /// Noise that a task draws while it evaluates is the same every time.
 const EVALUATION_SEED: u64 = 0;
+
+/// What is scored, and how answers are decided.
+#[derive(Clone, Copy, Debug)]
+pub struct Judging<'a> {
+    /// Beside the scores that the task always has.
+    pub wanted: Wanted<'a>,
+    pub thresholds: Thresholds<'a>,
+    /// Logits are divided by it first.
+    pub temperature: Option<f64>,
+}
+
+impl<'a> Judging<'a> {
+    /// By these scores, with the thresholds of a checkpoint.
+    pub fn new(wanted: &'a [String], thresholds: &'a [f64]) -> Self {
+        let thresholds = Thresholds::Given(thresholds);
+        Self { wanted: Wanted::Names(wanted), thresholds, temperature: None }
+    }
+}
 
 /// The task's scores on all of `loader`, the data loss of the whole set first, whatever the batches.
 /// `gallery` takes pictures on the way. Exit 5 where the loss is NaN or infinite, or what decides NaN: such
@@ -25,8 +43,10 @@ pub fn evaluate(
     output: &[i64],
     loader: &Loader,
     gallery: &mut SampleImages,
+    judging: &Judging,
 ) -> Result<Scores> {
-    let mut meter = task.metrics(output);
+    let args = task.metric_args(output);
+    let mut meter = MetricCollection::new(task.name(), &args, judging.wanted);
     // Losses times samples; of a loss that is no mean over samples, what it is a function of.
     let (mut loss_sum, mut sums): (Option<Tensor>, Option<Tensor>) = (None, None);
     let mut samples = 0;
@@ -39,7 +59,10 @@ pub fn evaluate(
         let (sum, is_joint) = catch_panics(|| {
             no_grad(|| -> Result<(Tensor, bool)> {
                 let (xs, ys) = task.make_batch(batch.xs, batch.ys, false)?;
-                let answer = task.forward(network, &xs, false)?;
+                let mut answer = task.forward(network, &xs, false)?;
+                if let Some(temperature) = judging.temperature {
+                    answer.outputs = answer.outputs / temperature;
+                }
                 let scored = loader.in_data_units(&answer.outputs);
                 let scored = ModelOutput {
                     outputs: scored,
@@ -63,7 +86,7 @@ pub fn evaluate(
     if samples == 0 {
         return Err(fail(ExitCode::Data, "none of the samples to judge by can be read"));
     }
-    let mut scores = meter.compute();
+    let mut scores = meter.compute(judging.thresholds);
     scores.classes = loader.classes().to_vec();
     scores.indices = indices;
     let loss = match (sums, loss_sum) {

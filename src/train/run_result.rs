@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::data::{Skipped, Split};
 use crate::metrics::Scores;
 use crate::train::coefficients::Coefficients;
-use crate::train::evaluate::evaluate;
+use crate::train::evaluate::{Judging, evaluate};
 use crate::train::sample_images::SampleImages;
 use crate::train::session::Session;
 use crate::train::trainer::Trainer;
@@ -62,12 +62,15 @@ pub fn final_evaluation(session: &Session, run: &Trainer, ended: StopReason) -> 
     let best = match &state.best {
         Some(best) if best.epoch == state.epoch => Some(Weights { epoch: best.epoch, ..last.clone() }),
         Some(best) => {
-            let network = session.trained(&session.checkpoints().named("best")?)?;
+            let loaded = session.checkpoints().named("best")?;
+            let network = session.trained(&loaded)?;
+            let judging = Judging::new(&session.wanted, &loaded.state.thresholds);
             let score = |split| -> Result<Option<Scores>> {
                 let Some(set) = session.split(split) else { return Ok(None) };
                 let loader = session.loader(set, false)?;
                 let mut none = SampleImages::default();
-                evaluate(&network, &*session.task, session.model.output(), &loader, &mut none).map(Some)
+                let output = session.model.output();
+                evaluate(&network, &*session.task, output, &loader, &mut none, &judging).map(Some)
             };
             let (validation, test) = (score(Split::Validation)?, score(Split::Test)?);
             Some(Weights { epoch: best.epoch, validation, test })

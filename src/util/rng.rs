@@ -15,6 +15,7 @@ pub enum RngStream {
     Step = 7,
     Tune = 8,
     Balance = 16,
+    Bootstrap = 17,
 }
 
 /// A short stream of random numbers that belongs to one sample (or one epoch) and one purpose.

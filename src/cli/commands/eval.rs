@@ -9,8 +9,10 @@ use serde_json::{Value, json};
 use super::{MachineOptions, WeightOptions, assignment};
 use crate::data::{Dataset, Split};
 use crate::inference::loaded_model::LoadedModel;
-use crate::metrics::{ClassReport, Scores};
-use crate::train::evaluate::evaluate;
+use crate::metrics::{
+    ClassReport, Scores, Thresholds, Wanted, bootstrap, is_of_class, reliability, with_class_name,
+};
+use crate::train::evaluate::{Judging, evaluate};
 use crate::train::sample_images::SampleImages;
 use crate::train::session::Session;
 use crate::util::console::{self, print_err, print_out};
@@ -46,7 +48,14 @@ pub struct Options {
     /// Of how many samples --pictures are
     #[arg(long, value_name = "N", default_value_t = 8, requires = "pictures")]
     pub count: usize,
-    /// As JSON, one object per run, confusion matrix included
+    /// 95 % intervals of the scores, from N draws of as many samples with replacement (bootstrap)
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "1000",
+          value_parser = clap::value_parser!(u64).range(2..))]
+    pub bootstrap: Option<u64>,
+    /// Which draws --bootstrap makes
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "bootstrap")]
+    pub seed: u64,
+    /// As JSON, one object per run, confusion matrix and reliability included
     #[arg(long)]
     pub json: bool,
 }
@@ -88,7 +97,16 @@ fn eval_one(run: &Path, options: &Options) -> Result<()> {
     let loader = session.loader(set, false)?;
     let wanted = options.pictures.as_ref().map_or(0, |_| options.count);
     let mut gallery = SampleImages::of(wanted).showing(&session.config.spec);
-    let scores = evaluate(&network, &*session.task, session.model.output(), &loader, &mut gallery)?;
+    let judging = Judging {
+        wanted: Wanted::All,
+        thresholds: Thresholds::Given(weights.thresholds()),
+        temperature: None,
+    };
+    let (task, output) = (&*session.task, session.model.output());
+    let mut scores = evaluate(&network, task, output, &loader, &mut gallery, &judging)?;
+    if let (Some(draws), Some(answers)) = (options.bootstrap, scores.answers.clone()) {
+        scores.intervals = bootstrap::intervals(task.name(), &answers, draws, options.seed);
+    }
     let (judged, left_out) = (scores.indices.len(), set.left_out());
     for note in &set.notes {
         print_err!("{name}: {note}");
@@ -108,6 +126,15 @@ fn eval_one(run: &Path, options: &Options) -> Result<()> {
         });
         if !left_out.is_empty() {
             line["skipped"] = json!(left_out);
+        }
+        if !scores.intervals.is_empty() {
+            let named =
+                |(name, interval): (&String, &_)| (with_class_name(name, &scores.classes), json!(interval));
+            line["intervals"] = scores.intervals.iter().map(named).collect();
+        }
+        let bins = scores.answers.as_ref().map(|answers| reliability(answers)).unwrap_or_default();
+        if !bins.is_empty() {
+            line["reliability"] = json!(bins);
         }
         if options.each {
             line["each"] = rows(&scores, set).collect();
@@ -141,32 +168,52 @@ fn rows<'a>(scores: &'a Scores, set: &'a Dataset) -> impl Iterator<Item = Value>
 
 fn table(scores: &Scores, classes: &[String]) -> String {
     let mut text = String::new();
-    for (name, value) in scores.named() {
-        text += &format!("  {name:<16} {value:.4}\n");
+    let has_columns = |name: &str| ["auroc", "average_precision"].iter().any(|stem| is_of_class(stem, name));
+    for ((name, value), (plain, _)) in scores.named().zip(&scores.values) {
+        // Those of a class are in the table of classes.
+        if scores.report.is_some() && has_columns(plain) {
+            continue;
+        }
+        let interval = scores.intervals.get(plain);
+        let interval =
+            interval.map_or_else(String::new, |within| format!("  [{:.4}, {:.4}]", within.low, within.high));
+        text += &format!("  {name:<17} {value:.4}{interval}\n");
     }
     if let Some(report) = &scores.report {
-        text += &class_table(report, classes);
+        text += &class_table(report, scores, classes);
     }
     text
 }
 
-/// Precision, recall and F1 per class, and the confusion matrix where it fits a terminal.
-fn class_table(report: &ClassReport, classes: &[String]) -> String {
+/// Precision, recall, F1 and more per class, and the confusion matrix where it fits a terminal.
+fn class_table(report: &ClassReport, of: &Scores, classes: &[String]) -> String {
     const WIDEST_MATRIX: usize = 20;
     let name = |class: usize| classes.get(class).cloned().unwrap_or_else(|| class.to_string());
     let widest = (0..report.per_class.len()).map(|class| width(&name(class))).max().unwrap_or(0).max(5);
-    let mut text = format!("\n  {}  precision  recall      f1  samples\n", padded("class", widest));
+    let more = [("auroc", "auroc"), ("average_precision", "ap")];
+    let more: Vec<_> = more.iter().filter(|(stem, _)| of.get(stem).is_some()).collect();
+    let has_thresholds = report.per_class.iter().any(|scores| scores.threshold.is_some());
+    let mut text = format!("\n  {}  precision  recall      f1", padded("class", widest));
+    more.iter().for_each(|(_, head)| text += &format!("  {head:>6}"));
+    text += if has_thresholds { "  threshold  samples\n" } else { "  samples\n" };
     for (class, scores) in report.per_class.iter().enumerate() {
         text += &format!(
-            "  {}  {:>9.4}  {:>6.4}  {:>6.4}  {:>7}\n",
+            "  {}  {:>9.4}  {:>6.4}  {:>6.4}",
             padded(&name(class), widest),
             scores.precision,
             scores.recall,
             scores.f1,
-            scores.support
         );
+        for (stem, _) in &more {
+            let value = of.get(&format!("{stem}_{class}"));
+            text += &value.map_or_else(|| format!("  {:>6}", "-"), |value| format!("  {value:>6.4}"));
+        }
+        if let Some(threshold) = scores.threshold {
+            text += &format!("  {threshold:>9.4}");
+        }
+        text += &format!("  {:>7}\n", scores.support);
     }
-    if report.confusion.len() <= WIDEST_MATRIX {
+    if !report.confusion.is_empty() && report.confusion.len() <= WIDEST_MATRIX {
         let cell = report.confusion.iter().flatten().max().map_or(1, |largest| largest.to_string().len()) + 1;
         text += "\n  rows: truth, columns: prediction, in the order above\n";
         for (class, row) in report.confusion.iter().enumerate() {

@@ -49,6 +49,12 @@ impl ModelPlan {
             known.map_err(|message| Invalid::new("train.monitor", message))
         });
         monitor.map_err(|invalid| config.document.invalid_at("", invalid))?;
+        for (at, name) in config.spec.train.metrics.iter().enumerate() {
+            let known = config.spec.task.monitor(Some(name));
+            let known = known.and_then(|one| one.check(task.name(), &task.metric_args(model.output())));
+            let at = |message| Invalid::new(format!("train.metrics.{at}"), message);
+            known.map_err(|message| config.document.invalid_at("", at(message)))?;
+        }
         Ok(Self { model, groups })
     }
 
@@ -124,6 +130,8 @@ pub struct Session {
     pub task: Box<dyn Task>,
     /// The score on the validation set that decides.
     pub monitor: Monitor,
+    /// The scores that the config names.
+    pub wanted: Vec<String>,
     /// By class, where the config balances them.
     balanced: Vec<ClassBalance>,
     train: Option<Dataset>,
@@ -194,8 +202,23 @@ impl Session {
         spec.model = spec.model.inlined()?;
         let (task, kind) = (spec.task.build(), spec.dtype.kind());
         let monitor = spec.monitor().map_err(|invalid| config.document.invalid_at("", invalid))?;
+        let mut wanted = spec.train.metrics.clone();
+        wanted.push(monitor.metric.clone());
         let (balanced, train, validation, test) = (Vec::new(), None, None, None);
-        Ok(Self { config, device, kind, model, groups, task, monitor, balanced, train, validation, test })
+        Ok(Self {
+            config,
+            device,
+            kind,
+            model,
+            groups,
+            task,
+            monitor,
+            wanted,
+            balanced,
+            train,
+            validation,
+            test,
+        })
     }
 
     /// Tells the task what `balance` means for the classes of the training set.
@@ -348,7 +371,8 @@ impl Session {
             notes.extend(set.sampled().map(|how| format!("{name}: {how}")));
         }
         if let (Some(train), [outputs]) = (&self.train, self.model.output())
-            && let (Targets::Classes(_), classes) = (&train.targets, train.classes.len())
+            && let (Targets::Classes(_) | Targets::MultiLabel(_), classes) =
+                (&train.targets, train.classes.len())
         {
             // The source of a folder has said why a class of it has none.
             let is_noted = |class: &str| {
@@ -367,7 +391,7 @@ impl Session {
                 };
                 notes.push(format!("train: no sample is of class `{first}`{more}{hint}"));
             }
-            if classes == 1 {
+            if classes == 1 && matches!(train.targets, Targets::Classes(_)) {
                 notes.push(
                     "train: there is one class only: nothing can be learnt of what tells it from others"
                         .into(),

@@ -5,11 +5,11 @@ use anyhow::Result;
 use super::Trainer;
 use crate::data::Split;
 use crate::libtorch::device;
-use crate::metrics::Scores;
+use crate::metrics::{Scores, Thresholds};
 use crate::nn::model::Network;
 use crate::optim::keep_zeros;
 use crate::train::early_stopping;
-use crate::train::evaluate::evaluate;
+use crate::train::evaluate::{Judging, evaluate};
 use crate::train::sample_images::SampleImages;
 use crate::util::exit_code::{self, ExitCode, fail};
 
@@ -32,8 +32,12 @@ impl Trainer<'_> {
         let mut gallery = SampleImages::of(if is_watched { spec.train.pictures } else { 0 }).showing(spec);
         // Images of any size would be tried and timed one by one.
         device::autotune(false);
-        let scores =
-            evaluate(network, &*self.session.task, self.session.model.output(), &loader, &mut gallery);
+        let mut judging = Judging::new(&self.session.wanted, &self.state.thresholds);
+        if split == Split::Validation {
+            judging.thresholds = Thresholds::Best;
+        }
+        let output = self.session.model.output();
+        let scores = evaluate(network, &*self.session.task, output, &loader, &mut gallery, &judging);
         device::autotune(self.session.config.spec.train.cudnn_benchmark);
         let scores = scores.map_err(|error| match exit_code::code(&error) == ExitCode::Numeric as u8 {
             true => {
@@ -45,6 +49,19 @@ impl Trainer<'_> {
         })?;
         gallery.save(&self.folder.path().join("pictures"), &format!("epoch-{:04}", self.state.epoch))?;
         Ok(Some(scores))
+    }
+
+    /// The scores (validation, test) at the end of an epoch where it is `due`, and the thresholds that the validation
+    /// set chose.
+    pub(super) fn judge(&mut self, due: bool) -> Result<[Option<Scores>; 2]> {
+        self.state.thresholds.clear();
+        let validation = if due { self.scores(Split::Validation)? } else { None };
+        if let Some(scores) = &validation {
+            self.state.thresholds.clone_from(&scores.thresholds);
+        }
+        // The test set is looked at on the way only where nothing is decided by looking.
+        let test_due = due && (validation.is_none() || self.is_over());
+        Ok([validation, if test_due { self.scores(Split::Test)? } else { None }])
     }
 
     /// The network with the weights that the run would hand out.

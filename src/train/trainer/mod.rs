@@ -19,7 +19,6 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::checkpoint::State;
-use crate::data::Split;
 use crate::data::loader::{Batch, Loader};
 use crate::metrics::Scores;
 use crate::nn::model::Network;
@@ -274,13 +273,7 @@ impl Trainer<'_> {
 
         let due =
             self.is_over() || self.state.epoch.is_multiple_of(self.session.config.spec.train.eval_every);
-        let scores = || -> Result<_> {
-            let validation = if due { self.scores(Split::Validation)? } else { None };
-            // The test set is looked at on the way only where nothing is decided by looking.
-            let test_due = due && (validation.is_none() || self.is_over());
-            Ok((validation, if test_due { self.scores(Split::Test)? } else { None }))
-        };
-        let (validation, test) = match scores() {
+        let [validation, test] = match self.judge(due) {
             Err(error) if exit_code::code(&error) == ExitCode::Interrupted as u8 => {
                 // All batches of the epoch are learnt and its end is still to come: so it is saved, and so a
                 // resume finds it.

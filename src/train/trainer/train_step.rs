@@ -170,6 +170,7 @@ impl Trainer<'_> {
         self.samples_since_log += samples;
         self.samples_since_begin += samples;
         self.state.score = None;
+        self.state.thresholds.clear();
         self.latest = None;
     }
 

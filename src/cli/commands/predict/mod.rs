@@ -64,7 +64,14 @@ pub fn run(options: &Options) -> Result<()> {
 
     let set = inputs(spec, trained.weights.features(), model.input(), &options.inputs)?;
     keep_memory();
-    let mut printer = Printer::new(options, trained.weights.classes().unwrap_or_default().to_vec());
+    let classes = trained.weights.classes().unwrap_or_default().to_vec();
+    let thresholds = trained.weights.thresholds().to_vec();
+    if thresholds.is_empty() && task.answers_labels() {
+        print_err!(
+            "no validation set chose thresholds for these weights: a class is found from a probability of 0.5 on"
+        );
+    }
+    let mut printer = Printer::new(options, classes, thresholds);
     for note in &set.notes {
         print_err!("{note}");
     }
@@ -136,14 +143,16 @@ fn inputs(spec: &RunConfig, features: &[String], shape: &[i64], paths: &[PathBuf
 struct Printer<'a> {
     options: &'a Options,
     classes: Vec<String>,
+    /// By class, of `multi_label`; 0.5 each where there are none.
+    thresholds: Vec<f64>,
     has_header: bool,
     /// Flushed after each batch.
     out: BufWriter<StdoutLock<'static>>,
 }
 
 impl<'a> Printer<'a> {
-    fn new(options: &'a Options, classes: Vec<String>) -> Self {
-        Self { options, classes, has_header: false, out: BufWriter::new(stdout().lock()) }
+    fn new(options: &'a Options, classes: Vec<String>, thresholds: Vec<f64>) -> Self {
+        Self { options, classes, thresholds, has_header: false, out: BufWriter::new(stdout().lock()) }
     }
 
     fn print(&mut self, name: &str, prediction: Prediction) -> Result<()> {
@@ -151,6 +160,13 @@ impl<'a> Printer<'a> {
         match self.options.format {
             Format::Json => {
                 let mut object = json!({ "input": name });
+                if header.first().is_some_and(|name| name == "labels") {
+                    let mut cells = header.into_iter().zip(cells);
+                    object["labels"] = cells.next().map_or(Value::Null, |(_, labels)| labels);
+                    object["probabilities"] = Value::Object(cells.collect());
+                    writeln!(self.out, "{object}")?;
+                    return Ok(());
+                }
                 // Classes are one list, the most probable first; the first of them has keys of its own as well.
                 let is_list = self.options.top > 1 && header.first().is_some_and(|name| name == "class");
                 let classes: Value = cells
@@ -174,7 +190,11 @@ impl<'a> Printer<'a> {
                 self.out.write_all(&row.into_inner()?)?;
             }
             Format::Table => {
-                let cells: Vec<_> = cells.iter().map(plain).collect();
+                // Of any number of classes the names, and the probabilities of those found.
+                let mut cells: Vec<_> = cells.iter().map(plain).collect();
+                if header.first().is_some_and(|name| name == "labels") {
+                    cells.truncate(1);
+                }
                 writeln!(self.out, "{name}  {}", cells.join("  "))?;
             }
         }
@@ -196,6 +216,21 @@ impl<'a> Printer<'a> {
                 }
                 cells
             }
+            Prediction::Labels(probabilities) => {
+                let name =
+                    |class: usize| self.classes.get(class).cloned().unwrap_or_else(|| class.to_string());
+                let is_found = |(class, probability): &(usize, &f64)| {
+                    **probability >= self.thresholds.get(*class).copied().unwrap_or(0.5)
+                };
+                let found = probabilities.iter().enumerate().filter(is_found);
+                let found: Vec<String> = found.map(|(class, _)| name(class)).collect();
+                let mut cells = (vec!["labels".to_owned()], vec![json!(found)]);
+                for (class, probability) in probabilities.iter().enumerate() {
+                    cells.0.push(name(class));
+                    cells.1.push(json!(probability));
+                }
+                cells
+            }
             Prediction::Values(values) => {
                 values.into_iter().enumerate().map(|(i, value)| (format!("y{i}"), json!(value))).unzip()
             }
@@ -210,13 +245,18 @@ fn is_later(column: &str) -> bool {
 
 /// A cell for programs: every digit.
 fn exact(cell: &Value) -> String {
-    cell.as_str().map_or_else(|| cell.to_string(), str::to_owned)
+    match cell {
+        Value::Array(labels) => labels.iter().map(exact).collect::<Vec<_>>().join(";"),
+        cell => cell.as_str().map_or_else(|| cell.to_string(), str::to_owned),
+    }
 }
 
 /// A cell of the table: probabilities and values with four decimals.
 fn plain(cell: &Value) -> String {
     match cell {
         Value::String(text) => text.clone(),
+        Value::Array(labels) if labels.is_empty() => "-".into(),
+        Value::Array(_) => exact(cell),
         number => number.as_f64().map_or_else(|| number.to_string(), |value| format!("{value:.4}")),
     }
 }
