@@ -25,9 +25,9 @@ fn scores(task: &str, logits: &Tensor, ys: &Tensor, thresholds: Thresholds) -> S
 /// 600 logits of four classes, some of them beyond what a float tells from 1, and classes that they fit by half.
 fn of_four() -> (Tensor, Tensor) {
     let logits = (Tensor::arange(2400, CPU) * 1.7).sin().reshape([600, 4]) * 4.0;
-    let _ = logits.narrow(0, 0, 3).copy_(&Tensor::from_slice(&[900.0, 0.0, 0.0, 0.0]).expand([3, 4], false));
+    logits.narrow(0, 0, 3).copy_(&Tensor::from_slice(&[900.0, 0.0, 0.0, 0.0]).expand([3, 4], false));
     let ys = (Tensor::arange(600, (Kind::Int64, Device::Cpu)) * 7).remainder(4);
-    let _ = ys.slice(0, 0, 600, 2).copy_(&logits.argmax(1, false).slice(0, 0, 600, 2));
+    ys.slice(0, 0, 600, 2).copy_(&logits.argmax(1, false).slice(0, 0, 600, 2));
     (logits, ys)
 }
 

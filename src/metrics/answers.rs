@@ -91,64 +91,50 @@ impl Probabilities {
         })
     }
 
-    /// From the most probable sample of `class` down, one step per distinct probability: (that probability,
-    /// samples of the class, others), as `counts` has them.
-    fn steps(
-        &self,
-        class: usize,
-        counts: Counts,
-        is_of: impl Fn(usize) -> bool,
-        mut step: impl FnMut(f64, u64, u64),
-    ) {
-        let order = &self.order()[class];
-        let mut at = 0;
-        while at < order.len() {
-            let probability = self.of(order[at] as usize, class);
-            let (mut hits, mut others) = (0, 0);
-            while let Some(&sample) = order.get(at)
-                && self.of(sample as usize, class) == probability
-            {
-                let number = count(counts, sample as usize);
-                *(if is_of(sample as usize) { &mut hits } else { &mut others }) += number;
-                at += 1;
+    /// From the most probable sample of `class` down, one step per distinct probability.
+    fn steps(&self, class: usize, counts: Counts, is_of: impl Fn(usize) -> bool) -> Vec<Step> {
+        let mut steps: Vec<Step> = Vec::new();
+        for &sample in &self.order()[class] {
+            let (sample, number) = (sample as usize, count(counts, sample as usize));
+            let probability = self.of(sample, class);
+            if steps.last().is_none_or(|last| last.probability != probability) {
+                steps.push(Step { probability, hits: 0, others: 0 });
             }
-            step(probability, hits, others);
+            if let Some(step) = steps.last_mut() {
+                *(if is_of(sample) { &mut step.hits } else { &mut step.others }) += number;
+            }
         }
+        steps
     }
 }
 
-impl Answers {
-    /// Of one class per sample, or of any number: the probabilities, and whether a sample is of a class.
-    fn ranked(&self) -> Option<(&Probabilities, Box<dyn Fn(usize, usize) -> bool + '_>)> {
-        match self {
-            Self::Classes(answers) => {
-                Some((&answers.probabilities, Box::new(|sample, class| answers.truth[sample] == class)))
-            }
-            Self::Labels(answers) => {
-                let classes = answers.probabilities.classes;
-                Some((
-                    &answers.probabilities,
-                    Box::new(move |sample, class| answers.truth[sample * classes + class]),
-                ))
-            }
-            _ => None,
-        }
-    }
+/// The samples of one probability: those of the class, and the others.
+pub struct Step {
+    pub probability: f64,
+    pub hits: u64,
+    pub others: u64,
+}
 
-    /// A score of each class against the others, by `start`, which takes the samples of the class and the others,
-    /// and by what it returns of each step down and at the end; None of a class that is everywhere or nowhere.
+impl Answers {
+    /// A score of each class against the others, by the steps from its most probable sample down. Empty where
+    /// answers are no classes.
     pub(super) fn each_class(
         &self,
         counts: Counts,
-        score: impl Fn(&mut dyn FnMut(&mut dyn FnMut(f64, u64, u64))) -> Option<f64>,
+        score: impl Fn(&[Step]) -> Option<f64>,
     ) -> Vec<Option<f64>> {
-        let Some((probabilities, is_of)) = self.ranked() else { return Vec::new() };
-        let of = |class: usize| {
-            score(&mut |step| {
-                probabilities.steps(class, counts, |sample| is_of(sample, class), |p, a, b| step(p, a, b));
-            })
-        };
-        (0..probabilities.classes).map(of).collect()
+        match self {
+            Self::Classes(ClassAnswers { probabilities, truth, .. }) => (0..probabilities.classes)
+                .map(|class| score(&probabilities.steps(class, counts, |sample| truth[sample] == class)))
+                .collect(),
+            Self::Labels(LabelAnswers { probabilities, truth, .. }) => {
+                let classes = probabilities.classes;
+                let is_of = |sample: usize, class: usize| truth[sample * classes + class];
+                let of = |class| score(&probabilities.steps(class, counts, |sample| is_of(sample, class)));
+                (0..classes).map(of).collect()
+            }
+            _ => Vec::new(),
+        }
     }
 
     pub fn samples(&self) -> usize {
@@ -240,17 +226,17 @@ impl LabelAnswers {
             let (mut hits, mut found, mut best, mut threshold) = (0, 0, 0.0, 0.5);
             // The last step was the best so far: its threshold lies above the next probability.
             let mut above = None;
-            self.probabilities.steps(class, None, is_of, |probability, of, others| {
+            for step in self.probabilities.steps(class, None, is_of) {
                 if let Some(last) = above.take() {
-                    threshold = f64::midpoint(last, probability);
+                    threshold = f64::midpoint(last, step.probability);
                 }
-                hits += of;
-                found += of + others;
+                hits += step.hits;
+                found += step.hits + step.others;
                 let f1 = 2.0 * hits as f64 / (found + all) as f64;
                 if f1 > best {
-                    (best, above) = (f1, Some(probability));
+                    (best, above) = (f1, Some(step.probability));
                 }
-            });
+            }
             above.map_or(threshold, |last| last / 2.0)
         };
         (0..classes).map(best).collect()

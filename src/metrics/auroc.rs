@@ -14,12 +14,12 @@ impl SetMetric for Auroc {
     fn compute(answers: &Answers, counts: Counts) -> Vec<(String, f64)> {
         let each = answers.each_class(counts, |steps| {
             let (mut hits, mut others, mut twice_area) = (0, 0, 0u128);
-            steps(&mut |_, of, not| {
+            for step in steps {
                 // A tie is a slope.
-                twice_area += u128::from(not) * u128::from(2 * hits + of);
-                hits += of;
-                others += not;
-            });
+                twice_area += u128::from(step.others) * u128::from(2 * hits + step.hits);
+                hits += step.hits;
+                others += step.others;
+            }
             (hits > 0 && others > 0).then(|| twice_area as f64 / 2.0 / (hits as f64 * others as f64))
         });
         macro_average("auroc", &each)

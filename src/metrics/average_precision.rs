@@ -15,13 +15,11 @@ impl SetMetric for AveragePrecision {
     fn compute(answers: &Answers, counts: Counts) -> Vec<(String, f64)> {
         let each = answers.each_class(counts, |steps| {
             let (mut hits, mut found, mut sum) = (0, 0, 0.0);
-            steps(&mut |_, of, not| {
-                hits += of;
-                found += of + not;
-                if of > 0 {
-                    sum += of as f64 * hits as f64 / found as f64;
-                }
-            });
+            for step in steps.iter().filter(|step| step.hits + step.others > 0) {
+                hits += step.hits;
+                found += step.hits + step.others;
+                sum += step.hits as f64 * hits as f64 / found as f64;
+            }
             (hits > 0).then(|| sum / hits as f64)
         });
         let mut scores = macro_average("average_precision", &each);

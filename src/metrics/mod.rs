@@ -157,13 +157,15 @@ pub trait SetMetric {
     fn compute(answers: &Answers, counts: Counts) -> Vec<(String, f64)>;
 }
 
+type NewMetric = fn(&MetricArgs) -> Box<dyn Metric>;
+
 /// A row of the table.
 struct Family {
     scores: fn() -> &'static [Score],
     tasks: fn() -> &'static [&'static str],
     reports: fn(&MetricArgs, &str) -> bool,
     /// None of a metric of all answers.
-    new: Option<fn(&MetricArgs) -> Box<dyn Metric>>,
+    new: Option<NewMetric>,
     of: fn(&Answers, Counts) -> Vec<(String, f64)>,
 }
 

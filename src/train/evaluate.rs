@@ -61,7 +61,7 @@ pub fn evaluate(
                 let (xs, ys) = task.make_batch(batch.xs, batch.ys, false)?;
                 let mut answer = task.forward(network, &xs, false)?;
                 if let Some(temperature) = judging.temperature {
-                    answer.outputs = answer.outputs / temperature;
+                    answer.outputs /= temperature;
                 }
                 let scored = loader.in_data_units(&answer.outputs);
                 let scored = ModelOutput {
