@@ -5,6 +5,7 @@ mod generated;
 mod image_tables;
 mod images;
 mod pictures;
+mod shards;
 mod tables;
 
 use std::path::Path;

@@ -86,7 +86,8 @@ impl Dataset {
     pub fn has_jpegs(&self) -> bool {
         let is_jpeg = |path: &Path| {
             let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
-            extension == "jpg" || extension == "jpeg"
+            // The pictures of a parquet file have no names.
+            extension == "jpg" || extension == "jpeg" || extension == "parquet"
         };
         let in_files = match &self.samples {
             Samples::Files(files) => {

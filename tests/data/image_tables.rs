@@ -59,13 +59,13 @@ fn unclear(data: Value) -> String {
 }
 
 /// A run with this training set, in `folder`, and its weights.
-fn weights(folder: &Path, name: &str, source: &Value, more: &str) -> Vec<u8> {
+pub fn weights(folder: &Path, name: &str, source: &Value, more: &str) -> Vec<u8> {
     let run = folder.join(name);
     assert_eq!(trained(folder, &run, source, more).0, 0);
     saved(&run, "model")
 }
 
-fn config(folder: &Path, run: &Path, source: &Value, more: &str) -> String {
+pub fn config(folder: &Path, run: &Path, source: &Value, more: &str) -> String {
     let text = format!(
         "model: {{layers: [{{conv2d: {{out_channels: 4, kernel_size: 3}}}}, relu, {{adaptive_avg_pool2d: {{output_size: 1}}}}, flatten, \
          {{linear: {{out_features: 3}}}}], input: [3, 8, 8]}}\ntask: classification\n\
@@ -76,7 +76,7 @@ fn config(folder: &Path, run: &Path, source: &Value, more: &str) -> String {
     write_config(folder, &text)
 }
 
-fn trained(folder: &Path, run_folder: &Path, source: &Value, more: &str) -> (i32, String, String) {
+pub fn trained(folder: &Path, run_folder: &Path, source: &Value, more: &str) -> (i32, String, String) {
     run(&["train", &config(folder, run_folder, source, more), "--threads", "1"])
 }
 
@@ -332,7 +332,7 @@ fn every_damage_of_a_table_of_text_has_its_row_and_its_remedy() {
             b"{\"path\": \"a/0.png\", \"kind\": \"a\"}\n{\"path\": [1], \"kind\": \"a\"}\n".into(),
             ":2: column `path` holds a list",
         ),
-        ("xlsx", "kind", b"PK".into(), "is no .csv, .tsv or .jsonl"),
+        ("xlsx", "kind", b"PK".into(), "is no .csv, .tsv, .jsonl, .parquet or .tar file; convert it to one"),
     ];
     let mut wrong = String::new();
     for (index, (extension, label, text, expected)) in cases.into_iter().enumerate() {

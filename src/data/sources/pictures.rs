@@ -221,8 +221,11 @@ pub fn decode_all(files: &[ImageFile], fit: &Fit) -> Result<Read> {
     Ok(Read { pixels: Some(pixels), reasons })
 }
 
-/// Reads the header of every file on all cores.
+/// Reads the header of every file on all cores; those of pictures in shards are left to their turn.
 pub fn probe_all(files: &[ImageFile]) -> Read {
+    if files.iter().all(|file| file.entry.is_some()) {
+        return Read { pixels: None, reasons: vec![None; files.len()] };
+    }
     let reasons = on_all_cores(files.iter(), files.len(), |file| file.probe().map(|_| ()));
     Read { pixels: None, reasons }
 }

@@ -55,7 +55,10 @@ impl TableSpec {
             None => {
                 let free: Vec<_> = table.names.iter().filter(is_free).collect();
                 let (image, root) = self.find_image(head, table, &free)?;
-                notes.push(format!("column `{image}` names the pictures, in {}", root.folder.display()));
+                notes.push(match head.cell(0, table.column(&image)) {
+                    Cell::Picture => format!("column `{image}` holds the pictures"),
+                    _ => format!("column `{image}` names the pictures, in {}", root.folder.display()),
+                });
                 (image, root)
             }
         };
@@ -77,6 +80,10 @@ impl TableSpec {
         } else {
             labels
         };
+        if let (Some(_), Cell::Picture) = (&self.root, head.cell(0, table.column(&image))) {
+            let message = format!("column `{image}` holds the pictures themselves: leave it out");
+            return Err(Invalid::new("root", message));
+        }
         if labels.contains(&image) {
             return Err(Invalid::new("label", format!("`{image}` names the pictures")));
         }
@@ -85,7 +92,7 @@ impl TableSpec {
 
     /// Where the pictures of a column are.
     fn root(&self, head: &Rows, table: &Table, image: &str) -> Result<Root, Invalid> {
-        let column = table.names.iter().position(|name| name == image).unwrap_or_default();
+        let column = table.column(image);
         let roots = self.roots(head)?;
         let found = roots.iter().find(|root| found_in(head, column, root) > 0);
         Ok(found.or(roots.first()).cloned().unwrap_or_default())
@@ -105,8 +112,7 @@ impl TableSpec {
         for root in self.roots(head)? {
             let mut found: Vec<(&String, usize)> = Vec::new();
             for name in free {
-                let column = table.names.iter().position(|known| known == *name).unwrap_or_default();
-                found.push((name, found_in(head, column, &root)));
+                found.push((name, found_in(head, table.column(name), &root)));
             }
             // A number may be the stem of a file by chance: what names files as they are comes first.
             let most = found.iter().map(|(_, score)| *score).max().unwrap_or(0);
@@ -128,7 +134,7 @@ impl TableSpec {
         };
         folders.truncate(3);
         let message = format!(
-            "no column of {} names pictures in {}{hint} (there are {}); say `image`, and `root`, the folder that its \
+            "no column of {} holds pictures or names some in {}{hint} (there are {}); say `image`, and `root`, the folder that its \
              paths start at",
             head.path().display(),
             folders.join(" or "),

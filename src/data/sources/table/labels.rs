@@ -79,6 +79,9 @@ impl TableSpec {
         }
         let filled = || texts().filter(|text| !text.is_empty());
         let is_whole = |text: &str| text.parse::<i64>().is_ok();
+        if names.first().is_some_and(|name| rows.class_names(name).is_some()) {
+            return (TargetKind::Classes, None);
+        }
         if filled().all(is_whole) {
             let note = "whole numbers, a class each (`targets: values` takes them as numbers)";
             return (TargetKind::Classes, Some(format!("column `{}`: {note}", names[0])));
@@ -101,7 +104,7 @@ impl TableSpec {
         taken: &[usize],
     ) -> Result<(Targets, Vec<String>)> {
         let labels = taken.iter().map(|&row| rows.text(row, column, name)).collect::<Result<Vec<_>>>()?;
-        let index = self.classes_of(rows, &labels)?;
+        let index = self.classes_of(rows, name, &labels)?;
         let mut numbers = Vec::with_capacity(taken.len());
         for (label, &row) in labels.iter().zip(taken) {
             numbers.push(index.find(label).ok_or_else(|| index.refuse(rows, row, name, label))?);
@@ -126,13 +129,15 @@ impl TableSpec {
                     parts.filter(|part| !part.is_empty()).map(str::to_owned).collect()
                 }
                 (Cell::Text(text), None) => vec![text.to_string()],
-                (Cell::Other, _) => return Err(rows.refuse(row, name, "holds neither text nor a list")),
+                (Cell::Other | Cell::Picture, _) => {
+                    return Err(rows.refuse(row, name, "holds neither text nor a list"));
+                }
             });
         }
         let mut labels: Vec<String> = all.iter().flatten().cloned().collect();
         labels.sort();
         labels.dedup();
-        let index = self.classes_of(rows, &labels)?;
+        let index = self.classes_of(rows, name, &labels)?;
         let width = index.names.len();
         let mut ys = vec![0f32; taken.len() * width];
         for ((labels, ys), &row) in all.iter().zip(ys.chunks_mut(width.max(1))).zip(taken) {
@@ -150,16 +155,20 @@ impl TableSpec {
     }
 
     /// The classes of `labels`, as declared or as they occur.
-    fn classes_of(&self, rows: &Rows, labels: &[String]) -> Result<Classes> {
-        let names = match &self.classes {
-            Some(declared) => declared.read()?,
+    fn classes_of(&self, rows: &Rows, column: &str, labels: &[String]) -> Result<Classes> {
+        let known = match &self.classes {
+            Some(declared) => Some(declared.read()?),
+            None => rows.class_names(column),
+        };
+        let is_declared = known.is_some();
+        let names = match known {
+            Some(names) => names,
             None => ordered_classes(labels, &rows.path())?,
         };
         let index = names.iter().cloned().zip(0..).collect();
         let classes = Classes { index, by_number: false, names };
         // Numbers that the declared names belong to.
-        let by_number =
-            self.classes.is_some() && labels.iter().all(|label| !classes.index.contains_key(label));
+        let by_number = is_declared && labels.iter().all(|label| !classes.index.contains_key(label));
         Ok(Classes { by_number, ..classes })
     }
 }

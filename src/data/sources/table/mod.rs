@@ -2,12 +2,15 @@
 
 mod choice;
 mod labels;
+mod parquet;
 mod paths;
 mod rows;
+mod tar;
 mod text;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Result;
 use schemars::JsonSchema;
@@ -17,22 +20,24 @@ use super::csv::Names;
 use super::npy::TargetKind;
 use super::pictures::{PictureFiles, Size};
 use super::{ClassNames, FilePath, OpenOptions, Source, Split, is_yes, positive_limit, yes};
+use crate::data::image::container::Entry;
 use crate::data::image::picture::{ImageFile, Mode, Resize};
 use crate::data::sources::path::FilePaths;
 use crate::data::{Dataset, Targets};
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::Invalid;
-use rows::{Rows, Table};
+use rows::{Cell, Rows, Table};
 
-/// `{table: {file: labels.csv, size: 224}}`: a picture for each row of a .csv, .tsv or .jsonl file, with its class,
-/// its classes or its numbers.
+/// `{table: {file: labels.csv, size: 224}}`: a picture for each row of a .csv, .tsv, .jsonl or .parquet file, with its
+/// class, its classes or its numbers; or for each sample of WebDataset's .tar shards, whose columns are the extensions.
 ///
-/// Paths are relative to `root`. Columns that are not said are found where there is one choice, which the start of
+/// Paths are relative to `root`; the pictures may also be in a .parquet file, as Hugging Face stores them. Columns that are not said are found where there is one choice, which the start of
 /// a run says. Every picture that is missing is listed, and none is passed over.
 #[derive(Deserialize, Serialize, Clone, Debug, JsonSchema)]
 #[serde(deny_unknown_fields, expecting = "a mapping, such as `{file: labels.csv, size: 224}`")]
 pub struct TableSpec {
-    /// The table, or several that are read as one.
+    /// The table, or several that are read as one: a list, a pattern such as `train-*.parquet`, or numbers such as
+    /// `train-{0000..0127}.tar`.
     pub file: FilePaths,
     /// The folder that the pictures' paths start at. When absent: that of the table, or the one folder in it that
     /// holds the first picture.
@@ -113,7 +118,7 @@ impl Source for TableSpec {
     }
 
     fn validate(&self) -> Result<(), Invalid> {
-        self.file.validate("file")?;
+        self.paths()?;
         if let Some(root) = &self.root {
             root.folder("root")?;
         }
@@ -133,14 +138,14 @@ impl Source for TableSpec {
             return Err(Invalid::new("separator", "is between several labels: `targets: multi_label`"));
         }
         // A file that cannot be read is an error of the data: `open` reports it.
-        match self.table() {
+        match self.table(0) {
             Ok(table) => self.named(&table),
             Err(_) => Ok(()),
         }
     }
 
     fn outline(&self) -> Option<(Vec<i64>, Option<usize>)> {
-        let table = self.table().ok()?;
+        let table = self.table(0).ok()?;
         let choice = self.choose(&table, &table.head().ok()?, &[]).ok()?;
         let wanted: Vec<_> = choice.labels.iter().chain(&choice.split).map(String::as_str).collect();
         let rows = table.read(&wanted).ok()?;
@@ -159,7 +164,7 @@ impl Source for TableSpec {
     }
 
     fn open(&self, options: &OpenOptions) -> Result<Dataset> {
-        let table = self.table()?;
+        let table = self.table(options.memory)?;
         let folds = match options.part {
             Split::Train => self.fold_columns(&table, options)?,
             _ => Vec::new(),
@@ -219,9 +224,25 @@ impl Source for TableSpec {
 }
 
 impl TableSpec {
-    fn table(&self) -> Result<Table> {
-        let paths: Vec<PathBuf> = self.file.iter().map(FilePath::resolve).collect::<Result<_>>()?;
-        Table::open(paths, self.delimiter)
+    fn table(&self, memory: u64) -> Result<Table> {
+        let paths = self.paths().map_err(|invalid| fail(ExitCode::Usage, invalid))?;
+        Table::open(paths, self.delimiter, memory)
+    }
+
+    /// The files, patterns spelt out.
+    fn paths(&self) -> Result<Vec<PathBuf>, Invalid> {
+        let mut paths = Vec::new();
+        for pattern in self.file.iter() {
+            let pattern = pattern.resolve().map_err(|error| Invalid::new("file", format!("{error:#}")))?;
+            let found = paths::expand(&pattern).map_err(|message| Invalid::new("file", message))?;
+            for path in found {
+                paths.push(FilePath(path.display().to_string()).file("file")?);
+            }
+        }
+        match paths.is_empty() {
+            true => Err(Invalid::new("file", "names no file")),
+            false => Ok(paths),
+        }
     }
 
     /// The files of the taken rows' pictures, a name for each, and what was found on the way.
@@ -232,10 +253,46 @@ impl TableSpec {
         root: &paths::Root,
         taken: &[usize],
     ) -> Result<(Vec<ImageFile>, Vec<String>, Option<String>)> {
+        if rows.picture(0).is_some() {
+            return self.entries(rows, image, taken);
+        }
         let (found, note) = paths::resolve(rows, image, root, taken)?;
         let file = |path: PathBuf| ImageFile { exif: self.exif, ..ImageFile::new(path, self.mode) };
         let names = taken.iter().map(|&row| rows.text(row, 0, image)).collect::<Result<_>>()?;
         Ok((found.into_iter().map(file).collect(), names, note))
+    }
+}
+
+impl TableSpec {
+    /// The same of pictures that the table itself holds.
+    fn entries(
+        &self,
+        rows: &Rows,
+        image: &str,
+        taken: &[usize],
+    ) -> Result<(Vec<ImageFile>, Vec<String>, Option<String>)> {
+        let (mut files, mut names) = (Vec::with_capacity(taken.len()), Vec::with_capacity(taken.len()));
+        let mut last: Option<Arc<Path>> = None;
+        for &row in taken {
+            let found = rows.picture(row).filter(|_| *rows.cell(row, 0) == Cell::Picture);
+            let Some((path, container, index)) = found else {
+                return Err(rows.refuse(
+                    row,
+                    image,
+                    "holds no picture; remove the sample, or name its column",
+                ));
+            };
+            let path = match last.take() {
+                Some(last) if *last == *path => last,
+                _ => path.into(),
+            };
+            let shard = path.file_stem().unwrap_or_default().to_string_lossy();
+            names.push(format!("{shard}/{}", container.name(index)));
+            let entry = Some(Entry { container, index });
+            files.push(ImageFile { path: path.clone(), entry, mode: self.mode, exif: self.exif });
+            last = Some(path);
+        }
+        Ok((files, names, None))
     }
 }
 

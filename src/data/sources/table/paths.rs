@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use wildmatch::WildMatch;
 
 use super::rows::{Cell, Rows};
 use crate::data::format::is_picture_name;
@@ -34,11 +35,13 @@ impl Root {
     }
 }
 
-/// How well the cells of a column name pictures in a folder: 2 for files as they are, 1 for their stems.
+/// How well the cells of a column name pictures in a folder: 3 for pictures themselves, 2 for files as they are, 1 for
+/// their stems.
 pub fn found_in(head: &Rows, column: usize, root: &Root) -> usize {
     let mut finder = Finder::default();
     let cells = (0..head.len().min(LOOKED_AT)).map(|row| head.cell(row, column));
     let scores = cells.map(|cell| match cell {
+        Cell::Picture => 3,
         Cell::Text(text) => match finder.find(&root.folder, text) {
             Found::File(path) if is_picture_name(&path) => 2,
             Found::Stem(..) => 1,
@@ -110,6 +113,45 @@ pub fn resolve(
         )
     });
     Ok((files, note))
+}
+
+/// The files that a pattern names: `*` and `?` in the last part of a path, and `{000..127}` anywhere.
+pub fn expand(pattern: &Path) -> Result<Vec<PathBuf>, String> {
+    let text = pattern.display().to_string();
+    if let Some((before, rest)) = text.split_once('{')
+        && let Some((range, after)) = rest.split_once('}')
+        && let Some((first, last)) = range.split_once("..")
+    {
+        let number = |text: &str| {
+            text.parse::<usize>()
+                .map_err(|_| format!("{text} in {pattern:?} is no number, as in {{000..127}}"))
+        };
+        let (from, to) = (number(first)?, number(last)?);
+        if from > to || to - from > 1_000_000 {
+            return Err(format!("{{{range}}} counts no files: the first number comes first"));
+        }
+        let width = first.len();
+        let name = |at: usize| expand(Path::new(&format!("{before}{at:0width$}{after}")));
+        return Ok((from..=to).map(name).collect::<Result<Vec<_>, _>>()?.concat());
+    }
+    let name = pattern.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    if !name.contains(['*', '?']) || pattern.exists() {
+        return Ok(vec![pattern.to_owned()]);
+    }
+    let folder = pattern.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let (wanted, mut found) = (WildMatch::new(&name), Vec::new());
+    for entry in
+        std::fs::read_dir(folder).map_err(|error| format!("{}: {error}", folder.display()))?.flatten()
+    {
+        if wanted.matches(&entry.file_name().to_string_lossy()) {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    match found.is_empty() {
+        true => Err(format!("no file is called {name} in {}", folder.display())),
+        false => Ok(found),
+    }
 }
 
 /// What a cell names.

@@ -1,10 +1,14 @@
 //! Tables as rows of cells, whatever their format.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Result;
 
+use super::parquet::{PageBudget, ParquetTable};
+use super::tar::TarShard;
 use super::text::{CsvTable, JsonLines};
+use crate::data::image::container::Container;
 use crate::libtorch::device::cores;
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::threads::each;
@@ -18,6 +22,8 @@ pub enum Cell {
     /// Text, or a number as it is written.
     Text(Box<str>),
     List(Vec<Box<str>>),
+    /// The picture itself.
+    Picture,
     /// Neither text, nor a number, nor a list of those.
     Other,
 }
@@ -28,6 +34,8 @@ pub struct Columns {
     pub cells: Vec<Vec<Cell>>,
     /// What [`Reader::place`] takes.
     pub at: Vec<u64>,
+    /// The pictures, by row, where a column holds them.
+    pub pictures: Option<Arc<dyn Container>>,
 }
 
 /// A table of one format.
@@ -39,6 +47,10 @@ pub trait Reader: Send + Sync {
     fn read(&self, wanted: &[&str], most: usize) -> Result<Columns>;
     /// The file and the row, for messages.
     fn place(&self, at: u64) -> String;
+    /// The names of the classes that numbers in a column stand for.
+    fn class_names(&self, _column: &str) -> Option<Vec<String>> {
+        None
+    }
 }
 
 /// Several files that are read as one table.
@@ -57,7 +69,9 @@ pub struct Rows<'a> {
 }
 
 impl Table {
-    pub fn open(paths: Vec<PathBuf>, delimiter: Option<char>) -> Result<Self> {
+    /// `memory`: bytes that pages of compressed tables may fill.
+    pub fn open(paths: Vec<PathBuf>, delimiter: Option<char>, memory: u64) -> Result<Self> {
+        let budget = Arc::new(PageBudget::new(memory));
         let reader = |path: PathBuf| -> Result<Box<dyn Reader>> {
             let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
             Ok(match extension.as_str() {
@@ -66,9 +80,15 @@ impl Table {
                     Box::new(CsvTable { path, delimiter: delimiter.unwrap_or(tab) })
                 }
                 "jsonl" | "ndjson" => Box::new(JsonLines { path }),
+                "parquet" | "pq" => Box::new(ParquetTable::open(path, budget.clone())?),
+                "tar" => Box::new(TarShard { path }),
                 _ => {
-                    let message =
-                        format!("{}: is no .csv, .tsv or .jsonl file; convert it to one", path.display());
+                    let packed = ["gz", "tgz", "zst", "bz2", "xz"].contains(&extension.as_str());
+                    let remedy = if packed { "unpack it" } else { "convert it to one" };
+                    let message = format!(
+                        "{}: is no .csv, .tsv, .jsonl, .parquet or .tar file; {remedy}",
+                        path.display()
+                    );
                     return Err(fail(ExitCode::Data, message));
                 }
             })
@@ -83,6 +103,11 @@ impl Table {
             return Err(fail(ExitCode::Data, message));
         }
         Ok(Self { readers, names })
+    }
+
+    /// The place of a column.
+    pub fn column(&self, name: &str) -> usize {
+        self.names.iter().position(|known| known == name).unwrap_or_default()
     }
 
     /// The cells of these columns.
@@ -135,6 +160,18 @@ impl Rows<'_> {
         &self.parts[part].cells[column][row]
     }
 
+    /// The file of a row's picture, the pictures in it and the row's number there; None where a column names files.
+    pub fn picture(&self, row: usize) -> Option<(&Path, Arc<dyn Container>, u32)> {
+        let (part, row) = self.part(row);
+        let pictures = self.parts[part].pictures.clone()?;
+        Some((self.table.readers[part].path(), pictures, row as u32))
+    }
+
+    /// The names of the classes that the numbers in a column stand for.
+    pub fn class_names(&self, column: &str) -> Option<Vec<String>> {
+        self.table.readers.first()?.class_names(column)
+    }
+
     /// The file and the row, for messages.
     pub fn place(&self, row: usize) -> String {
         let (part, row) = self.part(row);
@@ -147,6 +184,7 @@ impl Rows<'_> {
             Cell::Text(text) => Ok(text.to_string()),
             Cell::Empty => Err(self.refuse(row, name, "is empty; mend or remove the row")),
             Cell::List(_) => Err(self.refuse(row, name, "holds a list, and one value is wanted")),
+            Cell::Picture => Err(self.refuse(row, name, "holds a picture")),
             Cell::Other => Err(self.refuse(row, name, "holds neither text nor a number")),
         }
     }

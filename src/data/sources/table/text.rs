@@ -48,7 +48,7 @@ impl Reader for CsvTable {
             })
         };
         let wanted: Vec<usize> = wanted.iter().map(find).collect::<Result<_>>()?;
-        let mut columns = Columns { cells: vec![Vec::new(); wanted.len()], at: Vec::new() };
+        let mut columns = Columns { cells: vec![Vec::new(); wanted.len()], ..Columns::default() };
         let mut record = ByteRecord::new();
         while columns.at.len() < most
             && reader.read_byte_record(&mut record).map_err(|error| unreadable(&self.path, &error))?
@@ -153,7 +153,7 @@ impl Reader for JsonLines {
     }
 
     fn read(&self, wanted: &[&str], most: usize) -> Result<Columns> {
-        let mut columns = Columns { cells: vec![Vec::new(); wanted.len()], at: Vec::new() };
+        let mut columns = Columns { cells: vec![Vec::new(); wanted.len()], ..Columns::default() };
         self.each(|line, object| {
             for (name, cells) in wanted.iter().zip(&mut columns.cells) {
                 cells.push(cell(&object, name));
