@@ -66,6 +66,17 @@ fn masks(folder: &Path, count: u32) -> String {
 
 /// `tikhonov train` of this text on the pretend device.
 fn train(library: &Path, home: &Path, text: &str, sets: &[&str]) -> (PathBuf, Outcome) {
+    train_with(library, home, text, sets, &[])
+}
+
+/// The same with these variables of pretend.cpp.
+fn train_with(
+    library: &Path,
+    home: &Path,
+    text: &str,
+    sets: &[&str],
+    variables: &[(&str, &str)],
+) -> (PathBuf, Outcome) {
     let folder = tempfile::tempdir_in(home).unwrap().keep();
     let (config, output) = (write_config(&folder, text), folder.join("run"));
     let mut args = vec!["train", &config, "--output", output.to_str().unwrap()];
@@ -74,10 +85,15 @@ fn train(library: &Path, home: &Path, text: &str, sets: &[&str]) -> (PathBuf, Ou
         args.extend(["--device", "cuda"]);
     }
     // Dropout and noise as on the CPU.
-    let outcome = pretend(library, &args, &[("PRETEND_CUDA_GENERATOR", "cpu")]);
+    let variables = [&[("PRETEND_CUDA_GENERATOR", "cpu")], variables].concat();
+    let outcome = pretend(library, &args, &variables);
     assert_eq!(outcome.code, 0, "{args:?}: {}{}", outcome.stdout, outcome.stderr);
     outcome.counts.check(&outcome.stderr);
     assert!(!outcome.stderr.contains("Warning"), "{args:?}: {}", outcome.stderr);
+    assert!(
+        outcome.counts.operators > 0 || sets.contains(&"device=cpu"),
+        "{args:?}: a silent run on the CPU"
+    );
     (output, outcome)
 }
 
@@ -140,6 +156,117 @@ fn losses_with_numbers_of_their_own_are_recorded_and_equal_those_of_the_cpu() {
     }
 }
 
+/// An autoencoder with a normal code of two numbers.
+const CODES: &str = "
+seed: 1
+threads: 1
+model: {name: vae, args: {size: 16, channels: 1, hidden: 8, code: 2}}
+task: {generation: {kl_warmup_steps: 12}}
+data:
+  train: {shapes: {count: 160, size: 16}}
+  batch_size: 10
+  normalize: none
+optimizer: {sgd: {lr: 1.0e-4}}
+train: {epochs: 1, log_every: 1, pictures: 0}
+";
+
+#[test]
+fn steps_of_several_batches_under_a_loss_scale_or_a_warm_up_of_kl_are_recorded() {
+    let Some(library) = library("steps_of_several_batches_under_a_loss_scale_are_recorded") else { return };
+    let home = tempfile::tempdir().unwrap();
+    let data = format!("data.train={}", masks(&home.path().join("data"), 180));
+    let counted = [
+        "task={segmentation: {dice: 0, class_weights: [1, 2, 3]}}",
+        "model={input: [1, 16, 16], layers: [{conv2d: {out_channels: 3, kernel_size: 3, padding: 1}}]}",
+        "data.test=null",
+        "train.accumulate=2",
+        &data,
+    ];
+    let many = "data.train.shapes.count=240";
+    let average = ["train.ema={decay: 0.9}", "train.clip={norm: 0.1}", "penalty={l2: 0.001, l1: 0.001}"];
+    let scaled = [&[many, "train.amp=fp16"][..], &average].concat();
+    let unskipped =
+        [&[many, "train.amp=fp16", "train.accumulate=3", "optimizer={adam: {lr: 0.01}}"][..], &average]
+            .concat();
+    let runs = [
+        (CLASSES, &[many, "train.accumulate=3"][..]),
+        (CLASSES, &counted),
+        (CLASSES, &scaled),
+        (CLASSES, &unskipped),
+        (CODES, &[]),
+    ];
+    for (text, sets) in runs {
+        let with = |more: &str| train(library, home.path(), text, &[sets, &[more]].concat());
+        let ((eager, _), (graph, told)) = (with("train.cuda_graph=false"), with("train.cuda_graph=true"));
+        assert!(told.counts.replays >= 3, "{sets:?}: {:?} {}", told.counts, told.stderr);
+        let apart = difference(&graph, &eager);
+        assert!(apart < 1e-5, "{sets:?}: {apart}");
+        let seen = |run: &Path| -> Vec<_> {
+            let steps = records(run, "epoch").into_iter().chain(records(run, "step"));
+            steps.map(|step| (step["skipped_steps"].clone(), step["loss_scale"].clone())).collect()
+        };
+        assert_eq!(seen(&graph), seen(&eager), "{sets:?}");
+        let losses = |run: &Path| -> Vec<f64> {
+            records(run, "step").iter().map(|step| step["loss"].as_f64().unwrap()).collect()
+        };
+        for (ours, theirs) in losses(&graph).iter().zip(losses(&eager)) {
+            assert!((ours - theirs).abs() <= 1e-5 * theirs.abs(), "{sets:?}: {ours} {theirs}");
+        }
+    }
+}
+
+#[test]
+fn a_second_gpu_records_its_steps_too() {
+    let Some(library) = library("a_second_gpu_records_its_steps_too") else { return };
+    let home = tempfile::tempdir().unwrap();
+    let with = |sets: &[&str]| train(library, home.path(), CLASSES, sets);
+    let (first, _) = with(&["device=cuda:0", "train.cuda_graph=true"]);
+    let (second, told) = with(&["device=cuda:1", "train.cuda_graph=true"]);
+    assert!(told.counts.replays > 0, "{}", told.stderr);
+    assert_eq!(difference(&second, &first), 0.0);
+}
+
+#[test]
+fn a_recording_that_fails_leaves_nothing_behind_and_the_run_goes_on() {
+    let Some(library) = library("a_recording_that_fails_leaves_nothing_behind") else { return };
+    let home = tempfile::tempdir().unwrap();
+    masks(&home.path().join("data"), 120);
+    let files = format!(
+        "data.train={{images: {{root: {:?}, mode: grey, patch: 16}}}}",
+        home.path().join("data/image")
+    );
+    // From files, whose batches come by a stream of their own.
+    let sets = [
+        &files,
+        "data.test=null",
+        "data.memory_gib=0",
+        "data.workers=2",
+        "task.reconstruction.degrade=gaussian",
+    ];
+    let with = |graph: &str, variables: &[(&str, &str)]| {
+        let sets = [&sets[..], &[graph]].concat();
+        train_with(library, home.path(), IMAGES, &sets, variables)
+    };
+    let (eager, _) = with("train.cuda_graph=false", &[]);
+    for failure in ["cudnn@record:3", "memory@record:2"] {
+        let (run, told) = with("train.cuda_graph=auto", &[("PRETEND_CUDA_FAIL", failure)]);
+        let counts = &told.counts;
+        assert_eq!((counts.recordings, counts.replays, counts.failures), (1, 0, 1), "{failure}");
+        assert_eq!(
+            (counts.open_pools, counts.kept_pools, counts.delayed),
+            (0, 0, 0),
+            "{failure}: {counts:?}"
+        );
+        assert!(told.stderr.contains("no CUDA graph: the step cannot be recorded: "), "{}", told.stderr);
+        assert!(!told.stderr.contains("Result::unwrap"), "{}", told.stderr);
+        assert_eq!(difference(&run, &eager), 0.0, "{failure}");
+    }
+    // One that goes well has given the memory of its warm-up back first, and its own in the end.
+    let (_, told) = with("train.cuda_graph=true", &[]);
+    let counts = &told.counts;
+    assert!(counts.replays > 0 && counts.empty_caches >= 1, "{counts:?}");
+}
+
 #[test]
 fn batches_from_files_are_those_of_the_cpu_with_any_workers() {
     let Some(library) = library("batches_from_files_are_those_of_the_cpu") else { return };
@@ -195,9 +322,7 @@ fn networks_of_pythons_run_on_the_device_in_every_command() {
     image::GrayImage::new(16, 16).save(at("picture.png")).unwrap();
     for (language, config) in programs(home.path()) {
         let on_device = |args: &[&str]| {
-            let told = pretend(library, args, &[]);
-            assert_eq!(told.code, 0, "{language} {args:?}: {}{}", told.stdout, told.stderr);
-            assert!(told.counts.operators > 0, "{language} {args:?}: not on the device");
+            let told = pretend(library, args, &[]).checked();
             assert!(!told.stderr.contains("Warning"), "{language} {args:?}: {}", told.stderr);
             told
         };
@@ -222,45 +347,23 @@ fn networks_of_pythons_run_on_the_device_in_every_command() {
         on_device(&[&over[..], &validation, &with(&[])].concat());
         // With what the config says, and with `auto`, which a driver lets take the device.
         let auto = at(&format!("{language}-auto"));
-        let told = auto_with_driver(
-            library,
-            home.path(),
-            &["train", &config, "--output", &auto, "--device", "auto"],
-        );
-        assert_eq!(told.code, 0, "{}", told.stderr);
-        assert!(told.counts.operators > 0 && !told.stderr.contains("takes the CPU"), "{}", told.stderr);
+        let told = on_device(&["train", &config, "--output", &auto, "--device", "auto"]);
+        assert!(!told.stderr.contains("takes the CPU"), "{}", told.stderr);
     }
-}
-
-/// A folder with a libcuda.so.1 in which there is nothing.
-fn driver(home: &Path) -> PathBuf {
-    let folder = home.join("driver");
-    if !folder.exists() {
-        fs::create_dir(&folder).unwrap();
-        let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
-        let mut command = Command::new(compiler);
-        command.args(["-shared", "-x", "c++", "/dev/null", "-o"]).arg(folder.join("libcuda.so.1"));
-        assert!(command.status().unwrap().success());
-    }
-    folder
-}
-
-/// Runs the binary where NVIDIA's driver seems to be installed.
-fn auto_with_driver(library: &Path, home: &Path, args: &[&str]) -> Outcome {
-    let path = format!("{}:{}", library.display(), driver(home).display());
-    pretend(library, args, &[("LD_LIBRARY_PATH", &path)])
 }
 
 #[test]
 fn auto_says_why_it_takes_the_cpu_where_a_driver_is_installed() {
-    if library("auto_says_why_it_takes_the_cpu").is_none() {
-        return;
-    }
+    let Some(library) = library("auto_says_why_it_takes_the_cpu") else { return };
     let home = tempfile::tempdir().unwrap();
     let (config, output) = (write_config(home.path(), CLASSES), home.path().join("run"));
+    // A driver in which there is nothing.
+    fs::create_dir(home.path().join("driver")).unwrap();
+    fs::copy(library.join("libcuda.so.1"), home.path().join("driver/libcuda.so.1")).unwrap();
     let mut command = tikhonov();
     command.args(["train", &config, "--device", "auto", "--output", output.to_str().unwrap()]);
-    let (code, _, stderr) = outcome(command.env("LD_LIBRARY_PATH", driver(home.path())).output().unwrap());
+    command.env("LD_LIBRARY_PATH", home.path().join("driver"));
+    let (code, _, stderr) = outcome(command.output().unwrap());
     assert_eq!(code, 0, "{stderr}");
     let lines = stderr.lines().filter(|line| line.contains("`device: auto` takes the CPU")).count();
     assert!(lines == 1 && stderr.contains("no GPU can be used: "), "{stderr}");

@@ -19,6 +19,17 @@ impl Scalar {
         Ok(Self::Device(gate.f_full_like(value)?.f_masked_fill(&gate.f_gt(0.0)?, idle)?))
     }
 
+    /// This number, but `idle` where `found_inf` (0-dim float32 on the device) is 1.
+    pub fn unless(self, found_inf: Option<&Tensor>, idle: f64) -> Result<Self> {
+        match (self, found_inf) {
+            (Self::Device(value), Some(gate)) => {
+                Ok(Self::Device(value.f_masked_fill(&gate.f_gt(0.0)?, idle)?))
+            }
+            (Self::Host(value), gate) => Self::gated(value, idle, gate),
+            (device, None) => Ok(device),
+        }
+    }
+
     /// As a factor of `like`: 0-dim, of its kind, on its device.
     pub fn tensor(&self, like: &Tensor) -> Result<Tensor> {
         match self {

@@ -89,8 +89,8 @@ impl Ema {
     }
 
     /// The same as [`update`](Self::update) without its count, by a `weight` that is read on the device.
-    pub fn blend(&self, state: &[(String, Tensor)], weight: &Tensor) -> Result<()> {
-        self.blended(state, None, Scalar::Device(weight.shallow_clone()))
+    pub fn blend(&self, state: &[(String, Tensor)], gate: Option<&Tensor>, weight: &Tensor) -> Result<()> {
+        self.blended(state, gate, Scalar::Device(weight.shallow_clone()).unless(gate, 0.0)?)
     }
 
     /// Counts one update that [`blend`](Self::blend) recorded.

@@ -10,18 +10,28 @@ use crate::libtorch::scalar::Scalar;
 use crate::libtorch::stream::pin;
 use crate::penalty::LambdaValues;
 
-/// The weight of the average of the weights, and the learning rate and the coefficient of each form of penalty
-/// in each group.
+/// The weight of the average of the weights, the number of the loss, and the learning rate and the coefficient of each
+/// form of penalty in each group.
 pub struct GraphScalars {
-    /// `[1 + (1 + forms)·groups]` float32: average, then group by group the rate and the coefficients.
+    /// `[2 + (1 + forms)·groups]` float32: average, loss, then group by group the rate and the coefficients.
     all: Tensor,
     lrs: Vec<Tensor>,
     average: Tensor,
+    loss: Tensor,
+}
+
+/// What a step needs beside rates and λs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StepNumbers {
+    /// The weight that an average of the weights gives the new ones.
+    pub average: f64,
+    /// Through which the loss depends on the step.
+    pub loss: f64,
 }
 
 /// The place of a group's rate; its coefficients follow.
 fn place(group: usize) -> usize {
-    1 + group * (1 + crate::penalty::FORMS)
+    2 + group * (1 + crate::penalty::FORMS)
 }
 
 impl GraphScalars {
@@ -30,20 +40,19 @@ impl GraphScalars {
         let all = Tensor::f_zeros([place(groups) as i64], (Kind::Float, device))?;
         let lrs =
             (0..groups).map(|group| Ok(all.f_select(0, place(group) as i64)?)).collect::<Result<_>>()?;
-        Ok(Self { lrs, average: all.f_select(0, 0)?, all })
+        Ok(Self { lrs, average: all.f_select(0, 0)?, loss: all.f_select(0, 1)?, all })
     }
 
-    /// Sets them for the next step of `optimizer`, with one entry of `lambdas` per group; `average` is the weight
-    /// that an average of the weights gives the new ones. Nothing waits for the device.
+    /// Sets them for the next step of `optimizer`, with one entry of `lambdas` per group. Nothing waits for the device.
     pub fn set(
         &mut self,
         optimizer: &Optimizer,
         lr: f64,
         lambdas: &[LambdaValues],
-        average: f64,
+        step: StepNumbers,
     ) -> Result<()> {
         let mut numbers = vec![0.0; self.all.numel()];
-        numbers[0] = average;
+        (numbers[0], numbers[1]) = (step.average, step.loss);
         for (group, lambdas) in lambdas.iter().enumerate() {
             let rates = optimizer.rates(lr, group);
             numbers[place(group)] = rates.lr;
@@ -58,6 +67,11 @@ impl GraphScalars {
     /// The weight that an average of the weights gives the new ones, 0-dim.
     pub fn average(&self) -> &Tensor {
         &self.average
+    }
+
+    /// The number through which the loss depends on the step, 0-dim.
+    pub fn loss(&self) -> &Tensor {
+        &self.loss
     }
 
     /// The rate of a group, 0-dim.

@@ -108,7 +108,7 @@ impl GroupStep<'_> {
 
     fn coefficient(&self, row: usize, form: &dyn Penalty, lambda: f64, control: &Control) -> Result<Scalar> {
         if let Some((scalars, group)) = self.graph_scalars {
-            return scalars.coefficient(group, row);
+            return scalars.coefficient(group, row)?.unless(control.found_inf, form.idle());
         }
         let value = if form.accumulates() { self.due } else { form.coefficient(lambda, &self.rates) };
         Scalar::gated(value, form.idle(), control.found_inf)

@@ -40,7 +40,7 @@ pub use adam::AdamSpec;
 pub use adamw::AdamWSpec;
 pub use clip::Clip;
 pub use ema::{Ema, EmaSpec, keep_zeros};
-pub use graph_scalars::GraphScalars;
+pub use graph_scalars::{GraphScalars, StepNumbers};
 pub use lambda_gradient::LambdaGradient;
 pub use lion::LionSpec;
 pub use muon::{AdjustLr, MuonSpec};
@@ -179,6 +179,11 @@ impl OptimizerSpec {
     /// Why a step of it cannot be recorded as a CUDA graph.
     pub fn graph_obstacle(&self) -> Option<&'static str> {
         self.rule().graph_obstacle()
+    }
+
+    /// Whether a step on a GPU skips itself where its float16 gradients overflowed.
+    pub fn supports_found_inf(&self) -> bool {
+        self.rule().supports_found_inf()
     }
 
     /// Whether what is judged is an average that the optimiser keeps itself.

@@ -260,6 +260,11 @@ impl Optimizer {
         Ok(StepOutput { grad_norm, lambda_gradients, found_inf })
     }
 
+    /// Whether a step was made, so that there is a state.
+    pub fn has_begun(&self) -> bool {
+        self.state.iter().any(Option::is_some)
+    }
+
     /// Whether all of a step can be left to a number on the device. A first step cannot: whether there is a state
     /// depends on it.
     fn can_skip_on_device(&self, grads: &[Option<Tensor>], options: &StepOptions) -> bool {

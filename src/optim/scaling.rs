@@ -64,13 +64,20 @@ impl GradScaler {
 
     /// Moves the scale after the step that `found_inf` was found in. Nothing waits for the device.
     pub fn update(&mut self, found_inf: &Tensor) -> Result<()> {
-        let _ = self.scale.f_internal_amp_update_scale_(
-            &self.growth_tracker,
-            found_inf,
-            GROWTH,
-            BACKOFF,
-            INTERVAL,
-        )?;
+        self.adapt(found_inf)?;
+        self.observe(found_inf)
+    }
+
+    /// Moves the scale alone, which can be recorded.
+    pub fn adapt(&self, found_inf: &Tensor) -> Result<()> {
+        let mut scale = self.scale.shallow_clone();
+        let tracker = &self.growth_tracker;
+        let _ = scale.f_internal_amp_update_scale_(tracker, found_inf, GROWTH, BACKOFF, INTERVAL)?;
+        Ok(())
+    }
+
+    /// Takes note of a step whose scale was moved, for [`was_skipped`](Self::was_skipped).
+    pub fn observe(&mut self, found_inf: &Tensor) -> Result<()> {
         self.unread = Some(AsyncScalar::start(found_inf)?);
         Ok(())
     }

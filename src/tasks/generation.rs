@@ -123,8 +123,13 @@ impl Task for Generation {
         (reconstruction + kl * self.weight(clock)).mean(None::<Kind>)
     }
 
-    fn loss_depends_on_step(&self) -> bool {
-        self.kl_warmup_steps > 0
+    fn loss_number(&self, clock: ScheduleStep) -> Option<f64> {
+        (self.kl_warmup_steps > 0).then(|| self.weight(Some(clock)))
+    }
+
+    fn loss_with(&self, answer: &ModelOutput, ys: &Tensor, weight: &Tensor, _clock: ScheduleStep) -> Tensor {
+        let (reconstruction, kl) = nats(self.likelihood, answer, ys);
+        (reconstruction + &kl * weight.to_kind(kl.kind())).mean(None::<Kind>)
     }
 
     fn metric_args(&self, _output: &[i64]) -> MetricArgs {

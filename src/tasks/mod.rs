@@ -282,9 +282,14 @@ pub trait Task: Named {
         false
     }
 
-    /// Whether the loss of the same answer may be another at another `clock`.
-    fn loss_depends_on_step(&self) -> bool {
-        false
+    /// The number through which the loss of the same answer is another at another `clock`; None where it is not.
+    fn loss_number(&self, _clock: ScheduleStep) -> Option<f64> {
+        None
+    }
+
+    /// The loss in training with that number, 0-dim, where the answer is: a recorded step reads it there.
+    fn loss_with(&self, answer: &ModelOutput, ys: &Tensor, _number: &Tensor, clock: ScheduleStep) -> Tensor {
+        self.loss(answer, ys, Some(clock))
     }
 
     /// What its metrics need to know; `output` is the network's output shape without batch.

@@ -1,7 +1,7 @@
 //! Steps that read their rates on the device, as a recorded step does.
 
 use tch::{Device, Kind};
-use tikhonov::optim::{GraphScalars, StepOptions};
+use tikhonov::optim::{GraphScalars, StepNumbers, StepOptions};
 
 use super::normal;
 use super::scaling::{OPTIMIZERS, Run, is_refused};
@@ -65,7 +65,8 @@ fn a_step_by_numbers_on_the_device_is_the_step_by_those_of_the_host() {
                 let named = host.named();
                 host.ema.update(&named, None).unwrap();
 
-                scalars.set(&device.optimizer, lr, &device.lambdas, device.ema.weight()).unwrap();
+                let numbers = StepNumbers { average: device.ema.weight(), loss: 0.0 };
+                scalars.set(&device.optimizer, lr, &device.lambdas, numbers).unwrap();
                 // What the recorded step was given when it was recorded does not count.
                 let (lambdas, clip) = (&device.lambdas, device.clip.as_ref());
                 let options = StepOptions {
@@ -76,7 +77,7 @@ fn a_step_by_numbers_on_the_device_is_the_step_by_those_of_the_host() {
                     ..StepOptions::default()
                 };
                 device.optimizer.step_with(&options).unwrap();
-                device.ema.blend(&device.named(), scalars.average()).unwrap();
+                device.ema.blend(&device.named(), None, scalars.average()).unwrap();
                 device.ema.count();
             }
             for ((name, ours), (_, theirs)) in device.state().iter().zip(host.state()) {

@@ -1,24 +1,27 @@
 //! Training steps as a CUDA graph: forward pass, loss, backward pass, optimiser and average recorded once and
 //! replayed, so that the host asks the GPU for one thing per step and not for a thousand.
 //!
-//! What changes from step to step is read by the GPU: the batch from buffers that it is copied into, the
-//! learning rate, λ and the weight of the average from [`GraphScalars`], random numbers from the generator's
-//! seed and offset. What the task does to a batch before the network sees it stays outside, and so does
-//! logging. Steps of another shape (the last, smaller batch) run as they are.
+//! What changes from step to step is read by the GPU: the batches from buffers that they are copied into, the
+//! learning rate, λ, the weight of the average and the number of the loss from [`GraphScalars`], the loss scale of
+//! float16 where it is, random numbers from the generator's seed and offset. What the task does to a batch before
+//! the network sees it stays outside, and so does logging. Steps of another shape (the last, smaller batch) run as
+//! they are.
 
 use anyhow::{Result, anyhow};
 use tch::{Device, Kind, Tensor};
 
 use super::Trainer;
-use super::micro_batch_loss::{AnswerLosses, Answers};
+use super::micro_batch_loss::{Answers, MicroBatchLoss};
 use super::train_step::StepResult;
 use crate::config::{Amp, CudaGraph, RunConfig};
 use crate::data::loader::Batch;
 use crate::libtorch::autocast::autocast;
 use crate::libtorch::catch_panics;
 use crate::libtorch::graph::{Graph, copy_ahead, leave_default_stream};
-use crate::optim::{GraphScalars, StepOptions};
+use crate::metrics::ModelOutput;
+use crate::optim::{GraphScalars, StepNumbers, StepOptions};
 use crate::penalty::{LambdaValues, ParamGroup};
+use crate::tasks::Task;
 use crate::train::session::Session;
 use crate::train::trainer::deferred_scalar::DeferredScalar;
 use crate::util::exit_code::{ExitCode, fail};
@@ -39,14 +42,21 @@ pub(super) enum GraphState {
 /// A step, recorded.
 pub(super) struct RecordedStep {
     graph: Graph,
-    xs: Tensor,
-    ys: Tensor,
+    /// The batches of a step: inputs and targets.
+    inputs: Vec<(Tensor, Tensor)>,
     scalars: GraphScalars,
     /// The λs when it was recorded: forms that did not act then were not recorded.
     lambdas: Vec<LambdaValues>,
+    outputs: Outputs,
+}
+
+/// What a recorded step leaves, each 0-dim.
+struct Outputs {
     loss: Tensor,
     auxiliary: Option<Tensor>,
     grad_norm: Tensor,
+    /// As in [`StepOutput::found_inf`](crate::optim::StepOutput::found_inf).
+    found_inf: Option<Tensor>,
 }
 
 impl GraphState {
@@ -55,7 +65,7 @@ impl GraphState {
     pub fn new(session: &Session) -> Result<(Self, Option<String>)> {
         let spec = &session.config.spec;
         let wanted = spec.train.cuda_graph;
-        match obstacle(spec, session.device, &session.groups, session.task.loss_depends_on_step()) {
+        match obstacle(spec, session.device, &session.groups, session.task.as_ref()) {
             _ if wanted == CudaGraph::Off => Ok((Self::Off, None)),
             None => {
                 leave_default_stream(session.device)?;
@@ -77,55 +87,63 @@ fn obstacle(
     spec: &RunConfig,
     device: Device,
     groups: &[ParamGroup],
-    follows_the_clock: bool,
+    task: &dyn Task,
 ) -> Option<&'static str> {
     let train = &spec.train;
-    let mut forms = groups.iter().flat_map(ParamGroup::active);
+    let forms = || groups.iter().flat_map(ParamGroup::active);
+    let skips_on_device =
+        spec.optimizer.supports_found_inf() && forms().all(|term| term.form.supports_found_inf());
     let reasons = [
         (device == Device::Cpu, "the run is on the CPU"),
-        (train.accumulate > 1, "`accumulate` makes a step of several batches"),
-        (train.amp == Some(Amp::Fp16), "`amp: fp16` decides after each step whether it counts; take bf16"),
+        (
+            train.accumulate > 1 && task.is_joint(),
+            "the loss of several batches (`accumulate`) is a function of sums that wants a forward pass of its own",
+        ),
+        (
+            train.amp == Some(Amp::Fp16) && !skips_on_device,
+            "under `amp: fp16` the host decides whether a step of this optimizer or penalty counts; take bf16",
+        ),
         (spec.penalty.input_gradient.is_some(), "`input_gradient` differentiates the backward pass"),
         (train.sam.is_some(), "`sam` makes two passes over a batch"),
         (train.is_cut(), "`checkpoint_activations` looks at the generator's state"),
         (groups.iter().any(|group| group.tuned().is_some()), "a λ that is `auto` looks at the weights"),
-        (follows_the_clock, "the loss changes from step to step (`kl_warmup_steps`)"),
     ];
     let of_run = reasons.into_iter().find_map(|(holds, reason)| holds.then_some(reason));
     let of_run = of_run.or_else(|| spec.optimizer.graph_obstacle());
-    of_run.or_else(|| forms.find_map(|term| term.form.graph_obstacle()))
+    of_run.or_else(|| forms().find_map(|term| term.form.graph_obstacle()))
 }
 
 impl Trainer<'_> {
     /// One step by a replay, where one is due; else the batches come back, to be learnt from as they are.
     pub(super) fn try_replay(
         &mut self,
-        mut group: Vec<Batch>,
+        group: Vec<Batch>,
         is_logged: bool,
     ) -> Result<Result<StepResult, Vec<Batch>>> {
-        if matches!(self.graph_state, GraphState::Off) || self.stopwatch.is_running() || group.len() != 1 {
+        let spec = &self.session.config.spec;
+        if matches!(self.graph_state, GraphState::Off) || self.stopwatch.is_running() {
             return Ok(Err(group));
         }
         if let GraphState::Warmup(steps) = &mut self.graph_state
-            && *steps < WARM_UP
+            && (*steps < WARM_UP || !self.optimizer.has_begun())
         {
             *steps += 1;
             return Ok(Err(group));
         }
-        let full = self.session.config.spec.data.batch_size as i64;
-        if group[0].xs.size()[0] != full {
+        let full = spec.data.batch_size as i64;
+        if group.len() != spec.train.accumulate || group.iter().any(|batch| batch.xs.size()[0] != full) {
             return Ok(Err(group));
         }
-        let Some(batch) = group.pop() else { return Ok(Err(group)) };
         let (lr, lambdas) = self.next_lr_and_lambdas()?;
         let before = self.weight_stats(is_logged, lr, &lambdas)?;
         let task = &self.session.task;
-        // Kept as it was for the case that recording fails: preparing draws random numbers.
-        let kept = batch.shallow_clone();
-        let (xs, ys) =
-            catch_panics(|| task.make_batch(batch.xs, batch.ys, true)).and_then(|prepared| prepared)?;
-        if !self.fits(&xs, &ys, &lambdas)
-            && let Err(error) = self.record(&xs, &ys, lr, &lambdas)
+        // Kept as they were for the case that recording fails: preparing draws random numbers.
+        let kept: Vec<_> = group.iter().map(Batch::shallow_clone).collect();
+        let prepared = catch_panics(|| -> Result<Vec<_>> {
+            group.into_iter().map(|batch| task.make_batch(batch.xs, batch.ys, true)).collect()
+        })??;
+        if !self.fits(&prepared, &lambdas)
+            && let Err(error) = self.record(&prepared, lr, &lambdas)
         {
             let reason = format!("{error:#}");
             if self.session.config.spec.train.cuda_graph == CudaGraph::On {
@@ -139,93 +157,113 @@ impl Trainer<'_> {
             self.graph_state = GraphState::Off;
             self.optimizer.zero_grad()?;
             self.seed();
-            return Ok(Err(vec![kept]));
+            return Ok(Err(kept));
         }
+        let numbers = self.step_numbers();
         let GraphState::On(recorded) = &mut self.graph_state else {
             return Err(anyhow!("no step was recorded"));
         };
-        copy_ahead(&recorded.xs, &xs)?;
-        copy_ahead(&recorded.ys, &ys)?;
-        let average = self.averaged.as_ref().map_or(0.0, |(ema, _)| ema.weight());
-        recorded.scalars.set(&self.optimizer, lr, &lambdas, average)?;
+        for ((own_xs, own_ys), (xs, ys)) in recorded.inputs.iter().zip(&prepared) {
+            copy_ahead(own_xs, xs)?;
+            copy_ahead(own_ys, ys)?;
+        }
+        recorded.scalars.set(&self.optimizer, lr, &lambdas, numbers)?;
         recorded.graph.replay()?;
         if let Some((ema, _)) = &mut self.averaged {
             ema.count();
         }
-        let (loss, grad_norm) = (DeferredScalar::of(&recorded.loss), DeferredScalar::of(&recorded.grad_norm));
+        let Outputs { loss, auxiliary, grad_norm, found_inf } = &recorded.outputs;
+        if let (Some(scale), Some(found_inf)) = (&mut self.scale, found_inf) {
+            scale.observe(found_inf)?;
+        }
         self.stopwatch.passed(Phase::Optimizer);
-        let auxiliary = recorded.auxiliary.as_ref().map(DeferredScalar::of);
-        let input_gradient = None;
         Ok(Ok(StepResult {
-            loss,
-            auxiliary,
-            input_gradient,
-            grad_norm,
-            found_inf: None,
+            loss: DeferredScalar::of(loss),
+            auxiliary: auxiliary.as_ref().map(DeferredScalar::of),
+            input_gradient: None,
+            grad_norm: DeferredScalar::of(grad_norm),
+            found_inf: found_inf.as_ref().map(Tensor::shallow_clone),
             before,
-            samples: full,
+            samples: full * prepared.len() as i64,
         }))
     }
 
+    /// What a step reads beside rates and λs.
+    fn step_numbers(&self) -> StepNumbers {
+        let average = self.averaged.as_ref().map_or(0.0, |(ema, _)| ema.weight());
+        StepNumbers { average, loss: self.session.task.loss_number(self.clock()).unwrap_or_default() }
+    }
+
     /// Whether what is recorded is the step to be made.
-    fn fits(&self, xs: &Tensor, ys: &Tensor, lambdas: &[LambdaValues]) -> bool {
+    fn fits(&self, inputs: &[(Tensor, Tensor)], lambdas: &[LambdaValues]) -> bool {
         let alike = |a: &Tensor, b: &Tensor| a.size() == b.size() && a.kind() == b.kind();
         match &self.graph_state {
             GraphState::On(recorded) => {
-                alike(&recorded.xs, xs)
-                    && alike(&recorded.ys, ys)
+                let pairs = recorded.inputs.iter().zip(inputs);
+                pairs.clone().all(|(own, now)| alike(&own.0, &now.0) && alike(&own.1, &now.1))
                     && recorded.lambdas.iter().zip(lambdas).all(|(own, now)| own.acts_alike(now))
             }
             _ => false,
         }
     }
 
-    fn record(&mut self, xs: &Tensor, ys: &Tensor, lr: f64, lambdas: &[LambdaValues]) -> Result<()> {
+    fn record(&mut self, like: &[(Tensor, Tensor)], lr: f64, lambdas: &[LambdaValues]) -> Result<()> {
         let device = self.session.device;
         // What was recorded before gives its memory back first.
         self.graph_state = GraphState::Warmup(WARM_UP);
-        let (xs, ys) = (xs.f_detach()?.f_empty_like()?, ys.f_detach()?.f_empty_like()?);
+        let room = |like: &Tensor| -> Result<Tensor> { Ok(like.f_detach()?.f_empty_like()?) };
+        let inputs: Vec<_> = like.iter().map(|(xs, ys)| Ok((room(xs)?, room(ys)?))).collect::<Result<_>>()?;
         let mut scalars = GraphScalars::new(lambdas.len(), device)?;
-        let average = self.averaged.as_ref().map_or(0.0, |(ema, _)| ema.weight());
-        scalars.set(&self.optimizer, lr, lambdas, average)?;
-        let (session, network, clock) = (self.session, &self.network, self.clock());
+        scalars.set(&self.optimizer, lr, lambdas, self.step_numbers())?;
+        let (network, scale, clock) = (&self.network, &self.scale, self.clock());
         let (optimizer, averaged) = (&mut self.optimizer, &self.averaged);
-        let train = &session.config.spec.train;
-        let amp = train.amp.map(Amp::kind);
-        let (graph, (loss, auxiliary, grad_norm)) = Graph::record(device, || {
-            let (loss, sum) = autocast(device, amp, || -> Result<_> {
-                let answers = Answers::of(session.task.as_ref(), network, &xs)?;
-                let loss =
-                    AnswerLosses::of(&answers, |_, answer| session.task.loss(answer, &ys, Some(clock)));
-                let sum = loss.with_auxiliary(&loss.main);
-                Ok((loss, sum))
-            })??;
-            sum.backward();
+        let (task, train) = (self.session.task.as_ref(), &self.session.config.spec.train);
+        let (amp, share) = (train.amp.map(Amp::kind), 1.0 / inputs.len() as f64);
+        let has_number = task.loss_number(clock).is_some();
+        let (graph, outputs) = Graph::record(device, || {
+            let parts = MicroBatchLoss::separate(task, inputs.iter().map(|(_, ys)| ys));
+            let (mut total, mut auxiliary): (Option<Tensor>, Option<Tensor>) = (None, None);
+            for (xs, ys) in &inputs {
+                let loss = autocast(device, amp, || -> Result<_> {
+                    let answers = Answers::of(task, network, xs)?;
+                    let loss = |answer: &ModelOutput| match has_number {
+                        true => task.loss_with(answer, ys, scalars.loss(), clock),
+                        false => task.loss(answer, ys, Some(clock)),
+                    };
+                    Ok(parts.of(task, &answers, ys, share, loss))
+                })??;
+                let objective = loss.with_auxiliary(&loss.main);
+                scale.as_ref().map_or(objective.shallow_clone(), |scale| scale.scaled(&objective)).backward();
+                for (sum, part) in [(&mut total, Some(&loss.main)), (&mut auxiliary, loss.auxiliary.as_ref())]
+                {
+                    let Some(part) = part.map(|part| part.detach().to_kind(Kind::Double)) else { continue };
+                    *sum = Some(match sum.take() {
+                        Some(sum) => sum + part,
+                        None => part,
+                    });
+                }
+            }
             let options = StepOptions {
                 lr,
                 lambdas,
                 clip: train.clip.as_ref(),
+                scale: scale.as_ref(),
                 graph_scalars: Some(&scalars),
                 ..StepOptions::default()
             };
             let step = optimizer.step_with(&options)?;
             if let Some((ema, _)) = averaged {
-                ema.blend(&network.state(), scalars.average())?;
+                ema.blend(&network.state(), step.found_inf.as_ref(), scalars.average())?;
             }
-            let kept = |loss: &Tensor| loss.detach().to_kind(Kind::Double);
-            Ok((kept(&loss.main), loss.auxiliary.as_ref().map(kept), step.grad_norm))
+            if let (Some(scale), Some(found_inf)) = (scale, &step.found_inf) {
+                scale.adapt(found_inf)?;
+            }
+            let loss = total.ok_or_else(|| anyhow!("a step of no batches"))?;
+            Ok(Outputs { loss, auxiliary, grad_norm: step.grad_norm, found_inf: step.found_inf })
         })?;
         let lambdas = lambdas.to_vec();
-        self.graph_state = GraphState::On(Box::new(RecordedStep {
-            graph,
-            xs,
-            ys,
-            scalars,
-            lambdas,
-            loss,
-            auxiliary,
-            grad_norm,
-        }));
+        self.graph_state =
+            GraphState::On(Box::new(RecordedStep { graph, inputs, scalars, lambdas, outputs }));
         Ok(())
     }
 }
@@ -249,7 +287,7 @@ mod tests {
         let document = Document::parse("test", text).unwrap();
         let spec = Config::from_document(document, &[], [], Path::new("run")).unwrap().spec;
         let groups = spec.penalty.assign(&[PenaltyParam { name: "w", is_weight: true }]).unwrap();
-        obstacle(&spec, Device::Cuda(0), &groups, spec.task.build().loss_depends_on_step())
+        obstacle(&spec, Device::Cuda(0), &groups, spec.task.task())
     }
 
     #[test]
@@ -257,9 +295,12 @@ mod tests {
         let plain = "penalty: {decoupled: {start: 0.1, end: 0.2, epochs: 1}, l1: 0.1}\nschedule: cosine\n\
                      train: {epochs: 1, amp: bf16, clip: {norm: 1.0}, ema: {decay: 0.9, warmup: true}}";
         assert_eq!(reason(plain), None);
+        for plain in ["train: {epochs: 1, accumulate: 2}", "train: {epochs: 1, amp: fp16}"] {
+            assert_eq!(reason(plain), None);
+        }
         for (lines, word) in [
-            ("train: {epochs: 1, accumulate: 2}", "accumulate"),
-            ("train: {epochs: 1, amp: fp16}", "fp16"),
+            ("optimizer: nadam\ntrain: {epochs: 1, amp: fp16}", "fp16"),
+            ("penalty: {unit_norm: 1}\ntrain: {epochs: 1, amp: fp16}", "fp16"),
             ("train: {epochs: 1, checkpoint_activations: 4}", "checkpoint_activations"),
             ("penalty: {input_gradient: 0.1}\ntrain: {epochs: 1}", "input_gradient"),
             ("train: {epochs: 1, sam: {rho: 0.1}}", "sam"),

@@ -73,11 +73,31 @@ pub(super) enum MicroBatchLoss {
 }
 
 impl MicroBatchLoss {
-    /// What to differentiate for a batch that is `share` of the samples.
-    pub fn of(&self, trainer: &Trainer, answers: &Answers, ys: &Tensor, share: f64) -> AnswerLosses {
-        let task = &trainer.session.task;
+    /// Of a task whose loss is a mean over samples, or over what it counts, from the targets of each batch.
+    pub fn separate<'t>(task: &dyn Task, ys: impl ExactSizeIterator<Item = &'t Tensor>) -> Self {
+        if ys.len() < 2 {
+            return Self::Samples;
+        }
+        let weights: Option<Vec<_>> = ys.map(|ys| task.weight(ys)).collect();
+        match weights.as_deref() {
+            Some([first, rest @ ..]) => {
+                Self::Weight(rest.iter().fold(first.shallow_clone(), |sum, weight| sum + weight))
+            }
+            _ => Self::Samples,
+        }
+    }
+
+    /// What to differentiate for a batch that is `share` of the samples; `loss` is the task's.
+    pub fn of(
+        &self,
+        task: &dyn Task,
+        answers: &Answers,
+        ys: &Tensor,
+        share: f64,
+        loss: impl Fn(&ModelOutput) -> Tensor,
+    ) -> AnswerLosses {
         AnswerLosses::of(answers, |at, answer| {
-            let loss = || task.loss(answer, ys, Some(trainer.clock()));
+            let loss = || loss(answer);
             match self {
                 Self::Joint { slopes, .. } => match (task.sums(answer, ys), slopes.get(at)) {
                     (Some(sums), Some(slope)) => (sums * slope).sum(Kind::Double),
@@ -105,13 +125,7 @@ impl Trainer<'_> {
             return Ok(MicroBatchLoss::Samples);
         }
         if !task.is_joint() {
-            let weights: Option<Vec<_>> = group.iter().map(|batch| task.weight(&batch.ys)).collect();
-            return Ok(match weights.as_deref() {
-                Some([first, rest @ ..]) => MicroBatchLoss::Weight(
-                    rest.iter().fold(first.shallow_clone(), |sum, weight| sum + weight),
-                ),
-                _ => MicroBatchLoss::Samples,
-            });
+            return Ok(MicroBatchLoss::separate(task.as_ref(), group.iter().map(|batch| &batch.ys)));
         }
         let (device, amp) = (self.session.device, self.session.config.spec.train.amp.map(Amp::kind));
         let parts = catch_panics(|| -> Result<Option<MicroBatchLoss>> {

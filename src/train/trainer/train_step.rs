@@ -12,6 +12,7 @@ use crate::config::Amp;
 use crate::data::loader::Batch;
 use crate::libtorch::autocast::autocast;
 use crate::libtorch::{catch_panics, device};
+use crate::metrics::ModelOutput;
 use crate::nn::model::Network;
 use crate::optim::{StepOptions, StepOutput};
 use crate::penalty::LambdaValues;
@@ -95,7 +96,8 @@ impl Trainer<'_> {
                 self.stopwatch.passed(Phase::Prepare);
                 let loss = autocast(device, amp, || -> Result<_> {
                     let answers = Answers::of(task.as_ref(), network, &xs)?;
-                    Ok(parts.of(self, &answers, &ys, share))
+                    let loss = |answer: &ModelOutput| task.loss(answer, &ys, Some(self.clock()));
+                    Ok(parts.of(task.as_ref(), &answers, &ys, share, loss))
                 })??;
                 self.stopwatch.passed(Phase::Forward);
                 let (objective, penalty) = self.with_input_gradient(&loss.main, &xs, samples)?;
