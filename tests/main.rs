@@ -28,6 +28,7 @@ mod generation;
 mod group_lasso;
 mod init_from;
 mod judged;
+mod judgement;
 mod kernels;
 #[cfg(feature = "kernels")]
 mod layers;

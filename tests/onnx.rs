@@ -25,6 +25,8 @@ fn options(largest: u64) -> Options {
     Options {
         preprocess: None,
         softmax: false,
+        sigmoid: false,
+        temperature: None,
         half: false,
         largest,
         name: "net".into(),

@@ -34,6 +34,8 @@ pub const CONFIG_FILE: &str = "config.yaml";
 
 /// A run's own copy of the program that it trains.
 pub const PROGRAM_FILE: &str = "program.pt";
+/// What `tikhonov calibrate` found, in a run folder.
+pub const CALIBRATION_FILE: &str = "calibration.json";
 /// The coefficients of a linear model, in a run folder.
 pub const COEFFICIENTS_FILE: &str = "coefficients.csv";
 

@@ -8,6 +8,7 @@ use tch::Device;
 
 use crate::checkpoint::{Checkpoints, Loaded, State};
 use crate::config::{CONFIG_FILE, Config, Override, differences};
+use crate::inference::calibration::{Calibration, at_temperature};
 use crate::libtorch::{cuda, device};
 use crate::nn::model::Network;
 use crate::pytorch::weights::Part;
@@ -33,6 +34,8 @@ pub struct LoadedModel {
     pub device: Device,
     pub plan: ModelPlan,
     pub weights: Weights,
+    /// That `tikhonov calibrate` found for these weights: their logits are divided by it.
+    pub temperature: Option<f64>,
 }
 
 /// Where the weights come from.
@@ -71,8 +74,9 @@ impl LoadedModel {
             }
             (None, true) => {
                 let mut loaded = checkpoints.chosen(choice.checkpoint)?;
-                if choice.part.raw {
-                    loaded.ema = None;
+                if choice.part.raw && loaded.ema.take().is_some() {
+                    // They were chosen for the averaged ones.
+                    loaded.state.thresholds.clear();
                 }
                 Weights::Checkpoint(Box::new(loaded))
             }
@@ -86,7 +90,11 @@ impl LoadedModel {
         if let (Weights::Checkpoint(loaded), true) = (&weights, is_run) {
             tell_edits(run, loaded)?;
         }
-        Ok(Self { config, device, plan, weights })
+        let temperature = match &weights {
+            Weights::Checkpoint(loaded) if is_run => Calibration::of(run, loaded)?,
+            _ => None,
+        };
+        Ok(Self { config, device, plan, weights, temperature })
     }
 
     /// Refuses weights of which some are drawn afresh: what answers with them is not trained. Exit 2, with
@@ -109,6 +117,12 @@ impl LoadedModel {
             fresh.len()
         );
         Err(fail(ExitCode::Usage, message))
+    }
+
+    /// By class, the probability from which on it is found; empty where no validation set chose it for these
+    /// weights.
+    pub fn thresholds(&self) -> Vec<f64> {
+        at_temperature(self.weights.thresholds(), self.temperature)
     }
 
     /// Sets the number of threads, where the config names one, and which CPU kernels compute.
@@ -173,8 +187,7 @@ impl Weights {
         }
     }
 
-    /// By class, the probability from which on it is found; empty where no validation set chose it for these
-    /// weights.
+    /// The same before any temperature.
     pub fn thresholds(&self) -> &[f64] {
         match self {
             Self::Checkpoint(loaded) => &loaded.state.thresholds,

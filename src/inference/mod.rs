@@ -1,5 +1,6 @@
 //! A trained network at work.
 
+pub mod calibration;
 pub mod codec;
 pub mod compressor;
 pub mod loaded_model;

@@ -42,6 +42,8 @@ pub struct Probabilities {
 }
 
 pub struct ClassAnswers {
+    /// `[N · K]`, less ln Σ exp of them.
+    pub logits: Vec<f64>,
     pub probabilities: Probabilities,
     pub truth: Vec<usize>,
     /// The most probable class; of equals the first.
@@ -53,6 +55,8 @@ pub struct ClassAnswers {
 }
 
 pub struct LabelAnswers {
+    /// `[N · K]`
+    pub logits: Vec<f64>,
     pub probabilities: Probabilities,
     /// `[N · K]`
     pub truth: Vec<bool>,
@@ -147,6 +151,27 @@ impl Answers {
         }
     }
 
+    /// The same with logits that are divided by `temperature`, and thresholds of 0.5; None where there are none.
+    pub fn at_temperature(&self, temperature: f64) -> Option<Self> {
+        let divided = |logits: &[f64], classes: usize| {
+            Tensor::from_slice(logits).reshape([-1, classes as i64]) / temperature
+        };
+        match self {
+            Self::Classes(answers) => {
+                let truth: Vec<i64> = answers.truth.iter().map(|&class| class as i64).collect();
+                let logits = divided(&answers.logits, answers.probabilities.classes);
+                Some(Self::Classes(ClassAnswers::new(&logits, &Tensor::from_slice(&truth))))
+            }
+            Self::Labels(answers) => {
+                let truth: Vec<f64> = answers.truth.iter().map(|&is| f64::from(u8::from(is))).collect();
+                let logits = divided(&answers.logits, answers.probabilities.classes);
+                let truth = Tensor::from_slice(&truth).view_as(&logits);
+                Some(Self::Labels(LabelAnswers::new(&logits, &truth)))
+            }
+            _ => None,
+        }
+    }
+
     /// Whether both are answers to the same questions.
     pub fn is_of_same(&self, other: &Self) -> bool {
         match (self, other) {
@@ -189,6 +214,7 @@ impl ClassAnswers {
             probabilities: Probabilities::new(classes, logarithms.iter().map(|value| value.exp()).collect()),
             predicted: predicted.into_iter().map(|class| class as usize).collect(),
             truth,
+            logits: logarithms,
         }
     }
 
@@ -209,6 +235,7 @@ impl LabelAnswers {
         let classes = logits.size()[1] as usize;
         let nats = logits.binary_cross_entropy_with_logits::<Tensor>(ys, None, None, tch::Reduction::None);
         Self {
+            logits: host(logits),
             probabilities: Probabilities::new(classes, host(&logits.sigmoid())),
             truth: host(ys).into_iter().map(|label| label > 0.5).collect(),
             thresholds: vec![0.5; classes],

@@ -15,9 +15,11 @@ mod cohen_kappa;
 mod elbo;
 pub mod image;
 mod matthews_corrcoef;
+pub mod mcnemar;
 mod multi_label;
 mod regression;
 mod segmentation;
+pub mod temperature;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -353,8 +355,9 @@ impl<'a> MetricCollection<'a> {
                 }
             };
             if is_wanted {
-                let scores = (family.of)(&answers, None);
-                all.values.extend(scores.into_iter().filter(|(name, _)| is_shown(name)));
+                // The evaluation has the loss by itself.
+                let scores = (family.of)(&answers, None).into_iter().filter(|(name, _)| name != LOSS.name);
+                all.values.extend(scores.filter(|(name, _)| is_shown(name)));
             }
         }
         all.answers = Some(Arc::new(answers));

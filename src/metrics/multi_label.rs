@@ -35,11 +35,14 @@ impl SetMetric for MultiLabel {
         let [hits, found, support] = sums;
         let wrong = (found + support - 2 * hits) as f64;
         let classes = tallies.len() as f64;
+        let nats = answers.nats.iter().enumerate().map(|(at, nats)| nats * count(counts, at) as f64);
+        let loss = nats.sum::<f64>() / all as f64;
         vec![
             ("macro_f1".into(), tallies.iter().map(|tally| f1(*tally)).sum::<f64>() / classes),
             ("micro_f1".into(), f1(sums)),
             ("subset_accuracy".into(), right as f64 / all as f64),
             ("hamming_loss".into(), wrong / (all as f64 * classes)),
+            ("loss".into(), loss),
         ]
     }
 }

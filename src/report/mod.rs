@@ -9,6 +9,7 @@ mod layers;
 mod overview;
 mod pictures;
 mod plots;
+pub mod reliability;
 mod sweeps;
 
 use std::fmt::Write;

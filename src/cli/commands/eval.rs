@@ -6,16 +6,15 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::judged::{Judged, Request};
 use super::{MachineOptions, WeightOptions, assignment};
 use crate::data::{Dataset, Split};
-use crate::inference::loaded_model::LoadedModel;
-use crate::metrics::{
-    ClassReport, Scores, Thresholds, Wanted, bootstrap, is_of_class, reliability, with_class_name,
-};
-use crate::train::evaluate::{Judging, evaluate};
-use crate::train::sample_images::SampleImages;
-use crate::train::session::Session;
-use crate::util::console::{self, print_err, print_out};
+use crate::metrics::{ClassReport, Scores, bootstrap, is_of_class, reliability, with_class_name};
+use crate::plot::png::png;
+use crate::plot::standalone;
+use crate::report::reliability::figure;
+use crate::util::atomic_file;
+use crate::util::console::{self, print_out};
 use crate::util::exit_code::{ExitCode, WithExitCode};
 use crate::util::terminal::{padded, width};
 
@@ -55,6 +54,9 @@ pub struct Options {
     /// Which draws --bootstrap makes
     #[arg(long, value_name = "N", default_value_t = 0, requires = "bootstrap")]
     pub seed: u64,
+    /// The reliability diagram into this .png file: how often answers are right, by their confidence
+    #[arg(long, value_name = "FILE")]
+    pub reliability: Option<PathBuf>,
     /// As JSON, one object per run, confusion matrix and reliability included
     #[arg(long)]
     pub json: bool,
@@ -65,54 +67,29 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 fn eval_one(run: &Path, options: &Options) -> Result<()> {
-    let overrides = options.machine.overrides();
-    let LoadedModel { config, device, plan, weights } =
-        LoadedModel::open(run, &options.set, overrides, &options.weights.choice())?;
-    let data = &config.spec.data;
-    let split = options.split.unwrap_or(match (&data.test, &data.validation) {
-        (None, Some(_)) => {
-            print_err!(
-                "{} has no test set: the scores are of the validation set, which may have chosen the weights",
-                run.display()
-            );
-            Split::Validation
-        }
-        _ => Split::Test,
-    });
-    config.validate_data(&[split])?;
-    let session = Session::open_only(config, plan, device, split, weights.classes())?;
-    let network = session.network()?;
-    weights.load_into(&network)?;
-    let name = format!("{split:?}").to_lowercase();
-    let set = session.split(split);
-    let set = set.with_exit_code(ExitCode::Usage, || {
-        let data = &session.config.spec.data;
-        let others = [("test", data.test.is_some()), ("validation", data.validation.is_some())];
-        let other = others.iter().find(|(_, is_there)| *is_there).map_or("train", |(name, _)| name);
-        format!("{} has no {name} set; try --split {other}", run.display())
+    let mut judged = Judged::of(&Request {
+        run,
+        weights: &options.weights,
+        set: &options.set,
+        machine: &options.machine,
+        split: options.split,
+        calibrated: true,
+        pictures: options.pictures.as_ref().map_or(0, |_| options.count),
     })?;
-    for note in session.mask_notes(&name, set) {
-        print_err!("{note}");
+    let name = judged.split.key();
+    let gallery = std::mem::take(&mut judged.gallery);
+    if let (Some(draws), Some(answers)) = (options.bootstrap, judged.scores.answers.clone()) {
+        let task = judged.session.task.name();
+        judged.scores.intervals = bootstrap::intervals(task, &answers, draws, options.seed);
     }
-    let loader = session.loader(set, false)?;
-    let wanted = options.pictures.as_ref().map_or(0, |_| options.count);
-    let mut gallery = SampleImages::of(wanted).showing(&session.config.spec);
-    let judging = Judging {
-        wanted: Wanted::All,
-        thresholds: Thresholds::Given(weights.thresholds()),
-        temperature: None,
-    };
-    let (task, output) = (&*session.task, session.model.output());
-    let mut scores = evaluate(&network, task, output, &loader, &mut gallery, &judging)?;
-    if let (Some(draws), Some(answers)) = (options.bootstrap, scores.answers.clone()) {
-        scores.intervals = bootstrap::intervals(task.name(), &answers, draws, options.seed);
-    }
-    let (judged, left_out) = (scores.indices.len(), set.left_out());
-    for note in &set.notes {
-        print_err!("{name}: {note}");
-    }
-    for skipped in &left_out {
-        print_err!("{name}: {skipped}");
+    let (set, scores, weights) = (judged.data()?, &judged.scores, &judged.weights);
+    let (count, left_out) = (scores.indices.len(), set.left_out());
+    let bins = scores.answers.as_ref().map(|answers| reliability(answers)).unwrap_or_default();
+    if let Some(file) = &options.reliability {
+        let what = || format!("--reliability: {} answers with no probabilities of classes", run.display());
+        let drawn = figure(&[("", &bins)]).filter(|_| !bins.is_empty());
+        let drawn = drawn.with_exit_code(ExitCode::Usage, what)?;
+        atomic_file::write_with_folders(file, &png(&standalone(&drawn.svg))?)?;
     }
     if let Some(folder) = &options.pictures {
         let stem = run.file_stem().unwrap_or_default().to_string_lossy();
@@ -122,7 +99,7 @@ fn eval_one(run: &Path, options: &Options) -> Result<()> {
     }
     if options.json {
         let mut line = json!({
-            "run": run, "split": name, "samples": judged, "scores": scores, "report": scores.report,
+            "run": run, "split": name, "samples": count, "scores": scores, "report": scores.report,
         });
         if !left_out.is_empty() {
             line["skipped"] = json!(left_out);
@@ -132,20 +109,23 @@ fn eval_one(run: &Path, options: &Options) -> Result<()> {
                 |(name, interval): (&String, &_)| (with_class_name(name, &scores.classes), json!(interval));
             line["intervals"] = scores.intervals.iter().map(named).collect();
         }
-        let bins = scores.answers.as_ref().map(|answers| reliability(answers)).unwrap_or_default();
+        if let Some(temperature) = judged.temperature {
+            line["temperature"] = json!(temperature);
+        }
         if !bins.is_empty() {
             line["reliability"] = json!(bins);
         }
         if options.each {
-            line["each"] = rows(&scores, set).collect();
+            line["each"] = rows(scores, set).collect();
         }
         weights.describe(&mut line);
         print_out!("{line}");
     } else {
-        print_out!("{} on {name} ({judged} samples)", weights.on(run));
-        console::out(format_args!("{}", table(&scores, &set.classes)));
+        let calibrated = judged.temperature.map_or_else(String::new, |t| format!(", temperature {t:.4}"));
+        print_out!("{} on {name} ({count} samples){calibrated}", weights.on(run));
+        console::out(format_args!("{}", table(scores, &set.classes)));
         if options.each {
-            for row in rows(&scores, set) {
+            for row in rows(scores, set) {
                 print_out!("{row}");
             }
         }

@@ -1,6 +1,8 @@
 //! The subcommands: one file each, with its `Options` and its `run`, and one row of `commands!`.
 
 mod bench;
+mod calibrate;
+mod compare;
 mod completions;
 mod convert;
 mod decode;
@@ -13,6 +15,7 @@ mod finetune;
 mod init;
 mod inspect;
 mod interpolate;
+mod judged;
 mod models;
 mod outputs;
 mod predict;
@@ -77,6 +80,8 @@ commands! {
     Report => report;
     Runs => runs;
     Eval => eval;
+    Compare => compare;
+    Calibrate => calibrate;
     Predict => predict;
     Restore => restore;
     Sample => sample;
@@ -122,7 +127,7 @@ pub struct MachineOptions {
 }
 
 /// Which weights to use.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct WeightOptions {
     /// last, best, or a folder under RUN/checkpoints; without it best, else last
     #[arg(long, value_name = "NAME", conflicts_with = "weights")]

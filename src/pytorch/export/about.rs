@@ -1,5 +1,5 @@
 //! What every export says of its network beside the weights: class names, normalisation, the size of its
-//! input.
+//! input, temperature and thresholds.
 
 use serde_json::{Map, Value as Json};
 
@@ -18,6 +18,10 @@ pub struct About {
     pub target_std: Vec<f64>,
     /// Of one sample, without the batch: `[C, H, W]` or `[F]`.
     pub input_size: Vec<i64>,
+    /// Probabilities are those of logits that are divided by it.
+    pub temperature: Option<f64>,
+    /// By class, the probability from which on it is found; where a sample may have any number of classes.
+    pub thresholds: Vec<f64>,
 }
 
 /// One thing known.
@@ -26,6 +30,7 @@ pub enum Fact<'a> {
     Texts(&'a [String]),
     Numbers(&'a [f64]),
     Integers(&'a [i64]),
+    Number(f64),
 }
 
 impl About {
@@ -38,6 +43,8 @@ impl About {
             ("target_mean", Fact::Numbers(&self.target_mean), self.target_mean.is_empty()),
             ("target_std", Fact::Numbers(&self.target_std), self.target_std.is_empty()),
             ("input_size", Fact::Integers(&self.input_size), self.input_size.is_empty()),
+            ("temperature", Fact::Number(self.temperature.unwrap_or(1.0)), self.temperature.is_none()),
+            ("thresholds", Fact::Numbers(&self.thresholds), self.thresholds.is_empty()),
         ];
         all.into_iter().filter(|(.., is_empty)| !is_empty).map(|(name, fact, _)| (name, fact)).collect()
     }
@@ -59,6 +66,7 @@ impl Fact<'_> {
             Self::Texts(texts) => Json::from(texts.to_vec()),
             Self::Numbers(numbers) => Json::from(numbers.to_vec()),
             Self::Integers(numbers) => Json::from(numbers.to_vec()),
+            Self::Number(number) => Json::from(number),
         }
     }
 
@@ -67,6 +75,7 @@ impl Fact<'_> {
             Self::Texts(texts) => texts.iter().cloned().map(Value::Str).collect(),
             Self::Numbers(numbers) => numbers.iter().copied().map(Value::Float).collect(),
             Self::Integers(numbers) => numbers.iter().copied().map(Value::Int).collect(),
+            Self::Number(number) => return Value::Float(number),
         })
     }
 }

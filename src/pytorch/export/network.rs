@@ -85,9 +85,7 @@ impl TrainedNetwork {
     /// The network with its weights as `options` want them, and what is done to it on its way into a program.
     /// Exit 2 where it takes no such options, exit 4 where narrowing would break the weights.
     pub fn prepare(&self, options: &ExportOptions) -> Result<(Network, torchscript::Options)> {
-        if options.softmax {
-            self.takes_softmax()?;
-        }
+        self.takes_probabilities(options)?;
         let network = self.network(options.kind())?;
         let mut about = self.about.clone();
         if options.preprocess {
@@ -95,9 +93,12 @@ impl TrainedNetwork {
             (about.mean, about.std) = Default::default();
             (about.target_mean, about.target_std) = Default::default();
         }
-        let &ExportOptions { softmax, freeze, optimize, preprocess, .. } = options;
+        let &ExportOptions { softmax, sigmoid, freeze, optimize, preprocess, .. } = options;
         let preprocess = preprocess.then(|| self.preprocess()).transpose()?;
-        Ok((network, torchscript::Options { preprocess, softmax, freeze, optimize, about }))
+        let temperature = if softmax || sigmoid { about.temperature.take() } else { None };
+        let options =
+            torchscript::Options { preprocess, softmax, sigmoid, temperature, freeze, optimize, about };
+        Ok((network, options))
     }
 
     /// What the user should know of a program of this network.
@@ -109,6 +110,9 @@ impl TrainedNetwork {
         if !options.preprocess {
             let program = "--preprocess writes a program that answers in the units of the data";
             notes.extend(self.target_note().map(|note| format!("{note}; {program}")));
+        }
+        if !(options.softmax || options.sigmoid) {
+            notes.extend(self.probability_note());
         }
         if self.answers_residual() {
             let what = "what is to be subtracted from its input (task.reconstruction.residual)";
@@ -173,6 +177,22 @@ impl TrainedNetwork {
         self.normalize_target().map(|_| note.into())
     }
 
+    /// A note on how its answers become probabilities, where that is not by a softmax alone.
+    pub fn probability_note(&self) -> Option<String> {
+        let is_labels = self.task.as_ref().is_some_and(|task| task.task().answers_labels());
+        let function = if is_labels { "sigmoid" } else { "softmax" };
+        let about = &self.about;
+        (about.temperature.is_some() || is_labels).then(|| {
+            let scaled =
+                about.temperature.map_or("x".to_owned(), |temperature| format!("x / {temperature:?}"));
+            let found = match about.thresholds.is_empty() {
+                true => "",
+                false => ", and a class is found from its entry of `thresholds` on, which the file has",
+            };
+            format!("this network answers logits x: probabilities are {function}({scaled}){found}")
+        })
+    }
+
     /// Its auxiliary heads by name, where it has some.
     pub fn auxiliary(&self) -> Option<String> {
         named_heads(&self.model.auxiliary_heads())
@@ -195,6 +215,7 @@ impl TrainedNetwork {
             remarks.push(format!("mean = {:?}", target.mean));
             remarks.push(format!("std = {:?}", target.std));
         }
+        remarks.extend(self.probability_note());
         if let Some(heads) = self.auxiliary() {
             remarks.push(format!("forward leaves out {heads}: only training uses them."));
         }
@@ -204,8 +225,26 @@ impl TrainedNetwork {
         remarks
     }
 
+    /// Exit 2 where the option does not make probabilities of its answers.
+    pub fn takes_probabilities(&self, options: &ExportOptions) -> Result<()> {
+        let is_labels = self.task.as_ref().map(|task| task.task().answers_labels());
+        match (options.softmax, options.sigmoid, is_labels) {
+            (true, _, Some(true)) => {
+                let message =
+                    "--softmax: the samples of this run may have any number of classes; say --sigmoid";
+                Err(fail(ExitCode::Usage, message))
+            }
+            (_, true, Some(false)) => {
+                let message = "--sigmoid is for runs of `task: multi_label`, and this is none; leave it out, or say --softmax";
+                Err(fail(ExitCode::Usage, message))
+            }
+            (true, ..) => self.takes_softmax(),
+            _ => Ok(()),
+        }
+    }
+
     /// Exit 2 where a softmax over the channels gives no probabilities of classes.
-    pub fn takes_softmax(&self) -> Result<()> {
+    fn takes_softmax(&self) -> Result<()> {
         let output = self.model.output();
         let is_classifier = self.task.as_ref().is_none_or(|task| task.task().answers_logits(output));
         let last = self.model.root().leaves().last().map(|leaf| &leaf.op);

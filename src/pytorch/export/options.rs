@@ -23,9 +23,12 @@ pub struct ExportOptions {
     /// data where `data.normalize_target` scaled them
     #[arg(long)]
     pub preprocess: bool,
-    /// TorchScript, ONNX: answer probabilities
+    /// TorchScript, .pt2, ONNX: answer probabilities, by the temperature that `calibrate` found where it did
     #[arg(long)]
     pub softmax: bool,
+    /// The same of a run of `task: multi_label`
+    #[arg(long, conflicts_with = "softmax")]
+    pub sigmoid: bool,
 }
 
 impl ExportOptions {
@@ -40,7 +43,7 @@ impl ExportOptions {
 
     /// The options that were given.
     pub fn given(&self) -> Vec<&'static str> {
-        let &Self { half, bf16, freeze, optimize, preprocess, softmax } = self;
+        let &Self { half, bf16, freeze, optimize, preprocess, softmax, sigmoid } = self;
         let all = [
             (half, "--half"),
             (bf16, "--bf16"),
@@ -48,6 +51,7 @@ impl ExportOptions {
             (optimize, "--optimize"),
             (preprocess, "--preprocess"),
             (softmax, "--softmax"),
+            (sigmoid, "--sigmoid"),
         ];
         all.into_iter().filter(|(given, _)| *given).map(|(_, option)| option).collect()
     }

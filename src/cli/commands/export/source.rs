@@ -9,6 +9,7 @@ use super::Options;
 use crate::checkpoint::{self, Checkpoints, Loaded};
 use crate::config::{CONFIG_FILE, RunConfig};
 use crate::data::normalize::NormalizeSpec;
+use crate::inference::calibration::{Calibration, at_temperature};
 use crate::nn::model::{Model, ModelSpec};
 use crate::pytorch::export::{About, TrainedNetwork};
 use crate::pytorch::weights::Part;
@@ -29,8 +30,9 @@ pub(super) fn open(options: &Options) -> Result<TrainedNetwork> {
 
 fn of_checkpoint(path: &Path, options: &Options) -> Result<TrainedNetwork> {
     let (mut loaded, mut config) = checkpoint(path, options)?;
-    if options.raw {
-        loaded.ema = None;
+    if options.raw && loaded.ema.take().is_some() {
+        // They were chosen for the averaged ones.
+        loaded.state.thresholds.clear();
     }
     // The file does not say which layers were frozen.
     config.model.init_from = None;
@@ -43,7 +45,11 @@ fn of_checkpoint(path: &Path, options: &Options) -> Result<TrainedNetwork> {
     let (mean, std) = numbers(&config.data.normalize);
     let (target_mean, target_std) = numbers(&config.data.normalize_target);
     let (classes, input_size) = (loaded.state.classes.clone(), model.input().to_vec());
-    let about = About { classes, mean, std, target_mean, target_std, input_size };
+    let run = loaded.folder.canonicalize().context("the checkpoint's folder")?;
+    let run = run.parent().and_then(Path::parent);
+    let temperature = run.map(|run| Calibration::of(run, &loaded)).transpose()?.flatten();
+    let thresholds = at_temperature(&loaded.state.thresholds, temperature);
+    let about = About { classes, mean, std, target_mean, target_std, input_size, temperature, thresholds };
     let mut metadata = metadata(&loaded);
     metadata.extend(about.json().into_iter().map(|(name, value)| (name, value.to_string())));
     Ok(TrainedNetwork {

@@ -65,7 +65,7 @@ pub fn run(options: &Options) -> Result<()> {
     let set = inputs(spec, trained.weights.features(), model.input(), &options.inputs)?;
     keep_memory();
     let classes = trained.weights.classes().unwrap_or_default().to_vec();
-    let thresholds = trained.weights.thresholds().to_vec();
+    let thresholds = trained.thresholds();
     if thresholds.is_empty() && task.answers_labels() {
         print_err!(
             "no validation set chose thresholds for these weights: a class is found from a probability of 0.5 on"
@@ -74,6 +74,9 @@ pub fn run(options: &Options) -> Result<()> {
     let mut printer = Printer::new(options, classes, thresholds);
     for note in &set.notes {
         print_err!("{note}");
+    }
+    if let Some(temperature) = trained.temperature {
+        print_err!("logits are divided by the temperature {temperature:.4} that `calibrate` found");
     }
     let mut answered = 0;
     let loader = loader(spec, network.device(), &set, false)?;
@@ -85,9 +88,11 @@ pub fn run(options: &Options) -> Result<()> {
                 task.forward(&network, &xs, false)
             })
         })??;
-        for (index, prediction) in
-            batch.indices.iter().zip(task.predictions(&loader.in_data_units(&answer.outputs))?)
-        {
+        let outputs = match trained.temperature {
+            Some(temperature) => answer.outputs / temperature,
+            None => loader.in_data_units(&answer.outputs),
+        };
+        for (index, prediction) in batch.indices.iter().zip(task.predictions(&outputs)?) {
             let index = *index as usize;
             let name = set.names.get(index).cloned().unwrap_or_else(|| format!("row {}", index + 1));
             printer.print(&name, prediction)?;

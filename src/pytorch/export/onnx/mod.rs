@@ -36,7 +36,7 @@ impl Exporter for Onnx {
     }
 
     fn options(&self) -> &'static [&'static str] {
-        &["--half", "--preprocess", "--softmax"]
+        &["--half", "--preprocess", "--softmax", "--sigmoid"]
     }
 
     fn refusal(&self, option: &str) -> Option<&'static str> {
@@ -52,14 +52,14 @@ impl Exporter for Onnx {
     }
 
     fn write(&self, from: &TrainedNetwork, options: &ExportOptions, path: &Path) -> Result<String> {
-        if options.softmax {
-            from.takes_softmax()?;
-        }
+        from.takes_probabilities(options)?;
         let preprocess = options.preprocess.then(|| from.preprocess()).transpose()?;
         let network = from.network(Some(Kind::Float))?;
         let what = Options {
             preprocess,
             softmax: options.softmax,
+            sigmoid: options.sigmoid,
+            temperature: from.about.temperature.filter(|_| options.softmax || options.sigmoid),
             half: options.half,
             largest: LARGEST,
             name: from.name.clone(),
@@ -84,6 +84,10 @@ pub struct Options {
     pub preprocess: Option<torchscript::Preprocess>,
     /// Answers probabilities: softmax over the channels.
     pub softmax: bool,
+    /// The same of classes of which a sample may have any number.
+    pub sigmoid: bool,
+    /// Probabilities are those of logits that are divided by it.
+    pub temperature: Option<f64>,
     /// float16, but for batch norms.
     pub half: bool,
     /// Bytes of tensors beyond which they go into a file of their own: [`LARGEST`].
@@ -98,7 +102,8 @@ pub struct Options {
 /// counterpart in ONNX, exit 4 where `half` would make finite weights infinite; then nothing is written.
 /// Returns what the file holds.
 pub fn write(path: &Path, model: &Model, network: &Network, options: &Options) -> Result<String> {
-    let script = torchscript::Options { softmax: options.softmax, ..Default::default() };
+    let &Options { softmax, sigmoid, temperature, .. } = options;
+    let script = torchscript::Options { softmax, sigmoid, temperature, ..Default::default() };
     let flat = FlatGraph::of(model, network, &script)?;
     let tensors = network.state();
     let tensors = if options.half { narrowed(tensors, Kind::Half)? } else { tensors };
@@ -113,7 +118,7 @@ pub fn write(path: &Path, model: &Model, network: &Network, options: &Options) -
     }
     let (mut graph, mut y) = Writer::write(graph, &flat, &tensors, x)?;
     let target = options.preprocess.as_ref().and_then(|preprocess| preprocess.normalize_target.as_ref());
-    if let (Some(target), false) = (target, options.softmax) {
+    if let (Some(target), false) = (target, softmax || sigmoid) {
         y = pictures::restore(&mut graph, y, target);
     }
     graph.output(&y, element, &output_dims(model, &flat, resizes)?);
@@ -121,6 +126,9 @@ pub fn write(path: &Path, model: &Model, network: &Network, options: &Options) -
     if options.preprocess.is_some() {
         // They are in the graph, and must not be applied once more.
         metadata.retain(|(key, _)| !["mean", "std", "target_mean", "target_std"].contains(&key.as_str()));
+    }
+    if temperature.is_some() {
+        metadata.retain(|(key, _)| key != "temperature");
     }
     if let (Some(sides), false) = (&flat.sides, resizes) {
         metadata.push(("size_multiple".into(), sides.multiple.to_string()));

@@ -41,7 +41,7 @@ impl Exporter for Pt2 {
     }
 
     fn options(&self) -> &'static [&'static str] {
-        &["--half", "--bf16", "--preprocess", "--softmax"]
+        &["--half", "--bf16", "--preprocess", "--softmax", "--sigmoid"]
     }
 
     fn write(&self, from: &TrainedNetwork, options: &ExportOptions, path: &Path) -> Result<String> {

@@ -84,7 +84,8 @@ fn answer(network: &Network, xs: &Tensor, train: bool, options: &Options) -> Res
     catch_panics(|| {
         let ys = no_grad(|| network.forward(xs, train));
         match &options.preprocess {
-            _ if options.softmax => ys.softmax(1, None::<Kind>),
+            _ if options.softmax => (ys / options.temperature.unwrap_or(1.0)).softmax(1, None::<Kind>),
+            _ if options.sigmoid => (ys / options.temperature.unwrap_or(1.0)).sigmoid(),
             Some(Preprocess { normalize_target: Some(target), .. }) => {
                 target.undo(&ys.to_kind(Kind::Double)).to_kind(ys.kind())
             }

@@ -33,7 +33,7 @@ impl Exporter for TorchScript {
     }
 
     fn options(&self) -> &'static [&'static str] {
-        &["--half", "--bf16", "--freeze", "--optimize", "--preprocess", "--softmax"]
+        &["--half", "--bf16", "--freeze", "--optimize", "--preprocess", "--softmax", "--sigmoid"]
     }
 
     fn write(&self, from: &TrainedNetwork, options: &ExportOptions, path: &Path) -> Result<String> {
@@ -60,6 +60,10 @@ pub struct Options {
     pub preprocess: Option<Preprocess>,
     /// Answers probabilities: softmax over the channels.
     pub softmax: bool,
+    /// The same of classes of which a sample may have any number.
+    pub sigmoid: bool,
+    /// Probabilities are those of logits that are divided by it.
+    pub temperature: Option<f64>,
     /// Weights as constants, evaluation only, batch norms folded into convolutions.
     pub freeze: bool,
     /// Of `torch.jit.optimize_for_inference` what a file can hold: freezing, and linear weights transposed.
@@ -151,7 +155,7 @@ pub(super) fn program(
 /// The program that the network came from, with the network's weights.
 fn filled(script: &scripted::Script, network: &Network, wrapping: &Wrapping) -> Result<script::Module> {
     if !wrapping.before.is_empty() || !wrapping.after.is_empty() {
-        let message = "--preprocess and --softmax would change the program of a scripted or exported model; leave them out";
+        let message = "--preprocess, --softmax and --sigmoid would change the program of a scripted or exported model; leave them out";
         return Err(fail(ExitCode::Usage, message));
     }
     let module = scripted::load(script.language, &script.file, Device::Cpu, network.kind())?;
@@ -183,6 +187,8 @@ fn build(root: &Module, network: &Network, wrapping: &Wrapping, about: &About) -
             Fact::Texts(texts) => made.add_texts(name, texts)?,
             Fact::Numbers(numbers) => made.add_numbers(name, numbers)?,
             Fact::Integers(numbers) => made.add_integers(name, numbers)?,
+            // Attributes are lists.
+            Fact::Number(number) => made.add_numbers(name, &[number])?,
         }
     }
     Ok(made)
@@ -359,8 +365,11 @@ pub(super) fn normalizing(Normalize { mean, std }: &Normalize, rank: usize) -> S
 
 /// The lines after the network's own.
 pub(super) fn ending(options: &Options) -> String {
+    let scaled =
+        options.temperature.map_or_else(String::new, |temperature| format!("x = x / {temperature:?}\n"));
     match &options.preprocess {
-        _ if options.softmax => "x = torch.softmax(x, 1)".to_owned(),
+        _ if options.softmax => scaled + "x = torch.softmax(x, 1)",
+        _ if options.sigmoid => scaled + "x = torch.sigmoid(x)",
         Some(Preprocess { normalize_target: Some(Normalize { mean, std }), .. }) => {
             // As scalars: a list of numbers passes through float32 on its way into a tensor.
             let column = |(at, (mean, std))| format!("x[:, {at}:{}] * {std:?} + {mean:?}", at + 1);
