@@ -12,7 +12,10 @@ use tch::{Kind, Tensor};
 
 use crate::common::{outcome, records, tikhonov, write_config};
 
+mod commands;
 mod device;
+mod failures;
+mod training;
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/pretend_cuda");
 
@@ -69,7 +72,7 @@ impl Outcome {
     /// Of a command that succeeded, on the device, without a mistake.
     pub fn checked(self) -> Self {
         assert_eq!(self.code, 0, "{}{}", self.stdout, self.stderr);
-        assert!(self.counts.operators > 0, "a silent run on the CPU");
+        assert!(self.counts.operators > 0, "a silent run on the CPU: {}{}", self.stdout, self.stderr);
         self.counts.check(&self.stderr);
         self
     }
