@@ -15,6 +15,7 @@ use crate::common::{outcome, records, tikhonov, write_config};
 mod commands;
 mod device;
 mod failures;
+mod gpu_check;
 mod training;
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/pretend_cuda");
