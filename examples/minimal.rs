@@ -50,8 +50,9 @@ pub fn main() -> Result<()> {
     let params = network.parameters().iter().map(|param| (param.name.clone(), param.tensor.shallow_clone()));
     let mut optimizer = spec.optimizer.build(params.collect(), &session.groups)?;
     let (base_lr, steps_per_epoch) = (spec.optimizer.lr(), batches.steps() as u64);
-    let total_steps = spec.train.epochs * steps_per_epoch;
-    for epoch in 0..spec.train.epochs {
+    let epochs = spec.train.epochs.context("the config says how many epochs")?;
+    let total_steps = epochs * steps_per_epoch;
+    for epoch in 0..epochs {
         let (mut loss_sum, mut penalty) = (0.0, 0.0);
         for (step, batch) in (epoch * steps_per_epoch..).zip(batches.epoch(epoch, 0)) {
             let batch = batch?;

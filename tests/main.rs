@@ -11,6 +11,7 @@ mod balance;
 #[cfg(feature = "kernels")]
 mod batch_norm;
 mod bench;
+mod budget;
 mod checkpointing;
 mod compression;
 mod config;

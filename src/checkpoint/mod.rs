@@ -6,4 +6,4 @@ mod store;
 
 pub use folder::{Loaded, Snapshot, is_checkpoint, load};
 pub use state::{Best, State};
-pub use store::Checkpoints;
+pub use store::{Checkpoints, STABLE};

@@ -98,6 +98,24 @@ pub struct Best {
     pub higher_is_better: Option<bool>,
     pub value: f64,
     pub epoch: u64,
+    /// The step, where that was within the epoch after `epoch`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<u64>,
+}
+
+impl Best {
+    /// The name of the checkpoint of that moment.
+    pub fn checkpoint(&self) -> String {
+        match self.within {
+            None => format!("epoch-{:04}", self.epoch),
+            Some(step) => format!("step-{step:08}"),
+        }
+    }
+
+    /// Whether it was reached at the moment of `state`.
+    pub fn is_at(&self, state: &State) -> bool {
+        self.epoch == state.epoch && self.within == (state.batch > 0).then_some(state.step)
+    }
 }
 
 impl State {
@@ -265,8 +283,13 @@ mod tests {
             |state| state.epoch = 4,
             |state| state.skipped = 1_000_000,
             |state| {
-                state.best =
-                    Some(Best { metric: "loss".into(), higher_is_better: None, value: 0.0, epoch: 2 })
+                state.best = Some(Best {
+                    metric: "loss".into(),
+                    higher_is_better: None,
+                    value: 0.0,
+                    epoch: 2,
+                    within: None,
+                })
             },
         ];
         for change in changes {

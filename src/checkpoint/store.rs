@@ -2,7 +2,7 @@
 //!
 //! `checkpoints/step-00000500/` (within an epoch) or `epoch-0003/` (at its end) hold `model.safetensors`,
 //! `optimizer.safetensors`, `ema.safetensors` where there is one, and `state.json` with the SHA-256 of each.
-//! `last` and `best` are links. A folder is written under another name, synced, checked and renamed, or
+//! `last`, `best` and `stable` are links. A folder is written under another name, synced, checked and renamed, or
 //! exchanged with one that has its name already; the old one goes only afterwards.
 
 use std::fs;
@@ -18,6 +18,9 @@ use super::state::State;
 use crate::metrics::Monitor;
 use crate::util::atomic_file;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
+
+/// The link to the checkpoint from before the decay of `schedule: wsd`.
+pub const STABLE: &str = "stable";
 
 /// The checkpoints of one run.
 pub struct Checkpoints {
@@ -87,7 +90,7 @@ impl Checkpoints {
             }
         }
         if let Some(best) = state.and_then(|state| state.best.as_ref()) {
-            let name = format!("epoch-{:04}", best.epoch);
+            let name = best.checkpoint();
             if self.has(&name) && self.resolve("best") != self.resolve(&name) {
                 self.link("best", &name)?;
             }
@@ -150,6 +153,13 @@ impl Checkpoints {
         Ok(target)
     }
 
+    /// Points `stable` at the checkpoint that `last` is: a longer run goes on from there.
+    pub fn mark_stable(&self) -> Result<()> {
+        let Some(last) = self.target("last") else { return Ok(()) };
+        self.link(STABLE, &short_name(&last))
+            .with_exit_code(ExitCode::Storage, || format!("pointing {STABLE} to {}", last.display()))
+    }
+
     /// Makes the folder for the first checkpoint. That of the run must be there: one that was removed is not
     /// made anew.
     fn make(&self) -> Result<()> {
@@ -204,7 +214,7 @@ impl Checkpoints {
     /// Removes checkpoints that are neither `last`, nor `best`, nor among the `keep` best by the score that
     /// `monitor` names (by age where they have none).
     pub fn prune(&self, keep: usize, monitor: &Monitor) -> Result<()> {
-        let linked: Vec<_> = ["last", "best"].iter().filter_map(|link| self.resolve(link)).collect();
+        let linked: Vec<_> = ["last", "best", STABLE].iter().filter_map(|link| self.resolve(link)).collect();
         for folder in self.surplus(&linked, keep, monitor)? {
             fs::remove_dir_all(&folder)
                 .with_exit_code(ExitCode::Storage, || format!("removing {}", folder.display()))?;
@@ -222,7 +232,7 @@ impl Checkpoints {
         atomic_file::sweep(self.folder.parent().unwrap_or(Path::new(".")));
         let [last, best] = ["last", "best"].map(|link| self.resolve(link));
         // After the save `last` is an older one, and `best` where the new one is better.
-        let linked: Vec<_> = best.iter().filter(|_| !is_best).cloned().collect();
+        let linked: Vec<_> = best.iter().filter(|_| !is_best).cloned().chain(self.resolve(STABLE)).collect();
         let surplus = self.surplus(&linked, keep, monitor).unwrap_or_default();
         let safe = [last, best];
         let surplus = surplus.into_iter().filter(|folder| !safe.contains(&Some(folder.clone())));
@@ -358,8 +368,13 @@ mod tests {
     fn snapshot(step: u64, batch: usize, score: Option<f64>) -> Snapshot {
         let mut state = State::new("data".into());
         (state.step, state.epoch, state.batch, state.score) = (step, step / 10, batch, score);
-        let best =
-            |value| Best { metric: "accuracy".into(), higher_is_better: None, value, epoch: step / 10 };
+        let best = |value| Best {
+            metric: "accuracy".into(),
+            higher_is_better: None,
+            value,
+            epoch: step / 10,
+            within: None,
+        };
         state.best = score.map(best);
         let weight = Tensor::from_slice(&[step as f32, 0.1]);
         Snapshot { state, model: vec![("w".into(), weight)], optimizer: vec![], ema: None }
@@ -389,7 +404,8 @@ mod tests {
         store.save(snapshot(10, 0, None), true).unwrap();
         store.save(snapshot(20, 0, None), false).unwrap();
         let mut state = State::new("data".into());
-        state.best = Some(Best { metric: "loss".into(), higher_is_better: None, value: 1.0, epoch: 2 });
+        state.best =
+            Some(Best { metric: "loss".into(), higher_is_better: None, value: 1.0, epoch: 2, within: None });
         store.settle(Some(&state)).unwrap();
         assert_eq!(store.named("best").unwrap().state.step, 20);
     }

@@ -27,7 +27,9 @@ use crate::util::builtin;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::yaml::{self, Document, Invalid, nearest};
 pub use differences::differences;
-pub use train::{Amp, CheckpointSpec, CudaGraph, EarlyStopping, Segments, TrainSpec};
+pub use train::{
+    Amp, Budget, CheckpointSpec, CudaGraph, EarlyStopping, EvalEvery, EvalSteps, Segments, TrainSpec,
+};
 
 /// The resolved config in a run folder.
 pub const CONFIG_FILE: &str = "config.yaml";

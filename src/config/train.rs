@@ -15,9 +15,19 @@ use crate::util::yaml::Invalid;
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrainSpec {
-    /// Passes over the training set.
+    /// Passes over the training set. Give this, `steps` or `hours`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
-    pub epochs: u64,
+    pub epochs: Option<u64>,
+    /// Optimiser steps of the run, which may end within an epoch; instead of `epochs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub steps: Option<u64>,
+    /// Hours of training, evaluation and pauses apart; instead of `epochs`. Schedules and λs go by the share of
+    /// the time that is over, so that no two runs are the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub hours: Option<f64>,
     /// Batches whose gradients are averaged into one optimiser step.
     #[serde(default = "one_batch")]
     #[schemars(range(min = 1))]
@@ -74,10 +84,10 @@ pub struct TrainSpec {
     #[serde(default = "fifty")]
     #[schemars(range(min = 1))]
     pub log_every: u64,
-    /// Epochs between two evaluations. The last epoch is always evaluated.
-    #[serde(default = "one")]
-    #[schemars(range(min = 1))]
-    pub eval_every: u64,
+    /// Epochs between two evaluations, or optimiser steps: `{steps: 500}`. The end of the run is always
+    /// evaluated.
+    #[serde(default)]
+    pub eval_every: EvalEvery,
     /// Sample pictures (input, output and target side by side) that each evaluation writes, of image tasks.
     #[serde(default = "three")]
     pub pictures: usize,
@@ -130,10 +140,6 @@ fn one_batch() -> usize {
     1
 }
 
-fn one() -> u64 {
-    1
-}
-
 fn three() -> usize {
     3
 }
@@ -142,7 +148,118 @@ fn fifty() -> u64 {
     50
 }
 
+/// When a run is evaluated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "expected a number of epochs, or `{steps: N}`")]
+pub enum EvalEvery {
+    Epochs(#[schemars(range(min = 1))] u64),
+    Steps(EvalSteps),
+}
+
+/// Optimiser steps between two evaluations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EvalSteps {
+    #[schemars(range(min = 1))]
+    pub steps: u64,
+}
+
+impl Default for EvalEvery {
+    fn default() -> Self {
+        Self::Epochs(1)
+    }
+}
+
+impl EvalEvery {
+    /// Whether the end of epoch `epoch`, after `step` steps, is evaluated.
+    pub fn is_due_after(self, epoch: u64, step: u64) -> bool {
+        match self {
+            Self::Epochs(epochs) => epoch.is_multiple_of(epochs),
+            Self::Steps(EvalSteps { steps }) => step.is_multiple_of(steps),
+        }
+    }
+
+    /// Whether a moment within an epoch is, after `step` steps.
+    pub fn is_due_within(self, step: u64) -> bool {
+        matches!(self, Self::Steps(EvalSteps { steps }) if step > 0 && step.is_multiple_of(steps))
+    }
+}
+
+/// How long a run trains.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Budget {
+    Epochs(u64),
+    Steps(u64),
+    Hours(f64),
+}
+
+impl Budget {
+    /// Whether a run is over that has finished `epoch` epochs and `step` steps in so many seconds.
+    pub fn is_spent(self, epoch: u64, step: u64, seconds: f64) -> bool {
+        match self {
+            Self::Epochs(epochs) => epoch >= epochs,
+            Self::Steps(steps) => step >= steps,
+            Self::Hours(hours) => seconds >= hours * 3600.0,
+        }
+    }
+
+    /// Steps of the whole run; None where the clock decides.
+    pub fn steps(self, per_epoch: u64) -> Option<u64> {
+        match self {
+            Self::Epochs(epochs) => Some(epochs * per_epoch),
+            Self::Steps(steps) => Some(steps),
+            Self::Hours(_) => None,
+        }
+    }
+
+    /// Epochs that it takes, the last of which may be cut short.
+    pub fn epochs(self, per_epoch: u64) -> Option<u64> {
+        match self {
+            Self::Epochs(epochs) => Some(epochs),
+            Self::Steps(steps) => Some(steps.div_ceil(per_epoch.max(1))),
+            Self::Hours(_) => None,
+        }
+    }
+}
+
 impl TrainSpec {
+    /// How long to train; a config says it in exactly one way.
+    pub fn budget(&self) -> Budget {
+        match (self.epochs, self.steps, self.hours) {
+            (_, Some(steps), _) => Budget::Steps(steps),
+            (_, _, Some(hours)) => Budget::Hours(hours),
+            (epochs, ..) => Budget::Epochs(epochs.unwrap_or(0)),
+        }
+    }
+
+    fn validate_budget(&self) -> Result<(), Invalid> {
+        let given = [
+            ("epochs", self.epochs.is_some()),
+            ("steps", self.steps.is_some()),
+            ("hours", self.hours.is_some()),
+        ];
+        let mut given = given.into_iter().filter(|(_, is_given)| *is_given).map(|(key, _)| key);
+        match (given.next(), given.next()) {
+            (None, _) => {
+                return Err(Invalid::new(
+                    "",
+                    "how long? Say `epochs`, `steps` or `hours`, as in `epochs: 10`",
+                ));
+            }
+            (Some(one), Some(other)) => {
+                let message = format!("`{one}` and `{other}` at once: leave one out, as `{one}: null` does");
+                return Err(Invalid::new(other, message));
+            }
+            _ => {}
+        }
+        if let Some(hours) = self.hours
+            && !(hours > 0.0 && hours.is_finite())
+        {
+            return Err(Invalid::new("hours", format!("{hours} is no time to train; give a number above 0")));
+        }
+        Ok(())
+    }
+
     /// Whether activations are recomputed in the backward pass.
     pub fn is_cut(&self) -> bool {
         !matches!(self.checkpoint_activations, None | Some(Segments::None))
@@ -171,10 +288,15 @@ impl TrainSpec {
             0 => Err(Invalid::new(key, "must be 1 or more")),
             _ => Ok(()),
         };
-        at_least_one("epochs", self.epochs)?;
+        self.validate_budget()?;
+        at_least_one("epochs", self.epochs.unwrap_or(1))?;
+        at_least_one("steps", self.steps.unwrap_or(1))?;
         at_least_one("accumulate", self.accumulate as u64)?;
         at_least_one("log_every", self.log_every)?;
-        at_least_one("eval_every", self.eval_every)?;
+        match self.eval_every {
+            EvalEvery::Epochs(epochs) => at_least_one("eval_every", epochs)?,
+            EvalEvery::Steps(EvalSteps { steps }) => at_least_one("eval_every.steps", steps)?,
+        }
         at_least_one("checkpoint.every_steps", self.checkpoint.every_steps.unwrap_or(1))?;
         at_least_one("checkpoint.every_epochs", self.checkpoint.every_epochs)?;
         self.validate_kernels()?;

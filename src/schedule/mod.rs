@@ -8,13 +8,16 @@
 
 mod constant;
 mod cosine;
+mod cosine_warm_restarts;
 mod exponential;
 mod inverse_sqrt;
 mod linear;
 mod multistep;
 mod one_cycle;
 mod plateau;
+mod polynomial;
 mod step;
+mod wsd;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -42,6 +45,12 @@ trait Schedule {
     /// Refuses values out of range; paths are relative to the schedule.
     fn validate(&self) -> Result<(), Invalid> {
         Ok(())
+    }
+
+    /// The step, of `total_steps`, at which the rate leaves its plateau for the end of the run, where it does so by
+    /// the length of the run alone: until there a longer run is the same.
+    fn decay_start(&self, _total_steps: u64) -> Option<u64> {
+        None
     }
 
     /// Which way a metric is better that [`observe`](Self::observe) needs after each epoch.
@@ -102,6 +111,14 @@ schedules! {
     "inverse_sqrt" => InverseSqrt(inverse_sqrt::InverseSqrt),
     /// min_lr + (η₀ − min_lr)·(1 + cos(πt/T))/2 (`CosineAnnealingLR`; Loshchilov and Hutter 2017)
     "cosine" => Cosine(cosine::Cosine),
+    /// Cosines one after the other, from η₀ to min_lr, each t_mult times as long as the one before
+    /// (`CosineAnnealingWarmRestarts`)
+    "cosine_warm_restarts" => CosineWarmRestarts(cosine_warm_restarts::CosineWarmRestarts),
+    /// η₀·(1 − t/T)^power (`PolynomialLR`)
+    "polynomial" => Polynomial(polynomial::Polynomial),
+    /// η₀, and a decay to min_lr in the last share of the run; a longer resume goes on from before the decay
+    /// (Hu et al. 2024)
+    "wsd" => Wsd(wsd::Wsd),
     /// η₀·(start_factor + (end_factor − start_factor)·t/T) (`LinearLR`)
     "linear" => Linear(linear::Linear),
     /// Cosine rise from max_lr/div_factor to max_lr, cosine fall to max_lr/(div_factor·final_div_factor)
@@ -147,6 +164,13 @@ impl ScheduleStep {
             ..*self
         }
     }
+}
+
+/// Steps of a run `share` of which `step` steps have taken.
+pub fn total_of_share(step: u64, share: f64) -> u64 {
+    const LONG: f64 = 1e15;
+    let total = step as f64 / share.clamp(f64::MIN_POSITIVE, 1.0);
+    if step == 0 { LONG as u64 } else { total.min(LONG).round() as u64 }
 }
 
 /// How often a rate changes.
@@ -233,6 +257,13 @@ impl ScheduleSpec {
             return base * (warmup.start_factor + (1.0 - warmup.start_factor) * share);
         }
         self.curve.schedule().lr(base, now.since(length), plateau)
+    }
+
+    /// The step of the run at which the rate begins to fall for its end, see [`Schedule::decay_start`].
+    pub fn decay_start(&self, run: ScheduleStep) -> Option<u64> {
+        let warmup = self.warmup.map_or(0, |warmup| warmup.length(run));
+        let start = self.curve.schedule().decay_start(run.since(warmup).total_steps)?;
+        Some(start + warmup)
     }
 
     /// The highest rate that the curve means to reach, from the optimiser's rate `base`.

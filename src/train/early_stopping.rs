@@ -9,7 +9,7 @@ use crate::metrics::{Monitor, Scores};
 use crate::schedule::Plateau;
 use crate::util::exit_code::{ExitCode, fail};
 
-/// Remembers the validation result of the epoch that just ended if it is the best, and shows it to the
+/// Remembers the validation result of this moment if it is the best, and shows it to the
 /// schedule.
 pub fn update_best(
     state: &mut State,
@@ -26,7 +26,8 @@ pub fn update_best(
         })
     };
     let Monitor { metric, higher_is_better } = monitor.clone();
-    let now = Best { metric, higher_is_better: Some(higher_is_better), value, epoch: state.epoch };
+    let within = (state.batch > 0).then_some(state.step);
+    let now = Best { metric, higher_is_better: Some(higher_is_better), value, epoch: state.epoch, within };
     let min_delta = spec.train.early_stopping.as_ref().map_or(0.0, |early| early.min_delta);
     if gains(&state.gain, min_delta) {
         state.gain = Some(now.clone());
@@ -92,7 +93,7 @@ pub fn should_stop(state: &State, spec: &TrainSpec) -> bool {
     state.epoch - gain.epoch >= early.patience
 }
 
-/// Whether the epoch that just ended is the best of the run.
+/// Whether the moment that was just evaluated is the best of the run.
 pub fn is_best(state: &State) -> bool {
-    state.batch == 0 && state.best.as_ref().is_some_and(|best| best.epoch == state.epoch)
+    state.best.as_ref().is_some_and(|best| best.is_at(state))
 }

@@ -6,6 +6,7 @@ pub mod early_stopping;
 pub mod evaluate;
 pub mod hypergradient;
 pub mod initial_weights;
+pub mod lr_range;
 pub mod preview;
 pub mod progress;
 pub mod python_checkpoint;

@@ -19,7 +19,8 @@ const PLAIN_EVERY: Duration = Duration::from_secs(10);
 pub struct Progress {
     bar: ProgressBar,
     style: Style,
-    epochs: u64,
+    /// None where the clock decides.
+    epochs: Option<u64>,
     /// The score that is shown beside the loss.
     metric: String,
     /// The last plain line.
@@ -34,8 +35,8 @@ enum Style {
 }
 
 impl Progress {
-    /// `done` of `steps` were made before a resume; `metric` is the score that is shown beside the loss.
-    pub fn new(epochs: u64, metric: &str, (done, steps): (u64, u64), quiet: bool) -> Self {
+    /// `done` of `steps`, or of seconds where the clock decides, were made before a resume; `metric` is the score that is shown beside the loss.
+    pub fn new(epochs: Option<u64>, metric: &str, (done, steps): (u64, u64), quiet: bool) -> Self {
         let style = match (quiet, std::io::stderr().is_terminal()) {
             (true, _) => Style::Quiet,
             (false, true) => Style::Bar,
@@ -57,7 +58,8 @@ impl Progress {
     }
 
     pub fn step(&mut self, epoch: u64, step: u64) {
-        self.bar.set_prefix(format!("epoch {}/{}", epoch + 1, self.epochs));
+        let of = self.epochs.map_or_else(String::new, |epochs| format!("/{epochs}"));
+        self.bar.set_prefix(format!("epoch {}{of}", epoch + 1));
         self.bar.set_position(step);
     }
 
@@ -73,8 +75,9 @@ impl Progress {
         parts.push(Part::new(1, format!(" · {:.0} samples/s", record.images_per_s)));
         let text = line(&parts, None);
         if self.style == Style::Plain && self.printed.elapsed() > PLAIN_EVERY {
-            let of = self.bar.length().unwrap_or(0);
-            print_err!("  step {}/{of} · {text}", record.step);
+            let of = self.bar.length().filter(|_| self.epochs.is_some());
+            let of = of.map_or_else(String::new, |of| format!("/{of}"));
+            print_err!("  step {}{of} · {text}", record.step);
             self.printed = Instant::now();
         }
         // The epoch, the share, the time left and a bar that one can see need about 44 columns.
@@ -85,7 +88,12 @@ impl Progress {
 
     /// One line per epoch, on the screen and in the log.
     pub fn epoch(&mut self, record: &EpochRecord, folder: &mut RunFolder) -> Result<()> {
-        let width = self.epochs.to_string().len();
+        let of = self.epochs.map_or_else(String::new, |epochs| format!("/{epochs}"));
+        let width = of.len().saturating_sub(1);
+        let epoch = match record.epoch.fract() {
+            0.0 => format!("epoch {:>width$}{of}", record.epoch as u64),
+            _ => format!("step {} (epoch {:.2}{of})", record.step, record.epoch),
+        };
         let condition = &record.condition;
         let loss = match record.loss.is_nan() {
             true => "none, every step skipped".into(),
@@ -98,10 +106,7 @@ impl Progress {
                 .map_or_else(String::new, |averaged| format!(" (averaged {})", of(averaged)))
         };
         let kept = |text: String| Part::new(Part::KEPT, text);
-        let mut parts = vec![
-            kept(format!("epoch {:>width$}/{}", record.epoch, self.epochs)),
-            kept(format!(" · loss {loss}")),
-        ];
+        let mut parts = vec![kept(epoch), kept(format!(" · loss {loss}"))];
         if penalised(condition) {
             parts.push(Part::new(5, format!(" · penalty {:.4}", condition.penalty)));
         }

@@ -5,13 +5,13 @@ use anyhow::{Context, Result};
 use tch::Tensor;
 
 use crate::checkpoint::{Loaded, State};
-use crate::config::RunConfig;
+use crate::config::{Budget, RunConfig};
 use crate::nn::layers::ParamKind;
 use crate::nn::model::Model;
 use crate::penalty::{self, ParamGroup};
 use crate::pytorch::optimizer_state::{self, Resumable};
 use crate::pytorch::writer::Value;
-use crate::schedule::{Plateau, ScheduleSpec, ScheduleStep};
+use crate::schedule::{Plateau, ScheduleSpec, ScheduleStep, total_of_share};
 use crate::util::exit_code::{ExitCode, WithExitCode};
 
 /// `{model, optimizer, epoch, step}`, and `ema` where the run averages its weights; beside it what Python
@@ -39,7 +39,8 @@ pub fn python_checkpoint(
     let weights = named(&loaded.model)?;
     let mut notes = Vec::new();
     let state = &loaded.state;
-    let clock = clock(state, spec.train.accumulate as u64, spec.train.epochs);
+    let budget = spec.train.budget();
+    let clock = clock(state, spec.train.accumulate as u64, budget);
     let moves = spec.schedule != ScheduleSpec::default();
     if clock.is_none() && moves {
         notes.push(format!(
@@ -63,7 +64,8 @@ pub fn python_checkpoint(
             spec.optimizer.lr()
         ));
     }
-    let start = ScheduleStep { step: state.step, steps_per_epoch: 1, total_steps: spec.train.epochs };
+    let total_steps = budget.steps(1).unwrap_or(state.step);
+    let start = ScheduleStep { step: state.step, steps_per_epoch: 1, total_steps };
     let mut lambdas: Vec<_> = groups.iter().map(|group| group.lambdas(clock.unwrap_or(start))).collect();
     penalty::apply_tuned(groups, &mut lambdas, &state.tuned);
     let params: Vec<_> = (model.params().iter().zip(&weights))
@@ -103,8 +105,12 @@ pub fn python_checkpoint(
 }
 
 /// The position in the schedule. How many steps an epoch has only the data says, or the epochs that are over.
-fn clock(state: &State, accumulate: u64, epochs: u64) -> Option<ScheduleStep> {
+fn clock(state: &State, accumulate: u64, budget: Budget) -> Option<ScheduleStep> {
     let in_epoch = (state.batch as u64).div_ceil(accumulate.max(1));
     let steps_per_epoch = state.step.checked_sub(in_epoch)?.checked_div(state.epoch)?;
-    Some(ScheduleStep { step: state.step, steps_per_epoch, total_steps: steps_per_epoch * epochs })
+    let total_steps = match budget {
+        Budget::Hours(hours) => total_of_share(state.step, state.seconds / (hours * 3600.0)),
+        budget => budget.steps(steps_per_epoch)?,
+    };
+    Some(ScheduleStep { step: state.step, steps_per_epoch, total_steps })
 }

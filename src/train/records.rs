@@ -58,10 +58,11 @@ pub struct Scaling {
 /// One epoch, and what evaluation said after it.
 #[derive(Clone, Debug, Serialize)]
 pub struct EpochRecord {
-    /// 1 after the first epoch.
-    pub epoch: u64,
+    /// 1 after the first epoch; no whole number within one.
+    #[serde(serialize_with = "whole_where_it_is")]
+    pub epoch: f64,
     pub step: u64,
-    /// Mean data loss over the epoch, as trained: augmented, smoothed. NaN (null) where every step was
+    /// Mean data loss over the epoch so far, as trained: augmented, smoothed. NaN (null) where every step was
     /// skipped.
     pub loss: f64,
     /// After the last step of the epoch, of the weights as trained; `lr` and `lambda` are those of that step.
@@ -84,6 +85,13 @@ pub struct EpochRecord {
     /// By the name of the convolution or linear weight, in the order of the network; of the weights as
     /// trained.
     pub layers: Named<Layer>,
+}
+
+fn whole_where_it_is<S: Serializer>(epoch: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    match epoch.fract() {
+        0.0 => serializer.serialize_u64(*epoch as u64),
+        _ => serializer.serialize_f64(*epoch),
+    }
 }
 
 /// The learning rate and λs in force, and statistics of the weights under them.

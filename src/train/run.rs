@@ -3,13 +3,14 @@
 use anyhow::Result;
 use tch::Device;
 
-use crate::checkpoint::Checkpoints;
+use crate::checkpoint::{Checkpoints, Loaded, STABLE, State};
 use crate::config::{COEFFICIENTS_FILE, Config};
 use crate::data::DatasetCache;
 use crate::data::normalize::NormalizeSpec;
 use crate::libtorch::kernels;
 use crate::report::history::History;
 use crate::report::plots;
+use crate::schedule::ScheduleStep;
 use crate::train::coefficients::Coefficients;
 use crate::train::progress::Progress;
 use crate::train::run_folder::LockedFolder;
@@ -47,9 +48,8 @@ pub fn train_run(
     let mut run = Trainer::new(&session, folder, start)?;
     notes.extend(run.notes()?);
     warnings.extend(run.take_warnings());
-    let steps = (run.step(), run.total_steps());
-    let epochs = session.config.spec.train.epochs;
-    let mut progress = Progress::new(epochs, &session.monitor.metric, steps, options.quiet);
+    let epochs = run.planned_epochs();
+    let mut progress = Progress::new(epochs, &session.monitor.metric, run.done(), options.quiet);
     for warning in warnings {
         progress.warn(&warning, run.folder())?;
     }
@@ -146,10 +146,44 @@ fn resume(
         warnings.extend(complaints);
         warnings.push(format!("going back to {}", loaded.folder.display()));
     }
+    let loaded = match before_decay(session, checkpoints, &loaded.state)? {
+        Some((stable, note)) => {
+            notes.push(note);
+            stable
+        }
+        None => loaded,
+    };
     warnings.extend(session.is_same_data(&loaded.state)?);
     notes.extend(session.differences(&loaded.state)?);
     notes.push(format!("resuming at step {} (epoch {})", loaded.state.step, loaded.state.epoch + 1));
     Ok(Start::Resumed(Box::new(loaded)))
+}
+
+/// The checkpoint from before the rate fell for the end of the run, and a line on it, where this config makes the
+/// run so much longer that it would not have fallen by the step of `last`.
+fn before_decay(
+    session: &Session,
+    checkpoints: &Checkpoints,
+    last: &State,
+) -> Result<Option<(Loaded, String)>> {
+    let spec = &session.config.spec;
+    if !checkpoints.has(STABLE) {
+        return Ok(None);
+    }
+    let batches = session.loader(session.train()?, true)?.steps();
+    let steps_per_epoch = batches.div_ceil(spec.train.accumulate) as u64;
+    let Some(total_steps) = spec.train.budget().steps(steps_per_epoch) else { return Ok(None) };
+    let run = ScheduleStep { step: last.step, steps_per_epoch, total_steps };
+    let Some(start) = spec.schedule.decay_start(run) else { return Ok(None) };
+    let stable = checkpoints.named(STABLE)?;
+    let (then, now) = (stable.state.step, last.step - last.skipped);
+    if then >= last.step || now > start {
+        return Ok(None);
+    }
+    let note = format!(
+        "the run is longer now, and its learning rate stays until step {start}: going back to step {then}, from where it fell"
+    );
+    Ok(Some((stable, note)))
 }
 
 /// Evaluates and writes the result; how the run ended goes into its log in any case. None where it was pruned.

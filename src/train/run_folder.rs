@@ -115,7 +115,7 @@ impl LockedFolder {
     pub fn begin(self, state: Option<&State>) -> Result<RunFolder> {
         let keep = |position: &Position| match (state, position.kind.as_str()) {
             (None, _) => false,
-            (Some(state), "epoch") => position.epoch <= state.epoch,
+            (Some(state), "epoch") if position.epoch.fract() == 0.0 => position.epoch <= state.epoch as f64,
             (Some(state), _) => position.step <= state.step,
         };
         self.open(keep).with_exit_code(ExitCode::Storage, || "opening the run folder")
@@ -179,6 +179,13 @@ impl RunFolder {
     /// The lines of `metrics.jsonl`.
     pub fn records(&self) -> &[u8] {
         &self.records
+    }
+
+    /// The step of the last evaluation.
+    pub fn last_evaluation(&self) -> Option<u64> {
+        let lines = self.records.split(|&byte| byte == b'\n').rev();
+        let positions = lines.filter_map(|line| serde_json::from_slice::<Position>(line).ok());
+        positions.into_iter().find(|position| position.kind == "epoch").map(|position| position.step)
     }
 
     pub fn checkpoints(&self) -> Checkpoints {
@@ -323,7 +330,8 @@ fn cells<'a>(columns: &'a [String], row: &'a [(String, String)]) -> impl Iterato
 #[derive(Deserialize)]
 struct Position {
     kind: String,
-    epoch: u64,
+    /// Of an evaluation within an epoch no whole number.
+    epoch: f64,
     step: u64,
 }
 

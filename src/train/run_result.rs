@@ -44,7 +44,11 @@ pub struct RunResult {
 /// One set of weights and how it does.
 #[derive(Clone, Debug, Serialize)]
 pub struct Weights {
+    /// Epochs that were over.
     pub epoch: u64,
+    /// The step, where that is within the epoch after.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation: Option<Scores>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -56,11 +60,12 @@ pub fn final_evaluation(session: &Session, run: &Trainer, ended: StopReason) -> 
     let state = run.state();
     let last = Weights {
         epoch: state.epoch,
+        step: (state.batch > 0).then_some(state.step),
         validation: run.scores(Split::Validation)?,
         test: run.scores(Split::Test)?,
     };
     let best = match &state.best {
-        Some(best) if best.epoch == state.epoch => Some(Weights { epoch: best.epoch, ..last.clone() }),
+        Some(best) if best.is_at(state) => Some(last.clone()),
         Some(best) => {
             let loaded = session.checkpoints().named("best")?;
             let network = session.trained(&loaded)?;
@@ -73,7 +78,7 @@ pub fn final_evaluation(session: &Session, run: &Trainer, ended: StopReason) -> 
                 evaluate(&network, &*session.task, output, &loader, &mut none, &judging).map(Some)
             };
             let (validation, test) = (score(Split::Validation)?, score(Split::Test)?);
-            Some(Weights { epoch: best.epoch, validation, test })
+            Some(Weights { epoch: best.epoch, step: best.within, validation, test })
         }
         None => None,
     };
@@ -119,7 +124,10 @@ impl fmt::Display for RunResult {
                 let shown: Vec<_> =
                     scores.named().map(|(name, value)| format!("{name} {value:.4}")).collect();
                 let averaged = if self.averaged { ", averaged weights" } else { "" };
-                writeln!(f, "{name} (epoch {}{averaged}) {split}: {}", weights.epoch, shown.join(", "))?;
+                let when = weights
+                    .step
+                    .map_or_else(|| format!("epoch {}", weights.epoch), |step| format!("step {step}"));
+                writeln!(f, "{name} ({when}{averaged}) {split}: {}", shown.join(", "))?;
             }
         }
         if let Some(coefficients) = &self.coefficients {

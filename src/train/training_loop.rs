@@ -49,7 +49,7 @@ pub fn train(
     stop: &Stop,
     pruner: &mut dyn Pruner,
 ) -> Result<StopReason> {
-    while !run.is_over() {
+    'run: while !run.is_over() {
         // Asked before learning too: a run that stopped early and is resumed stops again.
         if run.should_stop() {
             return Ok(StopReason::EarlyStopped);
@@ -65,6 +65,12 @@ pub fn train(
             }
         }
         run.begin_epoch();
+        // Due before a signal came or the process was killed.
+        if run.is_look_due()
+            && let Some(ended) = look(run, progress)?
+        {
+            return Ok(ended);
+        }
         let loader = run.loader();
         for group in run.remaining_micro_batches(&loader) {
             let group = group?;
@@ -78,7 +84,7 @@ pub fn train(
             for warning in run.take_warnings() {
                 progress.warn(&warning, run.folder())?;
             }
-            progress.step(run.epoch(), run.step());
+            progress.step(run.epoch(), run.done().0);
             pruner.steps(run.epoch(), run.step(), run.total_steps())?;
             if let Some(record) = logged {
                 progress.numbers(&record);
@@ -87,8 +93,16 @@ pub fn train(
                 run.save()?;
                 return Ok(StopReason::Interrupted);
             }
+            if run.is_look_due()
+                && let Some(ended) = look(run, progress)?
+            {
+                return Ok(ended);
+            }
             if run.is_checkpoint_due() {
                 run.save()?;
+            }
+            if run.is_over() && run.is_within_epoch() {
+                break 'run;
             }
         }
         let record = match run.end_epoch() {
@@ -104,5 +118,32 @@ pub fn train(
         progress.epoch(&record, run.folder())?;
         run.save_if_due()?;
     }
+    // Of a run whose steps or hours were spent within an epoch.
+    if run.is_look_due() {
+        if let Some(ended) = look(run, progress)? {
+            return Ok(ended);
+        }
+        run.save()?;
+    }
     Ok(StopReason::Completed)
+}
+
+/// Evaluates within an epoch; how the run ends, if it does.
+fn look(run: &mut Trainer, progress: &mut Progress) -> Result<Option<StopReason>> {
+    let record = match run.look() {
+        Err(error) if exit_code::code(&error) == ExitCode::Interrupted as u8 => {
+            run.save()?;
+            return Ok(Some(StopReason::Interrupted));
+        }
+        record => record?,
+    };
+    for line in run.left_out() {
+        progress.say(&line, run.folder())?;
+    }
+    progress.epoch(&record, run.folder())?;
+    if run.should_stop() {
+        run.save()?;
+        return Ok(Some(StopReason::EarlyStopped));
+    }
+    Ok(None)
 }

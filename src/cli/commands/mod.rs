@@ -16,6 +16,7 @@ mod init;
 mod inspect;
 mod interpolate;
 mod judged;
+mod lr_find;
 mod models;
 mod outputs;
 mod predict;
@@ -74,6 +75,7 @@ macro_rules! commands {
 commands! {
     Train => train, saves_on_signal;
     Finetune => finetune, saves_on_signal;
+    LrFind => lr_find;
     Sweep => sweep, saves_on_signal;
     #[command(name = COMMAND, hide = true)]
     SweepWorker => sweep_worker, saves_on_signal;

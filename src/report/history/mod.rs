@@ -138,7 +138,7 @@ impl History {
 
     /// Epochs that are over.
     pub fn epochs_done(&self) -> u64 {
-        self.epochs.last().and_then(|record| record["epoch"].as_u64()).unwrap_or(0)
+        self.epochs.last().and_then(|record| record["epoch"].as_f64()).map_or(0, |epoch| epoch as u64)
     }
 
     pub fn epochs_planned(&self) -> Option<u64> {

@@ -134,7 +134,7 @@ impl Session {
         let changed = self.changed(state)?;
         let is_same =
             !changed.iter().any(|(path, _)| path.starts_with("data.") || path.starts_with("train."));
-        let total = steps_per_epoch as u64 * self.config.spec.train.epochs;
+        let total = self.config.spec.train.budget().steps(steps_per_epoch as u64).unwrap_or(u64::MAX);
         let fits = state.batch <= batches && (state.is_summed() || !is_same || state.step <= total);
         fits.then_some(()).with_exit_code(ExitCode::Checkpoint, || {
             format!(

@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use super::Trainer;
+use crate::config::EvalEvery;
 use crate::data::Split;
 use crate::libtorch::device;
 use crate::metrics::{Scores, Thresholds};
@@ -47,11 +48,15 @@ impl Trainer<'_> {
             }
             false => error,
         })?;
-        gallery.save(&self.folder.path().join("pictures"), &format!("epoch-{:04}", self.state.epoch))?;
+        let when = match spec.train.eval_every {
+            EvalEvery::Steps(_) => format!("step-{:08}", self.state.step),
+            EvalEvery::Epochs(_) => format!("epoch-{:04}", self.state.epoch),
+        };
+        gallery.save(&self.folder.path().join("pictures"), &when)?;
         Ok(Some(scores))
     }
 
-    /// The scores (validation, test) at the end of an epoch where it is `due`, and the thresholds that the validation
+    /// The scores (validation, test) of this moment where it is `due`, and the thresholds that the validation
     /// set chose.
     pub(super) fn judge(&mut self, due: bool) -> Result<[Option<Scores>; 2]> {
         self.state.thresholds.clear();

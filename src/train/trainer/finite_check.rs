@@ -34,7 +34,8 @@ impl Trainer<'_> {
     /// Stops a run whose last epoch learnt nothing, because each of its steps was skipped. Before the last
     /// the loss scale may still be sought, as `GradScaler` seeks it: until it is spent.
     pub(super) fn check_steps(&self) -> Result<()> {
-        let is_last = self.state.epoch + 1 >= self.session.config.spec.train.epochs;
+        let budget = self.session.config.spec.train.budget();
+        let is_last = budget.is_spent(self.state.epoch + 1, self.state.step, self.elapsed());
         if self.state.samples > 0 || self.state.batch == 0 || !is_last {
             return Ok(());
         }

@@ -14,17 +14,18 @@ mod start;
 mod train_step;
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
 use crate::checkpoint::State;
+use crate::config::Budget;
 use crate::data::loader::{Batch, Loader};
 use crate::metrics::Scores;
 use crate::nn::model::Network;
 use crate::optim::{Ema, GradScaler, Optimizer};
 use crate::penalty::LambdaValues;
-use crate::schedule::{Plateau, ScheduleStep};
+use crate::schedule::{Plateau, ScheduleStep, total_of_share};
 use crate::train::early_stopping;
 use crate::train::hypergradient::LambdaTuner;
 use crate::train::records::{self, Averaged, EpochRecord, Record, Scaling, StepRecord, WeightStats};
@@ -69,6 +70,10 @@ pub struct Trainer<'a> {
     /// Sum of losses and gradient norms: finite as long as all of them were.
     finite_check: DeferredScalar,
     epoch_began: Instant,
+    /// Of the time since then, what was spent on evaluations.
+    evaluating: Duration,
+    /// Of a run of so many hours, what was over when the step began.
+    time_share: f64,
     logged: Instant,
     samples_since_log: u64,
     samples_since_begin: u64,
@@ -111,12 +116,49 @@ impl Trainer<'_> {
     }
 
     pub fn is_over(&self) -> bool {
-        self.state.epoch >= self.session.config.spec.train.epochs
+        self.budget().is_spent(self.state.epoch, self.state.step, self.elapsed())
     }
 
-    /// Optimiser steps of the whole run.
+    fn budget(&self) -> Budget {
+        self.session.config.spec.train.budget()
+    }
+
+    /// Seconds of training, evaluation and pauses apart.
+    fn elapsed(&self) -> f64 {
+        let epoch = self.epoch_began.elapsed().saturating_sub(self.evaluating);
+        // Between two epochs its time is counted already.
+        self.state.seconds + if self.state.batch > 0 { epoch.as_secs_f64() } else { 0.0 }
+    }
+
+    /// Optimiser steps of the whole run; of one of so many hours, as many as it would have at its pace so far.
     pub fn total_steps(&self) -> u64 {
-        self.steps_per_epoch() * self.session.config.spec.train.epochs
+        let steps = self.budget().steps(self.steps_per_epoch());
+        steps.unwrap_or_else(|| total_of_share(self.state.step, self.time_share))
+    }
+
+    /// Epochs of the whole run, the last of which may be cut short; None where the clock decides.
+    pub fn planned_epochs(&self) -> Option<u64> {
+        self.budget().epochs(self.steps_per_epoch())
+    }
+
+    /// What is done, and of what: steps, or seconds of a run of so many hours.
+    pub fn done(&self) -> (u64, u64) {
+        match self.budget() {
+            Budget::Hours(hours) => (self.elapsed() as u64, (hours * 3600.0).ceil() as u64),
+            _ => (self.state.step, self.total_steps()),
+        }
+    }
+
+    /// Whether batches of this epoch are learnt and others are not.
+    pub fn is_within_epoch(&self) -> bool {
+        self.state.batch > 0 && self.state.batch < self.loader.steps()
+    }
+
+    /// Whether an evaluation within the epoch is due, which has not been made.
+    pub fn is_look_due(&self) -> bool {
+        let every = self.session.config.spec.train.eval_every;
+        let is_due = self.is_within_epoch() && (every.is_due_within(self.state.step) || self.is_over());
+        is_due && self.state.score.is_none() && self.folder.last_evaluation() != Some(self.state.step)
     }
 
     fn steps_per_epoch(&self) -> u64 {
@@ -160,6 +202,7 @@ impl Trainer<'_> {
     pub fn begin_epoch(&mut self) {
         self.epoch_began = Instant::now();
         self.logged = Instant::now();
+        self.evaluating = Duration::ZERO;
         self.samples_since_log = 0;
         self.samples_since_begin = 0;
     }
@@ -263,7 +306,7 @@ impl Trainer<'_> {
         // The lambdas of the last step that was made, and the weights as it left them.
         let last = self.position().saturating_sub(1);
         let (lr, lambdas) = (self.lr_at(last), self.lambdas_at(last));
-        let seconds = self.epoch_began.elapsed().as_secs_f64();
+        let seconds = self.epoch_began.elapsed().saturating_sub(self.evaluating).as_secs_f64();
         // NaN, the mean of nothing, where every step was skipped.
         let loss = self.loss_sum.read() / self.state.samples as f64;
         let unfinished = (self.state.clone(), self.loss_sum.read());
@@ -271,8 +314,8 @@ impl Trainer<'_> {
         self.state.seconds += seconds;
         self.state.score = None;
 
-        let due =
-            self.is_over() || self.state.epoch.is_multiple_of(self.session.config.spec.train.eval_every);
+        let every = self.session.config.spec.train.eval_every;
+        let due = self.is_over() || every.is_due_after(self.state.epoch, self.state.step);
         let [validation, test] = match self.judge(due) {
             Err(error) if exit_code::code(&error) == ExitCode::Interrupted as u8 => {
                 // All batches of the epoch are learnt and its end is still to come: so it is saved, and so a
@@ -283,16 +326,58 @@ impl Trainer<'_> {
             }
             scores => scores?,
         };
-        if let Some(scores) = &validation {
+        self.take_scores(&validation)?;
+        self.latest = due.then(|| [validation.clone(), test.clone()]);
+        self.record_evaluation(
+            self.state.epoch as f64,
+            seconds,
+            loss,
+            (last, lr, &lambdas),
+            [validation, test],
+        )
+    }
+
+    /// Evaluates within an epoch, and tells the schedule. An error leaves the state as it was.
+    pub fn look(&mut self) -> Result<EpochRecord> {
+        self.sync_skipped_step()?;
+        self.check_finite()?;
+        let last = self.position().saturating_sub(1);
+        let (lr, lambdas) = (self.lr_at(last), self.lambdas_at(last));
+        let seconds = self.epoch_began.elapsed().saturating_sub(self.evaluating).as_secs_f64();
+        let loss = self.loss_sum.read() / self.state.samples as f64;
+        let began = Instant::now();
+        let [validation, test] = self.judge(true)?;
+        self.take_scores(&validation)?;
+        self.latest = Some([validation.clone(), test.clone()]);
+        let epoch = self.state.epoch as f64 + self.state.batch as f64 / self.loader.steps() as f64;
+        let record = self.record_evaluation(epoch, seconds, loss, (last, lr, &lambdas), [validation, test]);
+        self.evaluating += began.elapsed();
+        record
+    }
+
+    /// Shows the scores on the validation set to what decides by them.
+    fn take_scores(&mut self, validation: &Option<Scores>) -> Result<()> {
+        if let Some(scores) = validation {
             let Session { config, monitor, .. } = self.session;
             early_stopping::check(scores, monitor)?;
             early_stopping::update_best(&mut self.state, &mut self.plateau, &config.spec, monitor, scores);
         }
-        self.latest = due.then(|| [validation.clone(), test.clone()]);
-        let condition = |network: &Network| self.stats_of(network, last, lr, &lambdas);
+        Ok(())
+    }
+
+    /// Records an evaluation, `last` the step before it with its rate and λs.
+    fn record_evaluation(
+        &mut self,
+        epoch: f64,
+        seconds: f64,
+        loss: f64,
+        (last, lr, lambdas): (u64, f64, &[LambdaValues]),
+        [validation, test]: [Option<Scores>; 2],
+    ) -> Result<EpochRecord> {
+        let condition = |network: &Network| self.stats_of(network, last, lr, lambdas);
         let averaged = self.averaged.as_ref().map(|_| condition(self.judged()?)).transpose()?;
         let record = EpochRecord {
-            epoch: self.state.epoch,
+            epoch,
             step: self.state.step,
             loss,
             condition: condition(&self.network)?,

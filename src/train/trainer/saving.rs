@@ -10,11 +10,22 @@ use crate::train::{early_stopping, records};
 use crate::util::exit_code;
 
 impl Trainer<'_> {
-    /// Whether the config wants a checkpoint at this step, within an epoch.
+    /// Whether a checkpoint is due at this step, within an epoch: the config wants it, it is the best or the last,
+    /// or the rate begins to fall for the end of the run.
     pub fn is_checkpoint_due(&self) -> bool {
         let is_end_of_epoch = self.state.batch >= self.loader.steps();
         let every = self.session.config.spec.train.checkpoint.every_steps;
-        !is_end_of_epoch && every.is_some_and(|every| self.state.step.is_multiple_of(every))
+        let is_due = every.is_some_and(|every| self.state.step.is_multiple_of(every))
+            || early_stopping::is_best(&self.state)
+            || self.is_over()
+            || self.is_decay_to_begin();
+        !is_end_of_epoch && is_due
+    }
+
+    /// Whether the next step is the first of those in which the rate falls for the end of the run.
+    fn is_decay_to_begin(&self) -> bool {
+        let start = self.session.config.spec.schedule.decay_start(self.clock());
+        start.is_some_and(|start| start > 0 && start == self.position())
     }
 
     /// Saves at the end of an epoch if it is the best, the last, or simply time.
@@ -23,6 +34,7 @@ impl Trainer<'_> {
         let is_due = self.is_over()
             || early_stopping::is_best(&self.state)
             || self.should_stop()
+            || self.is_decay_to_begin()
             || self.state.epoch.is_multiple_of(every);
         if is_due { self.save() } else { Ok(()) }
     }
@@ -43,7 +55,7 @@ impl Trainer<'_> {
         let mut state = self.state.clone();
         state.loss_sum = self.loss_sum.read();
         if state.batch > 0 {
-            state.seconds += self.epoch_began.elapsed().as_secs_f64();
+            state.seconds = self.elapsed();
         }
         state.plateau = serde_json::to_value(&self.plateau)?;
         state.decay = match self.optimizer.pending() {
@@ -74,6 +86,9 @@ impl Trainer<'_> {
             saved => drop(saved?),
         }
         self.saved = Some(position);
+        if self.is_decay_to_begin() {
+            checkpoints.mark_stable()?;
+        }
         checkpoints.prune(keep, monitor)
     }
 }

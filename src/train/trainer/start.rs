@@ -1,7 +1,7 @@
 //! How a run begins: everything built and loaded that could be refused, and only then its folder touched.
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -124,7 +124,9 @@ impl<'a> Trainer<'a> {
         };
         let mut warnings = Vec::new();
         // A run without epochs to come keeps what it has chosen.
-        if state.epoch < spec.train.epochs {
+        let budget = spec.train.budget();
+        let is_spent = budget.is_spent(state.epoch, state.step, state.seconds);
+        if !is_spent {
             warnings.extend(early_stopping::restart(&mut state, &mut plateau, spec, &session.monitor));
         }
         device::autotune(spec.train.cudnn_benchmark);
@@ -139,8 +141,7 @@ impl<'a> Trainer<'a> {
             false => None,
         };
         // Of a run that is over the config says how it was trained, whatever this command sets.
-        let is_over =
-            resumed && (state.epoch >= spec.train.epochs || early_stopping::should_stop(&state, &spec.train));
+        let is_over = resumed && (is_spent || early_stopping::should_stop(&state, &spec.train));
         if !is_over || !folder.path().join(CONFIG_FILE).exists() {
             folder.write(CONFIG_FILE, &session.config.resolved()?)?;
         }
@@ -149,11 +150,11 @@ impl<'a> Trainer<'a> {
             .settle(resumed.then_some(&state))
             .with_exit_code(ExitCode::Storage, || "tidying the checkpoints")?;
         if let Some(best) = &state.best
-            && !checkpoints.has(&format!("epoch-{:04}", best.epoch))
+            && !checkpoints.has(&best.checkpoint())
         {
+            let name = best.within.map_or_else(|| best.epoch.to_string(), |_| best.checkpoint());
             warnings.push(format!(
-                "the checkpoint of the best epoch so far, {}, is not there: the best is chosen anew among the epochs to come",
-                best.epoch
+                "the checkpoint of the best epoch so far, {name}, is not there: the best is chosen anew among the epochs to come"
             ));
             state.best = None;
         }
@@ -161,6 +162,8 @@ impl<'a> Trainer<'a> {
             loss_sum: DeferredScalar::new(state.loss_sum, session.device),
             finite_check: DeferredScalar::new(0.0, session.device),
             epoch_began: Instant::now(),
+            evaluating: Duration::ZERO,
+            time_share: 0.0,
             logged: Instant::now(),
             samples_since_log: 0,
             samples_since_begin: 0,

@@ -8,7 +8,7 @@ use super::Trainer;
 use super::deferred_scalar::DeferredScalar;
 use super::input_gradient::BatchLoss;
 use super::micro_batch_loss::{Answers, MicroBatchLoss};
-use crate::config::Amp;
+use crate::config::{Amp, Budget};
 use crate::data::loader::Batch;
 use crate::libtorch::autocast::autocast;
 use crate::libtorch::{catch_panics, device};
@@ -43,6 +43,9 @@ impl Trainer<'_> {
         let log_every = self.session.config.spec.train.log_every;
         let is_logged = self.state.step % log_every == log_every - 1;
         let batches = micro_batches.len();
+        if let Budget::Hours(hours) = self.budget() {
+            self.time_share = (self.elapsed() / (hours * 3600.0)).min(1.0);
+        }
         self.freeze_and_thaw();
         self.seed();
         let step = match self.try_replay(micro_batches, is_logged)? {
