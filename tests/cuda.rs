@@ -216,6 +216,56 @@ fn steps_of_several_batches_under_a_loss_scale_or_a_warm_up_of_kl_are_recorded()
 }
 
 #[test]
+fn images_and_weights_in_channels_last_give_the_same_steps_eager_and_recorded() {
+    let Some(library) = library("images_and_weights_in_channels_last_give_the_same_steps") else { return };
+    let home = tempfile::tempdir().unwrap();
+    let models = [
+        (
+            "model={name: resnet20, args: {channels: 1, size: 16, classes: 4}}",
+            "optimizer={adam: {lr: 1.0e-3}}",
+        ),
+        (
+            "model={name: shufflenet_v2_x0_5, args: {channels: 1, size: 32, classes: 4}}",
+            "optimizer={sgd: {lr: 0.01}}",
+        ),
+    ];
+    for (model, optimizer) in models {
+        let size = if model.contains("size: 32") { "data.train.shapes.size=32" } else { "seed=1" };
+        let sets =
+            [model, optimizer, size, "data.test=null", "train.ema={decay: 0.9}", "penalty={l1: 1.0e-4}"];
+        // Steps of Adam make much of the last bits.
+        let exact = [&sets[..], &["dtype=float64"]].concat();
+        let with = |more: &[&str]| train(library, home.path(), CLASSES, &[&exact, more].concat()).0;
+        let plain = with(&["train.channels_last=false"]);
+        // A recorded step reads its rate in float32.
+        for (graph, bound) in [("train.cuda_graph=false", 1e-9), ("train.cuda_graph=true", 1e-5)] {
+            let apart = difference(&with(&["train.channels_last=true", graph]), &plain);
+            assert!(apart < bound, "{model} {graph}: {apart}");
+        }
+        // With amp it is the default; files and resuming do not depend on it.
+        let half = train(library, home.path(), CLASSES, &[&sets[..], &["train.amp=bf16"]].concat()).0;
+        let resumed =
+            [&sets[..], &["train.amp=bf16", "train.channels_last=false", "train.epochs=2"]].concat();
+        let mut args = vec!["train", "--resume", "--device", "cuda", "--output", half.to_str().unwrap()];
+        let config = half.parent().unwrap().join("config-under-test.yaml");
+        args.push(config.to_str().unwrap());
+        resumed.iter().for_each(|set| args.extend(["--set", set]));
+        pretend(library, &args, &[]).checked();
+    }
+}
+
+#[test]
+fn deterministic_runs_are_the_same_and_leave_the_cpu_alone() {
+    let Some(library) = library("deterministic_runs_are_the_same_and_leave_the_cpu_alone") else { return };
+    let home = tempfile::tempdir().unwrap();
+    for device in ["device=cuda", "device=cpu"] {
+        let with = |more: &str| train(library, home.path(), CLASSES, &[device, more]).0;
+        let (plain, deterministic) = (with("train.epochs=1"), with("train.deterministic=true"));
+        assert_eq!(difference(&plain, &deterministic), 0.0, "{device}");
+    }
+}
+
+#[test]
 fn a_second_gpu_records_its_steps_too() {
     let Some(library) = library("a_second_gpu_records_its_steps_too") else { return };
     let home = tempfile::tempdir().unwrap();

@@ -724,6 +724,26 @@ fn a_fully_convolutional_network_takes_any_image_size() {
 }
 
 #[test]
+fn weights_in_channels_last_are_the_same_numbers_and_still_those_of_the_network() {
+    let network = model(json!({"name": "resnet20", "args": {"channels": 1, "size": 16}}))
+        .build(Device::Cpu, Kind::Float)
+        .expect("it builds");
+    let before: Vec<_> = network.state().into_iter().map(|(name, tensor)| (name, tensor.copy())).collect();
+    let xs = Tensor::ones([2, 1, 16, 16], (Kind::Float, Device::Cpu));
+    let plain = network.forward(&xs, false);
+    network.use_channels_last().expect("it takes the format");
+    for ((name, old), (_, new)) in before.iter().zip(network.state()) {
+        assert!(old.equal(&new), "{name}");
+        assert!(new.dim() != 4 || new.size()[1] == 1 || new.stride()[1] == 1, "{name}: {:?}", new.stride());
+    }
+    assert!(difference(&network.forward(&xs, false), &plain) < 1e-6);
+    network.forward(&xs, true).sum(Kind::Float).backward();
+    for parameter in network.parameters() {
+        assert!(parameter.tensor.requires_grad() && parameter.tensor.grad().defined(), "{}", parameter.name);
+    }
+}
+
+#[test]
 fn parameters_train_and_buffers_do_not() {
     let network = model(json!("small-cnn")).build(Device::Cpu, Kind::Float).expect("it builds");
     let trained: Vec<_> = network.parameters().iter().map(|parameter| parameter.name.as_str()).collect();

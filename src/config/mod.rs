@@ -28,7 +28,7 @@ use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::yaml::{self, Document, Invalid, nearest};
 pub use differences::differences;
 pub use train::{
-    Amp, Budget, CheckpointSpec, CudaGraph, EarlyStopping, EvalEvery, EvalSteps, Segments, TrainSpec,
+    Amp, Budget, CheckpointSpec, EarlyStopping, EvalEvery, EvalSteps, Segments, Toggle, TrainSpec,
 };
 
 /// The resolved config in a run folder.

@@ -49,12 +49,21 @@ pub struct TrainSpec {
     #[serde(default = "yes")]
     pub winograd: bool,
     /// As `torch.backends.cudnn.benchmark`: time cuDNN's algorithms for each shape of a training step and
-    /// keep the fastest. No effect on the CPU.
+    /// keep the fastest. No effect on the CPU, and none with `deterministic`.
     #[serde(default = "yes")]
     pub cudnn_benchmark: bool,
-    /// Record the training step as a CUDA graph and replay it. No effect on the CPU.
-    #[serde(default, skip_serializing_if = "CudaGraph::is_off")]
-    pub cuda_graph: CudaGraph,
+    /// As Lightning's `deterministic`: a GPU takes algorithms alone that give the same bits in each run, slower ones
+    /// among them, and an operation that has none ends the run. No effect on the CPU, whose runs repeat anyway.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deterministic: bool,
+    /// Whether a GPU keeps images and the weights of convolutions in PyTorch's memory format `channels_last`, which its
+    /// tensor cores compute in; `auto` is with `amp`, and not for programs of Python's. No effect on the CPU.
+    #[serde(default = "auto", skip_serializing_if = "Toggle::is_auto")]
+    pub channels_last: Toggle,
+    /// Record the training step as a CUDA graph and replay it: `auto` falls back to ordinary steps and says why, `true`
+    /// makes that an error. No effect on the CPU.
+    #[serde(default, skip_serializing_if = "Toggle::is_off")]
+    pub cuda_graph: Toggle,
     /// Activation checkpointing, as `torch.utils.checkpoint.checkpoint_sequential`: keep only the activations
     /// at the ends of segments and compute the others again in the backward pass: less memory, more time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -134,6 +143,10 @@ impl Default for CheckpointSpec {
 
 fn yes() -> bool {
     true
+}
+
+fn auto() -> Toggle {
+    Toggle::Auto
 }
 
 fn one_batch() -> usize {
@@ -265,6 +278,11 @@ impl TrainSpec {
         !matches!(self.checkpoint_activations, None | Some(Segments::None))
     }
 
+    /// Whether cuDNN's algorithms are timed.
+    pub fn is_benchmarked(&self) -> bool {
+        self.cudnn_benchmark && !self.deterministic
+    }
+
     /// Lets each CPU kernel compute, or libtorch, for the whole process.
     pub fn use_kernels(&self) {
         self.kernels.as_ref().unwrap_or(&KernelSpec::Own).apply();
@@ -341,26 +359,27 @@ impl Amp {
     }
 }
 
-/// Whether the training step is recorded as a CUDA graph: `auto` falls back to ordinary steps and says why,
-/// `true` makes that an error.
+/// `true`, `false`, or `auto` for where it is possible and pays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[schemars(with = "Value", extend("enum" = [true, false, "auto"]))]
-pub enum CudaGraph {
+pub enum Toggle {
     #[default]
     Off,
-    /// Where possible; otherwise the reason is reported once and steps run without a graph.
     Auto,
-    /// Where that is not possible the run ends with the reason.
     On,
 }
 
-impl CudaGraph {
+impl Toggle {
     fn is_off(&self) -> bool {
         *self == Self::Off
     }
+
+    fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
 }
 
-impl Serialize for CudaGraph {
+impl Serialize for Toggle {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Off => serializer.serialize_bool(false),
@@ -370,23 +389,23 @@ impl Serialize for CudaGraph {
     }
 }
 
-impl<'de> Deserialize<'de> for CudaGraph {
+impl<'de> Deserialize<'de> for Toggle {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Written;
         impl Visitor<'_> for Written {
-            type Value = CudaGraph;
+            type Value = Toggle;
 
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
                 f.write_str("auto, true or false")
             }
 
-            fn visit_bool<E: Error>(self, on: bool) -> Result<CudaGraph, E> {
-                Ok(if on { CudaGraph::On } else { CudaGraph::Off })
+            fn visit_bool<E: Error>(self, on: bool) -> Result<Toggle, E> {
+                Ok(if on { Toggle::On } else { Toggle::Off })
             }
 
-            fn visit_str<E: Error>(self, text: &str) -> Result<CudaGraph, E> {
+            fn visit_str<E: Error>(self, text: &str) -> Result<Toggle, E> {
                 match text {
-                    "auto" => Ok(CudaGraph::Auto),
+                    "auto" => Ok(Toggle::Auto),
                     _ => Err(E::invalid_value(Unexpected::Str(text), &self)),
                 }
             }

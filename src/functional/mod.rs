@@ -13,6 +13,16 @@ pub mod ssim;
 pub use color::luma;
 pub use ssim::ssim;
 
+/// Images `[N, C, H, W]`, or weights of convolutions, with the channels innermost in memory: PyTorch's memory format
+/// `channels_last`. Other tensors are as they are.
+pub(crate) fn channels_last(xs: &Tensor) -> Tensor {
+    if xs.dim() == 4 {
+        xs.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+    } else {
+        xs.shallow_clone()
+    }
+}
+
 /// `values` as a tensor of `shape` where `images` are, in their kind; not to be written to.
 pub(crate) fn like(images: &Tensor, values: &[f64], shape: &[i64]) -> Tensor {
     constant(values, shape, (images.kind(), images.device()))

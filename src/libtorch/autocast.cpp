@@ -1,8 +1,9 @@
-// torch.autocast's entering and leaving, and TF32. Every function returns nullptr, or the text of the
+// torch.autocast's entering and leaving, TF32, and deterministic algorithms. Every function returns nullptr, or the text of the
 // exception.
 
 #include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
+#include <stdlib.h>
 
 #include "guarded.h"
 
@@ -30,6 +31,19 @@ void tikhonov_autocast_leave(const TikhonovAutocast* was) {
   if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
   at::autocast::set_autocast_enabled(device, was->enabled);
   at::autocast::set_autocast_dtype(device, static_cast<at::ScalarType>(was->dtype));
+}
+
+// As torch.use_deterministic_algorithms(True) and torch.backends.cudnn.deterministic; uninitialised memory stays as it is.
+char* tikhonov_be_deterministic() {
+  return guarded([] {
+    at::Context& context = at::globalContext();
+    context.setBenchmarkCuDNN(false);
+    context.setDeterministicCuDNN(true);
+    context.setDeterministicAlgorithms(true, /*warn_only=*/false);
+    context.setDeterministicFillUninitializedMemory(false);
+    // cuBLAS reads it when its first handle is made; libtorch refuses matrix products without it.
+    setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
+  });
 }
 
 // As torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32.

@@ -1,4 +1,5 @@
-//! Autocast: convolutions and linear maps in a shorter number format, while weights and sums keep theirs.
+//! How a GPU computes. Autocast: convolutions and linear maps in a shorter number format, while weights and sums keep
+//! theirs; TF32; algorithms that give the same bits in each run.
 
 use std::ffi::c_char;
 
@@ -11,6 +12,7 @@ unsafe extern "C" {
     fn tikhonov_autocast_enter(cuda: bool, bf16: bool, was: *mut AutocastState) -> *mut c_char;
     fn tikhonov_autocast_leave(was: *const AutocastState);
     fn tikhonov_allow_tf32(on: bool) -> *mut c_char;
+    fn tikhonov_be_deterministic() -> *mut c_char;
 }
 
 /// Laid out as `TikhonovAutocast` in autocast.cpp: what to go back to.
@@ -26,6 +28,20 @@ struct AutocastState {
 pub fn allow_tf32(on: bool) -> Result<()> {
     // SAFETY: sets options of libtorch.
     check(unsafe { tikhonov_allow_tf32(on) }).map_err(|message| anyhow!("TF32: {message}"))
+}
+
+/// Lets libtorch compute by algorithms alone that give the same bits in each run, for the rest of the process; an
+/// operation that has none is an error, which [`has_no_deterministic_algorithm`] knows. To be called before the first
+/// matrix product on a GPU.
+pub fn be_deterministic() -> Result<()> {
+    // SAFETY: sets options of libtorch, and a variable of the environment by C's own function.
+    check(unsafe { tikhonov_be_deterministic() })
+        .map_err(|message| anyhow!("deterministic algorithms: {message}"))
+}
+
+/// Whether libtorch's message is that of an operation which [`be_deterministic`] rules out.
+pub fn has_no_deterministic_algorithm(message: &str) -> bool {
+    message.contains("does not have a deterministic implementation")
 }
 
 /// Ends the region also where tch panics within it.

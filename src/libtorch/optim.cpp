@@ -3,11 +3,13 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/_amp_foreach_non_finite_check_and_unscale.h>
+#include <ATen/ops/_foreach_abs.h>
 #include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_foreach_addcdiv.h>
 #include <ATen/ops/_foreach_addcmul.h>
 #include <ATen/ops/_foreach_clamp_max.h>
 #include <ATen/ops/_foreach_clamp_min.h>
+#include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/_foreach_div.h>
 #include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_foreach_mul.h>
@@ -20,7 +22,6 @@
 #include <ATen/ops/_fused_sgd.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/addmm.h>
-#include <ATen/ops/clamp.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/eq.h>
 #include <ATen/ops/linalg_vector_norm.h>
@@ -56,6 +57,14 @@ void move(const Control& control, const List& ws, const List& steps) {
   } else {
     at::_foreach_add_(ws, steps, -control.lr);
   }
+}
+
+// Whether the values of both, of one size, follow each other in memory in the same order: the stride of a dimension of
+// size 1 says nothing.
+bool is_laid_out_alike(const at::Tensor& tensor, const at::Tensor& other) {
+  for (int64_t dim = 0; dim < tensor.dim(); ++dim)
+    if (tensor.size(dim) != 1 && tensor.stride(dim) != other.stride(dim)) return false;
+  return true;
 }
 
 // A skipped step is not counted.
@@ -128,7 +137,7 @@ char* tikhonov_unscale(Borrowed grads, const at::Tensor* found_inf, const at::Te
 }
 
 // grads[i] = the gradient of params[i], or nullptr where it has none. The CPU kernels walk raw memory and
-// expect the same strides for all tensors of a parameter, so a gradient with other strides is copied.
+// expect the same order in memory for all tensors of a parameter, so a gradient in another is copied.
 char* tikhonov_gradients(Borrowed params, at::Tensor** grads) {
   return in_place([&] {
     for (size_t i = 0; i < params.count; ++i) grads[i] = nullptr;
@@ -137,7 +146,7 @@ char* tikhonov_gradients(Borrowed params, at::Tensor** grads) {
       at::Tensor grad = param.grad();
       if (!grad.defined()) continue;
       TORCH_CHECK(param.is_non_overlapping_and_dense(), "a parameter's memory has gaps: make it contiguous");
-      if (!grad.strides().equals(param.strides()) || grad.scalar_type() != param.scalar_type()) {
+      if (!is_laid_out_alike(grad, param) || grad.scalar_type() != param.scalar_type()) {
         at::Tensor aligned = at::empty_like(param);
         aligned.copy_(grad);
         grad = aligned;
@@ -212,11 +221,15 @@ char* tikhonov_soft_threshold(Borrowed tensors, double threshold) {
 // The same by a 0-dim tensor on the device.
 char* tikhonov_soft_threshold_by(Borrowed tensors, const at::Tensor* threshold) {
   return in_place([&] {
-    for (size_t i = 0; i < tensors.count; ++i) {
-      at::Tensor& w = *tensors.tensors[i];
-      const at::Tensor high = threshold->to(w.scalar_type());
-      w.sub_(at::clamp(w, -high, high));
-    }
+    const List ts = list(tensors);
+    // sign(w) * max(|w| - threshold, 0) + 0, for the sign of zeros: a foreach takes a number on the device as a summand
+    // or a factor, not as a bound, and addcmul takes none.
+    List kept = at::_foreach_abs(ts);
+    at::_foreach_add_(kept, threshold->to(ts[0].scalar_type()), -1);
+    at::_foreach_clamp_min_(kept, 0);
+    at::_foreach_mul_(kept, at::_foreach_sign(ts));
+    at::_foreach_add_(kept, 0);
+    at::_foreach_copy_(ts, kept);
   });
 }
 

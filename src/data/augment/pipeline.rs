@@ -438,7 +438,7 @@ fn erase(xs: &Tensor, erased: &[Erased], target: i64) -> Tensor {
         if let Some(noise) = erased.noise(size[1] as usize).filter(|noise| !noise.is_empty()) {
             let noise = Tensor::from_slice(&noise).view([size[1], bottom - top, right - left]);
             let rows = out.get(sample as i64).narrow(1, top, bottom - top);
-            rows.narrow(2, left, right - left).copy_(&noise);
+            rows.narrow(2, left, right - left).copy_(&upload(&noise, xs.device()));
         }
     }
     out

@@ -5,7 +5,6 @@ use tch::{Device, Kind, Tensor};
 
 use super::batch_writer::{BatchWriter, PixelData};
 use super::{LoaderContext, RawBatch};
-use crate::libtorch::device::upload;
 use crate::libtorch::memory::Bytes;
 use crate::util::threads;
 
@@ -69,9 +68,12 @@ impl Resident {
                 } else {
                     slots.try_for_each(write)?;
                 }
+                let levels = buffer.into_tensor();
                 match writer.finishes() {
-                    true => buffer.into_tensor(),
-                    false => context.finish(upload(&buffer.into_tensor(), context.device), &params),
+                    true => levels,
+                    false => {
+                        context.finish(levels.to_device_(context.device, levels.kind(), true, false), &params)
+                    }
                 }
             }
         };

@@ -13,6 +13,7 @@ use super::args::{
 };
 use super::channels::{self, ChannelFlow, Kept};
 use super::{Layer, LayerSpec, Param, ParamKind, Shape, ShapeError, TorchModule, init};
+use crate::functional::channels_last;
 use crate::libtorch::kernels::winograd;
 use crate::libtorch::or_panic;
 use crate::nn::layers::codegen::{Arg, Literal, tensor};
@@ -389,7 +390,7 @@ fn ordered(xs: &Tensor) -> Tensor {
         &[_, 1, height, width] if !xs.requires_grad() => {
             xs.contiguous().as_strided(xs.size(), [height * width, 1, width, 1], None)
         }
-        _ => xs.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]),
+        _ => channels_last(xs),
     }
 }
 

@@ -15,6 +15,7 @@ use super::padding::Padding;
 use super::scripted::{self, Scripted};
 use super::segments::{self, Chain, Segmentation};
 use super::tree::Op;
+use crate::functional::channels_last;
 use crate::libtorch::catch_panics;
 use crate::nn::layers::{Param, ParamKind, Switch};
 use crate::util::exit_code::{ExitCode, fail};
@@ -150,6 +151,19 @@ impl Network {
     /// are cut into `segments` each, or into the square root of their length.
     pub fn recompute(&mut self, segments: Option<usize>) {
         self.plan = Some(Segmentation { segments, buffers: Rc::new(self.buffers()) });
+    }
+
+    /// Brings parameters and buffers of four dimensions, the weights of convolutions, into the memory format
+    /// `channels_last`.
+    pub fn use_channels_last(&self) -> Result<()> {
+        no_grad(|| {
+            for (name, tensor) in self.state.iter().filter(|(_, tensor)| tensor.dim() == 4) {
+                let context = || format!("the memory format of {name}");
+                let inner = catch_panics(|| channels_last(&tensor.detach())).with_context(context)?;
+                tensor.shallow_clone().f_set_data(&inner).with_context(context)?;
+            }
+            Ok(())
+        })
     }
 
     /// Whether it takes `xs` `[N, ...input]` without padding.

@@ -13,7 +13,7 @@ use crate::data::balance::{self, ClassBalance};
 use crate::data::loader::{Loader, LoaderOptions, Preparation};
 use crate::data::normalize::{Normalize, NormalizeSpec};
 use crate::data::{Dataset, DatasetCache, Skipped, Split, Splits, Targets};
-use crate::libtorch::autocast::allow_tf32;
+use crate::libtorch::autocast::{allow_tf32, be_deterministic};
 use crate::libtorch::cuda;
 use crate::libtorch::device;
 use crate::libtorch::kernels::KernelSpec;
@@ -192,6 +192,9 @@ impl Session {
         cuda::make_current(device)?;
         if let Some(tf32) = spec.train.tf32 {
             allow_tf32(tf32)?;
+        }
+        if spec.train.deterministic && device != Device::Cpu {
+            be_deterministic()?;
         }
         spec.train.use_kernels();
         if spec.penalty.input_gradient.is_some() {

@@ -13,8 +13,9 @@ use tch::{Device, Kind, Tensor};
 use super::Trainer;
 use super::micro_batch_loss::{Answers, MicroBatchLoss};
 use super::train_step::StepResult;
-use crate::config::{Amp, CudaGraph, RunConfig};
+use crate::config::{Amp, RunConfig, Toggle};
 use crate::data::loader::Batch;
+use crate::functional::channels_last;
 use crate::libtorch::autocast::autocast;
 use crate::libtorch::catch_panics;
 use crate::libtorch::graph::{Graph, copy_ahead, leave_default_stream};
@@ -66,14 +67,14 @@ impl GraphState {
         let spec = &session.config.spec;
         let wanted = spec.train.cuda_graph;
         match obstacle(spec, session.device, &session.groups, session.task.as_ref()) {
-            _ if wanted == CudaGraph::Off => Ok((Self::Off, None)),
+            _ if wanted == Toggle::Off => Ok((Self::Off, None)),
             None => {
                 leave_default_stream(session.device)?;
                 Ok((Self::Warmup(0), None))
             }
             // On the CPU there is nothing to insist on, and nothing to tell who did not ask.
-            Some(_) if session.device == Device::Cpu && wanted == CudaGraph::Auto => Ok((Self::Off, None)),
-            Some(reason) if session.device != Device::Cpu && wanted == CudaGraph::On => {
+            Some(_) if session.device == Device::Cpu && wanted == Toggle::Auto => Ok((Self::Off, None)),
+            Some(reason) if session.device != Device::Cpu && wanted == Toggle::On => {
                 let message = format!("train.cuda_graph: {reason}; or say `cuda_graph: auto`");
                 Err(fail(ExitCode::Usage, message))
             }
@@ -146,7 +147,7 @@ impl Trainer<'_> {
             && let Err(error) = self.record(&prepared, lr, &lambdas)
         {
             let reason = format!("{error:#}");
-            if self.session.config.spec.train.cuda_graph == CudaGraph::On {
+            if self.session.config.spec.train.cuda_graph == Toggle::On {
                 let message = format!(
                     "train.cuda_graph: the step cannot be recorded: {reason}; say `cuda_graph: auto`"
                 );
@@ -212,7 +213,9 @@ impl Trainer<'_> {
         // What was recorded before gives its memory back first.
         self.graph_state = GraphState::Warmup(WARM_UP);
         let room = |like: &Tensor| -> Result<Tensor> { Ok(like.f_detach()?.f_empty_like()?) };
-        let inputs: Vec<_> = like.iter().map(|(xs, ys)| Ok((room(xs)?, room(ys)?))).collect::<Result<_>>()?;
+        let images = |xs| if self.channels_last { channels_last(&xs) } else { xs };
+        let inputs: Vec<_> =
+            like.iter().map(|(xs, ys)| Ok((images(room(xs)?), room(ys)?))).collect::<Result<_>>()?;
         let mut scalars = GraphScalars::new(lambdas.len(), device)?;
         scalars.set(&self.optimizer, lr, lambdas, self.step_numbers())?;
         let (network, scale, clock) = (&self.network, &self.scale, self.clock());

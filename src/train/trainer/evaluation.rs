@@ -39,7 +39,7 @@ impl Trainer<'_> {
         }
         let output = self.session.model.output();
         let scores = evaluate(network, &*self.session.task, output, &loader, &mut gallery, &judging);
-        device::autotune(self.session.config.spec.train.cudnn_benchmark);
+        device::autotune(self.session.config.spec.train.is_benchmarked());
         let scores = scores.map_err(|error| match exit_code::code(&error) == ExitCode::Numeric as u8 {
             true => {
                 let name = format!("{split:?}").to_lowercase();

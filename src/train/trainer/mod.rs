@@ -49,6 +49,8 @@ pub struct Trainer<'a> {
     /// Of `amp: fp16`.
     scale: Option<GradScaler>,
     graph_state: GraphState,
+    /// Whether images and weights of convolutions are in the memory format of that name.
+    channels_last: bool,
     /// By penalty group: whether it is frozen for now.
     frozen: Vec<bool>,
     /// A line for the user that `--quiet` drops.

@@ -4,10 +4,11 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use tch::Device;
 
 use super::Trainer;
 use crate::checkpoint::{Loaded, State};
-use crate::config::{Amp, CONFIG_FILE, PROGRAM_FILE, Segments};
+use crate::config::{Amp, CONFIG_FILE, PROGRAM_FILE, Segments, Toggle};
 use crate::data::{JPEG_PIXELS, Split};
 use crate::libtorch::device;
 use crate::nn::model::ModelSource;
@@ -38,6 +39,10 @@ impl<'a> Trainer<'a> {
     pub fn new(session: &'a Session, folder: LockedFolder, start: Start) -> Result<Self> {
         let spec = &session.config.spec;
         let mut network = session.network()?;
+        let channels_last = is_channels_last(session);
+        if channels_last {
+            network.use_channels_last()?;
+        }
         match spec.train.checkpoint_activations {
             None | Some(Segments::None) => {}
             Some(Segments::Root) => network.recompute(None),
@@ -129,7 +134,7 @@ impl<'a> Trainer<'a> {
         if !is_spent {
             warnings.extend(early_stopping::restart(&mut state, &mut plateau, spec, &session.monitor));
         }
-        device::autotune(spec.train.cudnn_benchmark);
+        device::autotune(spec.train.is_benchmarked());
         let (graphing, note) = GraphState::new(session)?;
         // The folder is touched only now that nothing can be refused any more.
         let folder = folder.begin(resumed.then_some(&state))?;
@@ -177,6 +182,7 @@ impl<'a> Trainer<'a> {
             lambda_tuner: adaptive,
             scale,
             graph_state: graphing,
+            channels_last,
             frozen: vec![false; session.groups.len()],
             note,
             // What was found at the start is printed with the sets.
@@ -193,6 +199,18 @@ impl<'a> Trainer<'a> {
         trainer.freeze_and_thaw();
         Ok(trainer)
     }
+}
+
+/// Whether images and weights of convolutions are kept in the memory format `channels_last`.
+fn is_channels_last(session: &Session) -> bool {
+    let spec = &session.config.spec;
+    let is_wanted = match spec.train.channels_last {
+        Toggle::Off => false,
+        Toggle::On => true,
+        // A program may take a view of its images that other formats do not have.
+        Toggle::Auto => spec.train.amp.is_some() && !spec.model.is_program(),
+    };
+    is_wanted && session.device != Device::Cpu
 }
 
 /// Refuses forms of the penalty that have no meaning at the highest rates of the run, given by group.

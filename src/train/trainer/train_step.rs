@@ -10,13 +10,15 @@ use super::input_gradient::BatchLoss;
 use super::micro_batch_loss::{Answers, MicroBatchLoss};
 use crate::config::{Amp, Budget};
 use crate::data::loader::Batch;
-use crate::libtorch::autocast::autocast;
+use crate::functional::channels_last;
+use crate::libtorch::autocast::{autocast, has_no_deterministic_algorithm};
 use crate::libtorch::{catch_panics, device};
 use crate::metrics::ModelOutput;
 use crate::nn::model::Network;
 use crate::optim::{StepOptions, StepOutput};
 use crate::penalty::LambdaValues;
 use crate::train::records::{StepRecord, WeightStats, of_inputs};
+use crate::util::exit_code::{ExitCode, fail};
 use crate::util::rng::{CounterRng, RngStream};
 use crate::util::stopwatch::Phase;
 
@@ -36,6 +38,20 @@ pub(super) struct StepResult {
     pub samples: i64,
 }
 
+/// What to do about an operation that `train.deterministic` rules out.
+fn deterministic_alone(error: anyhow::Error) -> anyhow::Error {
+    let text = format!("{error:#}");
+    if !has_no_deterministic_algorithm(&text) {
+        return error;
+    }
+    // libtorch's advice is for Python.
+    let first = text.split(", but you set").next().unwrap_or_default();
+    fail(
+        ExitCode::Usage,
+        format!("train.deterministic: {first}; leave it out, or take another layer or loss"),
+    )
+}
+
 impl Trainer<'_> {
     /// One optimiser step on `accumulate` micro-batches, fewer at the end of an epoch. Returns the numbers when it is
     /// time to log them; otherwise nothing waits for the device.
@@ -48,10 +64,7 @@ impl Trainer<'_> {
         }
         self.freeze_and_thaw();
         self.seed();
-        let step = match self.try_replay(micro_batches, is_logged)? {
-            Ok(step) => step,
-            Err(micro_batches) => self.eager_step(micro_batches, is_logged)?,
-        };
+        let step = self.any_step(micro_batches, is_logged).map_err(deterministic_alone)?;
         self.state.batch += batches;
         self.update_counters(&step);
         match step.before {
@@ -60,6 +73,13 @@ impl Trainer<'_> {
                 self.log_step(before, &step.loss, heads, inputs, &step.grad_norm).map(Some)
             }
             None => Ok(None),
+        }
+    }
+
+    fn any_step(&mut self, micro_batches: Vec<Batch>, is_logged: bool) -> Result<StepResult> {
+        match self.try_replay(micro_batches, is_logged)? {
+            Ok(step) => Ok(step),
+            Err(micro_batches) => self.eager_step(micro_batches, is_logged),
         }
     }
 
@@ -95,7 +115,7 @@ impl Trainer<'_> {
             let share = batch.xs.size()[0] as f64 / samples as f64;
             let part = catch_panics(|| -> Result<_> {
                 let (xs, ys) = task.make_batch(batch.xs, batch.ys, true)?;
-                let xs = self.tracked(xs);
+                let xs = self.tracked(if self.channels_last { channels_last(&xs) } else { xs });
                 self.stopwatch.passed(Phase::Prepare);
                 let loss = autocast(device, amp, || -> Result<_> {
                     let answers = Answers::of(task.as_ref(), network, &xs)?;
@@ -217,5 +237,27 @@ impl Trainer<'_> {
         lambdas: &[LambdaValues],
     ) -> Result<Option<WeightStats>> {
         is_logged.then(|| self.stats_of(&self.network, self.position(), lr, lambdas)).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::util::exit_code;
+
+    #[test]
+    fn an_operation_without_a_deterministic_algorithm_is_named_with_what_to_do() {
+        // libtorch 2.11, Context::alertNotDeterministic.
+        let text = "nll_loss2d_forward_out_cuda_template does not have a deterministic implementation, but you set \
+                    'torch.use_deterministic_algorithms(True)'. You can turn off determinism just for this operation, …";
+        let error = deterministic_alone(anyhow::anyhow!(text));
+        assert_eq!(exit_code::code(&error), ExitCode::Usage as u8);
+        assert_eq!(
+            error.to_string(),
+            "train.deterministic: nll_loss2d_forward_out_cuda_template does not have a deterministic implementation; \
+             leave it out, or take another layer or loss"
+        );
+        let other = deterministic_alone(anyhow::anyhow!("CUDA error: out of memory"));
+        assert_eq!(exit_code::code(&other), ExitCode::Memory as u8);
     }
 }
