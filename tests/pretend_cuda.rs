@@ -265,3 +265,29 @@ fn no_step_waits_for_the_device() {
         assert_eq!(many.syncs, few.syncs, "{few:?} {many:?}");
     }
 }
+
+#[test]
+fn a_run_that_is_resumed_on_the_device_goes_on_with_its_random_numbers() {
+    let Some(library) = library("a_run_that_is_resumed_on_the_device_goes_on_with_its_random_numbers") else {
+        return;
+    };
+    let home = tempfile::tempdir().unwrap();
+    let model = "model: {input: [1, 16, 16], layers: [{conv2d: {out_channels: 2, kernel_size: 3}}, {dropout: {p: 0.3}}, \
+                 flatten, {linear: {out_features: 4}}]}";
+    let text =
+        TINY.replace("model: {name: small-cnn, args: {channels: 1, size: 16, classes: 4, width: 2}}", model);
+    assert!(text.contains("dropout"));
+    let config = write_config(home.path(), &text);
+    let train = |name: &str, epochs: u64| {
+        let output = home.path().join(name);
+        let epochs = format!("train.epochs={epochs}");
+        let args = ["train", &config, "--device", "cuda", "--resume", "--set", &epochs, "--output"];
+        let counts =
+            pretend(library, &[&args[..], &[output.to_str().unwrap()]].concat(), &[]).checked().counts;
+        assert!(counts.random >= 20, "{counts:?}");
+        output
+    };
+    let whole = train("whole", 2);
+    train("parts", 1);
+    assert_eq!(difference(&train("parts", 2), &whole), 0.0);
+}

@@ -1,13 +1,12 @@
 //! Every command that has `--device`, on the pretend device: on it, without a warning, with the answer of the CPU.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::{library, pretend};
-use crate::common::succeeds;
+use crate::common::{succeeds, tikhonov};
 
 const CLASSES: &str = "
 seed: 1
@@ -53,6 +52,8 @@ fn configs(home: &Path) -> Vec<(&'static str, String)> {
     for (class, shade) in [("bright", 200), ("dark", 40)] {
         fs::create_dir_all(home.join("pictures").join(class)).unwrap();
         for at in 0..8 {
+            // One that is misplaced: `calibrate` needs a network that is not always right.
+            let shade = if (class, at) == ("dark", 7) { 200 } else { shade };
             let pixel = |x: u32, y: u32| image::Rgb([shade + (x * 3 + at) as u8, shade + y as u8, shade]);
             let file = home.join("pictures").join(class).join(format!("{at}.png"));
             image::RgbImage::from_fn(16, 16, pixel).save(file).unwrap();
@@ -92,89 +93,100 @@ fn every_command_that_has_a_device_runs_on_it_silently_and_answers_as_on_the_cpu
     succeeds(&["encode", &at("codes"), &picture, "--device", "cpu", "--output", &at("coded")]);
     let coded = fs::read_dir(at("coded")).unwrap().next().unwrap().unwrap().path();
     let coded = coded.to_str().unwrap().to_owned();
-    let classes = at("classes.yaml");
-    let weights = at("classes/checkpoints/last/model.safetensors");
-    // OUT becomes a new place, in a folder of its own.
-    let commands: Vec<Vec<String>> = vec![
-        vec!["train".into(), classes.clone(), "--output".into(), "OUT".into()],
-        vec!["eval".into(), at("classes")],
-        vec!["predict".into(), at("classes"), picture.clone(), "--format".into(), "csv".into()],
-        vec!["restore".into(), at("denoise"), picture.clone(), "--output".into(), "OUT".into()],
-        vec!["sample".into(), at("vae"), "--output".into(), "OUT.png".into()],
-        vec![
-            "interpolate".into(),
-            at("vae"),
-            picture.clone(),
-            picture.clone(),
-            "--output".into(),
-            "OUT.png".into(),
-        ],
-        vec!["encode".into(), at("codes"), picture.clone(), "--output".into(), "OUT".into()],
-        vec!["decode".into(), at("codes"), coded, "--output".into(), "OUT".into()],
-        vec!["shrink".into(), at("classes"), "--output".into(), "OUT".into()],
-        vec!["bench".into(), classes.clone(), "--steps".into(), "3".into(), "--warmup".into(), "1".into()],
-        vec![
-            "finetune".into(),
-            weights,
-            "--model".into(),
-            at("net.yaml"),
-            "--config".into(),
-            "OUT.yaml".into(),
-            "--data".into(),
-            at("pictures"),
-            "--output".into(),
-            "OUT".into(),
-            "--set".into(),
-            "train.epochs=1".into(),
-        ],
-        vec![
-            "sweep".into(),
-            classes,
-            "--over".into(),
-            "penalty.l2=0,0.01".into(),
-            "--jobs".into(),
-            "1".into(),
-            "--output".into(),
-            "OUT".into(),
-        ],
-    ];
-    let help = succeeds(&["--help"]);
-    let listed =
-        help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
-    let with_device = listed
-        .filter_map(|line| line.split_whitespace().next())
-        .filter(|name| *name != "help" && succeeds(&[name, "--help"]).contains("--device"));
-    let known: BTreeSet<_> = commands.iter().map(|command| command[0].as_str()).collect();
-    assert_eq!(known, with_device.collect(), "a new command with --device belongs into this test");
-    for (number, command) in commands.iter().enumerate() {
+    let other = at("other");
+    succeeds(&[
+        "train",
+        &at("classes.yaml"),
+        "--quiet",
+        "--device",
+        "cpu",
+        "--seed",
+        "2",
+        "--output",
+        &other,
+    ]);
+    let listed = succeeds(&["--help"]);
+    let listed = listed.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let names = listed.take_while(|line| !line.is_empty()).filter_map(|line| line.split_whitespace().next());
+    let mut count = 0;
+    for name in names.filter(|name| *name != "help") {
+        let help = succeeds(&[name, "--help"]);
+        if !help.contains("--device") {
+            continue;
+        }
+        count += 1;
+        let known = COMMANDS.iter().find(|command| command.split(' ').next() == Some(name));
+        let command = known.map_or_else(|| from_usage(name, &help), |command| (*command).to_owned());
         let run = |device: &str| {
-            let folder = at(&format!("{number}-{device}"));
+            let folder = at(&format!("{name}-{device}"));
             fs::create_dir(&folder).unwrap();
-            let mut args: Vec<_> =
-                command.iter().map(|word| word.replace("OUT", &format!("{folder}/out"))).collect();
-            args.extend(["--device".into(), device.into()]);
-            let args: Vec<_> = args.iter().map(String::as_str).collect();
-            let outcome = pretend(library, &args, &[]);
+            let word = |word: &str| match word {
+                "PICTURE" => picture.clone(),
+                "PICTURES" => at("pictures"),
+                "CODED" => coded.clone(),
+                "WEIGHTS" => at("classes/checkpoints/last/model.safetensors"),
+                "RUN" => at("classes"),
+                "CONFIG" => at("classes.yaml"),
+                "OTHER" => other.clone(),
+                "NETWORK" => at("net.yaml"),
+                "DENOISE" | "VAE" | "CODES" => at(&word.to_lowercase()),
+                _ => word.replace("OUT", &format!("{folder}/out")),
+            };
+            let args: Vec<_> =
+                command.split(' ').map(word).chain(["--device".into(), device.into()]).collect();
+            let outcome = super::finish(tikhonov().args(&args).current_dir(&folder), library, &[]);
             assert!(!outcome.stderr.contains("arning"), "{args:?}: {}", outcome.stderr);
             assert!(!outcome.stderr.contains("[pretend CUDA]"), "{args:?}: {}", outcome.stderr);
-            // No command that only looks at weights has work for a device.
-            let outcome = if device == "cpu" || command[0] == "shrink" { outcome } else { outcome.checked() };
+            // A command that only looks at weights has no work for a device.
+            let outcome = if device == "cpu" || name == "shrink" { outcome } else { outcome.checked() };
             assert_eq!(outcome.code, 0, "{args:?}: {}", outcome.stderr);
             (outcome.stdout, folder)
         };
         let (cuda, there) = run("cuda");
         let (auto, again) = run("auto");
-        match command[0].as_str() {
-            // Numbers of a clock; the loss of a run differs in its last digits.
+        match name {
             "eval" | "predict" => {
                 assert_eq!(cuda, auto);
                 let (cpu, _) = run("cpu");
                 assert_eq!(numbers(&cuda), numbers(&cpu), "{command:?}");
             }
             "restore" | "sample" | "interpolate" | "decode" => assert_eq!(pictures(&there), pictures(&again)),
+            // What others print has numbers of a clock.
             _ => {}
         }
     }
+    assert!(count >= COMMANDS.len(), "{count}");
+}
+
+/// Of the commands that need more than their usage says, or are compared, their arguments; OUT is a new place.
+const COMMANDS: [&str; 12] = [
+    "train CONFIG --output OUT",
+    "eval RUN",
+    "predict RUN PICTURE --format csv",
+    "restore DENOISE PICTURE --output OUT",
+    "sample VAE --output OUT.png",
+    "interpolate VAE PICTURE PICTURE --output OUT.png",
+    "encode CODES PICTURE --output OUT",
+    "decode CODES CODED --output OUT",
+    "shrink RUN --output OUT",
+    "bench CONFIG --steps 3 --warmup 1",
+    "finetune WEIGHTS --model NETWORK --config OUT.yaml --data PICTURES --output OUT --set train.epochs=1",
+    "sweep CONFIG --over penalty.l2=0,0.01 --jobs 1 --output OUT",
+];
+
+/// The arguments of another command, as its usage has them.
+fn from_usage(name: &str, help: &str) -> String {
+    let usage = help.lines().find_map(|line| line.strip_prefix("Usage: ")).unwrap();
+    let words = usage.split_whitespace().skip(3).map(|word| match word.trim_end_matches("...") {
+        "<RUN>" | "<RUN|CONFIG>" | "<A>" => "RUN",
+        "<CONFIG>" => "CONFIG",
+        "<B>" => "OTHER",
+        "<IN>" | "<IMAGE>" => "PICTURE",
+        "--output" => "--output",
+        "<OUT>" | "<FILE>" => "OUT.png",
+        _ => panic!("{name} needs a line in COMMANDS: {usage}"),
+    });
+    [name].into_iter().chain(words).collect::<Vec<_>>().join(" ")
 }
 
 /// The numbers of a text, to four digits.
