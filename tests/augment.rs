@@ -100,7 +100,8 @@ fn every_augmentation_is_read_changes_images_and_goes_with_masks_or_is_refused_b
         looked_at: [16, 16],
         reading: String::new(),
     };
-    let (masks, images) = (masked(Targets::Masks(Arc::new(masks))), masked(Targets::Images { channels: 1 }));
+    let (masks, images) =
+        (masked(Targets::Masks(Arc::new(masks))), masked(Targets::Images { channels: 1, scale: 1 }));
     for (name, values) in EXAMPLES {
         let yaml = format!("{{train: {{shapes: {{count: 8}}}}, augment: [{{{name}: {values}}}]}}");
         let spec: DataSpec = tikhonov::util::yaml::decode(&serde_yaml::from_str(&yaml).unwrap()).expect(name);

@@ -1,9 +1,11 @@
 //! Data sources: every format against files that Python wrote, damaged files, generators, splits, smoothing.
 
+mod floats;
 mod formats;
 mod generated;
 mod image_tables;
 mod images;
+mod pairs;
 mod pictures;
 mod shards;
 mod tables;

@@ -38,7 +38,7 @@ impl Dataset {
                 Targets::Classes(labels) => Targets::Classes(labels.clone()),
                 Targets::Values(ys) => Targets::Values(ys.shallow_clone()),
                 Targets::MultiLabel(ys) => Targets::MultiLabel(ys.shallow_clone()),
-                Targets::Images { channels } => Targets::Images { channels: *channels },
+                Targets::Images { channels, scale } => Targets::Images { channels: *channels, scale: *scale },
                 Targets::Masks(masks) => Targets::Masks(masks.clone()),
                 Targets::Unknown => Targets::Unknown,
             },

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use anyhow::{Context, Result};
 
+use super::image::floats;
 use super::mask::Encoding;
 use super::{Fit, ImageFile, Picture};
 use crate::util::exit_code::{ExitCode, Failure, WithExitCode};
@@ -18,6 +19,8 @@ pub struct Files {
     pub partners: Vec<ImageFile>,
     /// How the targets are read where they are masks.
     masks: Option<Arc<Encoding>>,
+    /// How many times as large the targets are.
+    pub scale: usize,
     pub framing: Framing,
     /// How many of them may still turn out to be undecodable before the run ends with exit code 3.
     pub forgiven: usize,
@@ -58,7 +61,7 @@ impl Files {
             Framing::Fit(_) => Cache::new(0, 0),
             _ => Cache::new(files.len(), memory),
         };
-        Self { files, partners, masks: None, framing, forgiven, cache, damaged: Mutex::default() }
+        Self { files, partners, masks: None, scale: 1, framing, forgiven, cache, damaged: Mutex::default() }
     }
 
     /// The same whose targets are masks, where there is an encoding.
@@ -66,9 +69,19 @@ impl Files {
         Self { masks, ..self }
     }
 
+    /// The same whose targets are `scale` times as large.
+    pub fn with_scale(self, scale: usize) -> Self {
+        Self { scale, ..self }
+    }
+
     /// What was found so far, by every loader of this set.
     pub fn damaged(&self) -> MutexGuard<'_, Damaged> {
         unpoisoned(&self.damaged)
+    }
+
+    /// Whether a value is four bytes in four channels.
+    pub fn is_float(&self) -> bool {
+        self.files.first().is_some_and(|file| file.mode.is_float())
     }
 
     /// Samples of an epoch.
@@ -102,6 +115,7 @@ impl Files {
         };
         Self::new(select(&self.files), select(&self.partners), framing, self.forgiven, self.cache.budget)
             .with_masks(self.masks.clone())
+            .with_scale(self.scale)
     }
 
     /// The picture of file `index`, decoded once as long as the memory lasts. That of its target lies in
@@ -119,10 +133,16 @@ impl Files {
                 Some(masks) => masks.read(partner),
                 None => partner.decode(),
             };
-            let target = match target {
+            let mut target = match target {
                 Err(error) if error.is::<Failure>() => return Err(error),
                 target => target.with_context(|| format!("its target {}", partner.place()))?,
             };
+            if self.is_float() && !(self.masks.is_none() && partner.mode.is_float()) {
+                target = floats::widened(&target);
+            }
+            if self.scale > 1 {
+                picture = picture.repeated(self.scale);
+            }
             picture = picture.stack(&target).with_exit_code(ExitCode::Data, || {
                 format!("{}: its target {}", self.files[index].place(), partner.place())
             })?;

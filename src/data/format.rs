@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use image::ImageError;
 
+use super::Mode;
+use super::image::floats::is_array;
 use crate::util::regular_file;
 
 /// Extensions of pictures that can be read.
@@ -58,8 +60,8 @@ pub fn unknown(path: &Path, bytes: &[u8]) -> String {
 }
 
 /// Why a picture of floating-point numbers is none.
-pub const FLOATS: &str = "has floating-point pixels, which are not read: convert it to 8 or 16 bits, or save the numbers \
-                          as .npy, which a source `npy` takes as they are";
+pub const FLOATS: &str =
+    "has floating-point pixels: `mode: {float32: 3}`, with its number of channels, takes them as they are";
 
 /// Why a TIFF file that the decoder does not support is none.
 pub fn unread_tiff(bytes: &[u8], error: &ImageError) -> String {
@@ -103,8 +105,10 @@ fn tiff_tag(bytes: &[u8], tag: usize) -> Option<usize> {
 }
 
 /// The pictures among `files`, and a line on what else there is.
-pub fn pictures_of(files: Vec<PathBuf>) -> (Vec<PathBuf>, Option<String>) {
-    let (pictures, others): (Vec<_>, Vec<_>) = files.into_iter().partition(|path| is_picture(path));
+/// Numpy's arrays are pictures where `mode` has floats.
+pub fn pictures_of(files: Vec<PathBuf>, mode: Mode) -> (Vec<PathBuf>, Option<String>) {
+    let (pictures, others): (Vec<_>, Vec<_>) =
+        files.into_iter().partition(|path| is_picture(path) || mode.is_float() && is_array(path));
     let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let note = others.first().map(|first| match others.len() {
         1 => format!("passed over {}, which is no picture", first.display()),

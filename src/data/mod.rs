@@ -31,7 +31,7 @@ pub use cache::DatasetCache;
 pub use files::{Damaged, Files, Framing};
 pub use image::eval_transform::{EvalTransform, Interpolation};
 pub use image::picture::{Fit, ImageFile, JPEG_PIXELS, Mode, Picture, Resize};
-pub use sources::folder::{pictures, pictures_at};
+pub use sources::folder::{pictures, pictures_at, pictures_in};
 pub use sources::{SourceSpec, ValidationSpec};
 pub use spec::DataSpec;
 
@@ -52,8 +52,8 @@ pub enum Targets {
     Values(Tensor),
     /// float32 `[N, K]` of zeros and ones: which of the K classes a sample has, any number of them.
     MultiLabel(Tensor),
-    /// An image of the sample's size with so many channels, in [0, 1]; it comes with the sample.
-    Images { channels: usize },
+    /// An image of so many channels, in [0, 1], `scale` times as large as the sample; it comes with the sample.
+    Images { channels: usize, scale: usize },
     /// A class per pixel, which comes with the sample.
     Masks(Arc<Masks>),
     /// Nothing is known, as for pictures that are only to be predicted.
@@ -224,9 +224,10 @@ impl Dataset {
                 refuse(format!("targets are {theirs:?} in the training set and {mine:?} in the {part}"))
             }
             (Targets::Unknown, Targets::Unknown) => Ok(()),
-            (Targets::Images { channels: mine }, Targets::Images { channels: theirs }) if mine == theirs => {
-                Ok(())
-            }
+            (
+                Targets::Images { channels: mine, scale: own },
+                Targets::Images { channels: theirs, scale: other },
+            ) if mine == theirs && own == other => Ok(()),
             (Targets::Masks(_), Targets::Masks(_)) if self.classes == train.classes => Ok(()),
             (mine, theirs) if mine.kind() != theirs.kind() => refuse(format!(
                 "targets are {} in the training set and {} in the {part}",

@@ -300,10 +300,39 @@ fn in_threads<'a, T: Sync + 'a>(
     Ok(counts)
 }
 
+/// One after the other, so that the sums are the same.
+fn measure_floats(files: &Files, chosen: &[usize]) -> Result<Normalize> {
+    let mut sums: Vec<[f64; 3]> = Vec::new();
+    for &index in chosen.iter().take_while(|_| !interrupt::is_requested()) {
+        // What cannot be decoded is counted and named when its turn comes in training.
+        let Ok(picture) = files.picture(index) else { continue };
+        let values =
+            picture.data.as_chunks::<4>().0.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes)));
+        let channels = picture.channels / 4;
+        sums.resize(channels, [0.0; 3]);
+        for (place, value) in values.enumerate() {
+            let [count, sum, squares] = &mut sums[place % channels];
+            (*count, *sum, *squares) = (*count + 1.0, *sum + value, *squares + value * value);
+        }
+    }
+    interrupt::check("the training set was being measured")?;
+    ensure!(
+        !sums.is_empty(),
+        fail(ExitCode::Data, "normalize: auto found no decodable file in the training set; check the folder")
+    );
+    Ok(Normalize::from_moments(sums.into_iter().map(|[count, sum, squares]| {
+        let mean = sum / count;
+        (mean, (squares / count - mean * mean).max(0.0))
+    })))
+}
+
 /// Decodes on every core.
 fn measure_files(files: &Files) -> Result<Normalize> {
     let sample = files.files.len().min(FILES);
     let chosen: Vec<_> = (0..sample).map(|place| place * files.files.len() / sample).collect();
+    if files.is_float() {
+        return measure_floats(files, &chosen);
+    }
     let counts = in_threads(chosen.chunks(sample.div_ceil(cores()).max(1)), |chosen| {
         let mut counts: Vec<[u64; 256]> = Vec::new();
         for &index in chosen.iter().take_while(|_| !interrupt::is_requested()) {

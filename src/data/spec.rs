@@ -243,7 +243,9 @@ impl DataSpec {
                 format!("pictures do not fit a network whose input is {shape:?}"),
             ));
         };
+        let own = self.mode();
         let mode = match channels {
+            _ if own.is_float() && own.channels() as i64 == channels => own,
             1 => Mode::Grey,
             3 => Mode::Rgb,
             _ => {
@@ -270,6 +272,11 @@ impl DataSpec {
     /// Whether pictures are turned as their EXIF data says, as the training set's are.
     pub fn exif(&self) -> bool {
         self.train.source().1.exif()
+    }
+
+    /// The channels of the training set's pictures.
+    pub fn mode(&self) -> Mode {
+        self.train.source().1.mode()
     }
 
     /// How pictures become samples to judge by, for programs that take them at any size.

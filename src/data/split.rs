@@ -290,7 +290,7 @@ fn select(set: &Dataset, indices: &[i64], to_judge: bool) -> Result<Dataset> {
         }
         Targets::Values(ys) => Targets::Values(ys.f_index_select(0, &index)?),
         Targets::MultiLabel(ys) => Targets::MultiLabel(ys.f_index_select(0, &index)?),
-        Targets::Images { channels } => Targets::Images { channels: *channels },
+        Targets::Images { channels, scale } => Targets::Images { channels: *channels, scale: *scale },
         Targets::Masks(masks) => Targets::Masks(masks.clone()),
         Targets::Unknown => Targets::Unknown,
     };

@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
 use crate::config::RunConfig;
+use crate::data::image::floats;
 use crate::data::normalize::{Normalize, NormalizeSpec};
 use crate::data::{Mode, Picture, SourceSpec};
 use crate::inference::tiles::Tiles;
@@ -68,8 +69,11 @@ impl<'a> Segmenter<'a> {
         let work = |[top, left, height, width]: [usize; 4]| {
             let part = picture.crop(top, left, height, width);
             let size = [1, part.channels as i64, height as i64, width as i64];
-            let xs =
-                Tensor::f_from_data_size(&part.planes(), &size, Kind::Uint8)?.to_kind(Kind::Float) / 255.0;
+            let levels = Tensor::f_from_data_size(&part.planes(), &size, Kind::Uint8)?;
+            let xs = match self.mode.is_float() {
+                true => floats::tensor(&levels)?,
+                false => levels.to_kind(Kind::Float) / 255.0,
+            };
             let xs = self.normalize.as_ref().map_or(xs.shallow_clone(), |normalize| normalize.apply(&xs));
             self.tiles.answer(&xs)
         };

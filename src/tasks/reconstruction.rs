@@ -139,7 +139,26 @@ impl Task for Reconstruction {
             Targets::Images { .. } if !self.degrade.is_none() => {
                 return refuse("the data are pairs of images, degraded already; say `degrade: none`".into());
             }
-            Targets::Images { channels } => channels as i64,
+            Targets::Images { channels, scale } => {
+                if self.residual && (scale > 1 || channels as i64 != set.shape[0]) {
+                    return refuse(
+                        "`residual` answers the difference to the picture, and the targets have other sizes or channels; \
+                         leave it out"
+                            .into(),
+                    );
+                }
+                let (given, answered) = (model.input(), output);
+                if let ([_, height, _], [_, high, _]) = (given, answered)
+                    && scale > 1
+                    && height * scale as i64 != *high
+                {
+                    return refuse(format!(
+                        "the targets are {scale} times as large as the pictures, and the network answers {answered:?} to \
+                         {given:?}"
+                    ));
+                }
+                channels as i64
+            }
             _ => channels,
         };
         let target = self.target_shape([channels, height, width]);

@@ -2,6 +2,7 @@
 
 pub mod container;
 pub mod eval_transform;
+pub mod floats;
 pub(crate) mod jpeg;
 pub mod photo;
 pub mod picture;

@@ -23,11 +23,13 @@ use serde::{Deserialize, Serialize};
 
 use super::container::Entry;
 use super::eval_transform::EvalTransform;
+use super::floats;
 use super::jpeg::Jpeg;
 use super::resample;
 use super::smooth::SmoothSpec;
 use crate::data::format;
 use crate::util::regular_file;
+use crate::util::yaml::Invalid;
 
 /// Bytes that one decoded picture may need.
 pub const MAX_DECODED: u64 = 512 << 20;
@@ -43,6 +45,9 @@ pub enum Mode {
     #[default]
     Rgb,
     Grey,
+    /// So many channels as float32: 16-bit levels from 0 to 1 with all their bits, floats of TIFF, EXR and .npy as
+    /// they are. Pictures are not resized.
+    Float32(usize),
 }
 
 impl Mode {
@@ -50,6 +55,26 @@ impl Mode {
         match self {
             Mode::Rgb => 3,
             Mode::Grey => 1,
+            Mode::Float32(channels) => channels,
+        }
+    }
+
+    /// Bytes of a decoded pixel.
+    pub fn bytes(self) -> usize {
+        if self.is_float() { floats::BYTES * self.channels() } else { self.channels() }
+    }
+
+    pub fn is_float(self) -> bool {
+        matches!(self, Mode::Float32(_))
+    }
+
+    /// Refuses what no picture has.
+    pub fn validate(self, key: &str) -> Result<(), Invalid> {
+        match self {
+            Mode::Float32(channels) if !(1..=1024).contains(&channels) => {
+                Err(Invalid::new(key, format!("a picture has 1 to 1024 channels, not {channels}")))
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -170,6 +195,10 @@ impl ImageFile {
 
     /// All that the header says.
     pub(crate) fn header(&self) -> Result<Header> {
+        if self.mode.is_float() {
+            let Picture { height, width, .. } = self.decode()?;
+            return Ok(Header { height, width, turn: Orientation::NoTransforms, is_deep: false });
+        }
         const HEAD: u64 = 256 << 10;
         let probe = |bytes: &[u8]| {
             let header = || {
@@ -273,6 +302,9 @@ pub(crate) fn upright(mut image: DynamicImage, bytes: &[u8], file: &ImageFile) -
 }
 
 fn decode(bytes: &[u8], file: &ImageFile) -> Result<Picture> {
+    if let Mode::Float32(channels) = file.mode {
+        return floats::decode(bytes, file, channels);
+    }
     Ok(Picture::from_image(decode_bytes(bytes, file)?, file.mode))
 }
 
@@ -333,7 +365,7 @@ impl Picture {
         match mode {
             Mode::Grey if is_grey => picture(1, image.into_luma8().into_raw()),
             Mode::Rgb if !image.color().has_alpha() => picture(3, image.into_rgb8().into_raw()),
-            Mode::Rgb => picture(3, on_white(image.into_rgba8().as_raw())),
+            Mode::Rgb | Mode::Float32(_) => picture(3, on_white(image.into_rgba8().as_raw())),
             Mode::Grey => {
                 let rgb = if image.color().has_alpha() {
                     on_white(image.into_rgba8().as_raw())
@@ -361,6 +393,20 @@ impl Picture {
             data.extend_from_slice(&self.data[start..start + width * self.channels]);
         }
         Picture { channels: self.channels, height, width, data }
+    }
+
+    /// Every pixel `scale` times down and across.
+    pub fn repeated(&self, scale: usize) -> Picture {
+        let mut data = Vec::with_capacity(self.data.len() * scale * scale);
+        for row in self.data.chunks_exact((self.width * self.channels).max(1)) {
+            let start = data.len();
+            for pixel in row.chunks_exact(self.channels) {
+                (0..scale).for_each(|_| data.extend_from_slice(pixel));
+            }
+            let end = data.len();
+            (1..scale).for_each(|_| data.extend_from_within(start..end));
+        }
+        Picture { channels: self.channels, height: self.height * scale, width: self.width * scale, data }
     }
 
     /// Both pictures as one, the channels of `other` after one's own.

@@ -7,6 +7,7 @@ use tch::{Kind, Tensor};
 use super::LoaderContext;
 use crate::data::Picture;
 use crate::data::augment::{Erased, Fill, PixelMap, Pixels, fill_level};
+use crate::data::image::floats;
 use crate::libtorch::memory::{Number, Slots};
 
 /// How the slots of a batch are filled from pictures of one shape.
@@ -69,6 +70,12 @@ impl BatchWriter {
     /// For samples of the shape `decoded` whose levels the pipeline may change first.
     pub fn collecting(decoded: &[i64], context: &LoaderContext) -> Result<Self> {
         match context.pipeline.collected(decoded).first_chunk() {
+            // The bytes of values; the rest is done on the device.
+            Some(&[channels, height, width]) if context.floats => {
+                let sides = [height, width].map(|side| side as usize);
+                let channels = channels as usize * floats::BYTES;
+                Ok(Self { channels, from: sides, to: sides, tables: Tables::Levels, moves: false })
+            }
             Some(shape) => Self::new(shape, context),
             None => Err(anyhow!("samples of shape {decoded:?} have no pixels")),
         }

@@ -98,9 +98,9 @@ impl ImageSource {
     fn picture(&self, index: usize) -> Result<Arc<Picture>> {
         let picture = self.files.picture(index)?;
         if let Framing::Patches { size, .. } = self.framing
-            && picture.height.min(picture.width) < size
+            && picture.height.min(picture.width) < size * self.files.scale
         {
-            let (width, height) = (picture.width, picture.height);
+            let [width, height] = [picture.width, picture.height].map(|side| side / self.files.scale);
             return Err(anyhow!("is {width}x{height}, smaller than the patches of {size}x{size}"));
         }
         Ok(picture)
@@ -196,10 +196,13 @@ impl ImageSource {
         let mut rng = self.context.augment_rng(epoch, (index + again) as u64);
         let picture = match &self.framing {
             Framing::Patches { size, .. } => {
-                let mut place = |side: usize| rng.below((side - size) as u64 + 1) as usize;
+                // A pixel of the picture is `scale` pixels of its target, down and across.
+                let scale = self.files.scale;
+                let mut place = |side: usize| rng.below((side / scale - size) as u64 + 1) as usize * scale;
                 let (top, left) = (place(picture.height), place(picture.width));
-                pipeline.sample(&mut rng, [*size, *size], &mut params);
-                &picture.crop(top, left, *size, *size)
+                let side = size * scale;
+                pipeline.sample(&mut rng, [side, side], &mut params);
+                &picture.crop(top, left, side, side)
             }
             Framing::Fit(fit) => {
                 pipeline.sample(&mut rng, [picture.height, picture.width], &mut params);

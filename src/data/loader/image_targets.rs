@@ -19,6 +19,14 @@ pub fn part(xs: &Tensor, channels: i64) -> (Tensor, Tensor) {
     (xs.narrow(1, 0, own).contiguous(), xs.narrow(1, own, channels).contiguous())
 }
 
+/// What [`Picture::repeated`](crate::data::Picture::repeated) had enlarged, `[B, C, H, W]`, at its own size.
+pub fn shrink(xs: Tensor, scale: i64) -> Tensor {
+    match scale {
+        1 => xs,
+        _ => xs.slice(2, 0, None, scale).slice(3, 0, None, scale).contiguous(),
+    }
+}
+
 /// Classes as levels, `[B, 1, H, W]` in [0, 1], as int64 `[B, H, W]`; what is ignored as -100, PyTorch's
 /// `ignore_index`.
 pub fn mask(levels: &Tensor) -> Tensor {

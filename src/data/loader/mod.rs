@@ -7,6 +7,7 @@ mod prefetcher;
 mod resident;
 mod sampler;
 
+use std::panic::panic_any;
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
@@ -16,6 +17,7 @@ use super::augment::{Augment, OwnTarget, Pipeline, Pixels, check_own_targets, so
 use super::balance::Sampling;
 use super::normalize::Normalize;
 use super::{Dataset, Framing, Samples, Skipped, Targets};
+use crate::data::image::floats;
 use crate::libtorch::catch_panics;
 use crate::libtorch::device::upload;
 use crate::util::exit_code::{ExitCode, fail};
@@ -111,12 +113,17 @@ struct LoaderContext {
     classes: usize,
     /// Threads that compute levels of samples in memory.
     workers: usize,
+    /// Samples come as the bytes of float32.
+    floats: bool,
 }
 
 /// Targets where the batches are.
 enum DeviceTargets {
-    /// So many channels of a sample are its target.
-    Stacked(i64),
+    /// So many channels of a sample are its target, which is `scale` times as large.
+    Stacked {
+        channels: i64,
+        scale: i64,
+    },
     /// The last channel of a sample is its mask.
     Mask,
     /// The CPU's own, gathered without an operation of libtorch.
@@ -160,9 +167,16 @@ impl Loader {
         let target = own_target(&set.targets);
         let stacked = target.channels() as i64;
         let mut shape = set.shape.clone();
+        let scale = match set.targets {
+            Targets::Images { scale, .. } => scale as i64,
+            _ => 1,
+        };
         if stacked > 0 {
             check_own_targets(augment, target).map_err(|message| fail(ExitCode::Usage, message))?;
+            check_scale(augment, scale)?;
+            // The sample travels at the size of its target, each of its pixels repeated.
             shape[0] += stacked;
+            shape[1..].iter_mut().for_each(|side| *side *= scale);
         }
         takes_levels(set, augment)?;
         let is_whole = set.shape.get(1) == Some(&0);
@@ -197,6 +211,7 @@ impl Loader {
             kind,
             classes,
             workers,
+            floats: matches!(&set.samples, Samples::Files(files) if files.is_float()),
         };
         let (source, targets) = catch_panics(|| -> Result<_> {
             let source = match &set.samples {
@@ -215,7 +230,7 @@ impl Loader {
                     DeviceTargets::Tensor(scaled.as_ref().unwrap_or(ys).to_kind(kind).to_device(device))
                 }
                 Targets::MultiLabel(ys) => DeviceTargets::Tensor(ys.to_kind(kind).to_device(device)),
-                Targets::Images { .. } => DeviceTargets::Stacked(stacked),
+                Targets::Images { .. } => DeviceTargets::Stacked { channels: stacked, scale },
                 Targets::Masks(_) => DeviceTargets::Mask,
                 Targets::Unknown => DeviceTargets::Unknown,
             };
@@ -350,18 +365,37 @@ fn class_count(set: &Dataset) -> usize {
 /// What samples carry of their own targets.
 fn own_target(targets: &Targets) -> OwnTarget {
     match targets {
-        Targets::Images { channels } => OwnTarget::Image(*channels),
+        Targets::Images { channels, .. } => OwnTarget::Image(*channels),
         Targets::Masks(_) => OwnTarget::Mask,
         _ => OwnTarget::None,
     }
 }
 
+/// Refuses augmentations that would part a sample from a target that is `scale` times as large.
+fn check_scale(augment: &[Augment], scale: i64) -> Result<()> {
+    let step = augment.iter().find(|step| !["flip", "dihedral"].contains(&step.name()));
+    match step {
+        Some(step) if scale > 1 => {
+            let message = format!(
+                "augment: `{}` does not go with targets that are {scale} times as large; flip and dihedral do",
+                step.name()
+            );
+            Err(fail(ExitCode::Usage, message))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Refuses augmentations that would round samples to 8 bits.
 fn takes_levels(set: &Dataset, augment: &[Augment]) -> Result<()> {
-    let Samples::Resident(xs) = &set.samples else { return Ok(()) };
+    let kind = match &set.samples {
+        Samples::Resident(xs) if xs.dim() == 4 => xs.kind(),
+        Samples::Files(files) if files.is_float() => Kind::Float,
+        _ => return Ok(()),
+    };
     let step = augment.iter().enumerate().find(|(_, step)| step.takes_levels());
-    match (step, xs.kind()) {
-        (Some((place, step)), kind) if kind != Kind::Uint8 && xs.dim() == 4 => {
+    match step {
+        Some((place, step)) if kind != Kind::Uint8 => {
             let name = step.name();
             let message = format!(
                 "augment.{place}.{name}: computes 8-bit levels, and the samples are {kind:?}: remove it"
@@ -440,7 +474,10 @@ impl DeviceTargets {
     /// The samples `xs` without what they hold of their targets, and their targets.
     fn gather(&self, xs: Tensor, indices: &[i64], context: &LoaderContext) -> Result<(Tensor, Tensor)> {
         let ys = match self {
-            DeviceTargets::Stacked(channels) => return Ok(image_targets::part(&xs, *channels)),
+            DeviceTargets::Stacked { channels, scale } => {
+                let (xs, ys) = image_targets::part(&xs, *channels);
+                return Ok((image_targets::shrink(xs, *scale), ys));
+            }
             DeviceTargets::Mask => {
                 let (xs, levels) = image_targets::part(&xs, 1);
                 return Ok((xs, image_targets::mask(&levels)));
@@ -482,6 +519,11 @@ impl LoaderContext {
     /// Everything between raw samples and mixtures by operations of libtorch, on the device. `xs`
     /// `[B, C, H, W]` uint8 or floating point; `params` those of the augmentation, sample after sample.
     fn finish(&self, xs: Tensor, params: &[f64]) -> Tensor {
+        let xs = match self.floats && xs.kind() == Kind::Uint8 {
+            // Caught as the panics of tch's operations are.
+            true => floats::tensor(&xs).unwrap_or_else(|error| panic_any(error)),
+            false => xs,
+        };
         let pixels = self.pipeline.pixels(Pixels::new(xs, self.kind), params);
         self.pipeline.normalized(self.normalized(pixels.into_unit()), params)
     }

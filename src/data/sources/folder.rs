@@ -57,12 +57,17 @@ impl Source for FolderSpec {
     fn validate(&self) -> Result<(), Invalid> {
         self.root.folder("root")?;
         self.size.validate()?;
+        self.mode.validate("mode")?;
         positive_limit(self.limit_per_class).map_err(|error| Invalid::new("limit_per_class", error.message))
     }
 
     fn outline(&self) -> Option<(Vec<i64>, Option<usize>)> {
         let classes = entries(&self.root.resolve().ok()?).ok()?.iter().filter(|path| path.is_dir()).count();
         (classes > 0).then(|| (self.size.shape(self.mode), Some(classes)))
+    }
+
+    fn mode(&self) -> Mode {
+        self.mode
     }
 
     fn exif(&self) -> bool {
@@ -82,7 +87,7 @@ impl Source for FolderSpec {
         for folder in entries(&root)?.into_iter().filter(|path| path.is_dir()) {
             let mut members = Vec::new();
             walk(&folder, &mut vec![place.clone()], &mut members)?;
-            let (mut members, note) = pictures_of(members);
+            let (mut members, note) = pictures_of(members, self.mode);
             if members.is_empty() {
                 let what = note.map_or("no file".into(), |note| format!("no picture: {note}"));
                 let message =
@@ -132,13 +137,17 @@ const RESIDENT_PICTURES: u64 = 1 << 30;
 pub fn pictures(paths: &[PathBuf], mode: Mode, fit: &Fit, exif: bool) -> Result<Dataset> {
     let (mut files, mut notes) = (Vec::new(), Vec::new());
     for path in paths {
-        let (found, note) = pictures_at(path)?;
+        let (found, note) = pictures_in(path, mode)?;
         files.extend(found.into_iter().map(|path| ImageFile { exif, ..ImageFile::new(path, mode) }));
         notes.extend(note);
     }
     notes.extend(depth_note(&files, |index| files[index].place()));
-    let bytes = files.len() as u64 * (mode.channels() * fit.height * fit.width) as u64;
-    let read = if bytes <= RESIDENT_PICTURES { decode_all(&files, fit)? } else { probe_all(&files) };
+    let bytes = files.len() as u64 * (mode.bytes() * fit.height * fit.width) as u64;
+    let read = if bytes <= RESIDENT_PICTURES || mode.is_float() {
+        decode_all(&files, fit)?
+    } else {
+        probe_all(&files)
+    };
     if read.failures().count() == files.len() {
         let message = format!("no picture among {} files{}", files.len(), first_few(&files, &read));
         return Err(fail(ExitCode::Data, message));
@@ -153,8 +162,13 @@ pub fn pictures(paths: &[PathBuf], mode: Mode, fit: &Fit, exif: bool) -> Result<
 /// The file `path`, whatever it is, or all pictures below the folder, sorted by folder and name; and a line
 /// on what else lies there.
 pub fn pictures_at(path: &Path) -> Result<(Vec<PathBuf>, Option<String>)> {
+    pictures_in(path, Mode::Rgb)
+}
+
+/// The same of pictures for `mode`, which may be numpy's arrays.
+pub fn pictures_in(path: &Path, mode: Mode) -> Result<(Vec<PathBuf>, Option<String>)> {
     let files = files_at(path)?;
-    Ok(if path.is_dir() { pictures_of(files) } else { (files, None) })
+    Ok(if path.is_dir() { pictures_of(files, mode) } else { (files, None) })
 }
 
 /// The file `path`, or all files below the folder, sorted by folder and name. A missing file is

@@ -1,6 +1,6 @@
 //! Images without classes: restored, compressed, generated, or answered with another image or a mask.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::masks::{MaskSpec, Naming, found, partners, same_sizes};
+use super::pairs::scale_of;
 use super::pictures::{budget, depth_note, over_budget, probe_all};
 use super::{FilePath, OpenOptions, Source, Split, is_yes, positive, positive_limit, yes};
 use crate::data::format::pictures_of;
@@ -30,7 +31,8 @@ pub struct ImagesSpec {
     /// The channels that every picture is converted to.
     #[serde(default)]
     pub mode: Mode,
-    /// Side of the random squares in pixels. Whole images when absent.
+    /// Side of the random squares in pixels of the pictures; their targets' are `scale` times as large. Whole images
+    /// when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 8192))]
     pub patch: Option<usize>,
@@ -43,10 +45,27 @@ pub struct ImagesSpec {
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     #[schemars(extend("default" = true))]
     pub exif: bool,
-    /// A folder with the image that each should become: of the same name, extensions apart, and the same
-    /// size.
+    /// A folder with the image that each should become: of the same name, extensions apart, and of the same size
+    /// or a whole number of times as large.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<FilePath>,
+    /// The name of a picture by that of its target, as BasicSR's: `{}x4` for `0001x4.png` and `0001.png`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filename_tmpl: Option<String>,
+    /// The name of a target by that of its picture: `{}_clean` for `0001.png` and `0001_clean.png`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_tmpl: Option<String>,
+    /// BasicSR's list of the pairs: a line for each, with the target's path below `target` and, after a comma, the
+    /// picture's below `root` where no template tells it. Other files do not count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meta_info: Option<FilePath>,
+    /// The channels that every target is converted to; those of the pictures when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_mode: Option<Mode>,
+    /// How many times as large as the pictures the targets are: found where it is not said, and checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16))]
+    pub scale: Option<usize>,
     /// A folder with the segmentation mask of each image, by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask: Option<MaskSpec>,
@@ -77,6 +96,8 @@ impl Source for ImagesSpec {
             }
             _ => {}
         }
+        self.mode.validate("mode")?;
+        self.validate_pairs()?;
         match (&self.target, &self.mask) {
             (Some(_), Some(_)) => Err(Invalid::new("mask", "an image has a `target` or a `mask`, not both")),
             (Some(target), None) => target.folder("target").map(drop),
@@ -91,6 +112,10 @@ impl Source for ImagesSpec {
         Some((vec![self.mode.channels() as i64, side, side], classes))
     }
 
+    fn mode(&self) -> Mode {
+        self.mode
+    }
+
     fn exif(&self) -> bool {
         self.exif
     }
@@ -103,7 +128,11 @@ impl Source for ImagesSpec {
         let chosen = |paths: Vec<PathBuf>| -> Vec<PathBuf> {
             paths.into_iter().skip(self.skip).take(self.limit.unwrap_or(usize::MAX)).collect()
         };
-        let (mut paths, note) = pictures_of(found(&root)?);
+        let (mut listed, pairs) = (found(&root)?, self.pairs(&root)?);
+        if let Some((pictures, _)) = &pairs {
+            listed.clone_from(pictures);
+        }
+        let (mut paths, note) = pictures_of(listed, self.mode);
         if let Some(mask) = &self.mask
             && !mask.suffix.is_empty()
             && mask.root.resolve()?.canonicalize().ok() == root.canonicalize().ok()
@@ -113,6 +142,12 @@ impl Source for ImagesSpec {
                 path.file_stem().is_some_and(|stem| stem.to_string_lossy().ends_with(&mask.suffix))
             };
             paths.retain(|path| !is_mask(path));
+        }
+        if let (Some(target), None) = (&self.target, &pairs)
+            && target.resolve()?.canonicalize().ok() == root.canonicalize().ok()
+        {
+            // Pictures and targets in one folder: what is called as a target is no picture.
+            paths.retain(|path| self.naming().is_picture(path));
         }
         let paths = chosen(paths);
         if paths.is_empty() {
@@ -141,21 +176,33 @@ impl Source for ImagesSpec {
             .map(|(_, file)| file)
             .collect();
 
+        let mut scale = 1;
         let (others, targets, classes, encoding) = match (&self.target, &self.mask) {
             (Some(target), _) => {
-                let others = partners(&files, &root, &target.resolve()?, Naming::default())?;
-                let others = self.files(&others, self.mode);
+                let others = match pairs {
+                    Some((pictures, targets)) => {
+                        let known: HashMap<PathBuf, PathBuf> = pictures.into_iter().zip(targets).collect();
+                        files.iter().filter_map(|file| known.get(&*file.path).cloned()).collect()
+                    }
+                    None => partners(&files, &root, &target.resolve()?, self.naming())?,
+                };
+                let mode = self.target_mode.unwrap_or(self.mode);
+                let others = self.files(&others, mode);
                 notes.extend(
                     depth_note(&others, |index| others[index].place()).map(|note| format!("targets: {note}")),
                 );
-                same_sizes(&files, &others, "target")?;
-                (others, Targets::Images { channels: self.mode.channels() }, Vec::new(), None)
+                scale = self.scale.unwrap_or_else(|| scale_of(&files, &others));
+                same_sizes(&files, &others, "target", scale)?;
+                if scale > 1 && self.scale.is_none() {
+                    notes.push(format!("targets are {scale} times as large as the pictures"));
+                }
+                (others, Targets::Images { channels: mode.channels(), scale }, Vec::new(), None)
             }
             (None, Some(mask)) => {
-                let naming = Naming { suffix: &mask.suffix, image_suffix: &mask.image_suffix };
+                let naming = Naming { image: ("", &mask.image_suffix), partner: ("", &mask.suffix) };
                 let others = partners(&files, &root, &mask.root.resolve()?, naming)?;
                 let others = self.files(&others, Mode::Grey);
-                same_sizes(&files, &others, "mask")?;
+                same_sizes(&files, &others, "mask", 1)?;
                 let masks = mask.look(&others)?;
                 if options.part == Split::Train
                     && masks.absent(&mask.classes).count() + 1 == mask.classes.len()
@@ -178,7 +225,8 @@ impl Source for ImagesSpec {
             Some(size) => Framing::Patches { size, per_image: self.per_image },
             None => Framing::Whole,
         };
-        let files = Files::new(files, others, framing, forgiven, options.memory).with_masks(encoding);
+        let files = Files::new(files, others, framing, forgiven, options.memory);
+        let files = files.with_masks(encoding).with_scale(scale);
         Ok(Dataset {
             samples: Samples::Files(Arc::new(files)),
             targets,

@@ -14,7 +14,7 @@ use super::FilePath;
 use super::folder::walk;
 use super::pictures::on_all_cores;
 use crate::data::format::pictures_of;
-use crate::data::image::picture::{Header, ImageFile};
+use crate::data::image::picture::{Header, ImageFile, Mode};
 use crate::data::mask::{Encoding, IGNORED, Level, MaskImage, Masks, Unclaimed};
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::yaml::Invalid;
@@ -223,20 +223,30 @@ fn stem(path: &Path, root: &Path) -> PathBuf {
     path.strip_prefix(root).unwrap_or(path).with_extension("")
 }
 
-/// How the name of a target or mask follows from its picture's: `image_suffix` off, `suffix` on.
+/// How the names of pictures and their targets or masks are made of one name: what comes before and after it.
 #[derive(Clone, Copy, Default)]
 pub struct Naming<'a> {
-    pub suffix: &'a str,
-    pub image_suffix: &'a str,
+    pub image: (&'a str, &'a str),
+    pub partner: (&'a str, &'a str),
 }
 
 impl Naming<'_> {
-    /// The name of the partner of the picture `path`, both without extension; None where the picture lacks
-    /// the suffix.
+    /// Whether a file is called as a picture, and not as a partner.
+    pub fn is_picture(&self, path: &Path) -> bool {
+        let fits = |(before, after): (&str, &str)| {
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+            stem.strip_prefix(before).is_some_and(|rest| rest.ends_with(after))
+        };
+        fits(self.image) && (self.partner == ("", "") || !fits(self.partner))
+    }
+
+    /// The name of the partner of the picture `path`, both without extension; None where the picture is called
+    /// otherwise.
     fn partner(&self, path: &Path, root: &Path) -> Option<PathBuf> {
         let stem = stem(path, root);
         let name = stem.file_name()?.to_string_lossy();
-        Some(stem.with_file_name(format!("{}{}", name.strip_suffix(self.image_suffix)?, self.suffix)))
+        let name = name.strip_prefix(self.image.0)?.strip_suffix(self.image.1)?;
+        Some(stem.with_file_name(format!("{}{name}{}", self.partner.0, self.partner.1)))
     }
 }
 
@@ -244,7 +254,7 @@ impl Naming<'_> {
 /// that both could be it.
 pub fn partners(files: &[ImageFile], root: &Path, others: &Path, naming: Naming) -> Result<Vec<PathBuf>> {
     let mut known: BTreeMap<PathBuf, Vec<PathBuf>> = BTreeMap::new();
-    let (all, _) = pictures_of(found(others)?);
+    let (all, _) = pictures_of(found(others)?, Mode::Float32(1));
     for path in &all {
         known.entry(stem(path, others)).or_default().push(path.clone());
     }
@@ -272,17 +282,19 @@ pub fn partners(files: &[ImageFile], root: &Path, others: &Path, naming: Naming)
         return Ok(chosen);
     }
     let few: String = lonely.iter().take(5).map(|file| format!("\n  {}", file.path.display())).collect();
-    let Naming { suffix, image_suffix } = naming;
-    let wanted = match (suffix, image_suffix) {
-        ("", "") => "of the same name".to_owned(),
-        (suffix, "") => format!("of the same name and `{suffix}`"),
-        ("", image_suffix) => format!("of the same name less `{image_suffix}`"),
-        (suffix, image_suffix) => format!("of the same name with `{suffix}` in place of `{image_suffix}`"),
+    let wanted = match (naming.partner, naming.image) {
+        (("", ""), ("", "")) => "of the same name".to_owned(),
+        (("", suffix), ("", "")) => format!("of the same name and `{suffix}`"),
+        (("", ""), ("", suffix)) => format!("of the same name less `{suffix}`"),
+        (("", suffix), ("", own)) => format!("of the same name with `{suffix}` in place of `{own}`"),
+        (partner, own) => {
+            format!("`{}{{}}{}` for `{}{{}}{}`", partner.0, partner.1, own.0, own.1)
+        }
     };
     let there = all.first().map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned());
     let message = format!(
-        "{} of {} images have no file {wanted} in {}, which holds `{}` and the like; masks of other names: \
-         `suffix`, `image_suffix`:{few}",
+        "{} of {} images have no file {wanted} in {}, which holds `{}` and the like; other names: \
+         `suffix` and `image_suffix` of masks, `filename_tmpl` and `target_tmpl` of targets:{few}",
         lonely.len(),
         files.len(),
         others.display(),
@@ -292,11 +304,12 @@ pub fn partners(files: &[ImageFile], root: &Path, others: &Path, naming: Naming)
 }
 
 /// Exit 3 where a picture and its mask or target differ in size; both are named, with what EXIF says of them.
-pub fn same_sizes(files: &[ImageFile], partners: &[ImageFile], what: &str) -> Result<()> {
+/// A target may be `scale` times as large.
+pub fn same_sizes(files: &[ImageFile], partners: &[ImageFile], what: &str, scale: usize) -> Result<()> {
     let mut problems: Vec<Option<String>> = vec![None; files.len()];
     let pairs = files.iter().zip(partners).zip(&mut problems);
     on_all_cores(pairs, files.len(), |((file, partner), problem)| {
-        *problem = differ(file, partner);
+        *problem = differ(file, partner, scale);
         Ok(())
     });
     let problems: Vec<String> = problems.into_iter().flatten().collect();
@@ -304,30 +317,40 @@ pub fn same_sizes(files: &[ImageFile], partners: &[ImageFile], what: &str) -> Re
         return Ok(());
     }
     let shown: String = problems.iter().take(5).map(|problem| format!("\n  {problem}")).collect();
+    let wanted = match scale {
+        1 => "have another size than".to_owned(),
+        scale => format!("are not {scale} times as large as"),
+    };
+    let crop = match what {
+        "target" => " (a target may be a whole number of times as large: crop it to a multiple)",
+        _ => "",
+    };
     let message = format!(
-        "{} of {} {what}s have another size than their picture; mend or remove those pairs:{shown}",
+        "{} of {} {what}s {wanted} their picture; mend or remove those pairs{crop}:{shown}",
         problems.len(),
         files.len()
     );
     Err(fail(ExitCode::Data, message))
 }
 
+/// Width and height of a picture as it is turned, and how that is, by its header.
+pub fn upright(file: &ImageFile) -> Option<([usize; 2], Orientation)> {
+    let Header { height, width, turn, .. } = file.header().ok()?;
+    use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+    let turned = matches!(turn, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH);
+    Some((if turned { [height, width] } else { [width, height] }, turn))
+}
+
 /// What is wrong between the two, where their sizes differ; what has no header is left to the decoder.
-fn differ(file: &ImageFile, partner: &ImageFile) -> Option<String> {
-    let upright = |file: &ImageFile| {
-        let Header { height, width, turn, .. } = file.header().ok()?;
-        use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
-        let turned = matches!(turn, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH);
-        Some((if turned { [height, width] } else { [width, height] }, turn))
-    };
+fn differ(file: &ImageFile, partner: &ImageFile, scale: usize) -> Option<String> {
     let ((own, turn), (other, other_turn)) = (upright(file)?, upright(partner)?);
-    if own == other {
+    if own.map(|side| side * scale) == other {
         return None;
     }
     // A header may lie, or hide its EXIF data far behind.
     let decoded = |file: &ImageFile| file.decode().ok().map(|picture| [picture.width, picture.height]);
     let ([width, height], [w, h]) = (decoded(file)?, decoded(partner)?);
-    if (width, height) == (w, h) {
+    if [width, height].map(|side| side * scale) == [w, h] {
         return None;
     }
     let describe = |turn: Orientation| match turn {

@@ -1,5 +1,5 @@
 //! Where samples come from: a new format is one file, with its spec, and one row of the table below. `cell`, `path`,
-//! `pictures` and `masks` are no formats: they serve several.
+//! `pairs`, `pictures` and `masks` are no formats: they serve several.
 
 mod cell;
 mod cifar;
@@ -9,7 +9,8 @@ mod idx;
 mod images;
 mod line;
 mod masks;
-mod npy;
+pub mod npy;
+mod pairs;
 mod path;
 mod pictures;
 mod shapes;
@@ -29,7 +30,7 @@ pub use masks::MaskSpec;
 pub use path::FilePath;
 
 use super::split::Fold;
-use super::{Dataset, Resize, Samples, Targets};
+use super::{Dataset, Mode, Resize, Samples, Targets};
 use crate::data::image::eval_transform::EvalTransform;
 use crate::data::image::smooth::SmoothSpec;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
@@ -58,6 +59,10 @@ pub(super) trait Source: Sync {
     /// How pictures are brought to the size of the samples, for prediction.
     fn resize(&self) -> Resize {
         Resize::default()
+    }
+    /// The channels of pictures.
+    fn mode(&self) -> Mode {
+        Mode::default()
     }
     /// Whether pictures are turned as their EXIF data says.
     fn exif(&self) -> bool {

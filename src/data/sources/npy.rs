@@ -287,7 +287,7 @@ struct Header {
 }
 
 /// Reads an array of `size` bytes, header included.
-fn read_npy(mut reader: impl Read, size: u64) -> Result<Tensor> {
+pub fn read_npy(mut reader: impl Read, size: u64) -> Result<Tensor> {
     let mut start = [0; 8];
     reader.read_exact(&mut start).context("ends within the header")?;
     ensure!(start[..6] == *b"\x93NUMPY", "is no .npy file (it starts with {:02x?})", &start[..6]);

@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::{OpenOptions, Split, positive, try_with_capacity};
+use crate::data::image::floats;
 use crate::data::image::picture::{Fit, ImageFile, Mode, Resize};
 use crate::data::{Dataset, Files, Framing, Samples, Skipped, Targets};
 use crate::libtorch::device::cores;
@@ -79,8 +80,16 @@ impl PictureFiles<'_> {
         if options.part != Split::Train {
             fit = fit.judging();
         }
-        let bytes = files.len() as u64 * (mode.channels() * height * width) as u64;
+        let bytes = files.len() as u64 * (mode.bytes() * height * width) as u64;
         let is_resident = bytes <= options.memory && !options.keep_files;
+        if mode.is_float() && (!is_resident || options.eval.is_some()) {
+            let message = format!(
+                "data: pictures of float32 are kept in memory, as they are: raise `memory_gib` to {:.1}, and leave out \
+                 random_resized_crop and eval_transform; `images` with `patch` reads them from their files",
+                bytes as f64 / f64::from(1 << 30)
+            );
+            return Err(fail(ExitCode::Usage, message));
+        }
         // Resident pictures are smoothed with the resident pictures of every other source.
         let read = if is_resident {
             decode_all(&files, &Fit { smooth: None, ..fit.clone() })?
@@ -179,13 +188,15 @@ pub fn assemble(
     let shape = [mode.channels(), fit.height, fit.width].map(|side| side as i64).to_vec();
     let samples = match read.pixels {
         Some(mut pixels) => {
-            let sample = mode.channels() * fit.height * fit.width;
+            let sample = mode.bytes() * fit.height * fit.width;
             for (to, &from) in kept.iter().enumerate() {
                 pixels.copy_within(from * sample..(from + 1) * sample, to * sample);
             }
             pixels.truncate(kept.len() * sample);
-            let size = [&[kept.len() as i64], shape.as_slice()].concat();
-            Samples::Resident(Tensor::f_from_data_size(&pixels, &size, Kind::Uint8)?)
+            let mut size = [&[kept.len() as i64], shape.as_slice()].concat();
+            size[1] = mode.bytes() as i64;
+            let pixels = Tensor::f_from_data_size(&pixels, &size, Kind::Uint8)?;
+            Samples::Resident(if mode.is_float() { floats::tensor(&pixels)? } else { pixels })
         }
         None => {
             let files = kept.iter().map(|&index| files[index].clone()).collect();
@@ -210,13 +221,19 @@ pub fn assemble(
 
 /// Decodes all files on all cores.
 pub fn decode_all(files: &[ImageFile], fit: &Fit) -> Result<Read> {
-    let channels = files.first().map_or(1, |file| file.mode.channels());
-    let sample = channels * fit.height * fit.width;
+    let sample = files.first().map_or(1, |file| file.mode.bytes()) * fit.height * fit.width;
     let bytes = files.len().checked_mul(sample);
     let mut pixels = try_with_capacity(bytes, "take a smaller `data.memory_gib`, or a smaller size")?;
     pixels.resize(files.len() * sample, 0);
     let reasons = on_all_cores(files.iter().zip(pixels.chunks_mut(sample)), files.len(), |(file, pixels)| {
-        file.decode().map(|picture| fit.whole(&picture).write_planes(pixels))
+        let picture = file.decode()?;
+        let (width, height) = (picture.width, picture.height);
+        ensure!(
+            !file.mode.is_float() || (width, height) == (fit.width, fit.height),
+            "is {width}x{height}, and pictures of float32 are not resized: `size` is theirs"
+        );
+        fit.whole(&picture).write_planes(pixels);
+        Ok(())
     });
     Ok(Read { pixels: Some(pixels), reasons })
 }

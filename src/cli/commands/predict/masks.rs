@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use super::Options;
 use crate::cli::commands::outputs::{TileOptions, bar, each, jobs, tile_progress};
 use crate::data::mask::{Level, percent, tint, voc_colour};
-use crate::data::pictures_at;
+use crate::data::pictures_in;
 use crate::data::{ImageFile, Mode, Picture, SourceSpec};
 use crate::inference::loaded_model::LoadedModel;
 use crate::inference::segmenter::Segmenter;
@@ -72,7 +72,8 @@ pub fn run(options: &Options, trained: &LoadedModel, task: &dyn Task) -> Result<
     };
     let is_file =
         !out.is_dir() && out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
-    let jobs = jobs(&options.inputs, out, is_file, *force, pictures_at, |path| path.with_extension("png"))?;
+    let list = |path: &Path| pictures_in(path, spec.data.mode());
+    let jobs = jobs(&options.inputs, out, is_file, *force, list, |path| path.with_extension("png"))?;
     let network = trained.network()?;
     keep_memory();
     let segmenter = Segmenter::new(&trained.plan.model, &network, task, spec)?;
@@ -88,7 +89,7 @@ pub fn run(options: &Options, trained: &LoadedModel, task: &dyn Task) -> Result<
             .with_context(|| job.input.display().to_string())?;
         // An overlay keeps the colours that the network does not see.
         let shown = match (masks, segmenter.mode) {
-            (Form::Overlay, Mode::Grey) => {
+            (Form::Overlay, Mode::Grey | Mode::Float32(_)) => {
                 let file = ImageFile { mode: Mode::Rgb, ..file };
                 file.decode().with_exit_code(ExitCode::Data, || job.input.display())?
             }

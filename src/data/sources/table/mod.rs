@@ -123,6 +123,7 @@ impl Source for TableSpec {
             root.folder("root")?;
         }
         self.size.validate()?;
+        self.mode.validate("mode")?;
         positive_limit(self.limit)?;
         ClassNames::validate(&self.classes)?;
         if self.separator.as_deref() == Some("") {
@@ -157,6 +158,10 @@ impl Source for TableSpec {
 
     fn resize(&self) -> Resize {
         self.resize
+    }
+
+    fn mode(&self) -> Mode {
+        self.mode
     }
 
     fn exif(&self) -> bool {
