@@ -112,7 +112,7 @@ fn pairs_that_do_not_fit_are_named() {
     let found = told(json!({"scale": 2}));
     assert!(found.contains("4 of 4 targets are not 2 times as large as their picture"), "{found}");
     let found = told(json!({"filename_tmpl": "{}x4"}));
-    assert!(found.contains("4 of 4 images have no file `{}` for `{}x4` in"), "{found}");
+    assert!(found.contains("4 of 4 images have no file of the same name less `x4` in"), "{found}");
     fs::write(path.join("list.txt"), "0001.png (1,2,3)\n0009.png\n\n0008.png\n").unwrap();
     let found = told(json!({"meta_info": at(path, "list.txt")}));
     for part in ["4 files of the 3 pairs in", "list.txt:2: ", "LR/0009x3.png", "list.txt:4: ", "HR/0008.png"]
@@ -147,7 +147,7 @@ fn a_network_learns_super_resolution_from_pairs_and_restores_with_it() {
     let source = |more: Value| section(path, more)["train"].clone();
     let config = |network: &str| {
         let text = format!(
-            "model: {{layers: [{network}], input: [3, 4, 4]}}\ntask: {{reconstruction: {{loss: mse}}}}\n\
+            "model: {{layers: [{network}], input: [3, 4, 4]}}\ntask: {{reconstruction: {{degrade: none, loss: mse}}}}\n\
              data: {{train: {}, validation: {}, batch_size: 4, normalize: none}}\noptimizer: {{sgd: {{lr: 0.1}}}}\n\
              train: {{epochs: 2}}\noutput: {}\n",
             source(json!({"per_image": 2})),
