@@ -3,6 +3,7 @@
 
 mod differences;
 mod fitting;
+mod toggle;
 mod train;
 
 use std::path::{Path, PathBuf};
@@ -27,9 +28,8 @@ use crate::util::builtin;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::yaml::{self, Document, Invalid, nearest};
 pub use differences::differences;
-pub use train::{
-    Amp, Budget, CheckpointSpec, EarlyStopping, EvalEvery, EvalSteps, Segments, Toggle, TrainSpec,
-};
+pub use toggle::Toggle;
+pub use train::{Amp, Budget, CheckpointSpec, EarlyStopping, EvalEvery, EvalSteps, Segments, TrainSpec};
 
 /// The resolved config in a run folder.
 pub const CONFIG_FILE: &str = "config.yaml";
