@@ -26,6 +26,7 @@ mod exported;
 mod faults;
 mod finetune;
 mod generation;
+mod gradcam;
 mod group_lasso;
 mod init_from;
 mod judged;

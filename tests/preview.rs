@@ -44,7 +44,7 @@ fn a_sheet_shows_samples_as_loaded_and_as_augmented_before_anything_is_trained()
     assert!(code == 2 && told.contains("--force replaces it"), "{told}");
     let table = write_config(
         folder.path(),
-        "device: cpu\nmodel: {name: line}\ntask: regression\ndata: {train: {line: {count: 20, slope: 1, intercept: 2, noise: 1, low: 0, high: 2}}}\n\
+        "device: cpu\nmodel: {name: linear, args: {features: 1, outputs: 1}}\ntask: regression\ndata: {train: {line: {count: 20, slope: 1, intercept: 2, noise: 1, low: 0, high: 2}}}\n\
          optimizer: {sgd: {lr: 0.1}}\ntrain: {epochs: 1}\n",
     );
     let (code, _, told) = run(&["preview", &table, "-o", out, "--force"]);

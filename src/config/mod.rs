@@ -40,6 +40,10 @@ pub const PROGRAM_FILE: &str = "program.pt";
 pub const CALIBRATION_FILE: &str = "calibration.json";
 /// The coefficients of a linear model, in a run folder.
 pub const COEFFICIENTS_FILE: &str = "coefficients.csv";
+/// The filters of the first convolution, among the pictures of a run folder.
+pub const FILTERS: &str = "filters.png";
+/// What a regression predicted, in a run folder.
+pub const PREDICTIONS_FILE: &str = "predictions.csv";
 
 /// One run. Keys and defaults are those of the YAML file.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

@@ -174,6 +174,7 @@ pub enum EvalEvery {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EvalSteps {
+    /// Optimiser steps.
     #[schemars(range(min = 1))]
     pub steps: u64,
 }

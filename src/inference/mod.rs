@@ -3,6 +3,7 @@
 pub mod calibration;
 pub mod codec;
 pub mod compressor;
+pub mod gradcam;
 pub mod loaded_model;
 pub mod restorer;
 pub mod sampler;

@@ -9,6 +9,7 @@ mod layers;
 mod overview;
 mod pictures;
 mod plots;
+mod predicted;
 pub mod reliability;
 mod sweeps;
 
@@ -80,6 +81,7 @@ impl Report {
             body += &curves::section(&group, "");
             body += &layers::section(&group);
             body += &classes::section(&group);
+            body += &predicted::section(&group);
             body += &pictures::section(&group);
             body += &overview::differences(&group);
         }

@@ -6,6 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::{Group, section as framed};
+use crate::config::FILTERS;
 use crate::plot::escape;
 use crate::report::history::name_of;
 
@@ -17,7 +18,9 @@ pub fn section(group: &Group) -> String {
     let mut content = String::new();
     for run in &group.runs {
         let small = |path: &std::path::PathBuf| fs::metadata(path).is_ok_and(|file| file.len() <= LARGEST);
-        let pictures: String = (run.pictures().iter().filter(|path| small(path)).take(EACH))
+        let (filters, samples): (Vec<_>, Vec<_>) =
+            run.pictures().into_iter().filter(small).partition(|path| name_of(path) == FILTERS);
+        let pictures: String = (samples.iter().take(EACH).chain(&filters))
             .filter_map(|path| Some((name_of(path), fs::read(path).ok()?)))
             .map(|(name, bytes)| {
                 let name = escape(name.strip_suffix(".png").unwrap_or(&name));

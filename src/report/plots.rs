@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 
 use anyhow::Result;
 
-use super::{Group, classes, curves, layers};
+use super::{Group, classes, curves, layers, predicted};
 use crate::plot::png::png;
 use crate::plot::standalone;
 use crate::report::history::History;
@@ -18,6 +18,10 @@ pub fn plots(run: &History) -> Result<()> {
     let mut figures = curves::figures(&group);
     for (name, what) in [("layer-norms", "norm"), ("layer-zeros", "zeros")] {
         figures.extend(layers::lines(run, what, "").map(|lines| (name.to_owned(), lines)));
+    }
+    for (output, lines) in predicted::figures(run).into_iter().enumerate() {
+        let name = if output == 0 { "predicted".to_owned() } else { format!("predicted-{output}") };
+        figures.push((name, lines));
     }
     let drawn = figures.iter().filter_map(|(name, lines)| Some((name.as_str(), lines.draw()?.svg)));
     let all = drawn.chain(classes::matrix(run).map(|svg| ("confusion", svg)));

@@ -10,6 +10,7 @@ mod multi_label;
 mod reconstruction;
 mod regression;
 mod segmentation;
+pub mod tta;
 
 use anyhow::Result;
 use schemars::JsonSchema;

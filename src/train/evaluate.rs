@@ -9,6 +9,7 @@ use crate::libtorch::device;
 use crate::metrics::{MetricCollection, ModelOutput, Scores, Thresholds, Wanted};
 use crate::nn::model::Network;
 use crate::tasks::Task;
+use crate::tasks::tta::Tta;
 use crate::train::sample_images::SampleImages;
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::interrupt;
@@ -24,13 +25,15 @@ pub struct Judging<'a> {
     pub thresholds: Thresholds<'a>,
     /// Logits are divided by it first.
     pub temperature: Option<f64>,
+    /// The views of an image whose answers are averaged.
+    pub tta: Tta,
 }
 
 impl<'a> Judging<'a> {
     /// By these scores, with the thresholds of a checkpoint.
     pub fn new(wanted: &'a [String], thresholds: &'a [f64]) -> Self {
         let thresholds = Thresholds::Given(thresholds);
-        Self { wanted: Wanted::Names(wanted), thresholds, temperature: None }
+        Self { wanted: Wanted::Names(wanted), thresholds, temperature: None, tta: Tta::None }
     }
 }
 
@@ -59,10 +62,7 @@ pub fn evaluate(
         let (sum, is_joint) = catch_panics(|| {
             no_grad(|| -> Result<(Tensor, bool)> {
                 let (xs, ys) = task.make_batch(batch.xs, batch.ys, false)?;
-                let mut answer = task.forward(network, &xs, false)?;
-                if let Some(temperature) = judging.temperature {
-                    answer.outputs /= temperature;
-                }
+                let answer = judging.tta.forward(task, network, &xs, judging.temperature)?;
                 let scored = loader.in_data_units(&answer.outputs);
                 let scored = ModelOutput {
                     outputs: scored,

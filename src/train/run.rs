@@ -1,10 +1,11 @@
 //! One run, for every command that trains: open, train, finish.
 
 use anyhow::Result;
+use image::ImageFormat;
 use tch::Device;
 
 use crate::checkpoint::{Checkpoints, Loaded, STABLE, State};
-use crate::config::{COEFFICIENTS_FILE, Config};
+use crate::config::{COEFFICIENTS_FILE, Config, FILTERS};
 use crate::data::DatasetCache;
 use crate::data::normalize::NormalizeSpec;
 use crate::libtorch::kernels;
@@ -12,15 +13,17 @@ use crate::report::history::History;
 use crate::report::plots;
 use crate::schedule::ScheduleStep;
 use crate::train::coefficients::Coefficients;
+use crate::train::filters::filters;
+use crate::train::predicted;
 use crate::train::progress::Progress;
 use crate::train::run_folder::LockedFolder;
 use crate::train::run_result::{self, RunResult};
 use crate::train::session::{ModelPlan, Session};
 use crate::train::trainer::{Start, Trainer};
 use crate::train::training_loop::{Pruner, StopReason, train};
-use crate::util::console;
-use crate::util::exit_code::{ExitCode, fail};
+use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::signals::Stop;
+use crate::util::{atomic_file, console};
 
 /// What a command asks of a run beside its config.
 #[derive(Clone, Copy, Debug)]
@@ -240,6 +243,13 @@ fn write(session: &Session, run: &mut Trainer, result: &mut RunResult) -> Result
     result.coefficients = coefficients;
     if let Some(confusion) = result.confusion(&run.state().classes) {
         run.folder().write("confusion.json", &confusion.to_string())?;
+    }
+    predicted::write(session, run.folder())?;
+    let network = session.trained(&session.checkpoints().named(which)?)?;
+    if let Some(filters) = filters(&network)? {
+        let path = run.folder().path().join("pictures").join(FILTERS);
+        atomic_file::write_with_folders(&path, &filters.encode(ImageFormat::Png)?)
+            .with_exit_code(ExitCode::Storage, || format!("writing {}", path.display()))?;
     }
     run.folder().write("result.json", &serde_json::to_string_pretty(&result)?)?;
     run.folder().log(&result.to_string())

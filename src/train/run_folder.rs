@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::checkpoint::{Checkpoints, State};
-use crate::config::{CALIBRATION_FILE, CONFIG_FILE, PROGRAM_FILE};
+use crate::config::{CALIBRATION_FILE, CONFIG_FILE, PREDICTIONS_FILE, PROGRAM_FILE};
 use crate::nn::model::scripted::fingerprint;
 use crate::train::records::Record;
 use crate::util::atomic_file;
@@ -65,11 +65,12 @@ impl LockedFolder {
     /// Removes what a run leaves, and nothing else; says what stays. The result goes first: without it the
     /// run is not over.
     pub fn clear(&self) -> Result<String> {
-        const FILES: [&str; 8] = [
+        const FILES: [&str; 9] = [
             "result.json",
             CALIBRATION_FILE,
             "confusion.json",
             "coefficients.csv",
+            PREDICTIONS_FILE,
             "metrics.csv",
             "metrics.jsonl",
             "log.txt",

@@ -57,7 +57,7 @@ pub struct Weights {
 
 /// Evaluates the last weights, and the best where there was a validation set to choose by.
 pub fn final_evaluation(session: &Session, run: &Trainer, ended: StopReason) -> Result<RunResult> {
-    let state = run.state();
+    let (state, seconds) = (run.state(), run.seconds());
     let last = Weights {
         epoch: state.epoch,
         step: (state.batch > 0).then_some(state.step),
@@ -86,7 +86,7 @@ pub fn final_evaluation(session: &Session, run: &Trainer, ended: StopReason) -> 
         folder: session.config.spec.output.clone(),
         epochs: state.epoch,
         steps: state.step,
-        seconds: state.seconds,
+        seconds,
         stopped_early: ended == StopReason::EarlyStopped,
         averaged: session.config.spec.train.ema.is_some() || session.config.spec.optimizer.averages(),
         last,

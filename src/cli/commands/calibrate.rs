@@ -19,6 +19,7 @@ use crate::metrics::{reliability, resampled};
 use crate::plot::png::png;
 use crate::plot::standalone;
 use crate::report::reliability::figure;
+use crate::tasks::tta::Tta;
 use crate::util::atomic_file;
 use crate::util::console::print_out;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
@@ -61,6 +62,7 @@ pub fn run(options: &Options) -> Result<()> {
         machine: &options.machine,
         split: Some(Split::Validation),
         calibrated: false,
+        tta: Tta::None,
         pictures: 0,
     })?;
     let task = judged.session.task.name();

@@ -14,6 +14,7 @@ use crate::metrics::answers::{Answers, Counts};
 use crate::metrics::bootstrap::{Interval, interval, replicates};
 use crate::metrics::mcnemar::{Mcnemar, mcnemar};
 use crate::metrics::{Monitor, resampled, with_class_name};
+use crate::tasks::tta::Tta;
 use crate::util::console::print_out;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 
@@ -78,6 +79,7 @@ pub fn run(options: &Options) -> Result<()> {
             machine: &options.machine,
             split,
             calibrated: true,
+            tta: Tta::None,
             pictures: 0,
         })
     };

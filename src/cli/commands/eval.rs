@@ -13,6 +13,7 @@ use crate::metrics::{ClassReport, Scores, bootstrap, is_of_class, reliability, w
 use crate::plot::png::png;
 use crate::plot::standalone;
 use crate::report::reliability::figure;
+use crate::tasks::tta::Tta;
 use crate::util::atomic_file;
 use crate::util::console::{self, print_out};
 use crate::util::exit_code::{ExitCode, WithExitCode};
@@ -57,6 +58,9 @@ pub struct Options {
     /// The reliability diagram into this .png file: how often answers are right, by their confidence
     #[arg(long, value_name = "FILE")]
     pub reliability: Option<PathBuf>,
+    /// Average the answers to an image and to its flips (and quarter turns)
+    #[arg(long, value_enum, default_value_t = Tta::None)]
+    pub tta: Tta,
     /// As JSON, one object per run, confusion matrix and reliability included
     #[arg(long)]
     pub json: bool,
@@ -74,6 +78,7 @@ fn eval_one(run: &Path, options: &Options) -> Result<()> {
         machine: &options.machine,
         split: options.split,
         calibrated: true,
+        tta: options.tta,
         pictures: options.pictures.as_ref().map_or(0, |_| options.count),
     })?;
     let name = judged.split.key();

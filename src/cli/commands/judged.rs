@@ -9,6 +9,7 @@ use crate::data::{Dataset, Split};
 use crate::inference::calibration::at_temperature;
 use crate::inference::loaded_model::{LoadedModel, Weights};
 use crate::metrics::{Scores, Thresholds, Wanted};
+use crate::tasks::tta::Tta;
 use crate::train::evaluate::{Judging, evaluate};
 use crate::train::sample_images::SampleImages;
 use crate::train::session::Session;
@@ -36,6 +37,8 @@ pub(super) struct Request<'a> {
     pub split: Option<Split>,
     /// Whether the temperature that `calibrate` found is applied.
     pub calibrated: bool,
+    /// The views of an image whose answers are averaged.
+    pub tta: Tta,
     /// Pictures to take on the way.
     pub pictures: usize,
 }
@@ -73,8 +76,13 @@ impl Judged {
         let loader = session.loader(set, false)?;
         let mut gallery = SampleImages::of(request.pictures).showing(&session.config.spec);
         let thresholds = at_temperature(weights.thresholds(), temperature);
-        let judging =
-            Judging { wanted: Wanted::All, thresholds: Thresholds::Given(&thresholds), temperature };
+        request.tta.check(&*session.task, loader.shape())?;
+        let judging = Judging {
+            wanted: Wanted::All,
+            thresholds: Thresholds::Given(&thresholds),
+            temperature,
+            tta: request.tta,
+        };
         let (task, output) = (&*session.task, session.model.output());
         let scores = evaluate(&network, task, output, &loader, &mut gallery, &judging)?;
         for note in &set.notes {

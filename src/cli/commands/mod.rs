@@ -12,6 +12,7 @@ mod eval;
 mod explain;
 mod export;
 mod finetune;
+mod gradcam;
 mod init;
 mod inspect;
 mod interpolate;
@@ -86,6 +87,7 @@ commands! {
     Calibrate => calibrate;
     Predict => predict;
     Restore => restore;
+    Gradcam => gradcam;
     Sample => sample;
     Interpolate => interpolate;
     Encode => encode;

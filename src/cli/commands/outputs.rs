@@ -9,6 +9,7 @@ use anyhow::Result;
 use clap::Args;
 use image::ImageFormat;
 use indicatif::{ProgressBar, ProgressStyle};
+use tch::{Device, Tensor};
 
 use crate::data::image::photo::Photo;
 use crate::util::atomic_file;
@@ -96,6 +97,14 @@ pub fn format(output: &Path) -> Result<ImageFormat> {
 pub fn write_photo(photo: &Photo, output: &Path) -> Result<()> {
     let bytes = photo.encode(format(output)?).with_exit_code(ExitCode::Usage, || output.display())?;
     atomic_file::write_with_folders(output, &bytes)
+}
+
+/// Writes a tensor for NumPy, float32 or float64 as it is.
+pub fn write_npy(tensor: &Tensor, file: &Path) -> Result<()> {
+    let tensor = tensor.detach().to_device(Device::Cpu).contiguous();
+    let write = |place: &Path| Ok(tensor.write_npy(place)?);
+    atomic_file::write_by_path(file, write)
+        .with_exit_code(ExitCode::Storage, || format!("writing {}", file.display()))
 }
 
 /// How large the tiles are in which a network works.

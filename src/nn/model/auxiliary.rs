@@ -124,7 +124,7 @@ pub(super) fn crop(ys: &Tensor) {
     });
 }
 
-/// A module whose output a head takes.
+/// A module whose output a head takes, or [`super::features()`] gives.
 #[derive(Debug)]
 pub(super) struct Tapped {
     pub module: Box<dyn ModuleT>,
@@ -133,7 +133,7 @@ pub(super) struct Tapped {
 
 impl ModuleT for Tapped {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Tensor {
-        let ys = self.module.forward_t(xs, train);
+        let ys = super::features::heard(self.tap, self.module.forward_t(xs, train));
         if train {
             with_pass(|pass| pass.taps.insert(self.tap, ys.shallow_clone()));
         }

@@ -75,6 +75,31 @@ fn names(node: &Node) -> impl Iterator<Item = &String> {
     [Some(&node.place), own_path.then_some(&node.path)].into_iter().flatten()
 }
 
+/// The node called `name`.
+pub(super) fn find<'n>(node: &'n mut Node, name: &str) -> Option<&'n mut Node> {
+    let holds_items = matches!(node.op, Op::Sequential | Op::Concat);
+    for child in &mut node.children {
+        if holds_items && names(child).any(|known| known == name) {
+            return Some(child);
+        }
+        if let Some(found) = find(child, name) {
+            return Some(found);
+        }
+    }
+    None
+}
+
+/// Shows `each` every node that [`find`] finds, in the order of definition, those inside others before them.
+pub(super) fn places(node: &Node, each: &mut impl FnMut(&Node)) {
+    let holds_items = matches!(node.op, Op::Sequential | Op::Concat);
+    for child in &node.children {
+        places(child, each);
+        if holds_items && !child.place.is_empty() {
+            each(child);
+        }
+    }
+}
+
 /// Gives the node called `name` the number of a tap.
 fn mark(node: &mut Node, name: &str, tap: usize) {
     // The other composites hold the silent sequences of [`Place::inside`].

@@ -7,6 +7,7 @@ mod expand;
 mod exported;
 mod expr;
 pub mod family;
+mod features;
 mod formula;
 mod grow;
 mod init;
@@ -36,6 +37,7 @@ use init::Inits;
 use scripted::Script;
 
 pub use auxiliary::{AuxiliaryHead, named_heads};
+pub use features::features;
 pub(crate) use init_from::Patterns;
 pub use init_from::{InitFrom, OptimizerFrom, Texts};
 pub(crate) use joined::Join;

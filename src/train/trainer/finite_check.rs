@@ -35,7 +35,7 @@ impl Trainer<'_> {
     /// the loss scale may still be sought, as `GradScaler` seeks it: until it is spent.
     pub(super) fn check_steps(&self) -> Result<()> {
         let budget = self.session.config.spec.train.budget();
-        let is_last = budget.is_spent(self.state.epoch + 1, self.state.step, self.elapsed());
+        let is_last = budget.is_spent(self.state.epoch + 1, self.state.step, self.seconds());
         if self.state.samples > 0 || self.state.batch == 0 || !is_last {
             return Ok(());
         }

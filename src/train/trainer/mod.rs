@@ -118,15 +118,15 @@ impl Trainer<'_> {
     }
 
     pub fn is_over(&self) -> bool {
-        self.budget().is_spent(self.state.epoch, self.state.step, self.elapsed())
+        self.budget().is_spent(self.state.epoch, self.state.step, self.seconds())
     }
 
     fn budget(&self) -> Budget {
         self.session.config.spec.train.budget()
     }
 
-    /// Seconds of training, evaluation and pauses apart.
-    fn elapsed(&self) -> f64 {
+    /// Seconds of training so far, evaluation and pauses apart.
+    pub fn seconds(&self) -> f64 {
         let epoch = self.epoch_began.elapsed().saturating_sub(self.evaluating);
         // Between two epochs its time is counted already.
         self.state.seconds + if self.state.batch > 0 { epoch.as_secs_f64() } else { 0.0 }
@@ -146,7 +146,7 @@ impl Trainer<'_> {
     /// What is done, and of what: steps, or seconds of a run of so many hours.
     pub fn done(&self) -> (u64, u64) {
         match self.budget() {
-            Budget::Hours(hours) => (self.elapsed() as u64, (hours * 3600.0).ceil() as u64),
+            Budget::Hours(hours) => (self.seconds() as u64, (hours * 3600.0).ceil() as u64),
             _ => (self.state.step, self.total_steps()),
         }
     }

@@ -55,7 +55,7 @@ impl Trainer<'_> {
         let mut state = self.state.clone();
         state.loss_sum = self.loss_sum.read();
         if state.batch > 0 {
-            state.seconds = self.elapsed();
+            state.seconds = self.seconds();
         }
         state.plateau = serde_json::to_value(&self.plateau)?;
         state.decay = match self.optimizer.pending() {

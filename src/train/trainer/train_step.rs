@@ -60,7 +60,7 @@ impl Trainer<'_> {
         let is_logged = self.state.step % log_every == log_every - 1;
         let batches = micro_batches.len();
         if let Budget::Hours(hours) = self.budget() {
-            self.time_share = (self.elapsed() / (hours * 3600.0)).min(1.0);
+            self.time_share = (self.seconds() / (hours * 3600.0)).min(1.0);
         }
         self.freeze_and_thaw();
         self.seed();

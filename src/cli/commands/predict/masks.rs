@@ -23,7 +23,7 @@ use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Segmentation runs")]
 pub struct MaskOptions {
-    /// The folder for the masks; or a .png file, for one picture
+    /// The folder for the masks; or a .png file, for one picture; or the .npy file of --embed
     #[arg(long, short, value_name = "OUT")]
     pub output: Option<std::path::PathBuf>,
     /// What the masks are written as
@@ -167,7 +167,7 @@ pub fn none(options: &MaskOptions, run: &Path) -> Result<()> {
         Some(_) => Err(fail(
             ExitCode::Usage,
             format!(
-                "-o is for the masks of a segmentation, which {} is not; its answers are printed",
+                "-o is for the masks of a segmentation, which {} is not, and for --embed; its answers are printed",
                 run.display()
             ),
         )),

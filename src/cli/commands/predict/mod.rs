@@ -8,15 +8,17 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
-use tch::no_grad;
+use tch::{Device, Tensor, no_grad};
 
-use super::TrainedOptions;
+use super::{TrainedOptions, outputs};
 use crate::config::RunConfig;
 use crate::data::normalize::NormalizeSpec;
 use crate::data::sources::CsvSpec;
 use crate::data::{Dataset, SourceSpec, pictures};
 use crate::libtorch::catch_panics;
 use crate::libtorch::machine::keep_memory;
+use crate::nn::model::features;
+use crate::tasks::tta::Tta;
 use crate::tasks::{Prediction, TaskSpec};
 use crate::train::session::loader;
 use crate::util::console::print_err;
@@ -41,6 +43,13 @@ pub struct Options {
     /// Classes per sample, the most probable first
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub top: u16,
+    /// Average the answers to a picture and to its flips (and quarter turns)
+    #[arg(long, value_enum, default_value_t = Tta::None)]
+    pub tta: Tta,
+    /// Also write what this layer gives, [N, …], into the file of -o: by the prefix of its parameters or its name in
+    /// the model
+    #[arg(long, value_name = "LAYER", requires = "output")]
+    pub embed: Option<String>,
     #[command(flatten)]
     pub masks: masks::MaskOptions,
 }
@@ -53,13 +62,23 @@ pub enum Format {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    let trained = options.trained.open()?;
+    let mut trained = options.trained.open()?;
+    let tap = options.embed.as_ref().map(|layer| trained.plan.model.listen(layer)).transpose()?;
     let (spec, model) = (&trained.config.spec, &trained.plan.model);
     let task = spec.task.build();
     if matches!(spec.task, TaskSpec::Segmentation(_)) {
+        if options.embed.is_some() || options.tta != Tta::None {
+            let message = "masks are computed in tiles, without --embed and --tta; `eval --tta` scores what that would give";
+            return Err(fail(ExitCode::Usage, message));
+        }
         return masks::run(options, &trained, &*task);
     }
-    masks::none(&options.masks, &options.trained.run)?;
+    match (&options.embed, &options.masks.output) {
+        (Some(_), Some(file)) => {
+            outputs::may_write(file, options.inputs.iter().map(PathBuf::as_path), options.masks.force)?
+        }
+        _ => masks::none(&options.masks, &options.trained.run)?,
+    }
     let network = trained.network()?;
 
     let set = inputs(spec, trained.weights.features(), model.input(), &options.inputs)?;
@@ -80,18 +99,25 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let mut answered = 0;
     let loader = loader(spec, network.device(), &set, false)?;
+    options.tta.check(&*task, loader.shape())?;
+    let answer_to = |tta: Tta, xs: &Tensor| tta.forward(&*task, &network, xs, trained.temperature);
+    let mut embedded = Vec::new();
     for batch in loader.epoch(0, 0) {
         let batch = batch?;
         let answer = catch_panics(|| {
             no_grad(|| {
                 let xs = task.make_inference_input(batch.xs);
-                task.forward(&network, &xs, false)
+                if let Some(tap) = tap {
+                    let (answer, layer) = features(tap, false, || answer_to(Tta::None, &xs));
+                    embedded.extend(layer.map(|layer| layer.to_device(Device::Cpu)));
+                    if options.tta == Tta::None {
+                        return answer;
+                    }
+                }
+                answer_to(options.tta, &xs)
             })
         })??;
-        let outputs = match trained.temperature {
-            Some(temperature) => answer.outputs / temperature,
-            None => loader.in_data_units(&answer.outputs),
-        };
+        let outputs = loader.in_data_units(&answer.outputs);
         for (index, prediction) in batch.indices.iter().zip(task.predictions(&outputs)?) {
             let index = *index as usize;
             let name = set.names.get(index).cloned().unwrap_or_else(|| format!("row {}", index + 1));
@@ -99,6 +125,11 @@ pub fn run(options: &Options) -> Result<()> {
             answered += 1;
         }
         printer.out.flush()?;
+    }
+    if let (Some(file), false) =
+        (options.embed.as_ref().and(options.masks.output.as_ref()), embedded.is_empty())
+    {
+        outputs::write_npy(&Tensor::cat(&embedded, 0), file)?;
     }
     let left_out = set.left_out();
     for skipped in &left_out {
