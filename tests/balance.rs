@@ -8,8 +8,9 @@ use tikhonov::data::balance::Sampling;
 use tikhonov::data::loader::{Loader, Preparation};
 use tikhonov::functional::loss::{self, Focal};
 
-use crate::common::{killed_at, python, run, saved, succeeds, write_config};
+use crate::common::{data_dir, killed_at, python, run, saved, succeeds, write_config};
 use crate::loader::{augment, batches, dataset, options};
+use crate::pretend_cuda::{difference, library, pretend};
 
 #[test]
 fn weighted_focal_and_binary_losses_are_pytorchs_and_torchvisions() {
@@ -172,5 +173,118 @@ fn weights_lift_the_recall_of_the_rare_class() {
         let lifted =
             recall(&balance.replace([':', ' ', '[', ']', ','], ""), &format!("balance: {{{balance}}}"));
         assert!(lifted > plain + 0.1, "{balance}: {plain} to {lifted}");
+    }
+}
+
+/// Fashion-MNIST as npz files in `folder`: `lt` with 700 samples of the first class and 10 of the last, `several` with
+/// up to three pictures in one, each in a quarter, and as many to judge by.
+fn real(folder: &Path, test: &str) -> bool {
+    let Some(data) = data_dir(test) else { return false };
+    let (data, at) = (data.join("fashion-mnist"), folder.display());
+    python(&format!(
+        "import numpy as np, gzip\nfrom PIL import Image\nD = '{}/'\n\
+         image = lambda f: np.frombuffer(gzip.open(D + f).read(), np.uint8, offset=16).reshape(-1, 28, 28)\n\
+         label = lambda f: np.frombuffer(gzip.open(D + f).read(), np.uint8, offset=8).astype('int64')\n\
+         x, y = image('train-images-idx3-ubyte.gz'), label('train-labels-idx1-ubyte.gz')\n\
+         tx, ty = image('t10k-images-idx3-ubyte.gz')[:1000], label('t10k-labels-idx1-ubyte.gz')[:1000]\n\
+         r = np.random.default_rng(0)\nn = [int(700 * 70 ** (-k / 9)) for k in range(10)]\n\
+         keep = r.permutation(np.concatenate([np.where(y == k)[0][:n[k]] for k in range(10)]))\n\
+         np.savez('{at}/lt.npz', x=x[keep], y=y[keep]); np.savez('{at}/test.npz', x=tx, y=ty)\n\
+         for name, xs, ys, count in [('several', x, y, 600), ('several-test', tx, ty, 300)]:\n    \
+         X, Y = np.zeros((count, 56, 56), 'uint8'), np.zeros((count, 4), 'uint8')\n    \
+         for i in range(count):\n        \
+         for q in r.permutation(4)[:r.integers(1, 4)]:\n            \
+         k = r.choice(4, p=[.5, .3, .15, .05]); j = r.choice(np.where(ys == [1, 8, 7, 9][k])[0])\n            \
+         X[i, q // 2 * 28:q // 2 * 28 + 28, q % 2 * 28:q % 2 * 28 + 28] = xs[j]; Y[i, k] = 1\n    \
+         np.savez(f'{at}/{{name}}.npz', x=X, y=Y)\n    \
+         [Image.fromarray(X[i]).save(f'{at}/{{i}}.png') for i in range(3)]",
+        data.display()
+    ));
+    true
+}
+
+#[test]
+fn balance_lifts_long_tailed_fashion_mnist_and_compare_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    if !real(folder.path(), "balance_lifts_long_tailed_fashion_mnist_and_compare_says_so") {
+        return;
+    }
+    let at = folder.path().display();
+    let source = |name: &str| format!("{{npy: {{file: {at}/{name}.npz, xs: x, ys: y}}}}");
+    let text = format!(
+        "device: cpu\nthreads: 1\nmodel: {{name: small-cnn, args: {{width: 8, channels: 1, classes: 10}}}}\ntask: classification\n\
+         data: {{train: {}, test: {}, batch_size: 32}}\noptimizer: {{sgd: {{lr: 0.05, momentum: 0.9}}}}\n\
+         schedule: {{one_cycle: {{}}}}\npenalty: {{l2: 5e-4}}\ntrain: {{epochs: 8, metrics: [auroc, balanced_accuracy]}}\n",
+        source("lt"),
+        source("test")
+    );
+    let config = write_config(folder.path(), &text);
+    let (plain, balanced) = (format!("{at}/plain"), format!("{at}/balanced"));
+    succeeds(&["train", &config, "--quiet", "--output", &plain]);
+    succeeds(&["train", &config, "--quiet", "--output", &balanced, "--set", "balance.sampler=sqrt"]);
+    let told =
+        succeeds(&["compare", &plain, &balanced, "--metric", "balanced_accuracy", "--bootstrap", "200"]);
+    assert!(told.starts_with(&format!("B ({balanced}) is better than A: balanced_accuracy")), "{told}");
+}
+
+#[test]
+fn several_labels_of_real_pictures_are_learnt_calibrated_and_predicted() {
+    let folder = tempfile::tempdir().unwrap();
+    if !real(folder.path(), "several_labels_of_real_pictures_are_learnt_calibrated_and_predicted") {
+        return;
+    }
+    let at = folder.path().display();
+    let source = |name: &str| {
+        format!(
+            "{{npy: {{file: {at}/{name}.npz, xs: x, ys: y, targets: multi_label, classes: [trouser, bag, sneaker, boot]}}}}"
+        )
+    };
+    let text = format!(
+        "device: cpu\nthreads: 1\nmodel: {{name: small-cnn, args: {{width: 4, channels: 1, classes: 4, size: 56}}}}\n\
+         task: multi_label\nbalance: {{loss: inverse}}\n\
+         data: {{train: {}, validation: {{fraction: 0.3}}, test: {}, batch_size: 20}}\n\
+         optimizer: {{sgd: {{lr: 0.05, momentum: 0.9}}}}\ntrain: {{epochs: 8, eval_every: 4}}\noutput: {at}/run\n",
+        source("several"),
+        source("several-test")
+    );
+    succeeds(&["train", &write_config(folder.path(), &text), "--quiet"]);
+    let run_folder = format!("{at}/run");
+    succeeds(&["calibrate", &run_folder]);
+    let eval: serde_json::Value = serde_json::from_str(&succeeds(&["eval", &run_folder, "--json"])).unwrap();
+    assert!(eval["scores"]["auroc"].as_f64().unwrap() > 0.8, "{}", eval["scores"]);
+    let (code, stdout, stderr) = run(&["predict", &run_folder, &format!("{at}/0.png"), "--format", "json"]);
+    assert!(code == 0 && stderr.contains("divided by the temperature"), "{stdout}{stderr}");
+    assert!(stdout.contains("\"probabilities\":{"), "{stdout}");
+    let report = format!("{at}/report.html");
+    succeeds(&["report", &run_folder, "-o", &report]);
+    let page = std::fs::read_to_string(report).unwrap();
+    assert!(page.contains("sneaker") && !page.contains("Rows: truth"), "the table of classes is on the page");
+}
+
+#[test]
+fn a_balanced_step_on_a_gpu_is_that_of_the_cpu_recorded_or_not() {
+    let Some(library) = library("a_balanced_step_on_a_gpu_is_that_of_the_cpu_recorded_or_not") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let focal =
+        "task: {classification: {focal: {}, label_smoothing: 0.1}}\nbalance: {loss: inverse, sampler: sqrt}";
+    let adjusted = "task: classification\nbalance: {logit_adjustment: 1}";
+    for (name, balance) in [("focal", focal), ("adjusted", adjusted)] {
+        let config = write_config(folder.path(), &imbalanced(folder.path(), balance, "run"));
+        let train = |device: &str, graph: &str| {
+            let output = folder.path().join(format!("{name}-{device}-{graph}"));
+            let graph = format!("train.cuda_graph={graph}");
+            let to = output.to_str().unwrap();
+            let args =
+                ["train", &config, "--device", device, "--set", &graph, "--output", to, "--threads", "1"];
+            let outcome = pretend(library, &args, &[]);
+            let outcome = if device == "cpu" { outcome } else { outcome.checked() };
+            assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+            output
+        };
+        let (cpu, eager, graph) = (train("cpu", "false"), train("cuda", "false"), train("cuda", "true"));
+        assert!(difference(&eager, &cpu) < 1e-5, "{}", difference(&eager, &cpu));
+        assert_eq!(difference(&graph, &eager), 0.0);
     }
 }

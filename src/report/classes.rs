@@ -26,8 +26,10 @@ pub fn section(group: &Group) -> String {
         let _ = writeln!(content, "<div class=\"classes\">\n{}{}</div>", matrix.figure(), matrix.scores());
     }
     let (split, weights) = shown.first().map_or(("", ""), |(_, matrix)| (matrix.split, matrix.weights));
-    let mut note =
-        format!("On the {split} set, with the {weights} weights. Rows: truth; columns: prediction.");
+    let mut note = format!("On the {split} set, with the {weights} weights.");
+    if shown.iter().any(|(_, matrix)| !matrix.counts.is_empty()) {
+        note += " Rows: truth; columns: prediction.";
+    }
     if shown.len() > RUNS {
         let _ = write!(note, " The first {RUNS} of {} runs.", shown.len());
     }
@@ -65,13 +67,15 @@ impl Matrix {
             shown.into_iter().find(|(weights, split)| run.confusion[*weights][*split].is_object())?;
         let report = run.confusion[weights][split].clone();
         let counts: Vec<Vec<u64>> = serde_json::from_value(report["confusion"].clone()).ok()?;
-        if counts.is_empty() || counts.iter().any(|row| row.len() != counts.len()) {
+        // Classes that do not exclude each other have scores alone.
+        let classes = report["per_class"].as_array().map_or(0, Vec::len);
+        if classes == 0 || counts.iter().any(|row| row.len() != counts.len()) {
             return None;
         }
         let name = |class: usize| {
             run.confusion["classes"][class].as_str().map_or_else(|| class.to_string(), str::to_owned)
         };
-        let names = (0..counts.len()).map(name).collect();
+        let names = (0..classes).map(name).collect();
         Some(Self { split, weights, names, counts, report, legend: "" })
     }
 
@@ -81,7 +85,7 @@ impl Matrix {
 
     /// None for more classes than a matrix can show.
     fn heat(&self) -> Option<String> {
-        if self.counts.len() > CLASSES {
+        if self.counts.is_empty() || self.counts.len() > CLASSES {
             return None;
         }
         let cells = self.counts.iter().enumerate().map(|(truth, row)| {
@@ -109,6 +113,9 @@ impl Matrix {
     }
 
     fn worst(&self) -> String {
+        if self.counts.is_empty() {
+            return String::new();
+        }
         let mut pairs: Vec<(u64, usize, usize)> = Vec::new();
         for (truth, row) in self.counts.iter().enumerate() {
             pairs.extend(

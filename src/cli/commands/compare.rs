@@ -13,7 +13,7 @@ use crate::data::Split;
 use crate::metrics::answers::{Answers, Counts};
 use crate::metrics::bootstrap::{Interval, interval, replicates};
 use crate::metrics::mcnemar::{Mcnemar, mcnemar};
-use crate::metrics::{Monitor, resampled, with_class_name};
+use crate::metrics::{Monitor, is_of_class, resampled, with_class_name};
 use crate::tasks::tta::Tta;
 use crate::util::console::print_out;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
@@ -123,20 +123,24 @@ pub fn run(options: &Options) -> Result<()> {
     if let Some(Mcnemar { only_a, only_b, p }) = test {
         let what = if matches!(answers_a, Answers::Labels(_)) { "all labels of" } else { "" };
         let what = format!("{what} {only_a} samples right, only B {only_b}").trim_start().to_owned();
-        print_out!("McNemar's test: only A has {what}: p = {}", probability(p));
+        print_out!("McNemar's test: only A has {what}: p {}", probability(p));
     }
     if answers_a.samples() < FEW {
         print_out!("{} samples are few: such intervals are too narrow", answers_a.samples());
     }
     print_out!("\n  A = {}, B = {}", options.a.display(), options.b.display());
+    // Those of single classes are in the JSON.
+    let is_single =
+        |row: &&Row| ["auroc", "average_precision"].iter().any(|stem| is_of_class(stem, &row.name));
+    let rows: Vec<&Row> = rows.iter().filter(|row| row.name == metric || !is_single(row)).collect();
     let widest =
         rows.iter().map(|row| with_class_name(&row.name, classes).chars().count()).max().unwrap_or(0);
     print_out!("  {:<widest$} {:>9} {:>9} {:>9}  {:^20}  {:>7}", "", "A", "B", "B - A", "95 % interval", "p");
-    for row in &rows {
+    for row in rows {
         let Row { a, b, difference, interval: Interval { low, high }, p, .. } = row;
         let within = format!("{low:+.4} to {high:+.4}");
-        let (name, p) = (with_class_name(&row.name, classes), probability(*p));
-        print_out!("  {name:<widest$} {a:>9.4} {b:>9.4} {difference:>+9.4}  {within:^20}  {p:>7}");
+        let name = with_class_name(&row.name, classes);
+        print_out!("  {name:<widest$} {a:>9.4} {b:>9.4} {difference:>+9.4}  {within:^20}  {p:>7.4}");
     }
     Ok(())
 }
@@ -214,5 +218,5 @@ fn sentence(
 }
 
 fn probability(p: f64) -> String {
-    if p < 1e-4 { "< 1e-4".into() } else { format!("{p:.4}") }
+    if p < 1e-4 { "< 0.0001".into() } else { format!("= {p:.4}") }
 }
