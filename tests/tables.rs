@@ -114,7 +114,7 @@ fn an_index_without_a_name_and_names_of_pictures_are_no_inputs() {
     let (code, _, stderr) = Table::new(index).train("target: y, features: [\"\", x]", 2, "regression");
     assert_eq!(code, 0, "{stderr}");
     let pictures = b"image,y\n0.png,0\n1.png,1\n";
-    Table::refused(pictures, "target: y", &["column `image` holds `0.png`", "`folder: {root: DIR"]);
+    Table::refused(pictures, "target: y", &["column `image` holds `0.png`", "`table: {file: FILE"]);
     // A network of another width is told which columns there are.
     let wide = b"a,b,c,y\n1,2,3,4\n2,3,4,5\n";
     Table::refused(wide, "target: y", &["wants samples of shape [2]", "[3] (the columns a, b, c)"]);

@@ -31,8 +31,7 @@ pub struct ImagesSpec {
     /// The channels that every picture is converted to.
     #[serde(default)]
     pub mode: Mode,
-    /// Side of the random squares in pixels of the pictures; their targets' are `scale` times as large. Whole images
-    /// when absent.
+    /// Side of the random squares in pixels. Targets' are `scale` times as large. Whole images when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 8192))]
     pub patch: Option<usize>,
