@@ -6,10 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// In src/libtorch.
-const SHIM: [&str; 21] = [
+const SHIM: [&str; 28] = [
     "activation_checkpoint.cpp",
     "autocast.cpp",
     "cuda.cpp",
+    "distributed.cpp",
     "flat.cpp",
     "graph.cpp",
     "machine.cpp",
@@ -26,6 +27,12 @@ const SHIM: [&str; 21] = [
     "lists.h",
     "script.h",
     "startup.h",
+    "stubs/gloo/algorithm.h",
+    "stubs/gloo/common/error.h",
+    "stubs/gloo/config.h",
+    "stubs/gloo/context.h",
+    "stubs/gloo/rendezvous/store.h",
+    "stubs/gloo/transport/device.h",
     "kernels/thread_pool.h",
     "cuda_plugin.cpp",
 ];
@@ -90,6 +97,8 @@ fn main() {
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .include(torch.join("include"))
         .include(torch.join("include/torch/csrc/api/include"))
+        // Gloo's headers, which the wheel leaves out.
+        .include("src/libtorch/stubs")
         // For `#include "…"` alone: `<cuda.h>` is CUDA's.
         .flag("-iquote")
         .flag("src/libtorch")

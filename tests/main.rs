@@ -18,6 +18,7 @@ mod config;
 mod cuda;
 mod data;
 mod device;
+mod distributed;
 mod dropped;
 mod examples;
 mod explain;

@@ -74,6 +74,9 @@ pub struct State {
     /// CPU threads of one operation: sums of another number of threads are added in another order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
+    /// Processes that shared the run.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub ranks: usize,
     /// Names of the classes, empty for regression.
     pub classes: Vec<String>,
     /// Names of a table's columns, empty for images.
@@ -118,6 +121,14 @@ impl Best {
     }
 }
 
+fn one() -> usize {
+    1
+}
+
+fn is_one(ranks: &usize) -> bool {
+    *ranks == 1
+}
+
 impl State {
     /// The state before the first step.
     pub fn new(data_fingerprint: String) -> Self {
@@ -144,6 +155,7 @@ impl State {
             fingerprints: BTreeMap::new(),
             jpeg_pixels: JPEG_PIXELS,
             threads: None,
+            ranks: 1,
             classes: Vec::new(),
             features: Vec::new(),
             config: serde_json::Value::Null,

@@ -19,7 +19,8 @@ Examples:
   tikhonov doctor
 
 Exit codes: 0 done, 2 usage or config, 3 data, 4 checkpoint or model file, 5 numeric (NaN), 6 out of memory,
-7 storage, 75 interrupted but saved (--resume goes on), 130 stopped at once.";
+7 storage, 8 another process of the job failed, 75 interrupted but saved (--resume goes on),
+130 stopped at once.";
 
 /// Trains regularised convolutional networks that are declared in YAML.
 #[derive(Debug, Parser)]

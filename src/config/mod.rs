@@ -2,6 +2,7 @@
 //! written back with every default filled in.
 
 mod differences;
+mod distributed;
 mod fitting;
 mod toggle;
 mod train;
@@ -28,6 +29,7 @@ use crate::util::builtin;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::yaml::{self, Document, Invalid, nearest};
 pub use differences::differences;
+pub use distributed::{CommHook, DistributedSpec};
 pub use toggle::Toggle;
 pub use train::{Amp, Budget, CheckpointSpec, EarlyStopping, EvalEvery, EvalSteps, Segments, TrainSpec};
 

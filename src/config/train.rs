@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
 use super::Toggle;
+use super::distributed::DistributedSpec;
 use crate::libtorch::kernels::{self, Kernel, KernelSpec};
 use crate::optim::{Clip, EmaSpec, SamSpec};
 use crate::util::yaml::Invalid;
@@ -90,6 +91,9 @@ pub struct TrainSpec {
     pub early_stopping: Option<EarlyStopping>,
     #[serde(default)]
     pub checkpoint: CheckpointSpec,
+    /// How the processes of a job share gradients.
+    #[serde(default, skip_serializing_if = "DistributedSpec::is_default")]
+    pub distributed: DistributedSpec,
     /// Optimiser steps between two lines of metrics.
     #[serde(default = "fifty")]
     #[schemars(range(min = 1))]

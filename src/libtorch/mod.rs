@@ -1,5 +1,5 @@
 //! What tch does not bind, and the only folder with `unsafe`: optimiser kernels, activation checkpointing, CUDA
-//! graphs and errors, TorchScript, exported programs; in [`kernels`] our own CPU kernels.
+//! graphs and errors, TorchScript, exported programs, c10d; in [`kernels`] our own CPU kernels.
 //!
 //! Every function turns a C++ exception into an error; none lets it cross the boundary.
 
@@ -9,6 +9,7 @@ pub mod bytes;
 pub mod constant;
 pub mod cuda;
 pub mod device;
+pub mod distributed;
 pub mod graph;
 pub mod kernels;
 mod lists;

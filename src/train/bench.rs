@@ -151,10 +151,10 @@ fn drive(run: &mut Trainer, extent: Extent, mut each: impl FnMut(&Trainer, usize
     let (mut step, mut idle) = (0, 0);
     while step < count {
         let before = step;
-        for group in run.remaining_micro_batches(&loader).take(count - step) {
+        for group in run.remaining_steps(&loader).take(count - step) {
             let group = group?;
             run.stopwatch().passed(Phase::Data);
-            let samples = group.iter().map(|batch| batch.xs.size()[0] as u64).sum();
+            let samples = group.samples as u64;
             if !data_only {
                 run.train_step(group)?;
             }

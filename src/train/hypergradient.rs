@@ -92,6 +92,11 @@ impl<'a> LambdaTuner<'a> {
         &self.tuned
     }
 
+    /// Puts the λs of another process, in the same order, in the place of these.
+    pub fn set_tuned(&mut self, tuned: Vec<TunedLambda>) {
+        self.tuned = tuned;
+    }
+
     /// Holds the λs to what `optimizer` can bear at the rate `lr`.
     pub fn bound(&mut self, optimizer: &Optimizer, lr: f64) {
         for (tuned, (group, auto)) in self.tuned.iter_mut().zip(&self.how) {

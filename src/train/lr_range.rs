@@ -29,7 +29,7 @@ pub fn lr_range(run: &mut Trainer, steps: usize, threshold: Option<f64>) -> Resu
     let (mut points, mut average, mut least) = (Vec::new(), 0.0, f64::INFINITY);
     while points.len() < steps {
         let before = points.len();
-        for group in run.remaining_micro_batches(&loader).take(steps - before) {
+        for group in run.remaining_steps(&loader).take(steps - before) {
             let record = match run.train_step(group?) {
                 Err(error) if exit_code::code(&error) == ExitCode::Numeric as u8 && !points.is_empty() => {
                     return Ok(points);

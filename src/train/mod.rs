@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub(crate) mod coefficients;
+pub mod distributed;
 pub mod early_stopping;
 pub mod evaluate;
 pub mod filters;

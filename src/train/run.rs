@@ -1,11 +1,15 @@
 //! One run, for every command that trains: open, train, finish.
 
+use std::rc::Rc;
+
 use anyhow::Result;
 use image::ImageFormat;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tch::Device;
 
 use crate::checkpoint::{Checkpoints, Loaded, STABLE, State};
-use crate::config::{COEFFICIENTS_FILE, Config, FILTERS};
+use crate::config::{Budget, COEFFICIENTS_FILE, Config, FILTERS, differences};
 use crate::data::DatasetCache;
 use crate::data::normalize::NormalizeSpec;
 use crate::libtorch::kernels;
@@ -13,6 +17,7 @@ use crate::report::history::History;
 use crate::report::plots;
 use crate::schedule::ScheduleStep;
 use crate::train::coefficients::Coefficients;
+use crate::train::distributed::ProcessGroup;
 use crate::train::filters::filters;
 use crate::train::predicted;
 use crate::train::progress::Progress;
@@ -20,9 +25,10 @@ use crate::train::run_folder::LockedFolder;
 use crate::train::run_result::{self, RunResult};
 use crate::train::session::{ModelPlan, Session};
 use crate::train::trainer::{Start, Trainer};
-use crate::train::training_loop::{Pruner, StopReason, train};
+use crate::train::training_loop::{NeverPrune, Pruner, StopReason, train};
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
 use crate::util::signals::Stop;
+use crate::util::yaml::Invalid;
 use crate::util::{atomic_file, console};
 
 /// What a command asks of a run beside its config.
@@ -47,8 +53,52 @@ pub fn train_run(
     stop: &Stop,
     pruner: &mut dyn Pruner,
 ) -> Result<Option<RunResult>> {
-    let Opened { session, folder, start, mut notes, mut warnings } = open(config, options, cache)?;
-    let mut run = Trainer::new(&session, folder, start)?;
+    train_shared(config, options, cache, stop, pruner, None)
+}
+
+/// The same by one of the processes that share the run; None where it is not the one that writes the result.
+pub fn train_as_rank(
+    config: Config,
+    options: RunOptions,
+    cache: &mut DatasetCache,
+    stop: &Stop,
+    ranks: Rc<ProcessGroup>,
+) -> Result<Option<RunResult>> {
+    let is_first = ranks.is_first();
+    // torchrun starts a job anew after a failure: it goes on from what was saved.
+    let restarted = ranks.env().restarts > 0;
+    let options = RunOptions {
+        resume: options.resume || restarted,
+        force: options.force && !restarted,
+        quiet: options.quiet || !is_first,
+        plots: options.plots && is_first,
+    };
+    let shared = Some(ranks.clone());
+    let result = train_shared(config, options, cache, stop, &mut NeverPrune, shared);
+    result.map_err(|error| ranks.last_words(error))
+}
+
+fn train_shared(
+    config: Config,
+    options: RunOptions,
+    cache: &mut DatasetCache,
+    stop: &Stop,
+    pruner: &mut dyn Pruner,
+    ranks: Option<Rc<ProcessGroup>>,
+) -> Result<Option<RunResult>> {
+    let opened = open(config, options, cache, ranks.as_ref());
+    let Opened { session, folder, start, mut notes, mut warnings, is_replaced } = match &ranks {
+        Some(ranks) => connect(ranks, opened)?,
+        None => opened?,
+    };
+    if is_replaced {
+        notes.push(folder.clear()?);
+    }
+    let run = Trainer::new(&session, folder, start);
+    let mut run = match &ranks {
+        Some(ranks) => ranks.agree(run)?,
+        None => run?,
+    };
     notes.extend(run.notes()?);
     warnings.extend(run.take_warnings());
     let epochs = run.planned_epochs();
@@ -71,6 +121,32 @@ pub fn train_run(
     result
 }
 
+/// Sees that all ranks have opened the same, and connects them.
+fn connect(ranks: &ProcessGroup, opened: Result<Opened>) -> Result<Opened> {
+    let opened = ranks.agree(opened)?;
+    let session = &opened.session;
+    let step = match &opened.start {
+        Start::Resumed(loaded) => loaded.state.step,
+        Start::Fresh(_) => 0,
+    };
+    let params: Vec<_> = session.model.params().iter().map(|param| (&param.name, &param.shape)).collect();
+    let own = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "config": session.config.spec,
+        "data": session.fingerprints(),
+        "parameters": params,
+        "step": step,
+    });
+    ranks.same(own, |first, own| {
+        let of = |(key, change): (String, String)| {
+            format!("{}: {}", key.trim_start_matches("config."), change.replace("was ", "rank 0 has "))
+        };
+        differences(first, own).into_iter().map(of).collect()
+    })?;
+    ranks.connect()?;
+    Ok(opened)
+}
+
 /// Everything that a run starts from.
 struct Opened {
     session: Session,
@@ -79,20 +155,51 @@ struct Opened {
     notes: Vec<String>,
     /// Shown with `--quiet` too: what is lost or changed since the run was left.
     warnings: Vec<String>,
+    /// Whether a run that is there is to be removed first.
+    is_replaced: bool,
+}
+
+/// What rank 0 found in the run folder.
+#[derive(Serialize, Deserialize)]
+struct Found {
+    holds_run: bool,
+    is_replaced: bool,
+    warnings: Vec<String>,
 }
 
 /// Refuses what cannot work, the cheapest first: the device, the model, the folder, the initial weights, the
-/// data. Nothing is written but with `force`, which removes the run that was there.
-fn open(config: Config, options: RunOptions, cache: &mut DatasetCache) -> Result<Opened> {
+/// data. Nothing is written.
+fn open(
+    config: Config,
+    options: RunOptions,
+    cache: &mut DatasetCache,
+    ranks: Option<&Rc<ProcessGroup>>,
+) -> Result<Opened> {
     // Before the first tensor: libtorch looks for a GPU's libraries once.
-    let device = config.spec.device.resolve()?;
+    if let (Some(_), Budget::Hours(_)) = (ranks, config.spec.train.budget()) {
+        let message = "several processes share no clock: say `epochs` or `steps`";
+        return Err(config.document.invalid_at("train", Invalid::new("hours", message)));
+    }
+    let device = match ranks {
+        Some(ranks) => ranks.device(config.spec.device)?,
+        None => config.spec.device.resolve()?,
+    };
     let plan = ModelPlan::of(&config)?;
     let output = config.spec.output.clone();
-    let folder = LockedFolder::take(&output)?;
     let checkpoints = Checkpoints::of(&output);
-    let mut warnings = checkpoints.recover()?;
-    let is_replaced = options.force && folder.holds_run();
-    let holds_run = checkpoints.exist()? && !is_replaced;
+    let mut folder = None;
+    let mut look = || {
+        let folder = folder.insert(LockedFolder::take(&output)?);
+        let warnings = checkpoints.recover()?;
+        let is_replaced = options.force && folder.holds_run();
+        let holds_run = checkpoints.exist()? && !is_replaced;
+        Ok(Found { holds_run, is_replaced, warnings })
+    };
+    let found = match ranks {
+        Some(ranks) => ranks.first(look),
+        None => look(),
+    };
+    let Found { holds_run, is_replaced, mut warnings } = found?;
     if holds_run && !options.resume {
         let message = format!(
             "{} holds a run already; --resume goes on with it, --output FOLDER puts the new one elsewhere, --force replaces it",
@@ -115,7 +222,8 @@ fn open(config: Config, options: RunOptions, cache: &mut DatasetCache) -> Result
     if options.quiet {
         console::hush();
     }
-    let session = Session::open(config, plan, device, cache)?;
+    let mut session = Session::open(config, plan, device, cache)?;
+    session.ranks = ranks.cloned();
     let mut notes = session.notes();
     notes.extend(kernels::note().filter(|_| session.device == Device::Cpu));
     let start = match holds_run {
@@ -130,10 +238,15 @@ fn open(config: Config, options: RunOptions, cache: &mut DatasetCache) -> Result
             Start::Fresh(initial)
         }
     };
-    if is_replaced {
-        notes.push(folder.clear()?);
-    }
-    Ok(Opened { session, folder, start, notes, warnings })
+    let (folder, is_replaced) = match (folder, ranks) {
+        (Some(folder), _) => (folder, is_replaced),
+        // Its log and its numbers, in a folder of its own.
+        (None, ranks) => {
+            let rank = ranks.map_or(0, |ranks| ranks.rank());
+            (LockedFolder::take(&output.join("ranks").join(rank.to_string()))?, false)
+        }
+    };
+    Ok(Opened { session, folder, start, notes, warnings, is_replaced })
 }
 
 /// The run's last checkpoint, if it is of the same data.
@@ -174,7 +287,7 @@ fn before_decay(
         return Ok(None);
     }
     let batches = session.loader(session.train()?, true)?.steps();
-    let steps_per_epoch = batches.div_ceil(spec.train.accumulate) as u64;
+    let steps_per_epoch = batches.div_ceil(session.batches_per_step()) as u64;
     let Some(total_steps) = spec.train.budget().steps(steps_per_epoch) else { return Ok(None) };
     let run = ScheduleStep { step: last.step, steps_per_epoch, total_steps };
     let Some(start) = spec.schedule.decay_start(run) else { return Ok(None) };
@@ -209,6 +322,8 @@ fn finish(
             Err(fail(ExitCode::Interrupted, message))
         }
         StopReason::Pruned => Ok(None),
+        // The other ranks have nothing left to do.
+        _ if !run.is_first_rank() => Ok(None),
         ended => run_result::final_evaluation(session, run, ended).map(Some),
     });
     for line in run.left_out() {
@@ -219,6 +334,7 @@ fn finish(
             write(session, run, &mut result)?;
             Ok(Some(result))
         }
+        Ok(None) if !run.is_first_rank() => Ok(None),
         Ok(None) => {
             let epoch = run.epoch();
             run.folder().log(&format!("pruned by the sweep after epoch {epoch}"))?;

@@ -76,7 +76,7 @@ impl LockedFolder {
             "log.txt",
             PROGRAM_FILE,
         ];
-        const FOLDERS: [&str; 4] = ["checkpoints", "plots", "pictures", "tensorboard"];
+        const FOLDERS: [&str; 5] = ["checkpoints", "plots", "pictures", "tensorboard", "ranks"];
         let removed = |outcome: io::Result<()>, name: &str| match outcome {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error)
                 .with_exit_code(ExitCode::Storage, || format!("removing {}", self.path.join(name).display())),

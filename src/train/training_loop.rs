@@ -59,22 +59,23 @@ pub fn train(
                 return Ok(StopReason::Pruned);
             }
             // Here and no step later, so that a resumed run asks about this epoch again.
-            if stop.is_requested() {
+            if run.vote(stop)?.is_stop(stop)? {
                 run.save()?;
                 return Ok(StopReason::Interrupted);
             }
         }
         run.begin_epoch();
         // Due before a signal came or the process was killed.
-        if run.is_look_due()
+        if run.is_look_due()?
             && let Some(ended) = look(run, progress)?
         {
             return Ok(ended);
         }
         let loader = run.loader();
-        for group in run.remaining_micro_batches(&loader) {
-            let group = group?;
-            let logged = run.train_step(group)?;
+        for batches in run.remaining_steps(&loader) {
+            let batches = batches?;
+            let vote = run.vote(stop)?;
+            let logged = run.train_step(batches)?;
             if let Some(note) = run.take_note() {
                 progress.say(&note, run.folder())?;
             }
@@ -89,11 +90,11 @@ pub fn train(
             if let Some(record) = logged {
                 progress.numbers(&record);
             }
-            if stop.is_requested() {
+            if vote.is_stop(stop)? {
                 run.save()?;
                 return Ok(StopReason::Interrupted);
             }
-            if run.is_look_due()
+            if run.is_look_due()?
                 && let Some(ended) = look(run, progress)?
             {
                 return Ok(ended);
@@ -119,7 +120,7 @@ pub fn train(
         run.save_if_due()?;
     }
     // Of a run whose steps or hours were spent within an epoch.
-    if run.is_look_due() {
+    if run.is_look_due()? {
         if let Some(ended) = look(run, progress)? {
             return Ok(ended);
         }

@@ -7,6 +7,7 @@ mod prefetcher;
 mod resident;
 mod sampler;
 
+use std::ops::Range;
 use std::panic::panic_any;
 use std::sync::Arc;
 
@@ -303,6 +304,29 @@ impl Loader {
         self.drawn(epoch, indices, steps)
     }
 
+    /// Of the batches of an epoch from batch `from_step` on every `ranks`-th, `rank` batches later: the share of one of
+    /// several processes.
+    pub fn share(&self, epoch: u64, from_step: usize, rank: usize, ranks: usize) -> Batches<'_> {
+        let numbers = (from_step + rank..self.steps()).step_by(ranks);
+        if ranks == 1 {
+            return self.batches(epoch, from_step..self.steps());
+        }
+        let (order, steps) = (self.order(epoch), numbers.len());
+        let own: Vec<i64> = numbers.flat_map(|step| &order[self.range(step..step + 1)]).copied().collect();
+        Batches { first: from_step + rank, stride: ranks, ..self.drawn(epoch, own, 0..steps) }
+    }
+
+    /// How many samples the batches `steps` hold.
+    pub fn samples_in(&self, steps: Range<usize>) -> i64 {
+        self.range(steps).len() as i64
+    }
+
+    /// The samples of the batches `steps`, by their places in the order of an epoch.
+    fn range(&self, steps: Range<usize>) -> Range<usize> {
+        let place = |step: usize| (step * self.context.batch_size).min(self.samples);
+        place(steps.start)..place(steps.end)
+    }
+
     /// The samples of an epoch in its order: the index of each, plus the number of samples for each time that it
     /// came before.
     pub fn order(&self, epoch: u64) -> Vec<i64> {
@@ -337,11 +361,11 @@ impl Loader {
         draws.iter().flat_map(|&draw| again(draw)).take(draws.len()).collect()
     }
 
-    fn batches(&self, epoch: u64, steps: std::ops::Range<usize>) -> Batches<'_> {
+    fn batches(&self, epoch: u64, steps: Range<usize>) -> Batches<'_> {
         self.drawn(epoch, self.order(epoch), steps)
     }
 
-    fn drawn(&self, epoch: u64, order: Vec<i64>, steps: std::ops::Range<usize>) -> Batches<'_> {
+    fn drawn(&self, epoch: u64, order: Vec<i64>, steps: Range<usize>) -> Batches<'_> {
         let order = Arc::new(order);
         let prefetcher = match &self.source {
             Source::Resident(_) | Source::Whole(_) => None,
@@ -350,7 +374,7 @@ impl Loader {
                 Some(Prefetcher::start(source, &self.context, order, epoch, steps, self.workers))
             }
         };
-        Batches { loader: self, order, epoch, steps, prefetcher }
+        Batches { loader: self, order, epoch, steps, first: 0, stride: 1, prefetcher }
     }
 }
 
@@ -412,7 +436,10 @@ pub struct Batches<'a> {
     /// Draws: the index of a sample, plus the number of samples for each time that it came before.
     order: Arc<Vec<i64>>,
     epoch: u64,
-    steps: std::ops::Range<usize>,
+    steps: Range<usize>,
+    /// Step k is the batch `first` + k·`stride` of the epoch.
+    first: usize,
+    stride: usize,
     prefetcher: Option<Prefetcher>,
 }
 
@@ -461,7 +488,8 @@ impl Batches<'_> {
         }
         let (xs, ys) = self.loader.targets.gather(xs, &indices, context)?;
         let (xs, ys) = if context.pipeline.mixes() {
-            let mut rng = CounterRng::new(context.seed, self.epoch, step as u64, RngStream::Mix);
+            let number = self.first + step * self.stride;
+            let mut rng = CounterRng::new(context.seed, self.epoch, number as u64, RngStream::Mix);
             context.pipeline.mix(xs, soft(&ys, context.classes, context.kind), self.epoch, &mut rng)
         } else {
             (xs, ys)

@@ -2,6 +2,7 @@
 
 mod resume;
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -22,6 +23,7 @@ use crate::nn::layers::{Param, ParamKind};
 use crate::nn::model::{Model, Network};
 use crate::penalty::{ParamGroup, PenaltyParam, PenaltySpec};
 use crate::tasks::Task;
+use crate::train::distributed::ProcessGroup;
 use crate::train::initial_weights::InitialWeights;
 use crate::util::exit_code::{self, ExitCode, WithExitCode, fail};
 use crate::util::rng::{CounterRng, RngStream};
@@ -134,6 +136,8 @@ pub struct Session {
     pub wanted: Vec<String>,
     /// By class, where the config balances them.
     balanced: Vec<ClassBalance>,
+    /// The processes that share the run, where there are several.
+    pub ranks: Option<Rc<ProcessGroup>>,
     train: Option<Dataset>,
     validation: Option<Dataset>,
     test: Option<Dataset>,
@@ -218,6 +222,7 @@ impl Session {
             monitor,
             wanted,
             balanced,
+            ranks: None,
             train,
             validation,
             test,
@@ -282,6 +287,16 @@ impl Session {
             fits(&self.model, &self.task.input(&set.shape), &set.features)?;
         }
         Ok(())
+    }
+
+    /// The number of processes that share the run.
+    pub fn world_size(&self) -> usize {
+        self.ranks.as_ref().map_or(1, |ranks| ranks.size())
+    }
+
+    /// Batches of one optimiser step, those of all processes.
+    pub fn batches_per_step(&self) -> usize {
+        self.config.spec.train.accumulate * self.world_size()
     }
 
     /// The set to learn from; only a session that was opened for evaluation lacks it.

@@ -109,13 +109,27 @@ impl Session {
             "balance",
             "balance.sampler",
         ];
-        let order = changed.iter().find(|(path, _)| ORDER.contains(&path.as_str()));
+        let accumulated = state.config["train"]["accumulate"].as_u64().unwrap_or(1) * state.ranks as u64;
+        let ranks = self.world_size();
+        let is_step_alike = accumulated == (self.config.spec.train.accumulate * ranks) as u64;
+        let is_order = |path: &str| ORDER.contains(&path) && !(path == "train.accumulate" && is_step_alike);
+        let order = changed.iter().find(|(path, _)| is_order(path));
         if let (Some((path, change)), true) = (order, state.batch > 0) {
             let message =
                 format!("`{path}` cannot change in the middle of an epoch ({change}); change it back");
             return Err(fail(ExitCode::Usage, message));
         }
         let mut notes: Vec<_> = changed.iter().map(|(path, change)| another(path, change)).collect();
+        if state.ranks != ranks {
+            let keeps = match is_step_alike {
+                true => "a step has as many batches as before".to_owned(),
+                false => format!(
+                    "a step has {} batches instead of {accumulated}, in the same order; `train.accumulate` can make up for it",
+                    self.config.spec.train.accumulate * ranks
+                ),
+            };
+            notes.push(format!("resuming with {ranks} processes instead of {}: {keeps}", state.ranks));
+        }
         let threads = tch::get_num_threads() as usize;
         if let (Some(then), tch::Device::Cpu) = (state.threads, self.device)
             && then != threads
@@ -130,10 +144,11 @@ impl Session {
 
     /// Refuses, with exit 4, a position that this run cannot have: numbers that no sum covers may be damaged.
     pub fn is_reachable(&self, state: &State, steps_per_epoch: usize) -> Result<()> {
-        let batches = steps_per_epoch.saturating_mul(self.config.spec.train.accumulate);
+        let batches = steps_per_epoch.saturating_mul(self.batches_per_step());
         let changed = self.changed(state)?;
         let is_same =
-            !changed.iter().any(|(path, _)| path.starts_with("data.") || path.starts_with("train."));
+            !changed.iter().any(|(path, _)| path.starts_with("data.") || path.starts_with("train."))
+                && state.ranks == self.world_size();
         let total = self.config.spec.train.budget().steps(steps_per_epoch as u64).unwrap_or(u64::MAX);
         let fits = state.batch <= batches && (state.is_summed() || !is_same || state.step <= total);
         fits.then_some(()).with_exit_code(ExitCode::Checkpoint, || {

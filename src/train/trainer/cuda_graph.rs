@@ -11,6 +11,7 @@ use anyhow::{Result, anyhow};
 use tch::{Device, Kind, Tensor};
 
 use super::Trainer;
+use super::data_parallel::StepBatches;
 use super::micro_batch_loss::{Answers, MicroBatchLoss};
 use super::train_step::StepResult;
 use crate::config::{Amp, RunConfig, Toggle};
@@ -66,7 +67,9 @@ impl GraphState {
     pub fn new(session: &Session) -> Result<(Self, Option<String>)> {
         let spec = &session.config.spec;
         let wanted = spec.train.cuda_graph;
-        match obstacle(spec, session.device, &session.groups, session.task.as_ref()) {
+        let shared = session.ranks.is_some().then_some("several processes share each step");
+        let obstacle = || obstacle(spec, session.device, &session.groups, session.task.as_ref());
+        match shared.or_else(obstacle) {
             _ if wanted == Toggle::Off => Ok((Self::Off, None)),
             None => {
                 leave_default_stream(session.device)?;
@@ -118,23 +121,25 @@ impl Trainer<'_> {
     /// One step by a replay, where one is due; else the batches come back, to be learnt from as they are.
     pub(super) fn try_replay(
         &mut self,
-        group: Vec<Batch>,
+        step: StepBatches,
         is_logged: bool,
-    ) -> Result<Result<StepResult, Vec<Batch>>> {
+    ) -> Result<Result<StepResult, StepBatches>> {
         let spec = &self.session.config.spec;
         if matches!(self.graph_state, GraphState::Off) || self.stopwatch.is_running() {
-            return Ok(Err(group));
+            return Ok(Err(step));
         }
         if let GraphState::Warmup(steps) = &mut self.graph_state
             && (*steps < WARM_UP || !self.optimizer.has_begun())
         {
             *steps += 1;
-            return Ok(Err(group));
+            return Ok(Err(step));
         }
         let full = spec.data.batch_size as i64;
-        if group.len() != spec.train.accumulate || group.iter().any(|batch| batch.xs.size()[0] != full) {
-            return Ok(Err(group));
+        let is_full = |batch: &Batch| batch.xs.size()[0] == full;
+        if step.own.len() != spec.train.accumulate || !step.own.iter().all(is_full) {
+            return Ok(Err(step));
         }
+        let group = step.own;
         let (lr, lambdas) = self.next_lr_and_lambdas()?;
         let before = self.weight_stats(is_logged, lr, &lambdas)?;
         let task = &self.session.task;
@@ -158,7 +163,7 @@ impl Trainer<'_> {
             self.graph_state = GraphState::Off;
             self.optimizer.zero_grad()?;
             self.seed();
-            return Ok(Err(kept));
+            return Ok(Err(StepBatches::alone(kept)));
         }
         let numbers = self.step_numbers();
         let GraphState::On(recorded) = &mut self.graph_state else {
@@ -224,7 +229,10 @@ impl Trainer<'_> {
         let (amp, share) = (train.amp.map(Amp::kind), 1.0 / inputs.len() as f64);
         let has_number = task.loss_number(clock).is_some();
         let (graph, outputs) = Graph::record(device, || {
-            let parts = MicroBatchLoss::separate(task, inputs.iter().map(|(_, ys)| ys));
+            let parts = match inputs.as_slice() {
+                [_] => MicroBatchLoss::Samples,
+                several => MicroBatchLoss::separate(task, several.iter().map(|(_, ys)| ys)),
+            };
             let (mut total, mut auxiliary): (Option<Tensor>, Option<Tensor>) = (None, None);
             for (xs, ys) in &inputs {
                 let loss = autocast(device, amp, || -> Result<_> {

@@ -19,7 +19,7 @@ impl Trainer<'_> {
             );
             return Err(fail(ExitCode::Numeric, message));
         }
-        if self.finite_check.read().is_finite() {
+        if self.over_ranks(self.finite_check.read())?.is_finite() {
             return Ok(());
         }
         let message = format!(

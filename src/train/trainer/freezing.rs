@@ -25,6 +25,8 @@ impl Trainer<'_> {
                 Some(self.note.take().map_or_else(|| note.clone(), |first| format!("{first}\n{note}")));
         }
         self.frozen = now;
+        // Other tensors have gradients to share.
+        self.reducer = None;
         // Another backward pass, and parameters without a state of the optimiser yet.
         if !matches!(self.graph_state, GraphState::Off) {
             self.graph_state = GraphState::Warmup(0);

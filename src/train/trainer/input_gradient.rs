@@ -34,12 +34,13 @@ impl Trainer<'_> {
         if is_tracked { xs.detach().set_requires_grad(true) } else { xs }
     }
 
-    /// What to differentiate for inputs `xs` with this part of the loss of `samples` samples, and the penalty in it.
+    /// What to differentiate for inputs `xs` with this part of the loss of `samples` samples (of
+    /// several ranks: so many each), and the penalty in it.
     pub(super) fn with_input_gradient(
         &self,
         loss: &Tensor,
         xs: &Tensor,
-        samples: i64,
+        samples: f64,
     ) -> Result<(Tensor, Option<Tensor>)> {
         let Some(lambda) = self.input_gradient_at(self.position()) else {
             return Ok((loss.shallow_clone(), None));
@@ -48,7 +49,7 @@ impl Trainer<'_> {
             Tensor::f_run_backward(&[loss], &[xs], true, true).context("the input-gradient penalty")?;
         let slope = slope.into_iter().next().context("the loss has no gradient by the inputs")?;
         let square = slope.f_square()?.f_sum(Kind::Double)?;
-        let penalty = square.f_mul_scalar(0.5 * lambda * samples as f64)?;
+        let penalty = square.f_mul_scalar(0.5 * lambda * samples)?;
         Ok((loss.f_add(&penalty)?, Some(penalty)))
     }
 }

@@ -5,6 +5,7 @@ use anyhow::Result;
 use tch::{Kind, Tensor, no_grad};
 
 use super::Trainer;
+use super::data_parallel::StepBatches;
 use crate::config::Amp;
 use crate::data::loader::Batch;
 use crate::libtorch::autocast::autocast;
@@ -73,11 +74,9 @@ pub(super) enum MicroBatchLoss {
 }
 
 impl MicroBatchLoss {
-    /// Of a task whose loss is a mean over samples, or over what it counts, from the targets of each batch.
-    pub fn separate<'t>(task: &dyn Task, ys: impl ExactSizeIterator<Item = &'t Tensor>) -> Self {
-        if ys.len() < 2 {
-            return Self::Samples;
-        }
+    /// Of a task whose loss is a mean over samples, or over what it counts, from the targets of each of several
+    /// batches.
+    pub fn separate<'t>(task: &dyn Task, ys: impl Iterator<Item = &'t Tensor>) -> Self {
         let weights: Option<Vec<_>> = ys.map(|ys| task.weight(ys)).collect();
         match weights.as_deref() {
             Some([first, rest @ ..]) => {
@@ -108,7 +107,7 @@ impl MicroBatchLoss {
                     Some(own) => (loss() * (&own / whole)).masked_fill(&own.eq(0.0), 0.0),
                     None => loss(),
                 },
-                Self::Samples if share < 1.0 => loss() * share,
+                Self::Samples if share != 1.0 => loss() * share,
                 Self::Samples => loss(),
             }
         })
@@ -116,16 +115,31 @@ impl MicroBatchLoss {
 }
 
 impl Trainer<'_> {
+    /// The mean over the ranks of what each has, nothing where it is idle.
+    fn mean_of_ranks(&self, own: Tensor, is_idle: bool) -> Result<Tensor> {
+        let Some(ranks) = self.ranks() else { return Ok(own) };
+        let mean = if is_idle { own.zeros_like() } else { own / ranks.size() as f64 };
+        ranks.sum(&mean)?;
+        Ok(mean)
+    }
+
     /// How the losses of `group` are to be put together. Where the loss is no mean over anything that is
     /// known before, this is a forward pass of its own over all batches, which leaves neither running
     /// statistics nor random numbers changed.
-    pub(super) fn micro_batch_loss(&self, group: &[Batch]) -> Result<MicroBatchLoss> {
+    ///
+    /// Of several ranks: all their batches, and what each makes of it is such that the mean over the ranks counts.
+    pub(super) fn micro_batch_loss(&self, step_batches: &StepBatches) -> Result<MicroBatchLoss> {
         let (task, network) = (&self.session.task, &self.network);
-        if group.len() < 2 {
+        let StepBatches { own: group, batches, is_idle, .. } = step_batches;
+        if *batches < 2 {
             return Ok(MicroBatchLoss::Samples);
         }
         if !task.is_joint() {
-            return Ok(MicroBatchLoss::separate(task.as_ref(), group.iter().map(|batch| &batch.ys)));
+            let own = MicroBatchLoss::separate(task.as_ref(), group.iter().map(|batch| &batch.ys));
+            return Ok(match own {
+                MicroBatchLoss::Weight(own) => MicroBatchLoss::Weight(self.mean_of_ranks(own, *is_idle)?),
+                own => own,
+            });
         }
         let (device, amp) = (self.session.device, self.session.config.spec.train.amp.map(Amp::kind));
         let parts = catch_panics(|| -> Result<Option<MicroBatchLoss>> {
@@ -153,10 +167,15 @@ impl Trainer<'_> {
             no_grad(|| kept.into_iter().try_for_each(|(copy, mut buffer)| buffer.f_copy_(&copy).map(drop)))?;
             self.seed();
             let (Some(totals), Some(answers)) = (totals, last) else { return Ok(None) };
-            let totals: Vec<_> = totals.into_iter().map(|total| total.set_requires_grad(true)).collect();
+            let world_size = self.session.world_size() as f64;
+            let totals = totals.into_iter().map(|total| {
+                let total = self.mean_of_ranks(total, *is_idle)? * world_size;
+                Ok(total.set_requires_grad(true))
+            });
+            let totals: Vec<_> = totals.collect::<Result<_>>()?;
             let losses: Vec<_> = totals.iter().map(|total| task.joint_loss(total)).collect();
             let slope = |(total, loss): (&Tensor, &Tensor)| -> Result<Tensor> {
-                Ok(Tensor::f_run_backward(&[loss], &[total], false, false)?.swap_remove(0))
+                Ok(Tensor::f_run_backward(&[loss], &[total], false, false)?.swap_remove(0) * world_size)
             };
             let slopes = totals.iter().zip(&losses).map(slope).collect::<Result<_>>()?;
             let loss = AnswerLosses::of(&answers, |at, _| losses[at].detach());

@@ -1,6 +1,7 @@
 //! A run in progress: network, optimiser, penalty and position, and what the training loop calls.
 
 mod cuda_graph;
+mod data_parallel;
 mod deferred_scalar;
 mod evaluation;
 mod finite_check;
@@ -20,12 +21,14 @@ use anyhow::Result;
 
 use crate::checkpoint::State;
 use crate::config::Budget;
-use crate::data::loader::{Batch, Loader};
+use crate::data::loader::Loader;
+use crate::libtorch::distributed::Reducer;
 use crate::metrics::Scores;
 use crate::nn::model::Network;
 use crate::optim::{Ema, GradScaler, Optimizer};
 use crate::penalty::LambdaValues;
 use crate::schedule::{Plateau, ScheduleStep, total_of_share};
+use crate::train::distributed::ProcessGroup;
 use crate::train::early_stopping;
 use crate::train::hypergradient::LambdaTuner;
 use crate::train::records::{self, Averaged, EpochRecord, Record, Scaling, StepRecord, WeightStats};
@@ -35,6 +38,7 @@ use crate::train::tensorboard::Board;
 use crate::util::exit_code::{self, ExitCode};
 use crate::util::stopwatch::Stopwatch;
 use cuda_graph::GraphState;
+pub use data_parallel::{StepBatches, StopVote};
 use deferred_scalar::DeferredScalar;
 pub use start::Start;
 
@@ -51,6 +55,8 @@ pub struct Trainer<'a> {
     graph_state: GraphState,
     /// Whether images and weights of convolutions are in the memory format of that name.
     channels_last: bool,
+    /// Averages gradients over the processes that share the run; made when it is first needed.
+    reducer: Option<Reducer>,
     /// By penalty group: whether it is frozen for now.
     frozen: Vec<bool>,
     /// A line for the user that `--quiet` drops.
@@ -157,14 +163,15 @@ impl Trainer<'_> {
     }
 
     /// Whether an evaluation within the epoch is due, which has not been made.
-    pub fn is_look_due(&self) -> bool {
+    pub fn is_look_due(&self) -> Result<bool> {
         let every = self.session.config.spec.train.eval_every;
         let is_due = self.is_within_epoch() && (every.is_due_within(self.state.step) || self.is_over());
-        is_due && self.state.score.is_none() && self.folder.last_evaluation() != Some(self.state.step)
+        let is_made = || Ok(self.folder.last_evaluation() == Some(self.state.step));
+        Ok(is_due && self.state.score.is_none() && !self.on_first_rank(is_made)?)
     }
 
     fn steps_per_epoch(&self) -> u64 {
-        self.loader.steps().div_ceil(self.session.config.spec.train.accumulate) as u64
+        self.loader.steps().div_ceil(self.session.batches_per_step()) as u64
     }
 
     /// Steps made: a skipped one moves neither learning rate nor λ.
@@ -209,17 +216,11 @@ impl Trainer<'_> {
         self.samples_since_begin = 0;
     }
 
-    /// The rest of this epoch, one item per optimiser step: `accumulate` batches, fewer at the end.
-    pub fn remaining_micro_batches<'l>(
-        &self,
-        loader: &'l Loader,
-    ) -> impl Iterator<Item = Result<Vec<Batch>>> + 'l {
+    /// The rest of this epoch, one item per optimiser step.
+    pub fn remaining_steps<'l>(&self, loader: &'l Loader) -> impl Iterator<Item = Result<StepBatches>> + 'l {
+        let rank = (self.ranks().map_or(0, ProcessGroup::rank), self.session.world_size());
         let accumulate = self.session.config.spec.train.accumulate;
-        let mut batches = loader.epoch(self.state.epoch, self.state.batch);
-        std::iter::from_fn(move || {
-            let group: Result<Vec<Batch>> = batches.by_ref().take(accumulate).collect();
-            group.map(|group| (!group.is_empty()).then_some(group)).transpose()
-        })
+        data_parallel::step_batches(loader, (self.state.epoch, self.state.batch), rank, accumulate)
     }
 
     /// A line for the user, once.
@@ -276,8 +277,9 @@ impl Trainer<'_> {
     ) -> Result<StepRecord> {
         self.sync_skipped_step()?;
         self.check_finite()?;
-        let (loss, aux_loss) = (loss.read(), auxiliary.map(DeferredScalar::read));
-        let input_gradient = input_gradient.map(DeferredScalar::read);
+        let read = |part: &DeferredScalar| self.over_ranks(part.read());
+        let (loss, aux_loss) = (read(loss)?, auxiliary.map(read).transpose()?);
+        let input_gradient = input_gradient.map(read).transpose()?;
         before.penalty += input_gradient.unwrap_or_default();
         let record = StepRecord {
             epoch: self.state.epoch + 1,
@@ -310,7 +312,7 @@ impl Trainer<'_> {
         let (lr, lambdas) = (self.lr_at(last), self.lambdas_at(last));
         let seconds = self.epoch_began.elapsed().saturating_sub(self.evaluating).as_secs_f64();
         // NaN, the mean of nothing, where every step was skipped.
-        let loss = self.loss_sum.read() / self.state.samples as f64;
+        let loss = self.over_ranks(self.loss_sum.read())? / self.state.samples as f64;
         let unfinished = (self.state.clone(), self.loss_sum.read());
         self.next_epoch()?;
         self.state.seconds += seconds;

@@ -43,17 +43,19 @@ impl Trainer<'_> {
     pub fn save(&mut self) -> Result<()> {
         self.sync_skipped_step()?;
         let position = (self.state.step, self.state.epoch, self.state.batch);
-        let checkpoints = self.folder.checkpoints();
-        if self.saved.is_some() && !checkpoints.are_kept() {
+        let checkpoints = self.session.checkpoints();
+        if self.on_first_rank(|| Ok(self.saved.is_some() && !checkpoints.are_kept()))? {
             let message = "the folder of the checkpoints was removed while the run went on; it is made anew, those before are lost";
             self.warnings.push(message.into());
         } else if self.saved == Some(position) {
             return Ok(());
         }
-        self.finite_check.add(&DeferredScalar::Here(records::weight_norm(&self.network)?), 1.0);
+        let weight_norm = records::weight_norm(&self.network)?;
+        self.finite_check.add(&DeferredScalar::Here(weight_norm), 1.0);
         self.check_finite()?;
+        self.check_ranks_alike(weight_norm)?;
         let mut state = self.state.clone();
-        state.loss_sum = self.loss_sum.read();
+        state.loss_sum = self.over_ranks(self.loss_sum.read())?;
         if state.batch > 0 {
             state.seconds = self.seconds();
         }
@@ -74,21 +76,30 @@ impl Trainer<'_> {
         let is_best = early_stopping::is_best(&self.state);
         let keep = self.session.config.spec.train.checkpoint.keep;
         let monitor = &self.session.monitor;
-        match checkpoints.save(snapshot(), is_best) {
-            Err(error) if exit_code::is_full(&error) => {
-                let removed = checkpoints.make_room(keep, monitor, is_best);
-                checkpoints.save(snapshot(), is_best)?;
-                let removed = if removed.is_empty() { "drafts alone".into() } else { removed.join(", ") };
-                self.warnings.push(format!(
-                    "the disk was full when a checkpoint was to be saved: removed {removed}, and the second attempt went well"
-                ));
+        let is_decay_to_begin = self.is_decay_to_begin();
+        let warning = self.on_first_rank(|| {
+            let warning = match checkpoints.save(snapshot(), is_best) {
+                Err(error) if exit_code::is_full(&error) => {
+                    let removed = checkpoints.make_room(keep, monitor, is_best);
+                    checkpoints.save(snapshot(), is_best)?;
+                    let removed = if removed.is_empty() { "drafts alone".into() } else { removed.join(", ") };
+                    Some(format!(
+                        "the disk was full when a checkpoint was to be saved: removed {removed}, and the second attempt went well"
+                    ))
+                }
+                saved => {
+                    saved?;
+                    None
+                }
+            };
+            if is_decay_to_begin {
+                checkpoints.mark_stable()?;
             }
-            saved => drop(saved?),
-        }
+            checkpoints.prune(keep, monitor)?;
+            Ok(warning)
+        })?;
+        self.warnings.extend(warning);
         self.saved = Some(position);
-        if self.is_decay_to_begin() {
-            checkpoints.mark_stable()?;
-        }
-        checkpoints.prune(keep, monitor)
+        Ok(())
     }
 }

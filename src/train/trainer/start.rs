@@ -57,7 +57,7 @@ impl<'a> Trainer<'a> {
         let (mut state, saved_average, resumed) = match start {
             Start::Resumed(loaded) => {
                 let from = || format!("resuming from {}", loaded.folder.display());
-                session.is_reachable(&loaded.state, loader.steps().div_ceil(spec.train.accumulate))?;
+                session.is_reachable(&loaded.state, loader.steps().div_ceil(session.batches_per_step()))?;
                 let loading = network.load_state(&loaded.model).with_context(from).and_then(|()| {
                     optimizer.load_state(&loaded.optimizer).with_exit_code(ExitCode::Checkpoint, from)
                 });
@@ -94,6 +94,7 @@ impl<'a> Trainer<'a> {
         state.fingerprints = session.fingerprints();
         state.data_fingerprint = train.fingerprint.clone();
         state.jpeg_pixels = JPEG_PIXELS;
+        state.ranks = session.world_size();
         state.threads = Some(tch::get_num_threads() as usize);
         // What an earlier version saved is saved as of this one.
         (state.format, state.version) = (State::new(String::new()).format, env!("CARGO_PKG_VERSION").into());
@@ -138,22 +139,27 @@ impl<'a> Trainer<'a> {
         let (graphing, note) = GraphState::new(session)?;
         // The folder is touched only now that nothing can be refused any more.
         let folder = folder.begin(resumed.then_some(&state))?;
-        if let ModelSource::Program { file, sha256: Some(sha256), .. } = &spec.model.source {
+        let is_first = session.ranks.as_ref().is_none_or(|ranks| ranks.is_first());
+        if let ModelSource::Program { file, sha256: Some(sha256), .. } = &spec.model.source
+            && is_first
+        {
             folder.keep_program(PROGRAM_FILE, file, sha256)?;
         }
-        let board = match spec.train.tensorboard {
+        let board = match spec.train.tensorboard && is_first {
             true => Some(Board::open(folder.path(), resumed.then_some(&state))?),
             false => None,
         };
         // Of a run that is over the config says how it was trained, whatever this command sets.
         let is_over = resumed && (is_spent || early_stopping::should_stop(&state, &spec.train));
-        if !is_over || !folder.path().join(CONFIG_FILE).exists() {
+        if is_first && (!is_over || !folder.path().join(CONFIG_FILE).exists()) {
             folder.write(CONFIG_FILE, &session.config.resolved()?)?;
         }
-        let checkpoints = folder.checkpoints();
-        checkpoints
-            .settle(resumed.then_some(&state))
-            .with_exit_code(ExitCode::Storage, || "tidying the checkpoints")?;
+        let checkpoints = session.checkpoints();
+        if is_first {
+            checkpoints
+                .settle(resumed.then_some(&state))
+                .with_exit_code(ExitCode::Storage, || "tidying the checkpoints")?;
+        }
         if let Some(best) = &state.best
             && !checkpoints.has(&best.checkpoint())
         {
@@ -183,6 +189,7 @@ impl<'a> Trainer<'a> {
             scale,
             graph_state: graphing,
             channels_last,
+            reducer: None,
             frozen: vec![false; session.groups.len()],
             note,
             // What was found at the start is printed with the sets.
@@ -197,6 +204,7 @@ impl<'a> Trainer<'a> {
             plateau,
         };
         trainer.freeze_and_thaw();
+        trainer.share_weights()?;
         Ok(trainer)
     }
 }

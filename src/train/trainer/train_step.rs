@@ -5,11 +5,11 @@ use anyhow::Result;
 use tch::Tensor;
 
 use super::Trainer;
+use super::data_parallel::StepBatches;
 use super::deferred_scalar::DeferredScalar;
 use super::input_gradient::BatchLoss;
 use super::micro_batch_loss::{Answers, MicroBatchLoss};
 use crate::config::{Amp, Budget};
-use crate::data::loader::Batch;
 use crate::functional::channels_last;
 use crate::libtorch::autocast::{autocast, has_no_deterministic_algorithm};
 use crate::libtorch::{catch_panics, device};
@@ -17,6 +17,7 @@ use crate::metrics::ModelOutput;
 use crate::nn::model::Network;
 use crate::optim::{StepOptions, StepOutput};
 use crate::penalty::LambdaValues;
+use crate::train::distributed::ProcessGroup;
 use crate::train::records::{StepRecord, WeightStats, of_inputs};
 use crate::util::exit_code::{ExitCode, fail};
 use crate::util::rng::{CounterRng, RngStream};
@@ -55,16 +56,16 @@ fn deterministic_alone(error: anyhow::Error) -> anyhow::Error {
 impl Trainer<'_> {
     /// One optimiser step on `accumulate` micro-batches, fewer at the end of an epoch. Returns the numbers when it is
     /// time to log them; otherwise nothing waits for the device.
-    pub fn train_step(&mut self, micro_batches: Vec<Batch>) -> Result<Option<StepRecord>> {
+    pub fn train_step(&mut self, step_batches: StepBatches) -> Result<Option<StepRecord>> {
         let log_every = self.session.config.spec.train.log_every;
         let is_logged = self.state.step % log_every == log_every - 1;
-        let batches = micro_batches.len();
+        let batches = step_batches.batches;
         if let Budget::Hours(hours) = self.budget() {
             self.time_share = (self.seconds() / (hours * 3600.0)).min(1.0);
         }
         self.freeze_and_thaw();
         self.seed();
-        let step = self.any_step(micro_batches, is_logged).map_err(deterministic_alone)?;
+        let step = self.any_step(step_batches, is_logged).map_err(deterministic_alone)?;
         self.state.batch += batches;
         self.update_counters(&step);
         match step.before {
@@ -76,16 +77,16 @@ impl Trainer<'_> {
         }
     }
 
-    fn any_step(&mut self, micro_batches: Vec<Batch>, is_logged: bool) -> Result<StepResult> {
-        match self.try_replay(micro_batches, is_logged)? {
+    fn any_step(&mut self, step_batches: StepBatches, is_logged: bool) -> Result<StepResult> {
+        match self.try_replay(step_batches, is_logged)? {
             Ok(step) => Ok(step),
-            Err(micro_batches) => self.eager_step(micro_batches, is_logged),
+            Err(step_batches) => self.eager_step(step_batches, is_logged),
         }
     }
 
-    fn eager_step(&mut self, micro_batches: Vec<Batch>, is_logged: bool) -> Result<StepResult> {
-        let samples = micro_batches.iter().map(|batch| batch.xs.size()[0]).sum();
-        let BatchLoss { data: loss, auxiliary, input_gradient } = self.gradients(micro_batches, samples)?;
+    fn eager_step(&mut self, step_batches: StepBatches, is_logged: bool) -> Result<StepResult> {
+        let samples = step_batches.samples;
+        let BatchLoss { data: loss, auxiliary, input_gradient } = self.gradients(step_batches)?;
         // Not earlier: this may wait for the step before, and now the device has a backward pass to compute.
         let (lr, lambdas) = self.next_lr_and_lambdas()?;
         let before = self.weight_stats(is_logged, lr, &lambdas)?;
@@ -98,10 +99,14 @@ impl Trainer<'_> {
         Ok(StepResult { loss, auxiliary, input_gradient, grad_norm, found_inf, before, samples })
     }
 
-    /// Adds up the gradients of the micro-batches, `samples` together; returns the losses of the whole batch.
-    pub(super) fn forward_backward(&self, micro_batches: Vec<Batch>, samples: i64) -> Result<BatchLoss> {
-        let parts = self.micro_batch_loss(&micro_batches)?;
-        let (task, network, scale) = (&self.session.task, &self.network, &self.scale);
+    /// Adds up the gradients of the micro-batches, and averages those of all ranks. Returns the losses of the whole
+    /// batch, of several ranks such that their mean over the ranks is that.
+    pub(super) fn forward_backward(&mut self, step_batches: StepBatches) -> Result<BatchLoss> {
+        let parts = self.micro_batch_loss(&step_batches)?;
+        let StepBatches { own, samples, is_idle, .. } = step_batches;
+        // The mean over the ranks makes of N times a rank's part the whole.
+        let samples = samples as f64 / self.session.world_size() as f64;
+        let last = own.len() - 1;
         let (device, amp) = (self.session.device, self.session.config.spec.train.amp.map(Amp::kind));
         let mut total = DeferredScalar::new(0.0, device);
         let (mut auxiliary, mut input_gradient): (Option<DeferredScalar>, Option<DeferredScalar>) =
@@ -111,8 +116,12 @@ impl Trainer<'_> {
                 sum.get_or_insert_with(|| DeferredScalar::new(0.0, device)).add(&part, 1.0);
             }
         };
-        for batch in micro_batches {
-            let share = batch.xs.size()[0] as f64 / samples as f64;
+        for (at, batch) in own.into_iter().enumerate() {
+            let share = if is_idle { 0.0 } else { batch.xs.size()[0] as f64 / samples };
+            if at == last {
+                self.begin_sharing()?;
+            }
+            let (task, network, scale) = (&self.session.task, &self.network, &self.scale);
             let part = catch_panics(|| -> Result<_> {
                 let (xs, ys) = task.make_batch(batch.xs, batch.ys, true)?;
                 let xs = self.tracked(if self.channels_last { channels_last(&xs) } else { xs });
@@ -125,12 +134,20 @@ impl Trainer<'_> {
                 self.stopwatch.passed(Phase::Forward);
                 let (objective, penalty) = self.with_input_gradient(&loss.main, &xs, samples)?;
                 let objective = loss.with_auxiliary(&objective);
+                // What is no share of the samples but of something else.
+                let objective = if is_idle { objective * 0.0 } else { objective };
+                if at == last {
+                    self.share_gradients()?;
+                }
                 scale.as_ref().map_or(objective.shallow_clone(), |scale| scale.scaled(&objective)).backward();
                 self.stopwatch.passed(Phase::Backward);
                 let [heads, penalty] =
                     [&loss.auxiliary, &penalty].map(|part| part.as_ref().map(DeferredScalar::of));
                 Ok((DeferredScalar::of(&loss.main), heads, penalty))
             })??;
+            if is_idle {
+                continue;
+            }
             total.add(&part.0, 1.0);
             add(&mut auxiliary, part.1);
             add(&mut input_gradient, part.2);
@@ -159,6 +176,10 @@ impl Trainer<'_> {
         if !step.lambda_gradients.is_empty() {
             let gradients = &step.lambda_gradients;
             self.lambda_tuner.update_lambdas(&self.network, self.state.step, &due, gradients)?;
+            if let Some(ranks) = self.ranks() {
+                let tuned = ranks.first(|| Ok(self.lambda_tuner.tuned().to_vec()))?;
+                self.lambda_tuner.set_tuned(tuned);
+            }
             self.optimizer.zero_grad()?;
         }
         Ok(step)
@@ -199,10 +220,11 @@ impl Trainer<'_> {
         self.latest = None;
     }
 
-    /// Dropout and noise are functions of the seed and the step, so that nothing of the generator needs
+    /// Dropout and noise are functions of the seed, the step and the rank, so that nothing of the generator needs
     /// saving.
     pub(super) fn seed(&self) {
-        let mut draw = CounterRng::new(self.session.config.spec.seed, self.state.step, 0, RngStream::Step);
+        let rank = self.ranks().map_or(0, ProcessGroup::rank) as u64;
+        let mut draw = CounterRng::new(self.session.config.spec.seed, self.state.step, rank, RngStream::Step);
         device::seed(draw.bits());
     }
 

@@ -1,0 +1,3 @@
+// See common/error.h.
+
+#pragma once
