@@ -129,6 +129,7 @@ fn summary_shows_what_balance_means_for_each_class() {
         ("task: classification\nbalance: {sampler: uniform, logit_adjustment: 1}", "leave it or them out"),
         ("task: {classification: {focal: {alpha: 0.2}}}", "is for `task: multi_label`"),
         ("task: regression\nbalance: {loss: inverse}", "leave it out"),
+        ("task: multi_label\nbalance: {logit_adjustment: 1}", "say `loss: inverse` for several labels"),
     ] {
         let (code, _, stderr) = run(&["train", &write_config(folder.path(), &text(more)), "--quiet"]);
         assert_eq!(code, 2, "{more}: {stderr}");

@@ -259,6 +259,10 @@ impl RunConfig {
             };
             return Err(Invalid::new("balance", message));
         }
+        if self.balance.logit_adjustment.is_some() && !matches!(self.task, TaskSpec::Classification(_)) {
+            let message = "is of classes that exclude each other; say `loss: inverse` for several labels";
+            return Err(Invalid::new("balance.logit_adjustment", message));
+        }
         if !matches!(self.task, TaskSpec::Regression(_)) && self.data.normalize_target != NormalizeSpec::None
         {
             let message = "is for the numbers that `task: regression` predicts; leave it out";
