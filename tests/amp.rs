@@ -252,7 +252,8 @@ train: {{epochs: 2, pictures: 2}}
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    assert_eq!(names, ["epoch-0001-1.png", "epoch-0001-2.png", "epoch-0002-1.png", "epoch-0002-2.png"]);
+    let of_epochs = ["epoch-0001-1.png", "epoch-0001-2.png", "epoch-0002-1.png", "epoch-0002-2.png"];
+    assert_eq!(names, [&of_epochs[..], &["filters.png"]].concat());
     // Given, restored, target: the third panel is the photograph itself.
     let strip = image::open(out.join("pictures/epoch-0002-1.png")).unwrap().to_luma8();
     let photograph = image::open(folder.join("a.png")).unwrap().to_luma8();

@@ -104,7 +104,10 @@ fn an_unknown_key_is_named_with_its_place_and_the_nearest_key() {
 #[test]
 fn a_missing_key_is_named() {
     let message = refused(&replaced("  epochs: 2\n", ""), &[]);
-    assert_eq!(message, "run.yaml:18:1: train: the key `epochs` is missing");
+    let wanted = "run.yaml:18:1: train: how long? Say `epochs`, `steps` or `hours`, as in `epochs: 10`";
+    assert_eq!(message, wanted);
+    let message = refused(&replaced("    lr: 0.1\n", ""), &[]);
+    assert!(message.contains("the key `lr` is missing"), "{message}");
 }
 
 #[test]

@@ -235,7 +235,7 @@ fn lines_and_tables_fit_narrow_terminals_and_wide_letters_keep_their_columns() {
     assert!(table.iter().all(|line| console::measure_text_width(line) <= 60), "{table:?}");
 
     let told = succeeds(&["eval", out, "--split", "validation"]);
-    let rows: Vec<&str> = told.lines().skip_while(|line| !line.contains("precision")).take(3).collect();
+    let rows: Vec<&str> = told.lines().skip_while(|line| !line.contains("recall")).take(3).collect();
     assert!(rows.iter().any(|row| row.contains("郁金香")) && rows.len() == 3, "{told}");
     let widths: Vec<usize> = rows.iter().map(|row| console::measure_text_width(row)).collect();
     assert!(widths.iter().all(|width| *width == widths[0]), "{told}");
