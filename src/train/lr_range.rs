@@ -122,7 +122,7 @@ mod tests {
         };
         let points: Vec<_> = (0..60).map(point).collect();
         // numpy.gradient(losses[10:-1]).argmin() + 10
-        assert_eq!(suggestion(&points), Some(points[29].lr));
+        assert_eq!(suggestion(&points), Some(points[30].lr));
         assert_eq!(suggestion(&points[..11]), None);
         assert_eq!(suggestion(&[]), None);
     }
