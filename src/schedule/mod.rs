@@ -259,7 +259,8 @@ impl ScheduleSpec {
         self.curve.schedule().lr(base, now.since(length), plateau)
     }
 
-    /// The step of the run at which the rate begins to fall for its end, see [`Schedule::decay_start`].
+    /// The step of the run at which the rate begins to fall for its end, where the schedule has such a
+    /// step.
     pub fn decay_start(&self, run: ScheduleStep) -> Option<u64> {
         let warmup = self.warmup.map_or(0, |warmup| warmup.length(run));
         let start = self.curve.schedule().decay_start(run.since(warmup).total_steps)?;

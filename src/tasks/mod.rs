@@ -171,7 +171,7 @@ fn missing_part(name: &str, task: &str) -> anyhow::Error {
 }
 
 /// A loss, its metrics, its predictions. Nothing here waits for the device, `predictions` and
-/// [`MetricCollection::compute`] excepted.
+/// [`compute`](crate::metrics::Metric::compute) of its metrics excepted.
 pub trait Task: Named {
     /// Refuses what serde cannot express; the path starts at the task's own keys.
     fn validate(&self) -> Result<(), Invalid>;
