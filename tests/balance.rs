@@ -8,12 +8,15 @@ use tikhonov::data::balance::Sampling;
 use tikhonov::data::loader::{Loader, Preparation};
 use tikhonov::functional::loss::{self, Focal};
 
-use crate::common::{data_dir, killed_at, python, run, saved, succeeds, write_config};
+use crate::common::{data_dir, has_modules, killed_at, python, run, saved, succeeds, write_config};
 use crate::loader::{augment, batches, dataset, options};
 use crate::pretend_cuda::{difference, library, pretend};
 
 #[test]
 fn weighted_focal_and_binary_losses_are_pytorchs_and_torchvisions() {
+    if !has_modules("weighted_focal_and_binary_losses_are_pytorchs_and_torchvisions", &["torchvision"]) {
+        return;
+    }
     let script = "
 import torch, torch.nn.functional as F
 from torchvision.ops import sigmoid_focal_loss

@@ -6,7 +6,7 @@ use std::path::Path;
 use tch::{Kind, Tensor};
 use tikhonov::pytorch::weights::read_weights;
 
-use crate::common::{killed_at, python, records, run, saved, succeeds};
+use crate::common::{has_modules, killed_at, python, records, run, saved, succeeds};
 
 /// Four blocks: the stem with its norm, a block, a block, the head.
 const CONFIG: &str = "
@@ -360,6 +360,12 @@ fn normalization_goes_by_name_or_by_the_checkpoint_and_evaluation_has_its_own_tr
 
 #[test]
 fn one_line_fine_tunes_a_state_dict_of_torchvisions_on_a_folder_and_says_every_choice() {
+    if !has_modules(
+        "one_line_fine_tunes_a_state_dict_of_torchvisions_on_a_folder_and_says_every_choice",
+        &["torchvision"],
+    ) {
+        return;
+    }
     let place = Place::new();
     pictures(&place);
     place.python(
@@ -424,6 +430,12 @@ fn one_line_fine_tunes_a_state_dict_of_torchvisions_on_a_folder_and_says_every_c
 
 #[test]
 fn the_published_weights_of_efficientnet_lite_are_recognised_and_answer_as_in_python() {
+    if !has_modules(
+        "the_published_weights_of_efficientnet_lite_are_recognised_and_answer_as_in_python",
+        &["torchvision"],
+    ) {
+        return;
+    }
     let place = Place::new();
     let printed = place.python(
         "try:\n    from efficientnet_lite_pytorch import EfficientNet\n    \

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::common::{alone, python, run, succeeds};
+use crate::common::{alone, has_modules, python, run, succeeds};
 use crate::model::{arrays, assert_equal_bits, difference, inline};
 
 /// Runs a script that saves arrays into `y.npz` of `folder`.
@@ -19,6 +19,9 @@ fn saved(folder: &Path, script: &str) -> std::collections::BTreeMap<String, Tens
 
 #[test]
 fn branches_are_left_out_where_torchvision_leaves_them_out() {
+    if !has_modules("branches_are_left_out_where_torchvision_leaves_them_out", &["torchvision"]) {
+        return;
+    }
     if !alone("layers::branches_are_left_out_where_torchvision_leaves_them_out") {
         return;
     }
@@ -45,6 +48,9 @@ np.savez(file, x=x.numpy(), a=a.numpy(), b=StochasticDepth(0.2, 'batch')(a).nump
 
 #[test]
 fn squares_fall_where_torchvision_lets_them_fall() {
+    if !has_modules("squares_fall_where_torchvision_lets_them_fall", &["torchvision"]) {
+        return;
+    }
     if !alone("layers::squares_fall_where_torchvision_lets_them_fall") {
         return;
     }
