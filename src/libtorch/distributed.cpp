@@ -124,7 +124,7 @@ char* tikhonov_store_get(TikhonovStore* store, const char* key, bool* found, uin
   });
 }
 
-// Sets the key where nobody has, and says whether it was this call that did.
+// Whether this is the first call for the key, of all processes.
 char* tikhonov_store_claim(TikhonovStore* store, const char* key, bool* claimed) {
   return guarded([&] { *claimed = store->store->add(key, 1) == 1; });
 }

@@ -131,7 +131,7 @@ impl Store {
         checked(unsafe { tikhonov_store_set(self.0, key.as_ptr(), value.as_ptr(), value.len()) })
     }
 
-    /// None where nobody has set it.
+    /// None where it is not set.
     pub fn get(&self, key: &str) -> Result<Option<Vec<u8>>> {
         let key = CString::new(key)?;
         let (mut found, mut bytes, mut count) = (false, null_mut(), 0);

@@ -323,7 +323,7 @@ fn finish(
         }
         StopReason::Pruned => Ok(None),
         // The other ranks have nothing left to do.
-        _ if !run.is_first_rank() => Ok(None),
+        _ if !session.is_first_rank() => Ok(None),
         ended => run_result::final_evaluation(session, run, ended).map(Some),
     });
     for line in run.left_out() {
@@ -334,7 +334,7 @@ fn finish(
             write(session, run, &mut result)?;
             Ok(Some(result))
         }
-        Ok(None) if !run.is_first_rank() => Ok(None),
+        Ok(None) if !session.is_first_rank() => Ok(None),
         Ok(None) => {
             let epoch = run.epoch();
             run.folder().log(&format!("pruned by the sweep after epoch {epoch}"))?;

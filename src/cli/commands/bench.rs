@@ -6,14 +6,11 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use super::{ConfigOptions, MachineOptions};
+use super::{ConfigOptions, MachineOptions, open_to_measure};
 use crate::config::Override;
-use crate::data::{DatasetCache, Split};
-use crate::libtorch::machine::keep_memory;
 use crate::train::bench::{Extent, Report, bench};
 use crate::train::run_folder::LockedFolder;
-use crate::train::session::{ModelPlan, Session};
-use crate::train::trainer::{Start, Trainer};
+use crate::train::trainer::Trainer;
 use crate::util::console::{self, print_out};
 use crate::util::exit_code::{ExitCode, WithExitCode};
 
@@ -55,15 +52,9 @@ pub fn run(options: &Options) -> Result<()> {
     let folder = tempfile::tempdir().with_exit_code(ExitCode::Storage, || "making a temporary folder")?;
     let output = Override::new("bench", "output", folder.path().to_string_lossy().into_owned());
     let no_pictures = Override::new("bench", "train.pictures", 0);
-    let mut config = options.config.load(options.machine.overrides().chain([output, no_pictures]))?;
-    config.validate_data(&Split::ALL)?;
-    let device = config.spec.device.resolve()?;
-    let plan = ModelPlan::of(&config)?;
-    keep_memory();
-    let initial = plan.initial_with_optimizer(&mut config)?;
-    let session = Session::open(config, plan, device, &mut DatasetCache::default())?;
-    let taken = LockedFolder::take(folder.path())?;
-    let mut run = Trainer::new(&session, taken, Start::Fresh(initial))?;
+    let config = options.config.load(options.machine.overrides().chain([output, no_pictures]))?;
+    let (session, start) = open_to_measure(config)?;
+    let mut run = Trainer::new(&session, LockedFolder::take(folder.path())?, start)?;
     let extent = Extent {
         steps: options.steps as usize,
         warmup: options.warmup as usize,

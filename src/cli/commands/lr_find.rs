@@ -6,16 +6,13 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{ConfigOptions, MachineOptions, outputs};
+use super::{ConfigOptions, MachineOptions, open_to_measure, outputs};
 use crate::config::Override;
-use crate::data::{DatasetCache, Split};
-use crate::libtorch::machine::keep_memory;
 use crate::plot::png::png;
 use crate::plot::standalone;
 use crate::train::lr_range::{csv, figure, lr_range, suggestion};
 use crate::train::run_folder::LockedFolder;
-use crate::train::session::{ModelPlan, Session};
-use crate::train::trainer::{Start, Trainer};
+use crate::train::trainer::Trainer;
 use crate::util::atomic_file;
 use crate::util::console::print_out;
 use crate::util::exit_code::{ExitCode, WithExitCode, fail};
@@ -79,15 +76,9 @@ pub fn run(options: &Options) -> Result<()> {
         set("train.log_every", json!(1)),
         set("train.pictures", json!(0)),
     ];
-    let mut config = options.config.load(options.machine.overrides().chain(overrides))?;
-    config.validate_data(&Split::ALL)?;
-    let device = config.spec.device.resolve()?;
-    let plan = ModelPlan::of(&config)?;
-    keep_memory();
-    let initial = plan.initial_with_optimizer(&mut config)?;
-    let session = Session::open(config, plan, device, &mut DatasetCache::default())?;
-    let taken = LockedFolder::take(folder.path())?;
-    let mut run = Trainer::new(&session, taken, Start::Fresh(initial))?;
+    let config = options.config.load(options.machine.overrides().chain(overrides))?;
+    let (session, start) = open_to_measure(config)?;
+    let mut run = Trainer::new(&session, LockedFolder::take(folder.path())?, start)?;
     let points = lr_range(&mut run, steps as usize, (threshold > 0.0).then_some(threshold))?;
     let found = suggestion(&points);
     let svg = figure(&points, found)

@@ -38,12 +38,16 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 
 use crate::config::{CONFIG_FILE, Config, Override};
+use crate::data::{DatasetCache, Split};
 use crate::inference::compressor::Compressor;
 use crate::inference::loaded_model::{LoadedModel, WeightSelection};
 use crate::libtorch::device::DeviceSpec;
 use crate::libtorch::kernels::KernelSpec;
+use crate::libtorch::machine::keep_memory;
 use crate::pytorch::weights::Part;
 use crate::sweep::worker::COMMAND;
+use crate::train::session::{ModelPlan, Session};
+use crate::train::trainer::Start;
 use crate::util::console::print_err;
 
 macro_rules! commands {
@@ -215,6 +219,17 @@ impl MachineOptions {
         let kernels = kernels.map(|kernels| Override::new("--kernels", "train.kernels", kernels.to_string()));
         device.into_iter().chain(threads).chain(kernels)
     }
+}
+
+/// A run of `config` from its start, of which nothing is kept but what it is measured for.
+fn open_to_measure(mut config: Config) -> Result<(Session, Start)> {
+    config.validate_data(&Split::ALL)?;
+    let device = config.spec.device.resolve()?;
+    let plan = ModelPlan::of(&config)?;
+    keep_memory();
+    let initial = plan.initial_with_optimizer(&mut config)?;
+    let session = Session::open(config, plan, device, &mut DatasetCache::default())?;
+    Ok((session, Start::Fresh(initial)))
 }
 
 pub(crate) fn assignment(text: &str) -> Result<String, String> {

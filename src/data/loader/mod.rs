@@ -307,10 +307,10 @@ impl Loader {
     /// Of the batches of an epoch from batch `from_step` on every `ranks`-th, `rank` batches later: the share of one of
     /// several processes.
     pub fn share(&self, epoch: u64, from_step: usize, rank: usize, ranks: usize) -> Batches<'_> {
-        let numbers = (from_step + rank..self.steps()).step_by(ranks);
         if ranks == 1 {
-            return self.batches(epoch, from_step..self.steps());
+            return self.epoch(epoch, from_step);
         }
+        let numbers = (from_step + rank..self.steps()).step_by(ranks);
         let (order, steps) = (self.order(epoch), numbers.len());
         let own: Vec<i64> = numbers.flat_map(|step| &order[self.range(step..step + 1)]).copied().collect();
         Batches { first: from_step + rank, stride: ranks, ..self.drawn(epoch, own, 0..steps) }

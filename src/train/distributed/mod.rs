@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, anyhow};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use tch::{Device, Tensor};
 
 use crate::libtorch::device::{DeviceSpec, cores};
@@ -153,7 +153,7 @@ impl ProcessGroup {
             self.set(&key, &decided)?;
             return value;
         }
-        match serde_json::from_slice(&self.wait(&key)?)? {
+        match serde_json::from_slice(&self.wait(&key, 0)?)? {
             Decided::Value(value) => Ok(value),
             Decided::Error(FailedRank { rank, code, message }) => {
                 let exit = ExitCode::from_code(Some(code.into())).unwrap_or(ExitCode::Distributed);
@@ -168,21 +168,14 @@ impl ProcessGroup {
         let value = outcome?;
         self.set(&format!("{key}/{}", self.rank()), &[])?;
         for rank in 0..self.size() {
-            self.wait(&format!("{key}/{rank}"))?;
+            self.wait(&format!("{key}/{rank}"), rank)?;
         }
         Ok(value)
     }
 
     /// Compares what must be the same on all ranks with rank 0's; `differs(rank 0's, own)` names differences.
-    pub fn same<T: Serialize + DeserializeOwned>(
-        &self,
-        own: T,
-        differs: impl FnOnce(&T, &T) -> Vec<String>,
-    ) -> Result<()> {
-        let bytes = serde_json::to_vec(&own)?;
-        let first: T = serde_json::from_slice(&serde_json::to_vec(
-            &self.first(|| Ok(serde_json::from_slice::<serde_json::Value>(&bytes)?))?,
-        )?)?;
+    pub fn same(&self, own: Value, differs: impl FnOnce(&Value, &Value) -> Vec<String>) -> Result<()> {
+        let first = self.first(|| Ok(own.clone()))?;
         let differences = differs(&first, &own);
         let outcome = match differences.is_empty() {
             true => Ok(()),
@@ -263,8 +256,8 @@ impl ProcessGroup {
         fail(ExitCode::Distributed, message)
     }
 
-    /// The value of a key that another rank sets. Exit 8 where a rank has failed, or the time is over.
-    fn wait(&self, key: &str) -> Result<Vec<u8>> {
+    /// The value of a key that the rank `of` sets. Exit 8 where a rank has failed, or the time is over.
+    fn wait(&self, key: &str, of: usize) -> Result<Vec<u8>> {
         let began = Instant::now();
         let mut pause = Duration::from_micros(100);
         loop {
@@ -275,13 +268,8 @@ impl ProcessGroup {
                 return Err(failed);
             }
             if began.elapsed() > self.timeout {
-                let message = format!(
-                    "no answer from {} within {} s (TIKHONOV_DIST_TIMEOUT)",
-                    key.rsplit_once('/')
-                        .filter(|_| key.matches('/').count() > 1)
-                        .map_or_else(|| "rank 0".to_owned(), |(_, rank)| format!("rank {rank}")),
-                    self.timeout.as_secs()
-                );
+                let seconds = self.timeout.as_secs();
+                let message = format!("no answer from rank {of} within {seconds} s (TIKHONOV_DIST_TIMEOUT)");
                 return Err(fail(ExitCode::Distributed, message));
             }
             std::thread::sleep(pause);
@@ -304,13 +292,10 @@ impl ProcessGroup {
     /// The error with which this rank ends: its own, which the others then learn of, or where the others are lost,
     /// which of them and why. torchrun's error file says the same.
     pub fn last_words(&self, error: anyhow::Error) -> anyhow::Error {
-        let code = exit_code::code(&error);
-        let error = if code == ExitCode::Interrupted as u8 || code == ExitCode::Distributed as u8 {
-            error
-        } else if is_of_partners(&error) {
-            self.inquest(error)
-        } else {
-            error
+        let says_why = [ExitCode::Interrupted, ExitCode::Distributed].map(|exit| exit as u8);
+        let error = match says_why.contains(&exit_code::code(&error)) || !is_of_partners(&error) {
+            true => error,
+            false => self.inquest(error),
         };
         if exit_code::code(&error) != ExitCode::Interrupted as u8
             && self.store.claim("failure/claim").unwrap_or(false)

@@ -289,6 +289,11 @@ impl Session {
         Ok(())
     }
 
+    /// Whether this process writes and judges: the only one, or rank 0.
+    pub fn is_first_rank(&self) -> bool {
+        self.ranks.as_ref().is_none_or(|ranks| ranks.is_first())
+    }
+
     /// The number of processes that share the run.
     pub fn world_size(&self) -> usize {
         self.ranks.as_ref().map_or(1, |ranks| ranks.size())

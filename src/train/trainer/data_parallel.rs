@@ -101,11 +101,6 @@ impl Trainer<'_> {
         self.session.ranks.as_deref()
     }
 
-    /// Whether this process writes and judges.
-    pub fn is_first_rank(&self) -> bool {
-        self.ranks().is_none_or(ProcessGroup::is_first)
-    }
-
     /// The mean over the ranks of a number that each of them has.
     pub(super) fn over_ranks(&self, value: f64) -> Result<f64> {
         self.ranks().map_or(Ok(value), |ranks| ranks.mean(value))

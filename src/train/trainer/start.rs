@@ -139,7 +139,7 @@ impl<'a> Trainer<'a> {
         let (graphing, note) = GraphState::new(session)?;
         // The folder is touched only now that nothing can be refused any more.
         let folder = folder.begin(resumed.then_some(&state))?;
-        let is_first = session.ranks.as_ref().is_none_or(|ranks| ranks.is_first());
+        let is_first = session.is_first_rank();
         if let ModelSource::Program { file, sha256: Some(sha256), .. } = &spec.model.source
             && is_first
         {
